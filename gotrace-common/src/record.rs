@@ -1,0 +1,188 @@
+//! Records of the ring buffer.
+//!
+//! Every record begins with a [`Header`]; its `kind` gives the type, and the type its size. A reader
+//! that meets an unknown kind or another size must count it as a decoding error and go on.
+
+/// Numbers of record kinds ([`Header::kind`]).
+pub mod kind {
+    /// [`super::CreateRecord`]
+    pub const CREATE: u8 = 1;
+    /// [`super::ExitRecord`]
+    pub const EXIT: u8 = 2;
+    /// [`super::WaitRecord`]
+    pub const WAIT: u8 = 3;
+    /// [`super::WaitDeepRecord`]
+    pub const WAIT_DEEP: u8 = 4;
+    /// [`super::ExecRecord`]: a process executed another program.
+    pub const EXEC: u8 = 5;
+    /// [`super::ExecRecord`]: the last thread of a process is gone.
+    pub const PROCESS_EXIT: u8 = 6;
+    /// [`super::OpenWaitRecord`]: written by user space when it reads the table of parked goroutines.
+    pub const OPEN_WAIT: u8 = 7;
+    /// [`super::CoroutineRecord`]: a goroutine made by `runtime.newcoro` (`iter.Pull`).
+    pub const CREATE_COROUTINE: u8 = 8;
+}
+
+/// Frames in a [`WaitRecord`].
+pub const FRAMES: usize = 8;
+/// Frames in a [`WaitDeepRecord`], for `--stack-depth` above [`FRAMES`].
+pub const DEEP_FRAMES: usize = 32;
+
+/// Who made a waiting goroutine runnable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum WakerKind {
+    /// Not seen: woken on a way that no probe covers, or the level does not include wakes.
+    Unknown = 0,
+    /// Another goroutine; its id is in `waker_goid`.
+    Goroutine = 1,
+    /// The network poller.
+    Netpoll = 2,
+    /// A timer, run by the scheduler.
+    Timer = 3,
+    /// The garbage collector.
+    Gc = 4,
+}
+
+impl WakerKind {
+    /// The kind with this number; numbers of a newer kernel side become [`WakerKind::Unknown`].
+    #[must_use]
+    pub const fn from_u8(n: u8) -> Self {
+        match n {
+            1 => Self::Goroutine,
+            2 => Self::Netpoll,
+            3 => Self::Timer,
+            4 => Self::Gc,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+/// What every record begins with (16 bytes).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Header {
+    /// One of [`kind`].
+    pub kind: u8,
+    /// Kind-specific small number; for waits the runtime's wait reason.
+    pub arg: u8,
+    /// Kind-specific small number; for waits the count of valid frames.
+    pub count: u8,
+    /// Kind-specific small number; for waits the [`WakerKind`].
+    pub waker: u8,
+    /// The process, as [`crate::ProcessConfig::process`] numbers it: never reused, unlike a pid.
+    pub process: u32,
+    /// When it happened.
+    pub time_ns: u64,
+}
+
+/// A goroutine was made (48 bytes).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct CreateRecord {
+    /// [`kind::CREATE`] or [`kind::CREATE_COROUTINE`].
+    pub header: Header,
+    /// The new goroutine.
+    pub goid: u64,
+    /// Its creator; 0 when the runtime made it on a scheduler stack (timers, bootstrap).
+    pub parent_goid: u64,
+    /// Return address of the `go` statement (`g.gopc`).
+    pub created_pc: u64,
+    /// Entry of the goroutine's function (`g.startpc`).
+    pub entry_pc: u64,
+}
+
+/// A coroutine's creation has the shape of any other.
+pub type CoroutineRecord = CreateRecord;
+
+/// A goroutine ended (48 bytes).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ExitRecord {
+    /// [`kind::EXIT`]
+    pub header: Header,
+    /// The goroutine.
+    pub goid: u64,
+    /// Sum of all its waits, short ones included; 0 below level `waits`.
+    pub wait_total_ns: u64,
+    /// Sum of the times between becoming runnable and running; 0 below level `full`.
+    pub schedule_total_ns: u64,
+    /// Number of all its waits, short ones included.
+    pub wait_count: u64,
+}
+
+/// What both wait records begin with (56 bytes).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct WaitHead {
+    /// `kind` is [`kind::WAIT`] or [`kind::WAIT_DEEP`]; `time_ns` is the wait's end (the goroutine's
+    /// next run), `arg` the wait reason, `count` the number of frames, `waker` the [`WakerKind`].
+    pub header: Header,
+    /// The goroutine that waited.
+    pub goid: u64,
+    /// When it parked.
+    pub start_ns: u64,
+    /// When it became runnable; 0 when not seen.
+    pub wake_ns: u64,
+    /// The goroutine that woke it; 0 unless `waker` is [`WakerKind::Goroutine`].
+    pub waker_goid: u64,
+    /// Reserved, 0.
+    pub reserved: u64,
+}
+
+/// A wait of at least the threshold, with up to [`FRAMES`] frames (120 bytes).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct WaitRecord {
+    /// The wait.
+    pub head: WaitHead,
+    /// Program counters, innermost first: the saved pc, then return addresses.
+    pub frames: [u64; FRAMES],
+}
+
+/// A wait of at least the threshold, with up to [`DEEP_FRAMES`] frames (312 bytes).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct WaitDeepRecord {
+    /// The wait.
+    pub head: WaitHead,
+    /// Program counters, innermost first: the saved pc, then return addresses.
+    pub frames: [u64; DEEP_FRAMES],
+}
+
+/// A process executed another program, or ended (24 bytes).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ExecRecord {
+    /// [`kind::EXEC`] or [`kind::PROCESS_EXIT`]; `process` is 0 when the process was not traced.
+    pub header: Header,
+    /// Its thread group id in the agent's PID namespace.
+    pub pid: u32,
+    /// Reserved, 0.
+    pub reserved: u32,
+}
+
+/// A goroutine that is parked now, as read from the kernel's table (40 bytes).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct OpenWaitRecord {
+    /// `time_ns` is when the table was read, `arg` the wait reason.
+    pub header: Header,
+    /// The goroutine.
+    pub goid: u64,
+    /// When it parked.
+    pub start_ns: u64,
+    /// Address of its `g`, good only while it stays parked.
+    pub g: u64,
+}
+
+const _: () = {
+    assert!(size_of::<Header>() == 16);
+    assert!(size_of::<CreateRecord>() == 48);
+    assert!(size_of::<ExitRecord>() == 48);
+    assert!(size_of::<WaitHead>() == 56);
+    assert!(size_of::<WaitRecord>() == 120);
+    assert!(size_of::<WaitDeepRecord>() == 312);
+    assert!(size_of::<ExecRecord>() == 24);
+    assert!(size_of::<OpenWaitRecord>() == 40);
+};

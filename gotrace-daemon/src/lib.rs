@@ -1,0 +1,6 @@
+//! gotrace: traces the goroutines of running Go programs from outside.
+//!
+//! The rooms and what each may depend on are in the README's map of the code.
+
+pub mod ids;
+pub mod sink;

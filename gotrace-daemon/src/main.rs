@@ -1,0 +1,2 @@
+//! The command `gotrace`.
+fn main() {}

@@ -1,0 +1,3 @@
+//! Where results go. Each sink takes the types of [`model`] and writes them down in one format.
+
+pub mod model;

@@ -1,0 +1,215 @@
+//! What every sink receives: finished spans and interval reports, with names resolved and times turned
+//! into Unix epoch. Made by the pipeline from the table's outputs; sinks only write them down.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use gotrace_common::Histogram;
+
+/// A place in the source of the traced program.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Location {
+    /// Function as Go names it (`net/http.(*conn).serve`); `?` plus the address when it has no name.
+    pub function: Arc<str>,
+    /// File as the compiler recorded it; empty when unknown.
+    pub file: Arc<str>,
+    /// Line, from 1; 0 when unknown.
+    pub line: u32,
+}
+
+/// An attribute's value.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// Text.
+    Text(Arc<str>),
+    /// A whole number.
+    Int(i64),
+    /// A list of texts.
+    List(Vec<Arc<str>>),
+}
+
+/// A traced process as OpenTelemetry's resource.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Resource {
+    /// Attributes by name (`service.name`, `process.pid`, …).
+    pub attributes: BTreeMap<Arc<str>, Value>,
+}
+
+/// A span's address. Computed, never drawn: see [`crate::ids`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SpanContext {
+    /// Trace id, never all zero.
+    pub trace_id: [u8; 16],
+    /// Span id, never all zero.
+    pub span_id: [u8; 8],
+}
+
+/// Something that ended and is exported as a span.
+#[derive(Clone, Debug)]
+pub enum Span {
+    /// A goroutine's life.
+    Goroutine(GoroutineSpan),
+    /// A wait of at least the threshold.
+    Wait(WaitSpan),
+}
+
+/// A goroutine's life, from creation to exit.
+#[derive(Clone, Debug)]
+pub struct GoroutineSpan {
+    /// The process.
+    pub resource: Arc<Resource>,
+    /// The span's own address.
+    pub context: SpanContext,
+    /// Its parent in the same trace; `None` at a trace's root.
+    pub parent: Option<[u8; 8]>,
+    /// The creating goroutine's span where this one begins a new trace.
+    pub creator_link: Option<SpanContext>,
+    /// Creation, Unix epoch.
+    pub start_unix_nano: u64,
+    /// Exit, Unix epoch.
+    pub end_unix_nano: u64,
+    /// Its entry function.
+    pub entry: Arc<Location>,
+    /// The `go` statement; `None` when unknown.
+    pub created_by: Option<Arc<Location>>,
+    /// Its id.
+    pub goid: u64,
+    /// Its creator's id; 0 when the runtime made it.
+    pub parent_goid: u64,
+    /// Sum of its waits; `None` below level `waits`.
+    pub wait_total_ns: Option<u64>,
+    /// Lifetime less waits; `None` below level `waits`.
+    pub run_total_ns: Option<u64>,
+    /// Number of its waits; `None` below level `waits`.
+    pub wait_count: Option<u64>,
+    /// Sums of its waits of at least the threshold by reason.
+    pub waits_by_reason: Vec<(Arc<str>, u64)>,
+}
+
+/// Who ended a wait.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Waker {
+    /// Not seen.
+    Unknown,
+    /// A goroutine, by id and span.
+    Goroutine(u64, SpanContext),
+    /// The network poller.
+    Netpoll,
+    /// A timer.
+    Timer,
+    /// The garbage collector.
+    Gc,
+}
+
+/// A wait, from park to the next run.
+#[derive(Clone, Debug)]
+pub struct WaitSpan {
+    /// The process.
+    pub resource: Arc<Resource>,
+    /// The span's own address.
+    pub context: SpanContext,
+    /// The goroutine's span.
+    pub parent: [u8; 8],
+    /// The goroutine.
+    pub goid: u64,
+    /// Go's own wait reason, or `syscall`.
+    pub reason: Arc<str>,
+    /// Park, Unix epoch.
+    pub start_unix_nano: u64,
+    /// Next run, Unix epoch.
+    pub end_unix_nano: u64,
+    /// From being runnable to running; `None` when the wake was not seen.
+    pub scheduling_delay_ns: Option<u64>,
+    /// First frame outside the runtime and the standard library's waiting primitives.
+    pub site: Option<Arc<Location>>,
+    /// Who woke it.
+    pub waker: Waker,
+}
+
+/// State of a process over an interval; what the table on the terminal, the JSON lines and the
+/// metrics are made of.
+#[derive(Clone, Debug)]
+pub struct Interval {
+    /// The process.
+    pub resource: Arc<Resource>,
+    /// Process id in the agent's PID namespace.
+    pub pid: u32,
+    /// Begin, Unix epoch.
+    pub start_unix_nano: u64,
+    /// End, Unix epoch.
+    pub end_unix_nano: u64,
+    /// Goroutines known to live at the end.
+    pub alive: u64,
+    /// Whether goroutines may live that are not known (born before attaching and never seen).
+    pub alive_is_lower_bound: bool,
+    /// Born within the interval.
+    pub born: u64,
+    /// Died within the interval.
+    pub died: u64,
+    /// Born and died since attaching.
+    pub born_total: u64,
+    /// Died since attaching.
+    pub died_total: u64,
+    /// Lost since attaching, by kind. Kinds with 0 are left out.
+    pub lost: BTreeMap<&'static str, u64>,
+    /// Events since attaching, by kind.
+    pub events: BTreeMap<&'static str, u64>,
+    /// Goroutines waiting at the end, by reason. Empty below level `waits`.
+    pub waiting: BTreeMap<Arc<str>, u64>,
+    /// All waits since attaching, by reason, short ones included.
+    pub waits: BTreeMap<Arc<str>, Histogram>,
+    /// Scheduling delays since attaching; empty below level `full`.
+    pub schedule: Histogram,
+    /// System calls since attaching; empty below level `full`.
+    pub syscalls: Histogram,
+    /// By creation site, most alive first.
+    pub sites: Vec<Site>,
+    /// Engine that gave the figures: `events`, `snapshot`, `replay`.
+    pub engine: &'static str,
+    /// `lifecycle`, `waits` or `full`.
+    pub level: &'static str,
+    /// Estimated cost of the probes as a share of the target's CPU time; `None` when not known.
+    pub probe_cost_share: Option<f64>,
+}
+
+/// A creation site: where goroutines of one kind come from.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// Their entry function.
+    pub entry: Arc<Location>,
+    /// The `go` statement; `None` when unknown.
+    pub created_by: Option<Arc<Location>>,
+    /// Alive at the end of the interval.
+    pub alive: u64,
+    /// Born within the interval.
+    pub born: u64,
+    /// Died within the interval.
+    pub died: u64,
+    /// Born since attaching.
+    pub born_total: u64,
+    /// Died since attaching.
+    pub died_total: u64,
+    /// Waiting at the end of the interval, by reason.
+    pub waiting: BTreeMap<Arc<str>, u64>,
+    /// Waits of at least the threshold since attaching.
+    pub waits: Histogram,
+    /// Lifetimes of those that died since attaching.
+    pub lifetimes: Histogram,
+    /// Age of the oldest one alive; `None` when none is.
+    pub oldest_ns: Option<u64>,
+}
+
+/// What a run came to, printed at its end.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// The last state; its `start_unix_nano` is when the run began.
+    pub last: Interval,
+    /// Nanoseconds that one event cost the target, by the kernel's own account or calibration;
+    /// `None` when not known.
+    pub cost_ns_per_event: Option<f64>,
+    /// Spans handed to the exporter.
+    pub spans: u64,
+    /// Spans that did not reach the collector, by why.
+    pub spans_dropped: BTreeMap<&'static str, u64>,
+    /// Why the run ended: `interrupted`, `duration`, `target exited`, `target executed …`.
+    pub ended: String,
+}

@@ -1,0 +1,1 @@
+//! Helpers for gotrace's live tests.

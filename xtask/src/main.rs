@@ -1,0 +1,2 @@
+//! gotrace's chores.
+fn main() {}
