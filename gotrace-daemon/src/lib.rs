@@ -3,4 +3,5 @@
 //! The rooms and what each may depend on are in the README's map of the code.
 
 pub mod ids;
+pub mod level;
 pub mod sink;
