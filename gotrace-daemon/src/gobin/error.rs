@@ -1,0 +1,41 @@
+//! Why a file cannot be read as a Go executable.
+
+use thiserror::Error;
+
+/// Why a file cannot be read as a Go executable. The caller knows the file's name and adds it.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The file does not begin with an ELF header.
+    #[error("not an ELF file")]
+    NotElf,
+    /// An ELF file without a Go runtime, or one whose Go parts were removed.
+    #[error(
+        "not a Go program: {why} (if it is one, it may be packed or obfuscated: trace the unpacked file)"
+    )]
+    NotGo {
+        /// What was looked for and not found.
+        why: &'static str,
+    },
+    /// A Go executable, or an ELF file, of a kind that gotrace does not trace.
+    #[error("not supported: {what}")]
+    Unsupported {
+        /// What it is.
+        what: String,
+    },
+    /// The file contradicts itself or is cut short.
+    #[error("malformed: {what} (at file offset {at:#x})")]
+    Malformed {
+        /// What is wrong.
+        what: &'static str,
+        /// Where, in bytes from the file's beginning.
+        at: u64,
+    },
+}
+
+impl Error {
+    /// An [`Error::Unsupported`].
+    pub(crate) fn unsupported(what: impl Into<String>) -> Self {
+        Self::Unsupported { what: what.into() }
+    }
+}
