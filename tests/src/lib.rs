@@ -1,1 +1,7 @@
-//! Helpers for gotrace's live tests.
+//! Helpers for gotrace's live tests and virtual-machine tests: building the Go programs under
+//! `tests/go`, running them and `gotrace` beside them, and holding the one's account against the
+//! other's.
+//!
+//! Nothing here skips in silence: a missing tool is an error that says which command installs it.
+
+pub mod gobuild;

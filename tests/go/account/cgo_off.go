@@ -1,0 +1,7 @@
+//go:build !cgo
+
+package main
+
+const withCgo = false
+
+func cgoCalls(*goroutine) {}

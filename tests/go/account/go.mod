@@ -1,0 +1,3 @@
+module gotrace.test/account
+
+go 1.19
