@@ -1,3 +1,4 @@
 //! Where results go. Each sink takes the types of [`model`] and writes them down in one format.
 
 pub mod model;
+pub mod otlp;

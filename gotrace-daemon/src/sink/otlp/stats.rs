@@ -1,0 +1,217 @@
+//! What became of everything that was given to the exporter: sent, dropped and why, a process at a
+//! time. Filled by the exporter's threads and tasks, read by the pipeline at any moment.
+//!
+//! Warnings pass here too: one at once, then at most one every [`WARNING_INTERVAL`], so that a
+//! collector that is down does not fill the terminal.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use super::config::Signal;
+use crate::sink::model::Resource;
+
+/// Least time between two warnings of the same kind.
+pub const WARNING_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Why something did not arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Dropped {
+    /// The exporter's memory was used up: the collector was slower than the target, or down.
+    QueueFull,
+    /// The collector took the request and refused these (partial success).
+    Rejected,
+    /// The collector refused the request with an error that no repetition mends.
+    Refused,
+    /// No answer, or only errors worth repeating, until the patience or the deadline was over.
+    Unreachable,
+    /// The file's writer was slower than the target.
+    FileQueueFull,
+    /// The file could not be written.
+    FileError,
+}
+
+impl Dropped {
+    /// As outputs name it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::QueueFull => "queue_full",
+            Self::Rejected => "rejected",
+            Self::Refused => "refused",
+            Self::Unreachable => "unreachable",
+            Self::FileQueueFull => "file_queue_full",
+            Self::FileError => "file_error",
+        }
+    }
+}
+
+/// A moment's account.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ExportStats {
+    /// Spans that the collector acknowledged.
+    pub spans_sent: u64,
+    /// Spans written to the file.
+    pub spans_written: u64,
+    /// Spans that did not arrive, by why. Kinds with 0 are left out.
+    pub spans_dropped: BTreeMap<&'static str, u64>,
+    /// Metric points that the collector acknowledged.
+    pub points_sent: u64,
+    /// Metric points written to the file.
+    pub points_written: u64,
+    /// Metric points that did not arrive, by why; cumulative ones are made good by the next report.
+    pub points_dropped: BTreeMap<&'static str, u64>,
+    /// Requests that the collector acknowledged.
+    pub requests: u64,
+    /// Attempts that were repeated.
+    pub retries: u64,
+    /// The last trouble with the collector, for a status line; `None` when the last request went well.
+    pub collector_trouble: Option<String>,
+    /// The file's first error. The command ends with exit code 1 when there is one.
+    pub file_error: Option<String>,
+}
+
+impl ExportStats {
+    /// Spans that did not arrive, all reasons together.
+    #[must_use]
+    pub fn spans_dropped_total(&self) -> u64 {
+        self.spans_dropped.values().sum()
+    }
+}
+
+/// The account while it is being kept.
+#[derive(Debug, Default)]
+pub(super) struct Account {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    stats: ExportStats,
+    /// By the resource's address; the `Arc` keeps the address from being used again.
+    by_process: HashMap<usize, (Arc<Resource>, BTreeMap<&'static str, u64>)>,
+    last_warning: HashMap<&'static str, Instant>,
+}
+
+impl Account {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // The account is a set of independent counters: a panic elsewhere leaves it usable.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The moment's account.
+    pub fn stats(&self) -> ExportStats {
+        self.lock().stats.clone()
+    }
+
+    /// Spans of one process that did not arrive, by why.
+    pub fn spans_dropped_of(&self, resource: &Arc<Resource>) -> BTreeMap<&'static str, u64> {
+        self.lock()
+            .by_process
+            .get(&(Arc::as_ptr(resource) as usize))
+            .map(|(_, dropped)| dropped.clone())
+            .unwrap_or_default()
+    }
+
+    /// Counts `count` spans or points of a process as not arrived.
+    pub fn dropped(&self, signal: Signal, why: Dropped, resource: &Arc<Resource>, count: u64) {
+        if count == 0 {
+            return;
+        }
+        let mut inner = self.lock();
+        if signal == Signal::Traces {
+            *inner.stats.spans_dropped.entry(why.name()).or_default() += count;
+            let (_, by_why) = inner
+                .by_process
+                .entry(Arc::as_ptr(resource) as usize)
+                .or_insert_with(|| (Arc::clone(resource), BTreeMap::new()));
+            *by_why.entry(why.name()).or_default() += count;
+        } else {
+            *inner.stats.points_dropped.entry(why.name()).or_default() += count;
+        }
+    }
+
+    /// Counts a request that the collector took.
+    pub fn sent(&self, signal: Signal, count: u64) {
+        let mut inner = self.lock();
+        inner.stats.requests += 1;
+        inner.stats.collector_trouble = None;
+        match signal {
+            Signal::Traces => inner.stats.spans_sent += count,
+            Signal::Metrics | Signal::Logs => inner.stats.points_sent += count,
+        }
+    }
+
+    /// Counts what the file took.
+    pub fn written(&self, signal: Signal, count: u64) {
+        let mut inner = self.lock();
+        match signal {
+            Signal::Traces => inner.stats.spans_written += count,
+            Signal::Metrics | Signal::Logs => inner.stats.points_written += count,
+        }
+    }
+
+    /// Counts a repetition.
+    pub fn retried(&self) {
+        self.lock().stats.retries += 1;
+    }
+
+    /// Keeps the file's first error; `true` when this is it.
+    pub fn file_failed(&self, error: String) -> bool {
+        let mut inner = self.lock();
+        let first = inner.stats.file_error.is_none();
+        inner.stats.file_error.get_or_insert(error);
+        first
+    }
+
+    /// Keeps trouble with the collector and warns of it, unless that was done a moment ago.
+    pub fn trouble(&self, kind: &'static str, message: String) {
+        let now = Instant::now();
+        let mut inner = self.lock();
+        let due = inner
+            .last_warning
+            .get(kind)
+            .is_none_or(|last| now.saturating_duration_since(*last) >= WARNING_INTERVAL);
+        if due {
+            inner.last_warning.insert(kind, now);
+            tracing::warn!("{message}");
+        }
+        inner.stats.collector_trouble = Some(message);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_process_has_its_own_account() {
+        let (a, b) = (Arc::new(Resource::default()), Arc::new(Resource::default()));
+        let account = Account::default();
+        account.dropped(Signal::Traces, Dropped::QueueFull, &a, 3);
+        account.dropped(Signal::Traces, Dropped::Refused, &a, 2);
+        account.dropped(Signal::Traces, Dropped::QueueFull, &b, 4);
+        account.dropped(Signal::Metrics, Dropped::Refused, &b, 5);
+        account.dropped(Signal::Traces, Dropped::FileError, &b, 0);
+        let stats = account.stats();
+        assert_eq!(stats.spans_dropped, BTreeMap::from([("queue_full", 7), ("refused", 2)]));
+        assert_eq!(stats.spans_dropped_total(), 9);
+        assert_eq!(stats.points_dropped, BTreeMap::from([("refused", 5)]));
+        assert_eq!(account.spans_dropped_of(&b), BTreeMap::from([("queue_full", 4)]));
+    }
+
+    #[test]
+    fn trouble_is_forgotten_when_a_request_goes_well() {
+        let account = Account::default();
+        account.trouble("connection", "down".into());
+        assert_eq!(account.stats().collector_trouble.as_deref(), Some("down"));
+        account.sent(Signal::Traces, 1);
+        assert_eq!(account.stats().collector_trouble, None);
+        assert!(account.file_failed("full".into()));
+        assert!(!account.file_failed("again".into()));
+        assert_eq!(account.stats().file_error.as_deref(), Some("full"));
+    }
+}
