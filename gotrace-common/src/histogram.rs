@@ -127,7 +127,7 @@ impl Histogram {
             return None;
         }
         #[expect(clippy::cast_sign_loss, clippy::cast_possible_truncation, reason = "0 <= q <= 1")]
-        let rank = ((self.count as f64) * q.clamp(0.0, 1.0)).ceil().max(1.0) as u64;
+        let rank = ((self.count as f64 * q.clamp(0.0, 1.0) + 0.999_999) as u64).max(1);
         let mut seen = 0;
         for (i, n) in self.buckets.iter().enumerate() {
             seen += n;

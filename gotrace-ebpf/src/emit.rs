@@ -1,0 +1,35 @@
+//! The only place that reserves ring space and submits records, and counts what could not be sent.
+//!
+//! Records are submitted without waking the reader, which comes by on a timer: a wakeup costs more
+//! than a probe. It is woken when half of the ring is full.
+
+use aya_ebpf::{
+    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    maps::ring_buf::RingBufEntry,
+};
+use gotrace_common::Lost;
+
+use crate::{maps::EVENTS, process::Process};
+
+/// Bytes in the ring at which the reader is woken; user space sets it to half of the ring.
+#[unsafe(no_mangle)]
+static WAKEUP_BYTES: u64 = 1 << 19;
+
+/// Room for a record, or a loss of kind `lost`.
+#[inline(always)]
+pub fn reserve<T: 'static>(process: &Process, lost: Lost) -> Option<RingBufEntry<T>> {
+    let entry = EVENTS.reserve::<T>(0);
+    if entry.is_none() {
+        process.lost(lost);
+    }
+    entry
+}
+
+/// Sends a record that has been written in full.
+#[inline(always)]
+pub fn submit<T>(entry: RingBufEntry<T>) {
+    // SAFETY: user space sets it before loading; volatile, so that the value here is not built in.
+    let threshold = unsafe { core::ptr::read_volatile(&WAKEUP_BYTES) };
+    let full = EVENTS.query(u64::from(BPF_RB_AVAIL_DATA)) > threshold;
+    entry.submit(u64::from(if full { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP }));
+}

@@ -1,0 +1,27 @@
+//! The maps. User space sets their sizes before loading; the ones here are the least.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{HashMap, PerCpuArray, RingBuf},
+};
+use gotrace_common::{Counters, GoroutineKey, GoroutineState, Histogram, ProcessConfig, REASON_ROWS};
+
+/// Traced processes, by thread group id in the agent's PID namespace.
+#[map]
+pub static PROCESSES: HashMap<u32, ProcessConfig> = HashMap::with_max_entries(64, 0);
+
+/// Goroutines that have parked at least once. Preallocated, so that a probe never allocates.
+#[map]
+pub static GOROUTINES: HashMap<GoroutineKey, GoroutineState> = HashMap::with_max_entries(1024, 0);
+
+/// Counters, one row a process slot.
+#[map]
+pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);
+
+/// Waits below the threshold, scheduling delays and system calls, `REASON_ROWS` rows a process slot.
+#[map]
+pub static HISTOGRAMS: PerCpuArray<Histogram> = PerCpuArray::with_max_entries(REASON_ROWS, 0);
+
+/// Records on their way to user space.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);

@@ -1,0 +1,145 @@
+//! Births and deaths.
+
+use aya_ebpf::{macros::uprobe, programs::ProbeContext};
+use gotrace_common::{
+    CreateRecord, ExitRecord, GoroutineState, Header, Hit, LEVEL_FULL, LEVEL_LIFECYCLE, LEVEL_WAITS, Lost, flags,
+    kind,
+};
+
+use crate::{
+    emit::{reserve, submit},
+    go_abi::{argument, current_g, read_word, read_words},
+    maps::GOROUTINES,
+    process::Process,
+};
+
+/// At the call of `runqput` in `newproc.func1`: the new g is the second argument.
+#[uprobe]
+pub fn create_1(ctx: ProbeContext) -> u32 {
+    create(&ctx, argument::<1>(&ctx), kind::CREATE);
+    0
+}
+
+/// Behind the call of `newproc1` in `newproc.func1`, where `runqput` was inlined.
+#[uprobe]
+pub fn create_0(ctx: ProbeContext) -> u32 {
+    create(&ctx, argument::<0>(&ctx), kind::CREATE);
+    0
+}
+
+/// As [`create_0`], where the compiler keeps the new g in the third register.
+#[uprobe]
+pub fn create_2(ctx: ProbeContext) -> u32 {
+    create(&ctx, argument::<2>(&ctx), kind::CREATE);
+    0
+}
+
+/// Behind the call of `newproc1` in `newcoro.func1`.
+#[uprobe]
+pub fn create_coroutine_0(ctx: ProbeContext) -> u32 {
+    create(&ctx, argument::<0>(&ctx), kind::CREATE_COROUTINE);
+    0
+}
+
+/// As [`create_coroutine_0`], where the compiler keeps the new g in the second register.
+#[uprobe]
+pub fn create_coroutine_1(ctx: ProbeContext) -> u32 {
+    create(&ctx, argument::<1>(&ctx), kind::CREATE_COROUTINE);
+    0
+}
+
+/// As [`create_coroutine_0`], where the compiler keeps the new g in the third register.
+#[uprobe]
+pub fn create_coroutine_2(ctx: ProbeContext) -> u32 {
+    create(&ctx, argument::<2>(&ctx), kind::CREATE_COROUTINE);
+    0
+}
+
+#[inline(always)]
+fn create(ctx: &ProbeContext, g: u64, kind: u8) -> Option<()> {
+    let process = Process::hit(Hit::Create, LEVEL_LIFECYCLE)?;
+    let layout = &process.layout;
+    let goid = process.read(read_word(g + u64::from(layout.goid)))?;
+    // parentGoid (where there is one), gopc, ancestors, startpc
+    let words = process.read(read_words::<4>(g + u64::from(layout.gopc) - 8))?;
+    let parent_goid =
+        if process.flags & flags::PARENT_GOID != 0 { words[0] } else { running_goid(ctx, &process).unwrap_or(0) };
+    if process.level >= LEVEL_FULL {
+        // A goroutine is runnable from its birth; a coroutine waits for its first switch.
+        let coroutine = kind == gotrace_common::kind::CREATE_COROUTINE;
+        let state = GoroutineState {
+            wake_ns: if coroutine { 0 } else { process.now_ns },
+            park_ns: if coroutine { process.now_ns } else { 0 },
+            reason: if coroutine { process.coroutine_reason } else { 0 },
+            g,
+            ..GoroutineState::default()
+        };
+        if GOROUTINES.insert(process.key(goid), state, 0).is_err() {
+            process.lost(Lost::TableFull);
+        }
+    }
+    let mut entry = reserve::<CreateRecord>(&process, Lost::RingCreate)?;
+    entry.write(CreateRecord {
+        header: Header { kind, arg: 0, count: 0, waker: 0, process: process.process, time_ns: process.now_ns },
+        goid,
+        parent_goid,
+        created_pc: words[1],
+        entry_pc: words[3],
+    });
+    submit(entry);
+    Some(())
+}
+
+/// Id of the goroutine that the current thread runs, also when it is on the scheduler's stack.
+#[inline(always)]
+pub fn running_goid(ctx: &ProbeContext, process: &Process) -> Option<u64> {
+    let layout = &process.layout;
+    let m = read_word(current_g(ctx) + u64::from(layout.m))?;
+    let g = read_word(m + u64::from(layout.curg))?;
+    if g == 0 {
+        return None;
+    }
+    read_word(g + u64::from(layout.goid))
+}
+
+/// `gdestroy`, before Go 1.22 `goexit0`: the g is the first argument and still has its goid.
+#[uprobe]
+pub fn exit(ctx: ProbeContext) -> u32 {
+    on_exit(argument::<0>(&ctx));
+    0
+}
+
+#[inline(always)]
+fn on_exit(g: u64) -> Option<()> {
+    let process = Process::hit(Hit::Exit, LEVEL_LIFECYCLE)?;
+    let goid = process.read(read_word(g + u64::from(process.layout.goid)))?;
+    let (mut wait_total_ns, mut schedule_total_ns, mut wait_count) = (0, 0, 0);
+    if process.level >= LEVEL_WAITS {
+        let key = process.key(goid);
+        if let Some(state) = GOROUTINES.get_ptr(key) {
+            // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
+            let state = unsafe { &*state };
+            wait_total_ns = state.wait_total_ns;
+            schedule_total_ns = state.schedule_total_ns;
+            wait_count = state.wait_count;
+            let _gone_already = GOROUTINES.remove(key);
+        }
+    }
+    let mut entry = reserve::<ExitRecord>(&process, Lost::RingExit)?;
+    entry.write(ExitRecord {
+        header: Header {
+            kind: kind::EXIT,
+            arg: 0,
+            count: 0,
+            waker: 0,
+            process: process.process,
+            time_ns: process.now_ns,
+        },
+        goid,
+        wait_total_ns,
+        schedule_total_ns,
+        wait_count,
+    });
+    submit(entry);
+    Some(())
+}

@@ -1,0 +1,77 @@
+//! Time in system calls, as the runtime's scheduler sees them (cgo calls are among them; raw system
+//! calls are not).
+
+use aya_ebpf::{macros::uprobe, programs::ProbeContext};
+use gotrace_common::{GoroutineState, Header, Hit, LEVEL_FULL, Lost, ROW_SYSCALL, WaitHead, WakerKind, kind};
+
+use crate::{
+    go_abi::{current_g, frame_pointer, read_word},
+    maps::GOROUTINES,
+    probes::wait,
+    process::Process,
+};
+
+/// `entersyscall`, `entersyscallblock`: the g is the current one.
+#[uprobe]
+pub fn syscall_enter(ctx: ProbeContext) -> u32 {
+    on_enter(current_g(&ctx));
+    0
+}
+
+#[inline(always)]
+fn on_enter(g: u64) -> Option<()> {
+    let process = Process::hit(Hit::SyscallEnter, LEVEL_FULL)?;
+    let goid = process.read(read_word(g + u64::from(process.layout.goid)))?;
+    let key = process.key(goid);
+    if let Some(state) = GOROUTINES.get_ptr_mut(key) {
+        // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
+        unsafe { (*state).syscall_ns = process.now_ns };
+    } else {
+        let state = GoroutineState { syscall_ns: process.now_ns, g, ..GoroutineState::default() };
+        if GOROUTINES.insert(key, state, 0).is_err() {
+            process.lost(Lost::TableFull);
+        }
+    }
+    Some(())
+}
+
+/// `exitsyscall`: the g is the current one, on its own stack.
+#[uprobe]
+pub fn syscall_exit(ctx: ProbeContext) -> u32 {
+    on_exit(&ctx, current_g(&ctx));
+    0
+}
+
+#[inline(always)]
+fn on_exit(ctx: &ProbeContext, g: u64) -> Option<()> {
+    let process = Process::hit(Hit::SyscallExit, LEVEL_FULL)?;
+    let goid = process.read(read_word(g + u64::from(process.layout.goid)))?;
+    // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
+    let state = unsafe { &mut *GOROUTINES.get_ptr_mut(process.key(goid))? };
+    let start_ns = state.syscall_ns;
+    if start_ns == 0 {
+        return None;
+    }
+    state.syscall_ns = 0;
+    let duration_ns = process.now_ns.saturating_sub(start_ns);
+    process.count_duration(ROW_SYSCALL, duration_ns);
+    if duration_ns < process.min_wait_ns {
+        return None;
+    }
+    let head = WaitHead {
+        header: Header {
+            kind: kind::WAIT,
+            arg: ROW_SYSCALL as u8,
+            count: 0,
+            waker: WakerKind::Unknown as u8,
+            process: process.process,
+            time_ns: process.now_ns,
+        },
+        goid,
+        start_ns,
+        wake_ns: 0,
+        waker_goid: 0,
+        reserved: 0,
+    };
+    wait::send(&process, head, 0, frame_pointer(ctx))
+}

@@ -1,0 +1,173 @@
+//! Waits: from a park to the goroutine's next run, whoever or whatever made it runnable.
+//!
+//! The stack is walked when the wait ends, and only for waits that are sent: until its next run a
+//! goroutine's saved registers and stack are those of the park (when the collector moves a parked
+//! stack, it adjusts the frame pointers in it).
+
+use aya_ebpf::{macros::uprobe, maps::ring_buf::RingBufEntry, programs::ProbeContext};
+use gotrace_common::{
+    DEEP_FRAMES, FRAMES, GoroutineState, Header, Hit, LEVEL_WAITS, Lost, ROW_SCHEDULE, WaitDeepRecord, WaitHead,
+    WaitRecord, kind,
+};
+
+use crate::{
+    emit::{reserve, submit},
+    go_abi::{argument, read_word, read_words},
+    maps::GOROUTINES,
+    process::Process,
+};
+
+/// `park_m`: the g is the first argument, its wait reason is set.
+#[uprobe]
+pub fn park(ctx: ProbeContext) -> u32 {
+    on_park(argument::<0>(&ctx));
+    0
+}
+
+#[inline(always)]
+fn on_park(g: u64) -> Option<()> {
+    let process = Process::hit(Hit::Park, LEVEL_WAITS)?;
+    // goid, schedlink, waitsince, waitreason and its neighbours
+    let words = process.read(read_words::<4>(g + u64::from(process.layout.goid)))?;
+    begin(&process, g, words[0], words[3] as u8);
+    Some(())
+}
+
+/// Notes that a goroutine waits from now on.
+#[inline(always)]
+pub fn begin(process: &Process, g: u64, goid: u64, reason: u8) {
+    let key = process.key(goid);
+    if let Some(state) = GOROUTINES.get_ptr_mut(key) {
+        // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
+        let state = unsafe { &mut *state };
+        state.park_ns = process.now_ns;
+        state.wake_ns = 0;
+        state.waker_goid = 0;
+        state.g = g;
+        state.reason = reason;
+        state.waker = 0;
+        return;
+    }
+    let state = GoroutineState { park_ns: process.now_ns, g, reason, ..GoroutineState::default() };
+    if GOROUTINES.insert(key, state, 0).is_err() {
+        process.lost(Lost::TableFull);
+    }
+}
+
+/// `execute`: the g is the first argument and about to run.
+#[uprobe]
+pub fn run(ctx: ProbeContext) -> u32 {
+    on_run(argument::<0>(&ctx));
+    0
+}
+
+#[inline(always)]
+fn on_run(g: u64) -> Option<()> {
+    let process = Process::hit(Hit::Run, LEVEL_WAITS)?;
+    let goid = process.read(read_word(g + u64::from(process.layout.goid)))?;
+    end(&process, g, goid)
+}
+
+/// Notes that a goroutine runs: ends its wait, if it was in one.
+#[inline(always)]
+pub fn end(process: &Process, g: u64, goid: u64) -> Option<()> {
+    // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
+    let state = unsafe { &mut *GOROUTINES.get_ptr_mut(process.key(goid))? };
+    if state.wake_ns != 0 {
+        let delay_ns = process.now_ns.saturating_sub(state.wake_ns);
+        state.schedule_total_ns += delay_ns;
+        process.count_duration(ROW_SCHEDULE, delay_ns);
+    }
+    if state.park_ns == 0 {
+        state.wake_ns = 0;
+        return None;
+    }
+    let duration_ns = process.now_ns.saturating_sub(state.park_ns);
+    state.wait_total_ns += duration_ns;
+    state.wait_count += 1;
+    let head = WaitHead {
+        header: Header {
+            kind: kind::WAIT,
+            arg: state.reason,
+            count: 0,
+            waker: state.waker,
+            process: process.process,
+            time_ns: process.now_ns,
+        },
+        goid,
+        start_ns: state.park_ns,
+        wake_ns: state.wake_ns,
+        waker_goid: state.waker_goid,
+        reserved: 0,
+    };
+    state.park_ns = 0;
+    state.wake_ns = 0;
+    if duration_ns < process.min_wait_ns {
+        process.count_short_wait(head.header.arg, duration_ns);
+        return None;
+    }
+    let layout = &process.layout;
+    let pc = read_word(g + u64::from(layout.sched_pc)).unwrap_or(0);
+    let fp = read_word(g + u64::from(layout.sched_bp)).unwrap_or(0);
+    send(process, head, pc, fp)
+}
+
+/// Sends a wait with its stack. `pc` 0 means that the walk begins with the frame of `fp`.
+#[inline(always)]
+pub fn send(process: &Process, mut head: WaitHead, pc: u64, fp: u64) -> Option<()> {
+    let depth = process.stack_depth;
+    if depth as usize <= FRAMES {
+        let mut entry: RingBufEntry<WaitRecord> = reserve(process, Lost::RingWait)?;
+        // SAFETY: the reserved space is as long as the record; all of the head is written, and the
+        // frames up to `count`, beyond which the reader does not look.
+        unsafe {
+            let record = entry.as_mut_ptr();
+            head.header.count = walk::<FRAMES>((&raw mut (*record).frames).cast(), depth, pc, fp);
+            (&raw mut (*record).head).write(head);
+        }
+        submit(entry);
+    } else {
+        let mut entry: RingBufEntry<WaitDeepRecord> = reserve(process, Lost::RingWait)?;
+        head.header.kind = kind::WAIT_DEEP;
+        // SAFETY: as above.
+        unsafe {
+            let record = entry.as_mut_ptr();
+            head.header.count = walk::<DEEP_FRAMES>((&raw mut (*record).frames).cast(), depth, pc, fp);
+            (&raw mut (*record).head).write(head);
+        }
+        submit(entry);
+    }
+    Some(())
+}
+
+/// Follows saved frame pointers; returns how many program counters were written.
+///
+/// # Safety
+/// `frames` must have room for `N` words.
+#[inline(always)]
+unsafe fn walk<const N: usize>(frames: *mut u64, depth: u8, pc: u64, mut fp: u64) -> u8 {
+    let mut count = 0u8;
+    let mut next_pc = pc;
+    for i in 0..N {
+        if i >= depth as usize {
+            break;
+        }
+        if next_pc == 0 {
+            let Some([next, ret]) = read_words::<2>(fp) else { break };
+            if ret == 0 {
+                break;
+            }
+            next_pc = ret;
+            // Stacks grow down: an older frame lies above.
+            fp = if next > fp { next } else { 0 };
+        }
+        // SAFETY: `i` is below `N`.
+        unsafe { frames.add(i).write(next_pc) };
+        count = i as u8 + 1;
+        next_pc = 0;
+        if fp == 0 {
+            break;
+        }
+    }
+    count
+}

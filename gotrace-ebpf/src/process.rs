@@ -1,0 +1,131 @@
+//! Which process a probe was hit in, and what user space said of it.
+
+use core::{arch::asm, ptr};
+
+use aya_ebpf::{
+    bindings::bpf_pidns_info,
+    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated},
+};
+use gotrace_common::{BUCKETS, GoroutineKey, Hit, Lost, ProcessConfig, REASON_ROWS, bucket_of};
+
+use crate::maps::{COUNTERS, HISTOGRAMS, PROCESSES};
+
+/// Device of the agent's PID namespace (`/proc/self/ns/pid`).
+#[unsafe(no_mangle)]
+static PID_NAMESPACE_DEVICE: u64 = 0;
+/// Inode of the agent's PID namespace; 0 when it is the initial one.
+#[unsafe(no_mangle)]
+static PID_NAMESPACE_INODE: u64 = 0;
+
+/// The current thread group id as the agent sees it; 0 when the agent cannot see it.
+#[inline(always)]
+pub fn current_pid() -> u32 {
+    // SAFETY: user space sets it before loading; volatile, so that the value here is not built in.
+    let inode = unsafe { ptr::read_volatile(&PID_NAMESPACE_INODE) };
+    if inode == 0 {
+        return (bpf_get_current_pid_tgid() >> 32) as u32;
+    }
+    // SAFETY: as above.
+    let device = unsafe { ptr::read_volatile(&PID_NAMESPACE_DEVICE) };
+    let mut info = bpf_pidns_info { pid: 0, tgid: 0 };
+    // SAFETY: `info` is as long as stated.
+    let result = unsafe { generated::bpf_get_ns_current_pid_tgid(device, inode, &mut info, 8) };
+    if result == 0 { info.tgid } else { 0 }
+}
+
+/// A traced process in which a probe was hit, and when.
+pub struct Process {
+    config: &'static ProcessConfig,
+    /// The time of the hit.
+    pub now_ns: u64,
+}
+
+impl core::ops::Deref for Process {
+    type Target = ProcessConfig;
+
+    #[inline(always)]
+    fn deref(&self) -> &ProcessConfig {
+        self.config
+    }
+}
+
+impl Process {
+    /// The process that was hit, when it is traced at `level` or above; counts the hit.
+    #[inline(always)]
+    pub fn hit(hit: Hit, level: u8) -> Option<Self> {
+        let config = PROCESSES.get_ptr(current_pid())?;
+        // SAFETY: values of a preallocated map stay readable while a program runs.
+        let config = unsafe { &*config };
+        if config.level < level {
+            return None;
+        }
+        // SAFETY: the helper has no precondition.
+        let process = Self { config, now_ns: unsafe { bpf_ktime_get_ns() } };
+        if let Some(counters) = COUNTERS.get_ptr_mut(config.slot) {
+            // SAFETY: a pointer to a map value; `hit` is a constant below the array's length.
+            increment(unsafe { (&raw mut (*counters).hits).cast::<u64>().add(hit as usize) }, 1);
+        }
+        Some(process)
+    }
+
+    /// Counts a loss.
+    #[inline(always)]
+    pub fn lost(&self, lost: Lost) {
+        if let Some(counters) = COUNTERS.get_ptr_mut(self.slot) {
+            // SAFETY: as in `hit`.
+            increment(unsafe { (&raw mut (*counters).lost).cast::<u64>().add(lost as usize) }, 1);
+        }
+    }
+
+    /// What was read, or the loss of it.
+    #[inline(always)]
+    pub fn read<T>(&self, read: Option<T>) -> Option<T> {
+        if read.is_none() {
+            self.lost(Lost::ReadFailed);
+        }
+        read
+    }
+
+    /// The key of a goroutine of this process.
+    #[inline(always)]
+    pub fn key(&self, goid: u64) -> GoroutineKey {
+        GoroutineKey { goid, process: self.process, reserved: 0 }
+    }
+
+    /// Counts a duration in the histogram of `row`.
+    #[inline(always)]
+    pub fn count_duration(&self, row: u32, duration_ns: u64) {
+        let Some(histogram) = HISTOGRAMS.get_ptr_mut(self.slot * REASON_ROWS + row) else { return };
+        // SAFETY: a pointer to a map value; the bucket is below the array's length.
+        unsafe {
+            increment(&raw mut (*histogram).count, 1);
+            increment(&raw mut (*histogram).sum_ns, duration_ns);
+            // Two tasks of one CPU may race here and the shorter may stay; the buckets are exact.
+            if duration_ns > (*histogram).max_ns {
+                (*histogram).max_ns = duration_ns;
+            }
+            let bucket = bucket_of(duration_ns);
+            if bucket < BUCKETS {
+                increment((&raw mut (*histogram).buckets).cast::<u64>().add(bucket), 1);
+            }
+        }
+    }
+
+    /// Counts a wait that is too short to be sent.
+    #[inline(always)]
+    pub fn count_short_wait(&self, reason: u8, duration_ns: u64) {
+        self.count_duration(u32::from(reason & 63), duration_ns);
+        if let Some(counters) = COUNTERS.get_ptr_mut(self.slot) {
+            // SAFETY: as in `hit`.
+            increment(unsafe { &raw mut (*counters).short_waits }, 1);
+        }
+    }
+}
+
+#[inline(always)]
+fn increment(counter: *mut u64, by: u64) {
+    // Rust has no atomic addition for this target, which has no compare-and-swap before its version 3;
+    // the instruction itself is as old as the target.
+    // SAFETY: the callers pass a pointer to an aligned word in a map value.
+    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) by, options(nostack)) };
+}
