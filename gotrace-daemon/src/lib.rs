@@ -4,5 +4,6 @@
 
 pub mod gobin;
 pub mod ids;
+pub mod kernel;
 pub mod level;
 pub mod sink;

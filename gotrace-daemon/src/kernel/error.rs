@@ -1,0 +1,76 @@
+//! What can go wrong between gotrace and the kernel.
+
+use std::io;
+
+/// An error of the kernel room.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The kernel refused a privileged operation.
+    #[error("the kernel refuses to {what}: permission denied")]
+    Permission {
+        /// What was tried.
+        what: String,
+    },
+    /// The kernel lacks a feature.
+    #[error("cannot {what}: {reason}")]
+    Unsupported {
+        /// What was tried.
+        what: String,
+        /// What the kernel answered.
+        reason: String,
+    },
+    /// Anything else that the kernel answered.
+    #[error("cannot {what}: {reason}")]
+    Failed {
+        /// What was tried.
+        what: String,
+        /// What the kernel answered.
+        reason: String,
+    },
+    /// The embedded object is not what this program expects: a broken build.
+    #[error("the embedded eBPF object has no {0}")]
+    Object(String),
+}
+
+impl Error {
+    /// Sorts an error of the loader by the operating system's error beneath it.
+    pub(super) fn from_loader(what: impl Into<String>, error: &(dyn std::error::Error + 'static)) -> Self {
+        let what = what.into();
+        let mut reason = error.to_string();
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            if let Some(io) = error.downcast_ref::<io::Error>() {
+                if matches!(io.raw_os_error(), Some(libc::EPERM | libc::EACCES)) {
+                    return Self::Permission { what };
+                }
+                if matches!(io.raw_os_error(), Some(libc::ENOSYS | libc::EOPNOTSUPP)) {
+                    return Self::Unsupported { what, reason: io.to_string() };
+                }
+                reason = io.to_string();
+            }
+            cause = error.source();
+        }
+        Self::Failed { what, reason }
+    }
+
+    /// Exit code of the command line: 3 for a missing permission, else 1.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        if matches!(self, Self::Permission { .. }) { 3 } else { 1 }
+    }
+
+    /// What the user can do about it.
+    #[must_use]
+    pub fn help(&self) -> &'static str {
+        match self {
+            Self::Permission { .. } => {
+                "run as root, or with the capabilities BPF, PERFMON and SYS_PTRACE (SYS_ADMIN before Linux 5.8); \
+                 `gotrace doctor` shows what is missing"
+            }
+            Self::Unsupported { .. } => "`gotrace doctor` shows what this kernel can do",
+            Self::Failed { .. } => "`gotrace doctor` tries each kernel feature by itself",
+            Self::Object(_) => "build gotrace anew: the object and the program do not match",
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! The kernel side as user space sees it: loads the embedded object, attaches its programs, tells it
+//! which processes to trace, and reads what it counted. The only room that names aya.
+//!
+//! Input is a probe plan and a [`ProcessConfig`]; output are records (through [`Ring`]), counters,
+//! histograms and the table of parked goroutines. Nothing here interprets a record.
+
+mod attach;
+mod batch;
+mod error;
+mod ring;
+
+use std::{
+    collections::HashMap,
+    fs,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::MetadataExt,
+    },
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{HashMap as BpfHashMap, Map, MapData, PerCpuArray},
+};
+use gotrace_common::{Counters, GoroutineKey, GoroutineState, Histogram, ProcessConfig, REASON_ROWS};
+
+pub use attach::{Attachment, Scope};
+pub use error::Error;
+pub use ring::Ring;
+
+/// The kernel side, built for the machine that this program is built for.
+#[cfg(target_arch = "x86_64")]
+const OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/gotrace.x86_64.bpf.o");
+/// The kernel side, built for the machine that this program is built for.
+#[cfg(target_arch = "aarch64")]
+const OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/gotrace.aarch64.bpf.o");
+
+/// The initial PID namespace's inode is the same on every Linux (`PROC_PID_INIT_INO`).
+const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+
+/// Sizes and switches that hold while the kernel side is loaded.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Size of the ring buffer in bytes; rounded up to a power of two of at least a page.
+    pub ring_bytes: u32,
+    /// Goroutines that can be kept track of at once, above level `lifecycle`. About 160 bytes of kernel
+    /// memory each.
+    pub goroutines: u32,
+    /// Processes that can be traced at once.
+    pub processes: u32,
+    /// Whether executions by processes that are not traced are reported too.
+    pub follow_all: bool,
+    /// Level of the kernel side's own diagnostics: 0 off (and free) to 5.
+    pub log_level: u8,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { ring_bytes: 8 << 20, goroutines: 1 << 17, processes: 8, follow_all: false, log_level: 0 }
+    }
+}
+
+/// The loaded kernel side. Dropping it detaches everything.
+pub struct Kernel {
+    ebpf: Ebpf,
+    processes: BpfHashMap<MapData, u32, ProcessConfig>,
+    goroutines: OwnedFd,
+    counters: PerCpuArray<MapData, Counters>,
+    histograms: PerCpuArray<MapData, Histogram>,
+    loaded: HashMap<&'static str, ()>,
+}
+
+impl Kernel {
+    /// Loads the embedded object. Programs are loaded when they are first attached.
+    ///
+    /// # Errors
+    /// [`Error::Permission`] without the capabilities that bpf(2) wants, [`Error::Failed`] otherwise.
+    pub fn load(options: &Options) -> Result<Self, Error> {
+        raise_memory_lock_limit();
+        let ring_bytes = options.ring_bytes.clamp(1 << 16, 1 << 30).next_power_of_two();
+        let namespace = fs::metadata("/proc/self/ns/pid").ok();
+        let inode = namespace.as_ref().map_or(0, MetadataExt::ino);
+        let (device, inode) = match namespace {
+            Some(namespace) if inode != INITIAL_PID_NAMESPACE => (namespace.dev(), inode),
+            _ => (0, 0),
+        };
+        let wakeup_bytes = u64::from(ring_bytes / 2);
+        let follow_all = u32::from(options.follow_all);
+        let mut loader = EbpfLoader::new();
+        let mut ebpf = loader
+            .override_global("PID_NAMESPACE_DEVICE", &device, true)
+            .override_global("PID_NAMESPACE_INODE", &inode, true)
+            .override_global("WAKEUP_BYTES", &wakeup_bytes, true)
+            .override_global("FOLLOW_ALL", &follow_all, true)
+            .override_global("AYA_LOG_LEVEL", &options.log_level, false)
+            .map_max_entries("EVENTS", ring_bytes)
+            .map_max_entries("PROCESSES", options.processes.max(1))
+            .map_max_entries("GOROUTINES", options.goroutines.max(1))
+            .map_max_entries("COUNTERS", options.processes.max(1))
+            .map_max_entries("HISTOGRAMS", options.processes.max(1) * REASON_ROWS)
+            .load(OBJECT)
+            .map_err(|e| Error::from_loader("load gotrace's eBPF object", &e))?;
+        let mut take = |name: &str| ebpf.take_map(name).ok_or_else(|| Error::Object(format!("map {name}")));
+        let maps = [take("PROCESSES")?, take("GOROUTINES")?, take("COUNTERS")?, take("HISTOGRAMS")?];
+        let [processes, goroutines, counters, histograms] = maps;
+        Ok(Self {
+            ebpf,
+            processes: typed(processes, "PROCESSES")?,
+            goroutines: descriptor(&goroutines)?,
+            counters: typed(counters, "COUNTERS")?,
+            histograms: typed(histograms, "HISTOGRAMS")?,
+            loaded: HashMap::new(),
+        })
+    }
+
+    /// Takes the ring; once.
+    ///
+    /// # Errors
+    /// [`Error::Object`] when it was taken already.
+    pub fn ring(&mut self) -> Result<Ring, Error> {
+        let map = self.ebpf.take_map("EVENTS").ok_or_else(|| Error::Object("map EVENTS".into()))?;
+        Ring::new(map)
+    }
+
+    /// Sets how a process is traced, from its next event on. `pid` is its thread group id in this
+    /// program's PID namespace.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] when more processes are traced than [`Options::processes`] has room for.
+    pub fn configure(&mut self, pid: u32, config: ProcessConfig) -> Result<(), Error> {
+        self.processes
+            .insert(pid, config, 0)
+            .map_err(|e| Error::from_loader(format!("switch tracing on for process {pid}"), &e))
+    }
+
+    /// Stops tracing a process. Its probes stay until their [`Attachment`] is detached.
+    pub fn forget(&mut self, pid: u32) {
+        if let Err(error) = self.processes.remove(&pid) {
+            tracing::debug!(pid, %error, "process was not traced");
+        }
+    }
+
+    /// What was counted for the process in `slot`, all CPUs together.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] when the kernel refuses to read its map.
+    pub fn counters(&self, slot: u32) -> Result<Counters, Error> {
+        let values = self
+            .counters
+            .get(&slot, 0)
+            .map_err(|e| Error::from_loader("read the kernel side's counters", &e))?;
+        let mut total = Counters::default();
+        for value in values.iter() {
+            let Counters { hits, lost, short_waits } = value;
+            total.hits.iter_mut().zip(hits).for_each(|(sum, n)| *sum += n);
+            total.lost.iter_mut().zip(lost).for_each(|(sum, n)| *sum += n);
+            total.short_waits += short_waits;
+        }
+        Ok(total)
+    }
+
+    /// A histogram of the process in `slot`, all CPUs together: a wait reason's, or one of the
+    /// `ROW_*` of gotrace-common.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] when the kernel refuses to read its map.
+    pub fn histogram(&self, slot: u32, row: u32) -> Result<Histogram, Error> {
+        let values = self
+            .histograms
+            .get(&(slot * REASON_ROWS + row), 0)
+            .map_err(|e| Error::from_loader("read the kernel side's histograms", &e))?;
+        let mut total = Histogram::default();
+        for value in values.iter() {
+            total.merge(value);
+        }
+        Ok(total)
+    }
+
+    /// Calls `f` with every goroutine that the kernel side keeps track of. What changes meanwhile may be
+    /// seen in its old state or its new one.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] when the kernel refuses to read its map.
+    pub fn goroutines(&self, f: impl FnMut(&GoroutineKey, &GoroutineState)) -> Result<(), Error> {
+        batch::for_each(self.goroutines.as_fd(), f)
+    }
+}
+
+fn typed<T>(map: Map, name: &str) -> Result<T, Error>
+where
+    T: TryFrom<Map>,
+{
+    T::try_from(map).map_err(|_| Error::Object(format!("map {name} of the expected type")))
+}
+
+/// A descriptor of a hash map, for the commands that aya lacks.
+fn descriptor(map: &Map) -> Result<OwnedFd, Error> {
+    let Map::HashMap(data) = map else {
+        return Err(Error::Object("map GOROUTINES of the expected type".into()));
+    };
+    data.fd().as_fd().try_clone_to_owned().map_err(|e| Error::from_loader("duplicate a descriptor", &e))
+}
+
+/// Before Linux 5.11 maps count against this limit. Where it cannot be raised the load itself will tell.
+fn raise_memory_lock_limit() {
+    let unlimited = rustix::process::Rlimit { current: None, maximum: None };
+    if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Memlock, unlimited) {
+        tracing::debug!(%error, "the memory-lock limit cannot be raised");
+    }
+}
