@@ -2,8 +2,10 @@
 //!
 //! The rooms and what each may depend on are in the README's map of the code.
 
+pub mod decode;
 pub mod gobin;
 pub mod ids;
 pub mod kernel;
 pub mod level;
 pub mod sink;
+pub mod table;

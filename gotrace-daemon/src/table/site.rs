@@ -1,0 +1,85 @@
+//! What is kept of a creation site.
+
+use std::collections::BTreeMap;
+
+use gotrace_common::Histogram;
+
+/// A creation site: the `go` statement and what it starts, as addresses in the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SiteKey {
+    /// Return address of the `go` statement; 0 when unknown.
+    pub created_pc: u64,
+    /// Entry of the goroutine's function; 0 when unknown.
+    pub entry_pc: u64,
+}
+
+/// Figures of a creation site.
+#[derive(Clone, Debug)]
+pub struct SiteStats {
+    /// Which one.
+    pub key: SiteKey,
+    /// Goroutines alive.
+    pub alive: u64,
+    /// Births since the table was made.
+    pub born: u64,
+    /// Deaths since the table was made.
+    pub died: u64,
+    /// How many wait now, by reason, as of the last reading.
+    pub waiting: BTreeMap<u8, u64>,
+    /// Birth of the oldest one alive; `None` when none is, or no birth was seen.
+    pub oldest_birth_ns: Option<u64>,
+    /// Births and deaths that were reported before; for differences between reports.
+    pub reported: (u64, u64),
+    waits: Option<Box<Histogram>>,
+    lifetimes: Option<Box<Histogram>>,
+}
+
+impl SiteStats {
+    pub(super) fn new(key: SiteKey) -> Self {
+        Self {
+            key,
+            alive: 0,
+            born: 0,
+            died: 0,
+            waiting: BTreeMap::new(),
+            oldest_birth_ns: None,
+            reported: (0, 0),
+            waits: None,
+            lifetimes: None,
+        }
+    }
+
+    pub(super) fn born(&mut self) {
+        self.alive += 1;
+        self.born += 1;
+    }
+
+    /// One that was born earlier is met for the first time.
+    pub(super) fn met(&mut self) {
+        self.alive += 1;
+    }
+
+    pub(super) fn leave(&mut self, lifetime_ns: Option<u64>) {
+        self.alive = self.alive.saturating_sub(1);
+        self.died += 1;
+        if let Some(lifetime_ns) = lifetime_ns {
+            self.lifetimes.get_or_insert_with(Box::default).add(lifetime_ns);
+        }
+    }
+
+    pub(super) fn waits_mut(&mut self) -> &mut Histogram {
+        self.waits.get_or_insert_with(Box::default)
+    }
+
+    /// Waits that were sent, of goroutines of this site.
+    #[must_use]
+    pub fn waits(&self) -> Histogram {
+        self.waits.as_deref().copied().unwrap_or_default()
+    }
+
+    /// Lifetimes of goroutines of this site whose birth and death were seen.
+    #[must_use]
+    pub fn lifetimes(&self) -> Histogram {
+        self.lifetimes.as_deref().copied().unwrap_or_default()
+    }
+}
