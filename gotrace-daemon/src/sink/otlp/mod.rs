@@ -1,21 +1,83 @@
 //! OTLP: spans and metrics to a collector and into a file of JSON lines. The only room that names
 //! opentelemetry.
+//!
+//! ```text
+//! pipeline ──spans, intervals──▶ lane ──▶ thread: batch, encode ──▶ queue ──▶ tasks: send, repeat
+//!                          └───▶ lane ──▶ thread: JSON lines ──▶ file
+//! ```
+//!
+//! Every arrow is bounded ([`MAX_QUEUED_SPANS`], [`MAX_QUEUED_BYTES`]) and every loss is counted by why
+//! and by process ([`ExportStats`]). Spans and process metrics are `opentelemetry-proto` messages sent
+//! by tonic or reqwest: the SDK knows one resource a provider, drops partial success on the floor and
+//! takes no finished histograms. gotrace's own health does go through the SDK ([`health`]).
 
+mod batch;
+mod collector;
 pub mod config;
+mod convert;
+mod dispatch;
+mod encode;
+mod file;
+mod health;
+mod histogram;
+mod json_lines;
+mod lane;
+mod metrics;
+mod pace;
+mod retry;
+#[cfg(test)]
+mod samples;
+mod series;
 mod stats;
+mod transport;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicUsize},
+    thread::JoinHandle,
+    time::Duration,
+};
 
 pub use config::{ConfigError, Environment, ExportConfig, OtlpConfig, OtlpFlags, Temporality};
-pub use stats::{Dropped, ExportStats};
+pub use dispatch::MAX_QUEUED_BYTES;
+pub use lane::MAX_QUEUED_SPANS;
+pub use series::MAX_SERIES;
+pub use stats::{Dropped, ExportStats, WARNING_INTERVAL};
+pub use transport::TransportError;
 
 use super::model::{Interval, Span};
+use collector::Collector;
+use config::{DEFAULT_METRIC_INTERVAL, Signal, SignalConfig};
+use convert::resource_of;
+use dispatch::Outbox;
+use file::FileWriter;
+use health::Health;
+use lane::{Gauge, Giver};
+use pace::Pace;
 use stats::Account;
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, timeout_at},
+};
+use transport::Transport;
 
 /// Takes spans and intervals and exports them in the background.
 #[derive(Debug)]
 pub struct Exporter {
     account: Arc<Account>,
+    collector: Option<Lane>,
+    file: Option<Lane>,
+    dispatchers: JoinSet<()>,
+    cancel: watch::Sender<bool>,
+    health: Option<Health>,
+}
+
+/// A lane with the thread at its end.
+#[derive(Debug)]
+struct Lane {
+    giver: Giver,
+    thread: JoinHandle<()>,
+    ended: tokio::sync::oneshot::Receiver<()>,
 }
 
 /// The exporter could not be started.
@@ -30,6 +92,12 @@ pub enum StartError {
         /// What the system said.
         error: std::io::Error,
     },
+    /// The way to the collector could not be set up.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// No thread could be made.
+    #[error("cannot start a thread for the exporter: {0}")]
+    Thread(std::io::Error),
 }
 
 impl Exporter {
@@ -37,23 +105,78 @@ impl Exporter {
     ///
     /// # Errors
     /// When a file of the configuration cannot be read or made.
-    pub fn start(_config: ExportConfig, _runtime: &tokio::runtime::Handle) -> Result<Self, StartError> {
-        Ok(Self { account: Arc::default() })
+    pub fn start(config: ExportConfig, runtime: &tokio::runtime::Handle) -> Result<Self, StartError> {
+        let _entered = runtime.enter();
+        let account = Arc::new(Account::default());
+        let (cancel, cancelled) = watch::channel(false);
+        let mut dispatchers = JoinSet::new();
+        let ExportConfig { otlp, file, temporality, metric_interval } = config;
+        let every = metric_interval.unwrap_or(DEFAULT_METRIC_INTERVAL);
+        let mut health = None;
+        let collector = match otlp {
+            None => None,
+            Some(otlp) => {
+                let queued_bytes = Arc::new(AtomicUsize::new(0));
+                let mut outbox = |signal, config: &SignalConfig| -> Result<Outbox, StartError> {
+                    let transport = Transport::new(signal, config)?;
+                    if signal == Signal::Metrics && otlp.health {
+                        health = Health::start(&transport, Arc::clone(&account), runtime);
+                    }
+                    let (outbox, work) = dispatch::dispatcher(
+                        signal,
+                        transport,
+                        Arc::clone(&queued_bytes),
+                        Arc::clone(&account),
+                        cancelled.clone(),
+                    );
+                    dispatchers.spawn_on(work, runtime);
+                    Ok(outbox)
+                };
+                let traces = otlp.traces.as_ref().map(|c| outbox(Signal::Traces, c)).transpose()?;
+                let metrics = otlp.metrics.as_ref().map(|c| outbox(Signal::Metrics, c)).transpose()?;
+                let work = Collector {
+                    traces,
+                    metrics,
+                    pace: Pace::new(temporality, every),
+                    account: Arc::clone(&account),
+                };
+                Some(Lane::start("gotrace-otlp", move |lane| work.run(lane))?)
+            }
+        };
+        let file = match file {
+            None => None,
+            Some(path) => {
+                let pace = Pace::new(temporality, every);
+                let writer = FileWriter::create(&path, pace, Arc::clone(&account))
+                    .map_err(|error| StartError::File { path: path.display().to_string(), error })?;
+                Some(Lane::start("gotrace-export", move |lane| writer.run(lane))?)
+            }
+        };
+        Ok(Self { account, collector, file, dispatchers, cancel, health })
     }
 
     /// Takes finished spans. Never blocks; what does not fit is counted.
     pub fn spans(&self, batch: Vec<Span>) {
-        for span in &batch {
-            let resource = match span {
-                Span::Goroutine(s) => &s.resource,
-                Span::Wait(s) => &s.resource,
-            };
-            self.account.dropped(config::Signal::Traces, Dropped::Unreachable, resource, 1);
+        if batch.is_empty() {
+            return;
+        }
+        let batch = Arc::new(batch);
+        let lanes = [(&self.collector, Dropped::QueueFull), (&self.file, Dropped::FileQueueFull)];
+        for (lane, why) in lanes {
+            let Some(lane) = lane else { continue };
+            let taken = lane.giver.spans(&batch);
+            for run in batch[taken..].chunk_by(|a, b| Arc::ptr_eq(resource_of(a), resource_of(b))) {
+                self.account.dropped(Signal::Traces, why, resource_of(&run[0]), run.len() as u64);
+            }
         }
     }
 
-    /// Takes a process's state. Never blocks.
-    pub fn interval(&self, _interval: &Arc<Interval>) {}
+    /// Takes a process's state. Never blocks; one that does not fit is made good by the next.
+    pub fn interval(&self, interval: &Arc<Interval>) {
+        for lane in [&self.collector, &self.file].into_iter().flatten() {
+            lane.giver.interval(interval);
+        }
+    }
 
     /// The moment's account.
     #[must_use]
@@ -62,7 +185,49 @@ impl Exporter {
     }
 
     /// Flushes and ends; what is not out by the deadline is counted.
-    pub async fn shutdown(self, _deadline: Duration) -> ExportStats {
-        self.account.stats()
+    pub async fn shutdown(self, deadline: Duration) -> ExportStats {
+        let Self { account, collector, file, mut dispatchers, cancel, health } = self;
+        let deadline = Instant::now() + deadline;
+        // Both lanes end at once, so that neither waits for the other.
+        let lanes = [(collector, Dropped::Unreachable), (file, Dropped::FileError)]
+            .map(|(lane, why)| lane.map(|lane| (lane.end(), why)));
+        for ((ended, gauge), why) in lanes.into_iter().flatten() {
+            if timeout_at(deadline, ended).await.is_err() {
+                account.abandoned(why, gauge.spans() as u64);
+            }
+        }
+        let all = async { while dispatchers.join_next().await.is_some() {} };
+        if timeout_at(deadline, all).await.is_err() {
+            cancel.send_replace(true);
+            // Cancelled ones end at their next step; they count what they hold.
+            while dispatchers.join_next().await.is_some() {}
+        }
+        if let Some(health) = health {
+            health.end(deadline).await;
+        }
+        account.stats()
+    }
+}
+
+impl Lane {
+    fn start(name: &str, work: impl FnOnce(&lane::Taker) + Send + 'static) -> Result<Self, StartError> {
+        let (giver, taker) = lane::lane();
+        let (tell, ended) = tokio::sync::oneshot::channel();
+        let thread = std::thread::Builder::new()
+            .name(name.into())
+            .spawn(move || {
+                work(&taker);
+                let _ = tell.send(());
+            })
+            .map_err(StartError::Thread)?;
+        Ok(Self { giver, thread, ended })
+    }
+
+    /// Closes the lane. The thread ends by itself; one that hangs in the file system is left behind.
+    fn end(self) -> (tokio::sync::oneshot::Receiver<()>, Gauge) {
+        let Self { giver, thread, ended } = self;
+        let gauge = giver.gauge();
+        drop((giver, thread));
+        (ended, gauge)
     }
 }

@@ -134,6 +134,13 @@ impl Account {
         }
     }
 
+    /// Counts spans that were given up in a queue, of whatever process.
+    pub fn abandoned(&self, why: Dropped, count: u64) {
+        if count > 0 {
+            *self.lock().stats.spans_dropped.entry(why.name()).or_default() += count;
+        }
+    }
+
     /// Counts a request that the collector took.
     pub fn sent(&self, signal: Signal, count: u64) {
         let mut inner = self.lock();

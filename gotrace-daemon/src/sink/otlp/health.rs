@@ -1,0 +1,152 @@
+//! gotrace's own health, as metrics of a service of its own, through the OpenTelemetry SDK.
+//!
+//! Input: the exporter's account. Output: observable counters, once a minute and at the end, over the
+//! connection that the processes' metrics take. Refuses to hold up the end of the command: when the
+//! collector does not answer, the last report is left out.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use opentelemetry::{KeyValue, metrics::MeterProvider};
+use opentelemetry_otlp::{
+    Compression, ExporterBuildError, MetricExporter, WithExportConfig, WithHttpConfig, WithTonicConfig,
+};
+use opentelemetry_sdk::{
+    Resource,
+    metrics::{SdkMeterProvider, periodic_reader_with_async_runtime::PeriodicReader},
+    runtime,
+};
+use tonic::metadata::{MetadataKey, MetadataMap, MetadataValue};
+
+use super::{
+    config::SignalConfig,
+    convert::{SCOPE, VERSION},
+    stats::Account,
+    transport::Transport,
+};
+
+/// Time between two reports.
+const INTERVAL: Duration = Duration::from_secs(60);
+
+/// Reports until it is ended.
+#[derive(Debug)]
+pub(super) struct Health {
+    provider: SdkMeterProvider,
+    account: Arc<Account>,
+}
+
+impl Health {
+    /// Starts; `None` when the SDK cannot be set up, which is said and no reason to stop.
+    pub fn start(
+        transport: &Transport,
+        account: Arc<Account>,
+        runtime: &tokio::runtime::Handle,
+    ) -> Option<Self> {
+        let _entered = runtime.enter();
+        let exporter = match exporter(transport) {
+            Ok(exporter) => exporter,
+            Err(error) => {
+                tracing::warn!("gotrace's own health is not exported: {error}");
+                return None;
+            }
+        };
+        let reader = PeriodicReader::builder(exporter, runtime::Tokio).with_interval(INTERVAL).build();
+        let provider = SdkMeterProvider::builder()
+            .with_reader(reader)
+            .with_resource(
+                Resource::builder()
+                    .with_service_name("gotrace")
+                    .with_attribute(KeyValue::new("service.version", VERSION))
+                    .with_attribute(KeyValue::new("process.pid", i64::from(std::process::id())))
+                    .build(),
+            )
+            .build();
+        instruments(&provider, &account);
+        Some(Self { provider, account })
+    }
+
+    /// Reports a last time, if that can be done by the deadline.
+    pub async fn end(self, deadline: tokio::time::Instant) {
+        let Self { provider, account } = self;
+        if account.stats().collector_trouble.is_some() {
+            return;
+        }
+        // The SDK's shutdown blocks. A thread of the runtime would hold up the runtime's own end.
+        let (tell, ended) = tokio::sync::oneshot::channel();
+        let thread = std::thread::Builder::new().name("gotrace-health".into()).spawn(move || {
+            if let Err(error) = provider.shutdown() {
+                tracing::debug!("the last report of gotrace's own health: {error}");
+            }
+            let _ = tell.send(());
+        });
+        if thread.is_ok() {
+            let _ = tokio::time::timeout_at(deadline, ended).await;
+        }
+    }
+}
+
+fn instruments(provider: &SdkMeterProvider, account: &Arc<Account>) {
+    let meter = provider.meter(SCOPE);
+    let totals: [(&str, &str, &str, fn(&super::ExportStats) -> u64); 4] = [
+        ("gotrace.exporter.spans.sent", "{span}", "Spans that the collector took.", |s| s.spans_sent),
+        ("gotrace.exporter.points.sent", "{point}", "Metric points that the collector took.", |s| {
+            s.points_sent
+        }),
+        ("gotrace.exporter.requests", "{request}", "Requests that the collector took.", |s| s.requests),
+        ("gotrace.exporter.retries", "{request}", "Attempts that were repeated.", |s| s.retries),
+    ];
+    for (name, unit, description, value) in totals {
+        let account = Arc::clone(account);
+        meter
+            .u64_observable_counter(name)
+            .with_unit(unit)
+            .with_description(description)
+            .with_callback(move |observer| observer.observe(value(&account.stats()), &[]))
+            .build();
+    }
+    let account = Arc::clone(account);
+    meter
+        .u64_observable_counter("gotrace.exporter.spans.dropped")
+        .with_unit("{span}")
+        .with_description("Spans that did not reach the collector or the file.")
+        .with_callback(move |observer| {
+            for (why, count) in account.stats().spans_dropped {
+                observer.observe(count, &[KeyValue::new("gotrace.dropped.reason", why)]);
+            }
+        })
+        .build();
+}
+
+fn exporter(transport: &Transport) -> Result<MetricExporter, ExporterBuildError> {
+    let SignalConfig { endpoint, protocol: _, headers, gzip, timeout, tls: _ } = transport.config();
+    if let Some(channel) = transport.channel() {
+        let mut metadata = MetadataMap::new();
+        for (name, value) in headers {
+            if let (Ok(name), Ok(value)) =
+                (MetadataKey::from_bytes(name.as_bytes()), MetadataValue::try_from(value))
+            {
+                metadata.insert(name, value);
+            }
+        }
+        let mut builder = MetricExporter::builder()
+            .with_tonic()
+            .with_channel(channel.clone())
+            .with_metadata(metadata)
+            .with_timeout(*timeout);
+        if *gzip {
+            builder = builder.with_compression(Compression::Gzip);
+        }
+        return builder.build();
+    }
+    let mut builder = MetricExporter::builder()
+        .with_http()
+        .with_endpoint(endpoint)
+        .with_headers(headers.iter().cloned().collect::<HashMap<_, _>>())
+        .with_timeout(*timeout);
+    if let Some(client) = transport.client() {
+        builder = builder.with_http_client(client.clone());
+    }
+    if *gzip {
+        builder = builder.with_compression(Compression::Gzip);
+    }
+    builder.build()
+}

@@ -1,0 +1,439 @@
+//! Intervals as OTLP metrics.
+//!
+//! Input: a process's [`Interval`]s in order of time, whose totals count from attaching on, and what the
+//! exporter dropped of its spans. Output: one `ResourceMetrics` each. Keeps what the last report said,
+//! for delta temporality, and which series exist ([`super::series`]). Never puts a goroutine's id on a
+//! metric. `sites` of an interval must name every site ever seen, else a total could shrink.
+//!
+//! Beside telemetry.md's names: `gotrace.engine` carries `gotrace.goroutine.count.lower_bound`, true
+//! while goroutines may live that were never seen.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use gotrace_common::Histogram;
+use opentelemetry_proto::tonic::{
+    common::v1::{KeyValue, any_value::Value as Any},
+    metrics::v1::{
+        AggregationTemporality, ExponentialHistogram, ExponentialHistogramDataPoint, Gauge, Metric,
+        NumberDataPoint, ResourceMetrics, ScopeMetrics, Sum, metric, number_data_point,
+    },
+};
+
+use super::{
+    config::Temporality,
+    convert::{self, CODE, CREATED_BY},
+    histogram,
+    series::{Admitted, MAX_NAMES, SiteKey},
+};
+use crate::sink::model::{Interval, Resource, Site};
+
+/// What has been reported so far, by process.
+#[derive(Debug)]
+pub(super) struct Metrics {
+    temporality: Temporality,
+    /// By the resource's address; the `Arc` keeps the address from being used again.
+    processes: HashMap<usize, Process>,
+}
+
+#[derive(Debug)]
+struct Process {
+    resource: Arc<Resource>,
+    begin_unix_nano: u64,
+    last_unix_nano: u64,
+    admitted: Admitted,
+    counters: HashMap<(&'static str, Series), u64>,
+    histograms: HashMap<(&'static str, Series), Box<Histogram>>,
+}
+
+/// What tells the series of a metric apart.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Series {
+    Only,
+    Name(&'static str, Arc<str>),
+    Site(SiteKey),
+    Overflow,
+}
+
+impl Metrics {
+    pub fn new(temporality: Temporality) -> Self {
+        Self { temporality, processes: HashMap::new() }
+    }
+
+    /// A report, and how many points it has.
+    pub fn report(
+        &mut self,
+        interval: &Interval,
+        spans_dropped: &BTreeMap<&'static str, u64>,
+    ) -> (ResourceMetrics, u64) {
+        // A process that nobody else speaks of has ended.
+        let key = Arc::as_ptr(&interval.resource) as usize;
+        self.processes.retain(|k, p| *k == key || Arc::strong_count(&p.resource) > 1);
+        let process = self.processes.entry(key).or_insert_with(|| Process {
+            resource: Arc::clone(&interval.resource),
+            begin_unix_nano: interval.start_unix_nano,
+            last_unix_nano: interval.start_unix_nano,
+            admitted: Admitted::default(),
+            counters: HashMap::new(),
+            histograms: HashMap::new(),
+        });
+        let end = interval.end_unix_nano;
+        let mut report = Report { temporality: self.temporality, process, end, metrics: Vec::new() };
+        report.fill(interval, spans_dropped);
+        let metrics = report.metrics;
+        process.last_unix_nano = end;
+        let points = metrics.iter().map(points).sum();
+        let metrics = ResourceMetrics {
+            resource: Some(convert::resource(&interval.resource)),
+            scope_metrics: vec![ScopeMetrics {
+                scope: Some(convert::scope()),
+                metrics,
+                schema_url: String::new(),
+            }],
+            schema_url: String::new(),
+        };
+        (metrics, points)
+    }
+}
+
+/// Data points of a metric.
+fn points(metric: &Metric) -> u64 {
+    let n = match &metric.data {
+        Some(metric::Data::Gauge(g)) => g.data_points.len(),
+        Some(metric::Data::Sum(s)) => s.data_points.len(),
+        Some(metric::Data::ExponentialHistogram(h)) => h.data_points.len(),
+        _ => 0,
+    };
+    n as u64
+}
+
+struct Report<'a> {
+    temporality: Temporality,
+    process: &'a mut Process,
+    end: u64,
+    metrics: Vec<Metric>,
+}
+
+impl Report<'_> {
+    fn fill(&mut self, interval: &Interval, spans_dropped: &BTreeMap<&'static str, u64>) {
+        let Interval {
+            resource: _,
+            pid: _,
+            start_unix_nano: _,
+            end_unix_nano: _,
+            alive,
+            alive_is_lower_bound,
+            born: _,
+            died: _,
+            born_total: _,
+            died_total: _,
+            lost,
+            events,
+            waiting,
+            waits,
+            schedule,
+            syscalls,
+            sites,
+            engine,
+            level,
+            probe_cost_share,
+        } = interval;
+        self.up_down_counter(
+            "go.goroutine.count",
+            "{goroutine}",
+            "Count of live goroutines.",
+            convert::clamp(*alive),
+        );
+        self.states(waiting);
+        self.sites(sites);
+        self.waits(waits, syscalls);
+        if schedule.count > 0 {
+            self.histogram(
+                "go.schedule.duration",
+                "The time goroutines have spent in the scheduler in a runnable state before actually \
+                 running.",
+                vec![(Series::Only, *schedule)],
+            );
+        }
+        self.named("gotrace.events", "{event}", "Events that the probes saw.", "gotrace.event.kind", events);
+        self.named(
+            "gotrace.events.lost",
+            "{event}",
+            "Events that did not reach the table of goroutines.",
+            "gotrace.lost.kind",
+            lost,
+        );
+        self.named(
+            "gotrace.spans.dropped",
+            "{span}",
+            "Spans that did not reach the collector or the file.",
+            "gotrace.dropped.reason",
+            spans_dropped,
+        );
+        if let Some(share) = probe_cost_share {
+            let point = NumberDataPoint {
+                time_unix_nano: self.end,
+                value: Some(number_data_point::Value::AsDouble(*share)),
+                ..Default::default()
+            };
+            self.gauge(
+                "gotrace.probe.cost",
+                "1",
+                "Estimated cost of the probes as a share of the target's CPU time.",
+                vec![point],
+            );
+        }
+        let bound =
+            convert::attribute("gotrace.goroutine.count.lower_bound", Any::BoolValue(*alive_is_lower_bound));
+        self.info("gotrace.engine", "Engine that gives the figures.", engine, vec![bound]);
+        self.info("gotrace.level", "Level of detail.", level, Vec::new());
+    }
+
+    fn states(&mut self, waiting: &BTreeMap<Arc<str>, u64>) {
+        let mut points = Vec::new();
+        let mut overflow = 0;
+        for (reason, count) in waiting {
+            if !self.process.admitted.reason(reason) {
+                overflow += count;
+                continue;
+            }
+            let state = if &**reason == "syscall" { "syscall" } else { "waiting" };
+            let attributes =
+                vec![convert::text("gotrace.state", state), convert::text("gotrace.wait.reason", reason)];
+            points.push(self.gauge_point(attributes, *count));
+        }
+        if overflow > 0 {
+            points.push(self.gauge_point(vec![overflow_attribute()], overflow));
+        }
+        self.gauge(
+            "gotrace.goroutine.count",
+            "{goroutine}",
+            "Goroutines by state; those that run or could run are what is left of go.goroutine.count.",
+            points,
+        );
+    }
+
+    fn sites(&mut self, sites: &[Site]) {
+        let (mut created, mut exited, mut alive, mut lifetimes) = (vec![], vec![], vec![], vec![]);
+        let mut beyond: Option<(u64, u64, u64, Histogram)> = None;
+        for site in sites {
+            match self.process.admitted.site(site) {
+                Some(key) => {
+                    let series = Series::Site(key);
+                    alive.push(self.gauge_point(attributes(&series), site.alive));
+                    created.push((series.clone(), site.born_total));
+                    exited.push((series.clone(), site.died_total));
+                    lifetimes.push((series, site.lifetimes));
+                }
+                None => {
+                    let (born, died, live, lifetime) = beyond.get_or_insert_default();
+                    *born += site.born_total;
+                    *died += site.died_total;
+                    *live += site.alive;
+                    lifetime.merge(&site.lifetimes);
+                }
+            }
+        }
+        if let Some((born, died, live, lifetime)) = beyond {
+            alive.push(self.gauge_point(vec![overflow_attribute()], live));
+            created.push((Series::Overflow, born));
+            exited.push((Series::Overflow, died));
+            lifetimes.push((Series::Overflow, lifetime));
+        }
+        let unit = "{goroutine}";
+        self.counter("gotrace.goroutine.created", unit, "Goroutines created.", created);
+        self.counter("gotrace.goroutine.exited", unit, "Goroutines that ended.", exited);
+        self.gauge("gotrace.goroutine.alive", unit, "Goroutines alive.", alive);
+        lifetimes.retain(|(_, h)| h.count > 0);
+        self.histogram(
+            "gotrace.goroutine.lifetime",
+            "From creation to exit, of goroutines that ended.",
+            lifetimes,
+        );
+    }
+
+    fn waits(&mut self, waits: &BTreeMap<Arc<str>, Histogram>, syscalls: &Histogram) {
+        let mut series = Vec::new();
+        let mut beyond: Option<Histogram> = None;
+        let syscall: Arc<str> = Arc::from("syscall");
+        // System calls are waits by another way; a table that lists them itself is not added to.
+        let extra = (syscalls.count > 0 && !waits.contains_key(&syscall)).then_some((&syscall, syscalls));
+        for (reason, histogram) in waits.iter().chain(extra) {
+            if histogram.count == 0 {
+                continue;
+            }
+            if self.process.admitted.reason(reason) {
+                series.push((Series::Name("gotrace.wait.reason", Arc::clone(reason)), *histogram));
+            } else {
+                beyond.get_or_insert_default().merge(histogram);
+            }
+        }
+        series.extend(beyond.map(|h| (Series::Overflow, h)));
+        self.histogram("gotrace.goroutine.wait.duration", "From park to the next run, all waits.", series);
+    }
+
+    /// A counter whose attribute is one of gotrace's own names.
+    fn named(
+        &mut self,
+        name: &'static str,
+        unit: &str,
+        description: &str,
+        key: &'static str,
+        values: &BTreeMap<&'static str, u64>,
+    ) {
+        let mut series: Vec<_> =
+            values.iter().take(MAX_NAMES - 1).map(|(n, v)| (Series::Name(key, Arc::from(*n)), *v)).collect();
+        if values.len() >= MAX_NAMES {
+            series.push((Series::Overflow, values.values().skip(MAX_NAMES - 1).sum()));
+        }
+        self.counter(name, unit, description, series);
+    }
+
+    fn info(&mut self, name: &'static str, description: &str, value: &str, more: Vec<KeyValue>) {
+        let mut attributes = vec![convert::text(name, value)];
+        attributes.extend(more);
+        let point = self.gauge_point(attributes, 1);
+        self.gauge(name, "1", description, vec![point]);
+    }
+
+    fn gauge_point(&self, attributes: Vec<KeyValue>, value: u64) -> NumberDataPoint {
+        NumberDataPoint {
+            attributes,
+            time_unix_nano: self.end,
+            value: Some(number_data_point::Value::AsInt(convert::clamp(value))),
+            ..Default::default()
+        }
+    }
+
+    fn push(&mut self, name: &str, unit: &str, description: &str, data: metric::Data) {
+        self.metrics.push(Metric {
+            name: name.into(),
+            unit: unit.into(),
+            description: description.into(),
+            data: Some(data),
+            ..Default::default()
+        });
+    }
+
+    fn gauge(&mut self, name: &str, unit: &str, description: &str, data_points: Vec<NumberDataPoint>) {
+        if !data_points.is_empty() {
+            self.push(name, unit, description, metric::Data::Gauge(Gauge { data_points }));
+        }
+    }
+
+    fn up_down_counter(&mut self, name: &str, unit: &str, description: &str, value: i64) {
+        let point = NumberDataPoint {
+            start_time_unix_nano: self.process.begin_unix_nano,
+            time_unix_nano: self.end,
+            value: Some(number_data_point::Value::AsInt(value)),
+            ..Default::default()
+        };
+        let sum = Sum {
+            data_points: vec![point],
+            aggregation_temporality: AggregationTemporality::Cumulative.into(),
+            is_monotonic: false,
+        };
+        self.push(name, unit, description, metric::Data::Sum(sum));
+    }
+
+    /// Where a point's time begins.
+    fn start(&self, delta: bool) -> (u64, AggregationTemporality) {
+        if delta {
+            (self.process.last_unix_nano, AggregationTemporality::Delta)
+        } else {
+            (self.process.begin_unix_nano, AggregationTemporality::Cumulative)
+        }
+    }
+
+    fn counter(&mut self, name: &'static str, unit: &str, description: &str, series: Vec<(Series, u64)>) {
+        if series.is_empty() {
+            return;
+        }
+        let delta = self.temporality == Temporality::Delta;
+        let (start, temporality) = self.start(delta);
+        let mut data_points = Vec::with_capacity(series.len());
+        for (series, total) in series {
+            let attributes = attributes(&series);
+            let last = self.process.counters.entry((name, series)).or_default();
+            let earlier = *last;
+            // A total never goes back, whatever the table lost.
+            *last = total.max(earlier);
+            let value = if delta { *last - earlier } else { *last };
+            data_points.push(NumberDataPoint {
+                attributes,
+                start_time_unix_nano: start,
+                time_unix_nano: self.end,
+                value: Some(number_data_point::Value::AsInt(convert::clamp(value))),
+                ..Default::default()
+            });
+        }
+        let sum = Sum { data_points, aggregation_temporality: temporality.into(), is_monotonic: true };
+        self.push(name, unit, description, metric::Data::Sum(sum));
+    }
+
+    fn histogram(&mut self, name: &'static str, description: &str, series: Vec<(Series, Histogram)>) {
+        if series.is_empty() {
+            return;
+        }
+        let delta = self.temporality != Temporality::Cumulative;
+        let (start, temporality) = self.start(delta);
+        let mut data_points = Vec::with_capacity(series.len());
+        for (series, now) in series {
+            let attributes = attributes(&series);
+            let mut point = if delta {
+                let last = self.process.histograms.entry((name, series)).or_default();
+                let (difference, max_known) = histogram::difference(&now, last);
+                **last = now;
+                let mut point = histogram::data_point(&difference);
+                if !max_known {
+                    point.max = None;
+                }
+                point
+            } else {
+                histogram::data_point(&now)
+            };
+            point.attributes = attributes;
+            point.start_time_unix_nano = start;
+            point.time_unix_nano = self.end;
+            data_points.push(point);
+        }
+        self.push_histogram(name, description, data_points, temporality);
+    }
+
+    fn push_histogram(
+        &mut self,
+        name: &str,
+        description: &str,
+        data_points: Vec<ExponentialHistogramDataPoint>,
+        temporality: AggregationTemporality,
+    ) {
+        let data = ExponentialHistogram { data_points, aggregation_temporality: temporality.into() };
+        self.push(name, "s", description, metric::Data::ExponentialHistogram(data));
+    }
+}
+
+fn overflow_attribute() -> KeyValue {
+    convert::attribute("otel.metric.overflow", Any::BoolValue(true))
+}
+
+fn attributes(series: &Series) -> Vec<KeyValue> {
+    match series {
+        Series::Only => Vec::new(),
+        Series::Name(key, name) => vec![convert::text(key, name)],
+        Series::Overflow => vec![overflow_attribute()],
+        Series::Site((entry, created_by)) => {
+            let mut attributes = Vec::with_capacity(6);
+            convert::place(&mut attributes, &CODE, entry);
+            if let Some(location) = created_by {
+                convert::place(&mut attributes, &CREATED_BY, location);
+            }
+            attributes
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "metrics_tests.rs"]
+mod tests;

@@ -1,0 +1,63 @@
+//! Which series a process may have: at most [`MAX_SERIES`], first come, first served, and for good, so
+//! that a cumulative series never changes its meaning. What finds no room is summed up in one series a
+//! metric, marked `otel.metric.overflow=true`.
+//!
+//! A wait reason costs two series, a creation site four; the fixed metrics have their own share.
+
+use std::{collections::HashSet, sync::Arc};
+
+use crate::sink::model::{Location, Site};
+
+/// Series that one process may have.
+pub const MAX_SERIES: usize = 200;
+/// Series of a metric whose attribute is one of gotrace's own names (kinds of events, of loss), the
+/// one for what is beyond included.
+pub(super) const MAX_NAMES: usize = 16;
+/// `go.goroutine.count`, `go.schedule.duration`, `gotrace.probe.cost`, engine and level; three metrics
+/// by name.
+const FIXED: usize = 5 + 3 * MAX_NAMES;
+/// Metrics by wait reason, and by creation site.
+const PER_REASON: usize = 2;
+const PER_SITE: usize = 4;
+/// What reasons and sites share, their overflow series taken off.
+const POOL: usize = MAX_SERIES - FIXED - PER_REASON - PER_SITE;
+/// Reasons that find room however many sites there are.
+const REASONS_KEPT: usize = 12;
+
+/// A creation site by value.
+pub(super) type SiteKey = (Arc<Location>, Option<Arc<Location>>);
+
+/// What one process has been given.
+#[derive(Debug, Default)]
+pub(super) struct Admitted {
+    reasons: HashSet<Arc<str>>,
+    sites: HashSet<SiteKey>,
+}
+
+impl Admitted {
+    /// Whether a reason has series of its own; gives it some while there is room.
+    pub fn reason(&mut self, reason: &Arc<str>) -> bool {
+        if self.reasons.contains(reason) {
+            return true;
+        }
+        let fits = PER_REASON * (self.reasons.len() + 1) + PER_SITE * self.sites.len() <= POOL;
+        if fits {
+            self.reasons.insert(Arc::clone(reason));
+        }
+        fits
+    }
+
+    /// Whether a site has series of its own; gives it some while there is room.
+    pub fn site(&mut self, site: &Site) -> Option<SiteKey> {
+        let key = (Arc::clone(&site.entry), site.created_by.clone());
+        if self.sites.contains(&key) {
+            return Some(key);
+        }
+        let reasons = self.reasons.len().max(REASONS_KEPT);
+        if PER_SITE * (self.sites.len() + 1) + PER_REASON * reasons > POOL {
+            return None;
+        }
+        self.sites.insert(key.clone());
+        Some(key)
+    }
+}
