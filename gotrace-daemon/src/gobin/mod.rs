@@ -9,8 +9,25 @@
 //! table, Go before 1.18, shared libraries, structures whose fields are not where the kernel side
 //! expects them.
 
+mod buildinfo;
+mod bytes;
+mod code;
+mod code_amd64;
+mod code_arm64;
+mod dwarf;
+mod elf;
 mod error;
 mod model;
+mod moduledata;
+mod names;
+mod pclntab;
+mod plan;
+mod scan;
+mod symtab;
+mod versions;
+mod wait_reasons;
+
+use std::collections::BTreeMap;
 
 use gotrace_common::GLayout;
 
@@ -19,6 +36,12 @@ pub use model::{
     Arch, BuildInfo, Event, Frame, Function, GoVersion, Offset, Offsets, Operand, Plan, Probe, Source,
 };
 
+use self::{
+    elf::{Elf, Segment},
+    pclntab::{Header, View},
+    plan::{Planner, Plans},
+    scan::{Scan, WANTED},
+};
 use crate::level::Level;
 
 /// What was learned of a Go executable.
@@ -29,6 +52,16 @@ pub struct Binary {
     arch: Arch,
     offsets: Offsets,
     layout: GLayout,
+    plans: Plans,
+    warnings: Vec<String>,
+    sources: BTreeMap<&'static str, Source>,
+    segments: Vec<Segment>,
+    header: Header,
+    /// The function table, as far as functions use it.
+    table: Box<[u8]>,
+    /// The tables of inlined calls, as far as functions use them.
+    inline: Box<[u8]>,
+    text: u64,
 }
 
 impl Binary {
@@ -37,10 +70,71 @@ impl Binary {
     /// # Errors
     /// An [`Error`] that says what is wrong with the file.
     pub fn parse(data: &[u8]) -> Result<Self, Error> {
-        if data.get(..4) != Some(b"\x7fELF") {
-            return Err(Error::NotElf);
+        let elf = Elf::parse(data)?;
+        let (version, mut build) = buildinfo::read(&elf)?;
+        let minor = version.minor;
+        if minor < versions::OLDEST {
+            return Err(Error::unsupported(format!(
+                "built by {version}; gotrace traces Go 1.{} and later",
+                versions::OLDEST
+            )));
         }
-        Err(Error::unsupported("this build of gotrace cannot read Go executables"))
+        if let Some(mode @ ("c-shared" | "plugin" | "shared")) = build.buildmode.as_deref() {
+            return Err(Error::unsupported(format!(
+                "built with -buildmode={mode}; gotrace traces executables"
+            )));
+        }
+        let found = moduledata::find(&elf, minor)?;
+        let scan = Scan::new(&found)?;
+        let symbols = symtab::find(&elf, &WANTED);
+        let mut warnings = elf.warnings.clone();
+        warnings.extend(found.warnings.iter().cloned());
+
+        build.pie = elf.pie;
+        build.stripped = !symbols.present;
+        build.dwarf = elf.section(".debug_info").or_else(|| elf.section(".zdebug_info")).is_some();
+        build.cgo = Some(scan.cgo || symbols.cgo);
+        build.race = build.race.or(Some(scan.race));
+        build.static_ = !elf.interpreter && !elf.needs_libraries();
+        build.go_build_id = elf.go_build_id();
+
+        let offsets = offsets(&elf, minor, &mut warnings);
+        let layout = layout(&offsets)?;
+        let plans = Planner { elf: &elf, found: &found, scan: &scan, symbols: &symbols, minor }.plans();
+
+        let mut sources = BTreeMap::from([
+            ("go_version", Source::BuildInfo),
+            ("lines", Source::Pclntab),
+            ("probes", Source::Code),
+            ("wait_reasons", Source::Table),
+        ]);
+        let functions = if symbols.addresses.is_empty() { Source::Pclntab } else { Source::Symtab };
+        sources.insert("functions", functions);
+        let dwarf = offsets.0.values().any(|o| o.source == Source::Dwarf);
+        sources.insert("offsets", if dwarf { Source::Dwarf } else { Source::Table });
+
+        if minor > versions::NEWEST {
+            warnings.push(format!(
+                "{version} is newer than this gotrace knows (Go 1.{}): wait reasons may have other names",
+                versions::NEWEST
+            ));
+        }
+        let view = found.view;
+        Ok(Self {
+            arch: elf.arch,
+            offsets,
+            layout,
+            plans,
+            warnings,
+            sources,
+            header: view.header,
+            table: view.data.get(..scan.table_end).unwrap_or(view.data).into(),
+            inline: view.inline.get(..scan.inline_end).unwrap_or_default().into(),
+            text: found.text,
+            segments: elf.segments,
+            version,
+            build,
+        })
     }
 
     /// The version of Go that built it.
@@ -67,6 +161,19 @@ impl Binary {
         &self.offsets
     }
 
+    /// Where facts come from, by fact: `go_version`, `functions`, `lines`, `offsets`, `probes`,
+    /// `wait_reasons`.
+    #[must_use]
+    pub fn sources(&self) -> &BTreeMap<&'static str, Source> {
+        &self.sources
+    }
+
+    /// What is odd about the binary, whatever is done with it. Plans repeat it.
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
     /// The offsets that the kernel side needs.
     #[must_use]
     pub fn g_layout(&self) -> GLayout {
@@ -77,63 +184,198 @@ impl Binary {
     /// used before a live check has found plausible values in the process.
     #[must_use]
     pub fn layout_is_extrapolated(&self) -> bool {
-        false
+        self.version.minor > versions::NEWEST
+            && KERNEL_FIELDS.iter().any(|f| self.offsets.0.get(f).is_some_and(|o| o.source == Source::Table))
     }
 
     /// Whether `g.parentGoid` exists and lies 8 bytes before `g.gopc`
     /// ([`gotrace_common::flags::PARENT_GOID`]).
     #[must_use]
     pub fn has_parent_goid_before_gopc(&self) -> bool {
-        false
+        self.offsets
+            .get("g.parentGoid")
+            .zip(self.offsets.get("g.gopc"))
+            .is_some_and(|(parent, gopc)| parent.checked_add(8) == Some(gopc))
     }
 
     /// Where to probe for a level, and what that will not see.
     #[must_use]
-    pub fn plan(&self, _level: Level) -> Plan {
-        Plan::default()
+    pub fn plan(&self, level: Level) -> Plan {
+        let mut plan = self.plans.of(level);
+        plan.warnings.splice(..0, self.warnings.iter().cloned());
+        plan
     }
 
     /// Names of the wait reasons, by number; `""` for number 0, which is no reason.
     #[must_use]
     pub fn wait_reasons(&self) -> &'static [&'static str] {
-        &[]
+        wait_reasons::names(self.version.minor)
     }
 
     /// Number of the wait reason of a coroutine switch; `None` where there is none.
     #[must_use]
     pub fn coroutine_reason(&self) -> Option<u8> {
-        None
+        wait_reasons::number(self.version.minor, "coroutine")
     }
 
     /// Bit n: a wait with reason n that the scheduler itself ends is ended by the collector.
     #[must_use]
     pub fn gc_reasons(&self) -> u64 {
-        0
+        wait_reasons::ended_by_collector(self.version.minor)
+    }
+
+    fn view(&self) -> View<'_> {
+        View { header: self.header, data: &self.table, inline: &self.inline }
+    }
+
+    fn relative(&self, pc: u64) -> Option<u32> {
+        u32::try_from(pc.checked_sub(self.text)?).ok()
     }
 
     /// The frames of a program counter (link-time address), innermost first: inlined ones, then the
     /// function itself. A return address is looked up at the call before it. Empty outside of Go code.
     #[must_use]
-    pub fn lookup(&self, _pc: u64, _is_return_address: bool) -> Vec<Frame> {
-        Vec::new()
+    pub fn lookup(&self, pc: u64, is_return_address: bool) -> Vec<Frame> {
+        let view = self.view();
+        let find = |pc: u32| view.index_at(pc).and_then(|n| view.func(n));
+        let Some(mut pc) = self.relative(pc) else { return Vec::new() };
+        let Some(mut f) = find(pc) else { return Vec::new() };
+        // A goroutine that never ran stands at its function's entry: no call is before it.
+        if is_return_address && pc != f.entry {
+            pc -= 1;
+            match find(pc) {
+                Some(found) => f = found,
+                None => return Vec::new(),
+            }
+        }
+        let wrapper = versions::wrapper_id(self.version.minor);
+        let mut callee = String::new();
+        view.frames(&f, pc)
+            .into_iter()
+            .map(|raw| {
+                let name = String::from_utf8_lossy(raw.name);
+                let file = String::from_utf8_lossy(raw.file).into_owned();
+                let is_wrapper = raw.id == wrapper || file == "<autogenerated>";
+                let panicked =
+                    matches!(callee.as_str(), "runtime.gopanic" | "runtime.sigpanic" | "runtime.panicwrap");
+                let internal = (is_wrapper && !panicked) || !names::shown(&name, callee.is_empty());
+                let frame = Frame {
+                    function: names::printed(&name),
+                    file,
+                    line: raw.line,
+                    inlined: raw.inlined,
+                    internal,
+                    wrapper: is_wrapper,
+                };
+                callee = name.into_owned();
+                frame
+            })
+            .collect()
     }
 
     /// The function at a link-time address.
     #[must_use]
-    pub fn function_at(&self, _pc: u64) -> Option<Function> {
-        None
+    pub fn function_at(&self, pc: u64) -> Option<Function> {
+        let view = self.view();
+        let f = view.func(view.index_at(self.relative(pc)?)?)?;
+        Some(Function {
+            entry: self.text.wrapping_add(u64::from(f.entry)),
+            end: self.text.wrapping_add(u64::from(f.end)),
+            name: String::from_utf8_lossy(view.name(&f)).into_owned(),
+        })
     }
 
     /// Link-time address of a function by its full name. Takes a walk over all functions.
     #[must_use]
-    pub fn function_address(&self, _name: &str) -> Option<u64> {
-        None
+    pub fn function_address(&self, name: &str) -> Option<u64> {
+        let view = self.view();
+        (0..self.header.functions)
+            .filter_map(|n| view.func(n))
+            .find(|f| {
+                let rest = view.name_start(f);
+                rest.starts_with(name.as_bytes()) && rest.get(name.len()) == Some(&0)
+            })
+            .map(|f| self.text.wrapping_add(u64::from(f.entry)))
     }
 
     /// Mapped address less link-time address, from where a part of this file is mapped: begin of the
     /// mapping and the file offset that is mapped there. `None` when no loadable segment has that offset.
     #[must_use]
-    pub fn load_bias(&self, _mapping_start: u64, _mapping_file_offset: u64) -> Option<u64> {
-        None
+    pub fn load_bias(&self, mapping_start: u64, mapping_file_offset: u64) -> Option<u64> {
+        elf::load_bias(&self.segments, mapping_start, mapping_file_offset)
     }
+}
+
+/// Fields that the kernel side reads.
+const KERNEL_FIELDS: [&str; 16] = [
+    "g.goid",
+    "g.gopc",
+    "g.startpc",
+    "g.m",
+    "m.curg",
+    "g.sched.sp",
+    "g.sched.pc",
+    "g.sched.bp",
+    "g.schedlink",
+    "g.coroarg",
+    "g.coroexit",
+    "pollDesc.rg",
+    "pollDesc.wg",
+    "g.atomicstatus",
+    "g.waitreason",
+    "g.parentGoid",
+];
+
+/// Offsets by the table, and by debug information where it has them.
+fn offsets(elf: &Elf<'_>, minor: u32, warnings: &mut Vec<String>) -> Offsets {
+    let mut offsets = Offsets(
+        versions::offsets(minor).map(|(f, value)| (f, Offset { value, source: Source::Table })).collect(),
+    );
+    for (field, value) in dwarf::offsets(elf, &versions::FIELDS) {
+        let old = offsets.0.insert(field, Offset { value, source: Source::Dwarf });
+        if minor <= versions::NEWEST && old.is_none_or(|o| o.value != value) {
+            warnings.push(format!(
+                "{field} is at {value} by debug information, which is not what Go 1.{minor} usually has; using it"
+            ));
+        }
+    }
+    warnings.sort();
+    offsets
+}
+
+/// What the kernel side needs, where its assumptions hold.
+fn layout(offsets: &Offsets) -> Result<GLayout, Error> {
+    let field = |name: &'static str| {
+        let value = offsets
+            .get(name)
+            .ok_or_else(|| Error::unsupported(format!("a Go runtime whose {name} is not known")))?;
+        u16::try_from(value).map_err(|_| Error::unsupported(format!("a Go runtime with {name} at {value}")))
+    };
+    let optional = |name: &'static str| if offsets.get(name).is_some() { field(name) } else { Ok(0) };
+    let distance = |from: &'static str, to: &'static str, expected: u16| {
+        let (a, b) = (field(from)?, field(to)?);
+        if a.checked_add(expected) == Some(b) {
+            return Ok(());
+        }
+        Err(Error::unsupported(format!(
+            "a Go runtime with {from} at {a} and {to} at {b}: they must lie {expected} bytes apart"
+        )))
+    };
+    distance("g.goid", "g.waitreason", 24)?;
+    distance("g.gopc", "g.startpc", 16)?;
+    distance("g.sched.sp", "g.sched.pc", 8)?;
+    Ok(GLayout {
+        goid: field("g.goid")?,
+        gopc: field("g.gopc")?,
+        m: field("g.m")?,
+        curg: field("m.curg")?,
+        sched_pc: field("g.sched.pc")?,
+        sched_bp: field("g.sched.bp")?,
+        schedlink: field("g.schedlink")?,
+        coroarg: optional("g.coroarg")?,
+        coroexit: optional("g.coroexit")?,
+        poll_rg: field("pollDesc.rg")?,
+        poll_wg: field("pollDesc.wg")?,
+        status: field("g.atomicstatus")?,
+    })
 }

@@ -1,0 +1,64 @@
+//! Where in a function a probe is cheap: the first instruction that the kernel emulates, as long as the
+//! registers that the probe reads still hold what the caller put there.
+//!
+//! A probe on an emulated instruction costs about a microsecond; on any other the kernel single-steps a
+//! copy, ten times as slow. Input is a function's instructions, untrusted; walks end with them. A walk
+//! never goes past a branch or a call, so that the place found is passed on every way through the
+//! function, and once only.
+
+use super::{Arch, Operand, code_amd64, code_arm64};
+
+/// A place for a probe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Bytes from the function's entry.
+    pub offset: usize,
+    /// The instruction, readable.
+    pub instruction: String,
+    /// Whether the kernel emulates it.
+    pub emulated: bool,
+}
+
+/// A function's instructions.
+#[derive(Clone, Copy)]
+pub(super) struct Code<'a> {
+    pub arch: Arch,
+    pub bytes: &'a [u8],
+    /// Address of the first.
+    pub address: u64,
+    /// Names the function that begins at an address.
+    pub name_of: &'a dyn Fn(u64) -> Option<String>,
+}
+
+impl Code<'_> {
+    /// The place for a probe that reads these operands: the first emulated instruction, else the entry.
+    /// `None` when the function cannot be decoded at all.
+    pub fn entry(&self, operands: &[Operand]) -> Option<Place> {
+        match self.arch {
+            Arch::Amd64 => code_amd64::entry(self, operands),
+            Arch::Arm64 => code_arm64::entry(self, operands),
+        }
+    }
+
+    /// The direct calls to a function: places, and the offset behind each.
+    pub fn calls(&self, target: u64) -> Vec<(Place, usize)> {
+        match self.arch {
+            Arch::Amd64 => code_amd64::calls(self, target),
+            Arch::Arm64 => code_arm64::calls(self, target),
+        }
+    }
+
+    /// The place for a probe that reads the result of the call that ends at an offset, and where the
+    /// result is then.
+    pub fn after_call(&self, behind: usize) -> Option<(Place, Operand)> {
+        match self.arch {
+            Arch::Amd64 => code_amd64::after_call(self, behind),
+            Arch::Arm64 => code_arm64::after_call(self, behind),
+        }
+    }
+
+    /// A branch's target, readable.
+    pub fn target(&self, address: u64) -> String {
+        (self.name_of)(address).unwrap_or_else(|| format!("{address:#x}"))
+    }
+}

@@ -1,0 +1,66 @@
+//! How Go's own tracebacks show functions (`runtime/traceback.go`, `showfuncinfo`, `printFuncName`).
+
+/// A function's name as tracebacks print it: type arguments are left out (`main.f[...]`).
+pub(super) fn printed(name: &str) -> String {
+    match (name.find('['), name.rfind(']')) {
+        (Some(open), Some(close)) if open < close => {
+            format!("{}[...]{}", &name[..open], &name[close + 1..])
+        }
+        _ => name.to_owned(),
+    }
+}
+
+/// Whether Go's traceback shows a function at its default level, wrappers apart. `first`: it is the
+/// innermost frame.
+pub(super) fn shown(name: &str, first: bool) -> bool {
+    if matches!(name, "runtime.runFinalizers" | "runtime.runCleanups")
+        || (name == "runtime.gopanic" && !first)
+    {
+        return true;
+    }
+    name.contains('.') && name.strip_prefix("runtime.").is_none_or(exported)
+}
+
+/// Exported functions of the runtime and exported methods of its exported types.
+fn exported(name: &str) -> bool {
+    let upper = |s: &str| s.starts_with(|c: char| c.is_ascii_uppercase());
+    match name.rsplit_once('.') {
+        None => upper(name),
+        Some((receiver, method)) => {
+            let receiver = receiver.strip_prefix("(*").and_then(|r| r.strip_suffix(')')).unwrap_or(receiver);
+            upper(method) && upper(receiver)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn visibility_is_that_of_a_traceback() {
+        for (name, expected) in [
+            ("main.main", true),
+            ("runtime.gopark", false),
+            ("runtime.GC", true),
+            ("runtime.(*Pinner).Pin", true),
+            ("runtime.(*mheap).Alloc", false),
+            ("runtime.main.func1", false),
+            ("runtime/debug.FreeOSMemory", true),
+            ("runtime.runCleanups", true),
+            ("_cgo_start", false),
+        ] {
+            assert_eq!(shown(name, true), expected, "{name}");
+        }
+        assert!(!shown("runtime.gopanic", true));
+        assert!(shown("runtime.gopanic", false));
+    }
+
+    #[test]
+    fn type_arguments_are_left_out() {
+        assert_eq!(printed("main.f[go.shape.int]"), "main.f[...]");
+        assert_eq!(printed("main.(*T[go.shape.[]int]).m.func1"), "main.(*T[...]).m.func1");
+        assert_eq!(printed("main.g"), "main.g");
+        assert_eq!(printed("a]b["), "a]b[");
+    }
+}

@@ -1,0 +1,90 @@
+//! What differs between versions of Go and cannot be read from a stripped binary: offsets in the
+//! runtime's structures and a few numbers. One row a class of versions; a test of the workspace holds it
+//! against the debug information of a binary built by each version.
+//!
+//! Sources: `runtime/runtime2.go`, `runtime/netpoll.go`, `runtime/symtab.go`, `internal/abi/symtab.go`.
+//! The offsets are the same on amd64 and arm64, with and without race detector and cgo.
+
+/// The oldest version with a row.
+pub(super) const OLDEST: u32 = 18;
+/// The newest version with a row; later ones are read with its row.
+pub(super) const NEWEST: u32 = 27;
+
+const NONE: u32 = u32::MAX;
+
+/// Names of the fields, in the order of the columns of [`ROWS`].
+pub(super) const FIELDS: [&str; 32] = [
+    "g.stack.lo",
+    "g.stack.hi",
+    "g.m",
+    "g.sched.sp",
+    "g.sched.pc",
+    "g.sched.bp",
+    "g.syscallsp",
+    "g.syscallpc",
+    "g.syscallbp",
+    "g.atomicstatus",
+    "g.goid",
+    "g.schedlink",
+    "g.waitsince",
+    "g.waitreason",
+    "g.coroexit",
+    "g.lockedm",
+    "g.parentGoid",
+    "g.gopc",
+    "g.startpc",
+    "g.waiting",
+    "g.labels",
+    "g.coroarg",
+    "m.g0",
+    "m.procid",
+    "m.curg",
+    "m.p",
+    "m.id",
+    "sudog.waitlink",
+    "sudog.c",
+    "pollDesc.fd",
+    "pollDesc.rg",
+    "pollDesc.wg",
+];
+
+/// (first version, offsets in the order of [`FIELDS`]).
+#[rustfmt::skip]
+const ROWS: [(u32, [u32; FIELDS.len()]); 6] = [
+    (18, [0, 8, 48, 56, 64, 104, 112, 120, NONE, 144, 152, 160, 168, 176, NONE, 232, NONE, 296, 312, 328, 360, NONE,
+          0, 72, 192, 208, 232, 64, 80, 8, 24, 32]),
+    (21, [0, 8, 48, 56, 64, 104, 112, 120, NONE, 144, 152, 160, 168, 176, NONE, 208, 272, 280, 296, 312, 344, NONE,
+          0, 72, 192, 208, 232, 64, 80, 8, 32, 40]),
+    (22, [0, 8, 48, 56, 64, 104, 112, 120, NONE, 144, 152, 160, 168, 176, 187, 208, 272, 280, 296, 312, 344, 368,
+          0, 72, 192, 208, 232, 64, 80, 8, 32, 40]),
+    (23, [0, 8, 48, 56, 64, 104, 112, 120, 128, 152, 160, 168, 176, 184, 195, 216, 280, 288, 304, 320, 352, 384,
+          0, 72, 192, 208, 232, 64, 80, 8, 32, 40]),
+    (25, [0, 8, 48, 56, 64, 96, 104, 112, 120, 144, 152, 160, 168, 176, 187, 208, 272, 280, 296, 312, 344, 376,
+          0, 64, 184, 200, 224, 64, 80, 8, 32, 40]),
+    (26, [0, 8, 48, 56, 64, 96, 104, 112, 120, 144, 152, 160, 168, 176, 187, 208, 280, 288, 304, 320, 352, 384,
+          0, 64, 184, 208, 232, 72, 88, 8, 32, 40]),
+];
+
+/// Offsets of a version's fields, those that it has.
+pub(super) fn offsets(minor: u32) -> impl Iterator<Item = (&'static str, u32)> {
+    let row = ROWS.iter().rev().find(|(first, _)| *first <= minor).unwrap_or(&ROWS[0]);
+    FIELDS.iter().copied().zip(row.1).filter(|&(_, offset)| offset != NONE)
+}
+
+/// Offset of `moduledata.gofunc`.
+pub(super) const fn gofunc_offset(minor: u32) -> u64 {
+    match minor {
+        ..=19 => 304,
+        20..=26 => 320,
+        _ => 344,
+    }
+}
+
+/// Number of a compiler-made wrapper among function kinds (`abi.FuncIDWrapper`).
+pub(super) const fn wrapper_id(minor: u32) -> u8 {
+    match minor {
+        ..=21 => 21,
+        22..=24 => 22,
+        _ => 23,
+    }
+}
