@@ -7,5 +7,6 @@ pub mod gobin;
 pub mod ids;
 pub mod kernel;
 pub mod level;
+pub mod process;
 pub mod sink;
 pub mod table;

@@ -1,0 +1,245 @@
+//! A process as OpenTelemetry's resource, as far as the process itself and the host tell.
+//!
+//! Precedence, lowest first: gotrace's own `OTEL_RESOURCE_ATTRIBUTES` (what holds for the whole host,
+//! so never the names that identify one service or process), the target's, what is measured, and the
+//! target's `OTEL_SERVICE_NAME`.
+
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use super::Target;
+use crate::sink::model::{Resource, Value};
+
+/// What the executable says about itself; see `gobin`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct GoFacts<'a> {
+    /// Go's version, `go1.24.3`.
+    pub version: Option<&'a str>,
+    /// The main module's version, `v1.2.3`; `(devel)` is left out.
+    pub module_version: Option<&'a str>,
+    /// Go's build id.
+    pub build_id: Option<&'a str>,
+}
+
+/// What to leave in or out.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ResourceOptions {
+    /// Add `process.command_args`. Off by default: arguments can hold secrets.
+    pub command_args: bool,
+}
+
+/// The resource of `target`.
+#[must_use]
+pub fn resource(target: &Target, go: GoFacts<'_>, options: ResourceOptions) -> Resource {
+    let mut resource = Resource::default();
+    let own = std::env::var("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
+    for (key, value) in parse_attributes(&own) {
+        if !["service.name", "service.version", "service.instance.id"].contains(&key.as_str())
+            && !key.starts_with("process.")
+        {
+            set(&mut resource, &key, &value);
+        }
+    }
+    set(&mut resource, "service.name", &target.executable_name());
+    set(&mut resource, "service.instance.id", &instance_id(target));
+    if let Some(version) = go.module_version.filter(|v| !v.is_empty() && *v != "(devel)") {
+        set(&mut resource, "service.version", version);
+    }
+    let theirs = target.environment_variable("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
+    for (key, value) in parse_attributes(&theirs) {
+        set(&mut resource, &key, &value);
+    }
+    if let Some(name) = target.environment_variable("OTEL_SERVICE_NAME").filter(|n| !n.is_empty()) {
+        set(&mut resource, "service.name", &name);
+    }
+    measured(&mut resource, target, go, options);
+    resource
+}
+
+/// What nobody can say better than the kernel and the executable.
+fn measured(resource: &mut Resource, target: &Target, go: GoFacts<'_>, options: ResourceOptions) {
+    // The pid that the process itself knows, which is its own namespace's.
+    let pid = target.namespace_pids.last().copied().unwrap_or_else(|| target.pid());
+    resource.attributes.insert("process.pid".into(), Value::Int(pid.into()));
+    set(resource, "process.executable.name", &target.executable_name());
+    set(resource, "process.executable.path", &target.executable.to_string_lossy());
+    set(resource, "process.owner", &owner(target));
+    set(resource, "process.runtime.name", "go");
+    if let Some(version) = go.version {
+        set(resource, "process.runtime.version", version);
+    }
+    if let Some(build_id) = go.build_id.filter(|id| !id.is_empty()) {
+        set(resource, "process.executable.build_id.go", build_id);
+    }
+    if options.command_args
+        && let Ok(arguments) = target.arguments()
+    {
+        let list = arguments.into_iter().map(Arc::from).collect();
+        resource.attributes.insert("process.command_args".into(), Value::List(list));
+    }
+    let uname = rustix::system::uname();
+    set(resource, "host.name", &uname.nodename().to_string_lossy());
+    set(
+        resource,
+        "host.arch",
+        match uname.machine().to_bytes() {
+            b"x86_64" => "amd64",
+            b"aarch64" => "arm64",
+            _ => std::env::consts::ARCH,
+        },
+    );
+    if let Ok(id) = std::fs::read_to_string("/etc/machine-id")
+        && !id.trim().is_empty()
+    {
+        set(resource, "host.id", id.trim());
+    }
+    set(resource, "telemetry.distro.name", "gotrace");
+    set(resource, "telemetry.distro.version", env!("CARGO_PKG_VERSION"));
+}
+
+fn set(resource: &mut Resource, key: &str, value: &str) {
+    resource.attributes.insert(key.into(), Value::Text(value.into()));
+}
+
+/// A UUID made of what identifies the process: the same from two agents, or from one restarted.
+fn instance_id(target: &Target) -> String {
+    let identity = &target.identity;
+    let digest = Sha256::new()
+        .chain_update(b"gotrace service.instance.id\0")
+        .chain_update(identity.boot_id.as_bytes())
+        .chain_update([0])
+        .chain_update(identity.pid.to_le_bytes())
+        .chain_update(identity.start_ticks.to_le_bytes())
+        .finalize();
+    let mut b = [0u8; 16];
+    b.copy_from_slice(&digest[..16]);
+    // Version 8 (contents of one's own), variant of RFC 9562.
+    b[6] = b[6] & 0x0f | 0x80;
+    b[8] = b[8] & 0x3f | 0x80;
+    let h = hex::encode(b);
+    format!("{}-{}-{}-{}-{}", &h[..8], &h[8..12], &h[12..16], &h[16..20], &h[20..])
+}
+
+/// The user's name as the target's own `/etc/passwd` has it, else the number.
+fn owner(target: &Target) -> String {
+    let uid = target.identity.uid.to_string();
+    let passwd = target.read_in_its_root("etc/passwd").unwrap_or_default();
+    String::from_utf8_lossy(&passwd)
+        .lines()
+        .find_map(|line| {
+            let mut fields = line.split(':');
+            let name = fields.next()?;
+            (fields.nth(1)? == uid && !name.is_empty()).then(|| name.to_owned())
+        })
+        .unwrap_or(uid)
+}
+
+/// `key=value,key=value`, percent-encoded (OpenTelemetry's environment variables, W3C Baggage). As
+/// the specification wants it, one bad pair discards the whole.
+fn parse_attributes(text: &str) -> Vec<(String, String)> {
+    let mut pairs = Vec::new();
+    for pair in text.split(',').filter(|p| !p.trim().is_empty()) {
+        let Some((key, value)) = pair.split_once('=') else { return Vec::new() };
+        let (Some(key), Some(value)) = (percent_decode(key.trim()), percent_decode(value.trim())) else {
+            return Vec::new();
+        };
+        if key.is_empty() {
+            return Vec::new();
+        }
+        pairs.push((key, value));
+    }
+    pairs
+}
+
+fn percent_decode(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        if *first == b'%' {
+            let mut byte = [0];
+            hex::decode_to_slice(tail.get(..2)?, &mut byte).ok()?;
+            bytes.push(byte[0]);
+            rest = &tail[2..];
+        } else {
+            bytes.push(*first);
+            rest = tail;
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command};
+
+    use super::*;
+
+    fn sleeper(variables: &[(&str, &str)]) -> (Child, Target) {
+        let child = Command::new("sleep")
+            .arg("60")
+            .env_remove("OTEL_SERVICE_NAME")
+            .env_remove("OTEL_RESOURCE_ATTRIBUTES")
+            .envs(variables.iter().copied())
+            .spawn()
+            .expect("sleep starts");
+        let target = Target::open(child.id()).expect("lives");
+        (child, target)
+    }
+
+    fn text(resource: &Resource, key: &str) -> String {
+        match resource.attributes.get(key) {
+            Some(Value::Text(text)) => text.to_string(),
+            other => panic!("{key}: {other:?}"),
+        }
+    }
+
+    fn end(mut child: Child) {
+        child.kill().expect("can be ended");
+        child.wait().expect("ends");
+    }
+
+    #[test]
+    fn the_target_names_its_service() {
+        for (variables, name) in [
+            (&[][..], "sleep"),
+            (&[("OTEL_RESOURCE_ATTRIBUTES", "service.name=shop%20front,a=b")][..], "shop front"),
+            (
+                &[("OTEL_SERVICE_NAME", "first"), ("OTEL_RESOURCE_ATTRIBUTES", "service.name=second")][..],
+                "first",
+            ),
+            (&[("OTEL_SERVICE_NAME", ""), ("OTEL_RESOURCE_ATTRIBUTES", "broken")][..], "sleep"),
+        ] {
+            let (child, target) = sleeper(variables);
+            let found = resource(&target, GoFacts::default(), ResourceOptions::default());
+            end(child);
+            assert_eq!(text(&found, "service.name"), name, "{variables:?}");
+            assert_eq!(found.attributes["process.pid"], Value::Int(target.pid().into()));
+            assert!(!found.attributes.contains_key("process.command_args"));
+            assert!(!found.attributes.contains_key("service.version"));
+        }
+    }
+
+    #[test]
+    fn what_the_executable_says_is_in_it() {
+        let (child, target) = sleeper(&[]);
+        let go = GoFacts { version: Some("go1.24.3"), module_version: Some("v1.2.3"), build_id: Some("x/y") };
+        let found = resource(&target, go, ResourceOptions { command_args: true });
+        end(child);
+        assert_eq!(text(&found, "process.runtime.version"), "go1.24.3");
+        assert_eq!(text(&found, "service.version"), "v1.2.3");
+        assert_eq!(text(&found, "process.executable.build_id.go"), "x/y");
+        assert_eq!(found.attributes["process.command_args"], Value::List(vec!["sleep".into(), "60".into()]));
+        assert_eq!(text(&found, "service.instance.id").len(), 36);
+        assert_eq!(text(&found, "telemetry.distro.name"), "gotrace");
+    }
+
+    #[test]
+    fn attributes_are_decoded_or_discarded_whole() {
+        let pair = |k: &str, v: &str| (k.to_owned(), v.to_owned());
+        assert_eq!(parse_attributes("a=1, b=%2C%3d ,"), [pair("a", "1"), pair("b", ",=")]);
+        for bad in ["a", "a=1,b", "=1", "a=%2", "a=%zz", "a=%ff"] {
+            assert_eq!(parse_attributes(bad), [], "{bad}");
+        }
+    }
+}
