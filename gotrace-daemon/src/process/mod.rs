@@ -20,5 +20,5 @@ pub use memory::Memory;
 pub use resource::{GoFacts, ResourceOptions, resource};
 pub use signals::Forwarder;
 pub use spawn::{ExecutableKind, SpawnError, Spawned};
-pub use target::{Identity, MAX_EXECUTABLE_BYTES, Mapping, Target};
+pub use target::{Identity, MAX_EXECUTABLE_BYTES, Mapping, Target, parent_of};
 pub use watch::Watch;

@@ -180,6 +180,12 @@ impl Target {
         &self.reachable_as
     }
 
+    /// Whether it is a process that gotrace started, described as the program that it is yet to execute.
+    #[must_use]
+    pub fn is_yet_to_execute(&self) -> bool {
+        self.future_arguments.is_some()
+    }
+
     /// Describes the process as what it is going to execute.
     pub(super) fn become_program(&mut self, executable: PathBuf, file: File, arguments: Vec<String>) {
         self.comm = executable
@@ -411,6 +417,15 @@ fn escape_newlines(name: &[u8]) -> Vec<u8> {
         }
     }
     escaped
+}
+
+/// The parent of a process; `None` when it is gone.
+#[must_use]
+pub fn parent_of(pid: u32) -> Option<u32> {
+    // Bytes: the name may hold anything, a closing parenthesis too.
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let name_end = stat.iter().rposition(|&b| b == b')')?;
+    std::str::from_utf8(&stat[name_end + 1..]).ok()?.split_whitespace().nth(1)?.parse().ok()
 }
 
 #[cfg(test)]
