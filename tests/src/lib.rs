@@ -4,4 +4,9 @@
 //!
 //! Nothing here skips in silence: a missing tool is an error that says which command installs it.
 
+pub mod compare;
+pub mod export;
+pub mod fixture;
 pub mod gobuild;
+pub mod gotrace;
+pub mod live;

@@ -1,0 +1,3 @@
+module gotrace.test/tested
+
+go 1.19

@@ -1,0 +1,238 @@
+//! Runs the command `gotrace` beside a Go program and reads what it leaves: its JSON lines and its
+//! OTLP export. Ends it by its pid when dropped.
+//!
+//! The binary is `$GOTRACE_BIN`, or what `cargo build` left in the target directory.
+
+use std::{
+    fs,
+    io::Read,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde_json::Value;
+
+use crate::{
+    export::Export,
+    fixture::{PATIENCE, read_lines},
+    gobuild::target_dir,
+};
+
+/// The `gotrace` binary under test.
+///
+/// # Errors
+/// Where there is none, with the command that makes it.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("GOTRACE_BIN") {
+        let path = PathBuf::from(path);
+        ensure!(path.exists(), "GOTRACE_BIN names {}, which does not exist", path.display());
+        return Ok(path);
+    }
+    let test = std::env::current_exe().context("finding the test's own path")?;
+    // target[/TRIPLE]/PROFILE/deps/test-HASH
+    let beside = test.parent().and_then(Path::parent).map(|p| p.join("gotrace"));
+    let candidates = beside.into_iter().chain([target_dir().join("debug/gotrace")]);
+    candidates
+        .into_iter()
+        .find(|p| p.exists())
+        .ok_or_else(|| anyhow!("gotrace is not built: run `cargo build -p gotrace-daemon`"))
+}
+
+/// What must be true of this machine for live tests: root. `false` only where the caller has said in
+/// `GOTRACE_TESTS=unprivileged` that it knows; then a line on standard error says what is left out.
+///
+/// # Panics
+/// Where the test does not run as root and nobody said so.
+#[must_use]
+pub fn privileged(test: &str) -> bool {
+    // SAFETY: geteuid takes no arguments and cannot fail.
+    if unsafe { libc::geteuid() } == 0 {
+        return true;
+    }
+    assert!(
+        std::env::var("GOTRACE_TESTS").is_ok_and(|v| v == "unprivileged"),
+        "{test} needs root to load eBPF programs; run it as root, or say \
+         GOTRACE_TESTS=unprivileged to leave the live tests out"
+    );
+    eprintln!("SKIPPED: {test} needs root");
+    false
+}
+
+/// A running `gotrace`.
+#[derive(Debug)]
+pub struct Gotrace {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+    errors: thread::JoinHandle<String>,
+    export: PathBuf,
+    dir: tempfile::TempDir,
+}
+
+/// What `gotrace` left when it ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Its lines of JSON after the header.
+    pub lines: Vec<Value>,
+    /// Its standard error.
+    pub stderr: String,
+    /// What it exported.
+    pub export: Export,
+    _dir: tempfile::TempDir,
+}
+
+impl Outcome {
+    /// The summary on the last line.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn summary(&self) -> Result<&Value> {
+        self.lines
+            .iter()
+            .rev()
+            .find_map(|l| l.get("summary"))
+            .with_context(|| format!("gotrace printed no summary ({}):\n{}", self.status, self.stderr))
+    }
+
+    /// How many it says were lost, of every kind together.
+    ///
+    /// # Errors
+    /// Where there is no summary.
+    pub fn lost(&self) -> Result<u64> {
+        let lost = self.summary()?.get("lost").cloned().unwrap_or(Value::Null);
+        Ok(lost.as_object().map_or(0, |o| o.values().filter_map(Value::as_u64).sum()))
+    }
+}
+
+impl Gotrace {
+    /// `gotrace attach` at level `full` with a threshold of 1 ms; comes back when its probes are in
+    /// place.
+    ///
+    /// # Errors
+    /// Where it ends instead, with its words.
+    pub fn attach(pid: u32, more: &[&str]) -> Result<Self> {
+        let mut args = vec!["attach", "--pid"];
+        let pid = pid.to_string();
+        args.push(&pid);
+        args.extend(["--level", "full", "--min-wait", "1ms"]);
+        Self::start(&args, more, &[])
+    }
+
+    /// `gotrace exec` of a command at level `full`; comes back when its probes are in place.
+    ///
+    /// # Errors
+    /// As [`Self::attach`].
+    pub fn exec(more: &[&str], command: &[&str]) -> Result<Self> {
+        Self::start(&["exec", "--level", "full", "--min-wait", "1ms"], more, command)
+    }
+
+    fn start(args: &[&str], more: &[&str], command: &[&str]) -> Result<Self> {
+        let dir = tempfile::tempdir().context("making a temporary directory")?;
+        let export = dir.path().join("export.jsonl");
+        let mut gotrace = Command::new(binary()?);
+        gotrace.args(args).args(["--format", "json", "--export"]).arg(&export).args(more);
+        if !command.is_empty() {
+            gotrace.arg("--").args(command);
+        }
+        let mut child = gotrace
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("starting {gotrace:?}"))?;
+        let stdout = child.stdout.take().context("its standard output is a pipe")?;
+        let mut stderr = child.stderr.take().context("its standard error is a pipe")?;
+        let errors = thread::spawn(move || {
+            let mut text = String::new();
+            let _ = stderr.read_to_string(&mut text);
+            text
+        });
+        let this = Self { child, lines: read_lines(stdout), errors, export, dir };
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match this.lines.recv_timeout(left) {
+                Ok(line) if line.contains("\"schema\":\"gotrace.attach/1\"") => return Ok(this),
+                // What the command that `exec` runs prints goes to the same place.
+                Ok(_) => {}
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    bail!("gotrace {args:?} printed no header within {PATIENCE:?}")
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    let outcome = this.wait()?;
+                    bail!(
+                        "gotrace {args:?} ended with {} before its probes were in place:\n{}",
+                        outcome.status,
+                        outcome.stderr
+                    )
+                }
+            }
+        }
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ctrl-C.
+    pub fn interrupt(&self) {
+        self.signal(libc::SIGINT);
+    }
+
+    /// `kill -9`.
+    pub fn kill(&self) {
+        self.signal(libc::SIGKILL);
+    }
+
+    fn signal(&self, signal: i32) {
+        // SAFETY: kill takes no pointers; the pid is our own child's, not yet waited for.
+        unsafe { libc::kill(self.child.id().cast_signed(), signal) };
+    }
+
+    /// Waits for its end and reads what it left.
+    ///
+    /// # Errors
+    /// Where it does not end in time, or what it left cannot be read.
+    pub fn wait(mut self) -> Result<Outcome> {
+        let deadline = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().context("waiting for gotrace")? {
+                break status;
+            }
+            ensure!(Instant::now() < deadline, "gotrace did not end within {PATIENCE:?}");
+            thread::sleep(Duration::from_millis(5));
+        };
+        let mut lines = Vec::new();
+        while let Ok(line) = self.lines.recv_timeout(Duration::from_secs(5)) {
+            if line.starts_with('{') {
+                lines.push(
+                    serde_json::from_str(&line)
+                        .with_context(|| format!("gotrace printed a line that is not JSON: {line}"))?,
+                );
+            }
+        }
+        let errors = std::mem::replace(&mut self.errors, thread::spawn(String::new));
+        let stderr = errors.join().map_err(|_| anyhow!("reading gotrace's standard error"))?;
+        let export = match fs::read_to_string(&self.export) {
+            Ok(text) => Export::parse(&text).with_context(|| format!("reading the export\n{stderr}"))?,
+            Err(_) => Export::default(),
+        };
+        let dir = std::mem::replace(&mut self.dir, tempfile::tempdir()?);
+        Ok(Outcome { status, lines, stderr, export, _dir: dir })
+    }
+}
+
+impl Drop for Gotrace {
+    fn drop(&mut self) {
+        // Both fail only where it has ended, which is what is wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
