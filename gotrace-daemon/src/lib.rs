@@ -3,10 +3,13 @@
 //! The rooms and what each may depend on are in the README's map of the code.
 
 pub mod decode;
+pub mod eventlog;
 pub mod gobin;
 pub mod ids;
 pub mod kernel;
 pub mod level;
+pub mod pipeline;
 pub mod process;
 pub mod sink;
+pub mod symbolize;
 pub mod table;

@@ -2,6 +2,8 @@
 //!
 //! Source: Go's `src/cmd/compile/abi-internal.md`; the same since Go 1.18.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{EbpfContext, helpers::generated, programs::ProbeContext};
 
 /// Index of the n-th integer argument register in `pt_regs`: RAX, RBX, RCX.
@@ -64,11 +66,15 @@ pub fn frame_pointer(ctx: &ProbeContext) -> u64 {
 /// Reads `N` consecutive words of the traced process; `None` when they are not readable.
 #[inline(always)]
 pub fn read_words<const N: usize>(address: u64) -> Option<[u64; N]> {
-    let mut words = [0u64; N];
+    let mut words = MaybeUninit::<[u64; N]>::uninit();
     // SAFETY: the destination is ours and as long as stated; the helper checks the source.
     let result =
         unsafe { generated::bpf_probe_read_user(words.as_mut_ptr().cast(), (N * 8) as u32, address as *const _) };
-    (result == 0).then_some(words)
+    if result != 0 {
+        return None;
+    }
+    // SAFETY: the helper has filled it.
+    Some(unsafe { words.assume_init() })
 }
 
 /// Reads one word of the traced process.

@@ -16,6 +16,7 @@ mod code_amd64;
 mod code_arm64;
 mod dwarf;
 mod elf;
+mod entry;
 mod error;
 mod model;
 mod moduledata;

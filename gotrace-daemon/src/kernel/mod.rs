@@ -12,10 +12,7 @@ mod ring;
 use std::{
     collections::HashMap,
     fs,
-    os::{
-        fd::{AsFd as _, OwnedFd},
-        unix::fs::MetadataExt,
-    },
+    os::{fd::AsFd as _, unix::fs::MetadataExt},
 };
 
 use aya::{
@@ -64,7 +61,8 @@ impl Default for Options {
 pub struct Kernel {
     ebpf: Ebpf,
     processes: BpfHashMap<MapData, u32, ProcessConfig>,
-    goroutines: OwnedFd,
+    /// Kept as it is: programs that are loaded later refer to its descriptor.
+    goroutines: MapData,
     counters: PerCpuArray<MapData, Counters>,
     histograms: PerCpuArray<MapData, Histogram>,
     loaded: HashMap<&'static str, ()>,
@@ -106,7 +104,7 @@ impl Kernel {
         Ok(Self {
             ebpf,
             processes: typed(processes, "PROCESSES")?,
-            goroutines: descriptor(&goroutines)?,
+            goroutines: data(goroutines)?,
             counters: typed(counters, "COUNTERS")?,
             histograms: typed(histograms, "HISTOGRAMS")?,
             loaded: HashMap::new(),
@@ -182,7 +180,7 @@ impl Kernel {
     /// # Errors
     /// [`Error::Failed`] when the kernel refuses to read its map.
     pub fn goroutines(&self, f: impl FnMut(&GoroutineKey, &GoroutineState)) -> Result<(), Error> {
-        batch::for_each(self.goroutines.as_fd(), f)
+        batch::for_each(self.goroutines.fd().as_fd(), f)
     }
 }
 
@@ -193,12 +191,12 @@ where
     T::try_from(map).map_err(|_| Error::Object(format!("map {name} of the expected type")))
 }
 
-/// A descriptor of a hash map, for the commands that aya lacks.
-fn descriptor(map: &Map) -> Result<OwnedFd, Error> {
-    let Map::HashMap(data) = map else {
-        return Err(Error::Object("map GOROUTINES of the expected type".into()));
-    };
-    data.fd().as_fd().try_clone_to_owned().map_err(|e| Error::from_loader("duplicate a descriptor", &e))
+/// A hash map itself, for the commands that aya lacks.
+fn data(map: Map) -> Result<MapData, Error> {
+    match map {
+        Map::HashMap(data) => Ok(data),
+        _ => Err(Error::Object("map GOROUTINES of the expected type".into())),
+    }
 }
 
 /// Before Linux 5.11 maps count against this limit. Where it cannot be raised the load itself will tell.

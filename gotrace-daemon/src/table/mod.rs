@@ -61,6 +61,7 @@ pub struct Table {
     waits: Vec<Option<Box<Histogram>>>,
     waiting: HashMap<u8, u64, FixedState>,
     totals: Totals,
+    knows_main: bool,
     trace_root_age_ns: u64,
 }
 
@@ -76,6 +77,7 @@ impl Table {
             waits: vec![None; 256],
             waiting: HashMap::default(),
             totals: Totals::default(),
+            knows_main: false,
             trace_root_age_ns,
         }
     }
@@ -120,6 +122,7 @@ impl Table {
             }
         }
         self.totals.born += 1;
+        self.knows_main |= create.goid == 1;
         self.site_mut(site).born();
     }
 
@@ -265,6 +268,12 @@ impl Table {
     #[must_use]
     pub fn alive_birth_unseen(&self) -> u64 {
         self.sites.first().map_or(0, |s| s.alive)
+    }
+
+    /// Whether the birth of goroutine 1 was seen: then all others' were too.
+    #[must_use]
+    pub fn knows_main(&self) -> bool {
+        self.knows_main
     }
 
     /// What happened since the table was made.

@@ -1,0 +1,388 @@
+//! One traced process: its program, table, symbols and probes.
+
+use std::{collections::HashSet, path::Path, sync::Arc};
+
+use foldhash::fast::FixedState;
+use gotrace_common::{ProcessConfig, ROW_SYSCALL, flags};
+
+use super::{LineConfig, LineError};
+use crate::{
+    decode::{Event, OpenWait},
+    gobin::{Binary, Event as ProbeEvent, Plan, Probe, Source},
+    ids::ProcessKey,
+    kernel::{Attachment, Kernel},
+    level::Level,
+    process::{Clock, GoFacts, Target, Watch, resource},
+    sink::model::{GoroutineSpan, Resource, Span, WaitSpan, Waker},
+    symbolize::Symbolizer,
+    table::{Ended, Output, Table, Waited, Waker as TableWaker},
+};
+
+/// Births with an impossible entry address that are put down to chance before tracing is given up.
+const IMPLAUSIBLE_LIMIT: u64 = 3;
+
+/// A process that is traced.
+pub struct Traced {
+    pub(super) number: u32,
+    pub(super) slot: u32,
+    pub(super) target: Target,
+    watch: Watch,
+    pub(super) symbolizer: Symbolizer,
+    bias_known: bool,
+    pub(super) table: Table,
+    pub(super) resource: Arc<Resource>,
+    key: ProcessKey,
+    pub(super) clock: Clock,
+    plan: Plan,
+    attachment: Option<Attachment>,
+    pub(super) level: Level,
+    config: ProcessConfig,
+    pub(super) began_ns: u64,
+    pub(super) reported_ns: u64,
+    pub(super) reported: (u64, u64),
+    reasons: Vec<Arc<str>>,
+    plausible_entries: HashSet<u64, FixedState>,
+    pub(super) implausible: u64,
+    pub(super) spans: u64,
+    pub(super) sampled_out: u64,
+    outputs: Vec<Output>,
+    executed: bool,
+    yet_to_execute: bool,
+    expects_execution: bool,
+}
+
+impl Traced {
+    /// Reads the process's program and plans the probes; puts nothing in place.
+    pub(super) fn prepare(
+        target: Target,
+        line: &LineConfig,
+        number: u32,
+        slot: u32,
+    ) -> Result<Self, LineError> {
+        let pid = target.pid();
+        let watch = target.watch()?;
+        let executable = || target.executable.display().to_string();
+        let bytes = target.exe_bytes()?;
+        let binary = Binary::parse(&bytes).map_err(|error| LineError::Program {
+            pid,
+            executable: executable(),
+            error,
+        })?;
+        drop(bytes);
+        let plan = binary.plan(line.level);
+        let missing: Vec<&str> = [ProbeEvent::Create, ProbeEvent::Exit]
+            .into_iter()
+            .chain(
+                (line.level >= Level::Waits)
+                    .then_some([ProbeEvent::Park, ProbeEvent::Run])
+                    .into_iter()
+                    .flatten(),
+            )
+            .filter(|event| plan.probes.iter().all(|p| p.event != *event))
+            .map(ProbeEvent::name)
+            .collect();
+        if !missing.is_empty() {
+            return Err(LineError::NoProbe { pid, executable: executable(), what: missing.join(", ") });
+        }
+        for warning in &plan.warnings {
+            tracing::warn!(pid, "{warning}");
+        }
+        if binary.layout_is_extrapolated() {
+            tracing::warn!(
+                pid,
+                "{} is newer than this gotrace knows: it is traced with the newest known layout, as long as what \
+                 is read makes sense",
+                binary.go_version().text
+            );
+        }
+        let config = ProcessConfig {
+            process: number,
+            slot,
+            level: line.level as u8,
+            stack_depth: line.stack_depth,
+            coroutine_reason: binary.coroutine_reason().unwrap_or(0),
+            reserved: 0,
+            flags: if binary.has_parent_goid_before_gopc() { flags::PARENT_GOID } else { 0 },
+            min_wait_ns: u64::try_from(line.min_wait.as_nanos()).unwrap_or(u64::MAX),
+            layout: binary.g_layout(),
+            gc_reasons: binary.gc_reasons(),
+        };
+        let go = GoFacts {
+            version: Some(&binary.go_version().text),
+            module_version: binary.build().module_version.as_deref(),
+            build_id: binary.build().go_build_id.as_deref(),
+        };
+        let resource = Arc::new(resource(&target, go, line.resource));
+        let mut reasons: Vec<Arc<str>> = binary
+            .wait_reasons()
+            .iter()
+            .map(|name| Arc::from(if name.is_empty() { "unspecified" } else { name }))
+            .collect();
+        for n in reasons.len()..256 {
+            reasons.push(if n == ROW_SYSCALL as usize {
+                Arc::from("syscall")
+            } else {
+                format!("reason {n}").into()
+            });
+        }
+        let bias = bias_of(&target, &binary);
+        Ok(Self {
+            number,
+            slot,
+            watch,
+            bias_known: bias.is_some(),
+            symbolizer: Symbolizer::new(
+                Arc::new(binary),
+                target.executable_file().try_clone().ok().map(Arc::new),
+                bias.unwrap_or(0),
+            ),
+            table: Table::new(u64::try_from(line.trace_root_age.as_nanos()).unwrap_or(u64::MAX)),
+            resource,
+            key: target.identity.key(),
+            clock: Clock::measure(),
+            plan,
+            attachment: None,
+            level: line.level,
+            config,
+            began_ns: 0,
+            reported_ns: 0,
+            reported: (0, 0),
+            reasons,
+            plausible_entries: HashSet::default(),
+            implausible: 0,
+            spans: 0,
+            sampled_out: 0,
+            outputs: Vec::new(),
+            executed: false,
+            yet_to_execute: target.is_yet_to_execute(),
+            expects_execution: target.is_yet_to_execute(),
+            target,
+        })
+    }
+
+    pub(super) fn attached(&mut self, attachment: Attachment, _kernel: &Kernel) {
+        self.attachment = Some(attachment);
+        self.began_ns = Clock::now_monotonic_ns();
+        self.reported_ns = self.began_ns;
+    }
+
+    /// Its number within the line.
+    #[must_use]
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    pub(super) fn slot(&self) -> u32 {
+        self.slot
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.target.pid()
+    }
+
+    /// Its program.
+    #[must_use]
+    pub fn binary(&self) -> &Binary {
+        self.symbolizer.binary()
+    }
+
+    /// The process itself.
+    #[must_use]
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// It as OpenTelemetry's resource.
+    #[must_use]
+    pub fn resource(&self) -> &Arc<Resource> {
+        &self.resource
+    }
+
+    pub(super) fn process_config(&self) -> ProcessConfig {
+        self.config
+    }
+
+    pub(super) fn probe_path(&self) -> &Path {
+        self.target.probe_path()
+    }
+
+    pub(super) fn probes(&self) -> &[Probe] {
+        &self.plan.probes
+    }
+
+    pub(super) fn reason(&self, reason: u8) -> Arc<str> {
+        // 256 entries.
+        self.reasons.get(usize::from(reason)).cloned().unwrap_or_else(|| Arc::from("unspecified"))
+    }
+
+    /// Takes an event; what ended goes to `spans`.
+    pub(super) fn handle(&mut self, event: &Event<'_>, line: &LineConfig, spans: &mut Vec<Span>) {
+        if let Event::Create(create) = event {
+            if !self.bias_known {
+                self.find_bias(create.entry_pc);
+            }
+            if !self.plausible_entries.contains(&create.entry_pc) {
+                if self.symbolizer.is_function_entry(create.entry_pc) {
+                    self.plausible_entries.insert(create.entry_pc);
+                } else {
+                    self.implausible += 1;
+                    return;
+                }
+            }
+        }
+        if let Event::Exec { .. } = event {
+            // The one that it waited for is none.
+            self.executed = !std::mem::take(&mut self.expects_execution);
+            return;
+        }
+        let mut outputs = std::mem::take(&mut self.outputs);
+        self.table.apply(event, &mut outputs);
+        for output in outputs.drain(..) {
+            let root = match &output {
+                Output::Ended(e) => e.root,
+                Output::Waited(w) => w.root,
+            };
+            if !keep(self.key.trace_id(root), line.span_ratio) {
+                self.sampled_out += 1;
+                continue;
+            }
+            self.spans += 1;
+            spans.push(match output {
+                Output::Ended(ended) => Span::Goroutine(self.goroutine_span(ended)),
+                Output::Waited(waited) => Span::Wait(self.wait_span(waited)),
+            });
+        }
+        self.outputs = outputs;
+    }
+
+    fn goroutine_span(&mut self, ended: Ended) -> GoroutineSpan {
+        let lifetime_ns = ended.exit_ns.saturating_sub(ended.birth_ns);
+        let waits = self.level >= Level::Waits;
+        GoroutineSpan {
+            resource: Arc::clone(&self.resource),
+            context: self.key.context(ended.root, ended.goid),
+            parent: (ended.root != ended.goid).then(|| self.key.span_id(ended.parent_goid)),
+            creator_link: ended.creator_root.map(|root| self.key.context(root, ended.parent_goid)),
+            start_unix_nano: self.clock.unix_nano(ended.birth_ns),
+            end_unix_nano: self.clock.unix_nano(ended.exit_ns),
+            entry: self.symbolizer.entry(ended.entry_pc),
+            created_by: (ended.created_pc != 0).then(|| self.symbolizer.call(ended.created_pc)),
+            goid: ended.goid,
+            parent_goid: ended.parent_goid,
+            wait_total_ns: waits.then_some(ended.wait_total_ns),
+            run_total_ns: waits.then_some(lifetime_ns.saturating_sub(ended.wait_total_ns)),
+            wait_count: waits.then_some(ended.wait_count),
+            waits_by_reason: ended
+                .waits_by_reason
+                .iter()
+                .map(|(reason, ns)| (self.reason(*reason), *ns))
+                .collect(),
+        }
+    }
+
+    fn wait_span(&mut self, waited: Waited) -> WaitSpan {
+        let trace_id = self.key.trace_id(waited.root);
+        let span_id = self.key.wait_span_id(waited.goid, waited.start_ns);
+        WaitSpan {
+            resource: Arc::clone(&self.resource),
+            context: crate::sink::model::SpanContext { trace_id, span_id },
+            parent: self.key.span_id(waited.goid),
+            goid: waited.goid,
+            reason: self.reason(waited.reason),
+            start_unix_nano: self.clock.unix_nano(waited.start_ns),
+            end_unix_nano: self.clock.unix_nano(waited.end_ns),
+            scheduling_delay_ns: waited.wake_ns.map(|wake_ns| waited.end_ns.saturating_sub(wake_ns)),
+            site: self.symbolizer.wait_site(&waited.frames),
+            waker: match waited.waker {
+                TableWaker::Unknown => Waker::Unknown,
+                TableWaker::Goroutine { goid, root } => Waker::Goroutine(goid, self.key.context(root, goid)),
+                TableWaker::Netpoll => Waker::Netpoll,
+                TableWaker::Timer => Waker::Timer,
+                TableWaker::Gc => Waker::Gc,
+            },
+        }
+    }
+
+    pub(super) fn begin_open_waits(&mut self) {
+        self.table.begin_open_waits();
+    }
+
+    pub(super) fn open_wait(&mut self, wait: &OpenWait) {
+        self.table.apply(&Event::OpenWait(*wait), &mut Vec::new());
+    }
+
+    /// A program that was traced before it ran was not mapped yet. Its first goroutine is
+    /// `runtime.main`; otherwise the map tells.
+    fn find_bias(&mut self, entry_pc: u64) {
+        let binary = self.symbolizer.binary();
+        let from_main = binary.function_address("runtime.main").map(|main| entry_pc.wrapping_sub(main));
+        let bias = bias_of(&self.target, binary).or(from_main.filter(|bias| bias % 4096 == 0));
+        if let Some(bias) = bias {
+            self.symbolizer.set_bias(bias);
+            self.bias_known = true;
+        }
+    }
+
+    pub(super) fn check_plausible(&self) -> Result<(), LineError> {
+        if self.implausible < IMPLAUSIBLE_LIMIT || !self.plausible_entries.is_empty() {
+            return Ok(());
+        }
+        let binary = self.symbolizer.binary();
+        let from_dwarf = binary.offsets().0.values().any(|o| o.source == Source::Dwarf);
+        Err(LineError::Implausible {
+            pid: self.pid(),
+            go_version: binary.go_version().text.clone(),
+            source_: if from_dwarf { "DWARF" } else { "built-in" }.into(),
+            seen: self.implausible,
+        })
+    }
+
+    /// `None` while it runs what it ran when tracing began.
+    pub(super) fn what_became_of_it(&mut self) -> Option<String> {
+        if self.executed || (!self.yet_to_execute && self.watch.has_executed_another_program()) {
+            self.executed = !self.watch.has_ended();
+            return Some("the process executed another program".into());
+        }
+        self.watch.has_ended().then(|| "the process ended".into())
+    }
+
+    /// The process that waited for its probes has executed its program.
+    pub(super) fn has_begun(&mut self) -> Result<(), LineError> {
+        self.yet_to_execute = false;
+        Ok(self.watch.accept_program()?)
+    }
+
+    pub(super) fn executed_another_program(&self) -> bool {
+        self.executed
+    }
+
+    pub(super) fn detach(mut self) {
+        if let Some(attachment) = self.attachment.take() {
+            attachment.detach();
+        }
+    }
+}
+
+fn bias_of(target: &Target, binary: &Binary) -> Option<u64> {
+    if !binary.build().pie {
+        return Some(0);
+    }
+    if target.is_yet_to_execute() {
+        return None;
+    }
+    let mappings = target.executable_mappings().ok()?;
+    mappings.iter().find_map(|m| binary.load_bias(m.start, m.file_offset))
+}
+
+/// Whether a trace is among those exported: decided by its id, so that every part of it, and every
+/// agent, decides alike.
+fn keep(trace_id: [u8; 16], ratio: f64) -> bool {
+    if ratio >= 1.0 {
+        return true;
+    }
+    let [a, b, c, d, e, f, g, h, ..] = trace_id;
+    let position = u64::from_be_bytes([a, b, c, d, e, f, g, h]) as f64 / 18_446_744_073_709_551_616.0;
+    position < ratio
+}
