@@ -2,6 +2,7 @@
 //!
 //! The rooms and what each may depend on are in the README's map of the code.
 
+pub mod cli;
 pub mod decode;
 pub mod eventlog;
 pub mod gobin;

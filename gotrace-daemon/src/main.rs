@@ -1,2 +1,30 @@
-//! The command `gotrace`.
-fn main() {}
+//! The command `gotrace`: reads the arguments, sets up what gotrace says about its own work, prints
+//! errors. Never a backtrace; a reader of stdout that goes away ends it quietly.
+
+use std::{io, process::ExitCode};
+
+use clap::Parser;
+use gotrace::cli::{self, Cli, Exit};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = match EnvFilter::try_new(&cli.log) {
+        Ok(filter) => filter,
+        Err(e) => {
+            eprintln!("gotrace: --log (or GOTRACE_LOG) `{}`: {e}", cli.log);
+            eprintln!("help: use error, warn, info, debug, trace, or a filter such as gotrace::kernel=debug");
+            return Exit::USAGE.into();
+        }
+    };
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).compact().init();
+    match cli::run(cli) {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            if !error.is_quiet() {
+                eprintln!("{error}");
+            }
+            error.exit().into()
+        }
+    }
+}

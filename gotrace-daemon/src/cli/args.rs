@@ -1,0 +1,262 @@
+//! The arguments of the subcommands. Each field's comment is its help text.
+
+use std::{ffi::OsString, path::PathBuf, time::Duration};
+
+use clap::{Args, ValueEnum, value_parser};
+
+use super::{CliError, values};
+use crate::{
+    level::Level,
+    sink::otlp::{ExportConfig, OtlpConfig, OtlpFlags, Temporality, config::metric_interval_from_env},
+};
+
+/// Arguments of `attach`.
+#[derive(Clone, Debug, Args)]
+#[command(before_help = "\
+Examples:
+  gotrace attach --pid 1234
+  gotrace attach --pid 1234 --level full --duration 30s --format json > intervals.json
+  gotrace attach --pid 1234 --otlp http://localhost:4317
+  gotrace attach --pid 1234 --duration 1m --quiet --export spans.json
+
+The program keeps running, and is neither stopped nor changed. Ctrl-C (or q) detaches and prints
+a summary.")]
+pub struct AttachArgs {
+    /// The process to follow
+    #[arg(short, long, value_name = "PID", value_parser = value_parser!(u32).range(1..=i64::from(i32::MAX)))]
+    pub pid: u32,
+    /// How to trace and what to do with it.
+    #[command(flatten)]
+    pub trace: TraceArgs,
+}
+
+/// Arguments of `exec`.
+#[derive(Clone, Debug, Args)]
+#[command(before_help = "\
+Examples:
+  gotrace exec -- ./server --port 8080
+  gotrace exec --export spans.json -- ./service.test -test.run TestPool
+  gotrace exec --follow-children --export spans.json -- go test ./...
+
+Signals, standard streams and the exit status of the command pass through. gotrace's own results
+go to stderr, as stdout belongs to the command.")]
+pub struct ExecArgs {
+    /// Trace the Go programs, too, that the command starts
+    #[arg(long)]
+    pub follow_children: bool,
+    /// How to trace and what to do with it.
+    #[command(flatten)]
+    pub trace: TraceArgs,
+    /// The command, and its arguments behind it
+    #[arg(value_name = "CMD", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<OsString>,
+}
+
+/// Arguments of `inspect`.
+#[derive(Clone, Debug, Args)]
+#[command(before_help = "\
+Examples:
+  gotrace inspect ./server
+  gotrace inspect --pid 1234 --level full
+  gotrace inspect ./server --format json | jq .probes")]
+pub struct InspectArgs {
+    /// The executable
+    #[arg(value_name = "PATH", required_unless_present = "pid", conflicts_with = "pid")]
+    pub path: Option<PathBuf>,
+    /// The process whose executable to look at
+    #[arg(short, long, value_name = "PID", value_parser = value_parser!(u32).range(1..=i64::from(i32::MAX)))]
+    pub pid: Option<u32>,
+    /// Text for people, or one JSON object (schema gotrace.inspect/1)
+    #[arg(long, value_enum, default_value_t = TextOrJson::Text, value_name = "FORMAT")]
+    pub format: TextOrJson,
+    /// The level whose probes to plan: lifecycle, waits, full
+    #[arg(long, value_parser = values::level, default_value = "full", value_name = "LEVEL")]
+    pub level: Level,
+}
+
+/// Arguments of `doctor`.
+#[derive(Clone, Debug, Args)]
+#[command(before_help = "\
+Examples:
+  gotrace doctor
+  gotrace doctor --format json | jq '.checks[] | select(.state != \"ok\")'
+
+Tells by trying: makes a ring buffer, loads programs, puts a probe on gotrace itself. Ends with
+0 when the events engine works here, with 3 when something is missing.")]
+pub struct DoctorArgs {
+    /// Text for people, or one JSON object (schema gotrace.doctor/1)
+    #[arg(long, value_enum, default_value_t = TextOrJson::Text, value_name = "FORMAT")]
+    pub format: TextOrJson,
+}
+
+/// What `attach` and `exec` have in common.
+#[derive(Clone, Debug, Args)]
+pub struct TraceArgs {
+    /// Detail: lifecycle (births, deaths), waits (and every wait), full (and wakers, scheduling
+    /// delay, system calls)
+    #[arg(long, value_parser = values::level, default_value = "waits", value_name = "LEVEL")]
+    pub level: Level,
+    /// End after this time (10s, 2m, 1h30m)
+    #[arg(long, value_parser = values::duration_above_zero, value_name = "TIME")]
+    pub duration: Option<Duration>,
+    /// Live table, or one JSON object a line (schema gotrace.attach/1)
+    #[arg(long, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
+    pub format: Format,
+    /// Record waits at least this long one by one; shorter ones are counted in histograms. 0 records
+    /// every wait
+    #[arg(long, value_parser = values::duration, default_value = "1ms", value_name = "TIME")]
+    pub min_wait: Duration,
+    /// Frames kept of the stack of a wait, 0 to 32
+    #[arg(long, value_parser = value_parser!(u8).range(0..=32), default_value_t = 8, value_name = "N")]
+    pub stack_depth: u8,
+    /// Time between two reports
+    #[arg(long, value_parser = values::interval, default_value = "1s", value_name = "TIME")]
+    pub interval: Duration,
+    /// No table and no intervals; the summary at the end only
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Write OTLP JSON lines to this file, as the OpenTelemetry file exporter does
+    #[arg(long, value_name = "FILE")]
+    pub export: Option<PathBuf>,
+    /// Where to send OTLP.
+    #[command(flatten)]
+    pub otlp: OtlpArgs,
+    /// A goroutine made by one older than this begins a new trace
+    #[arg(long, value_parser = values::duration, default_value = "10s", value_name = "TIME", help_heading = "Spans")]
+    pub trace_root_age: Duration,
+    /// Share of the traces that are exported, 0 to 1
+    #[arg(long, value_parser = values::ratio, default_value = "1.0", value_name = "RATIO", help_heading = "Spans")]
+    pub span_ratio: f64,
+    /// Put the program's arguments into its resource. They can hold secrets
+    #[arg(long, help_heading = "Spans")]
+    pub resource_command_args: bool,
+    /// Where figures come from. `snapshot` is not available yet in this version
+    #[arg(long, value_enum, default_value_t = Engine::Auto, value_name = "ENGINE", help_heading = "Engine")]
+    pub engine: Engine,
+    /// Size of the ring buffer between kernel and gotrace (65536 or 64K to 1G)
+    #[arg(long, value_parser = values::ring_bytes, default_value = "8M", value_name = "BYTES", help_heading = "Engine")]
+    pub ring_bytes: u32,
+    /// Write every record that the kernel delivered to this file
+    #[arg(long, value_name = "FILE", help_heading = "Engine")]
+    pub record: Option<PathBuf>,
+}
+
+/// Where to send OTLP. What is left out comes from the `OTEL_EXPORTER_OTLP_*` variables.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "OTLP")]
+pub struct OtlpArgs {
+    /// Send spans and metrics to this collector (http://localhost:4317). The standard
+    /// OTEL_EXPORTER_OTLP_* variables work too; flags win
+    #[arg(long, value_name = "ENDPOINT")]
+    pub otlp: Option<String>,
+    /// How to speak to it: grpc or http/protobuf [default: grpc]
+    #[arg(long, value_name = "PROTOCOL", value_parser = ["grpc", "http/protobuf"], hide_possible_values = true)]
+    pub otlp_protocol: Option<String>,
+    /// Send this header with each request; can be given several times
+    #[arg(long, value_name = "NAME=VALUE", value_parser = values::header)]
+    pub otlp_header: Vec<String>,
+    /// none or gzip [default: none]
+    #[arg(long, value_name = "COMPRESSION", value_parser = ["none", "gzip"], hide_possible_values = true)]
+    pub otlp_compression: Option<String>,
+    /// Time for one request [default: 10s]
+    #[arg(long, value_name = "TIME", value_parser = values::duration_above_zero)]
+    pub otlp_timeout: Option<Duration>,
+    /// No TLS for an endpoint that names no scheme
+    #[arg(long)]
+    pub otlp_insecure: bool,
+    /// PEM certificates to trust, instead of the system's
+    #[arg(long, value_name = "FILE")]
+    pub otlp_ca: Option<PathBuf>,
+    /// PEM certificate to show to the collector
+    #[arg(long, value_name = "FILE", requires = "otlp_key")]
+    pub otlp_cert: Option<PathBuf>,
+    /// PEM key of that certificate
+    #[arg(long, value_name = "FILE", requires = "otlp_cert")]
+    pub otlp_key: Option<PathBuf>,
+}
+
+/// How `attach` and `exec` show intervals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Refreshed in place on a terminal, plain lines into a pipe
+    Table,
+    /// One object a line
+    Json,
+}
+
+/// How `inspect` and `doctor` answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TextOrJson {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+/// Where figures come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Engine {
+    /// The best that this host allows
+    Auto,
+    /// eBPF probes
+    Events,
+    /// Reading memory, without eBPF
+    Snapshot,
+}
+
+impl TraceArgs {
+    /// Refuses what this version cannot do, before anything is touched.
+    ///
+    /// # Errors
+    /// When the engine asked for is not there.
+    pub fn check(&self) -> Result<(), CliError> {
+        if self.engine == Engine::Snapshot {
+            return Err(CliError::usage("--engine snapshot: not available yet in this version").help(
+                "use --engine events, which needs eBPF; `gotrace doctor` tells whether it works here",
+            ));
+        }
+        Ok(())
+    }
+
+    /// What to export and where, from the flags and the standard variables.
+    ///
+    /// # Errors
+    /// When a flag or variable cannot be followed.
+    pub fn export_config(&self) -> Result<ExportConfig, CliError> {
+        let environment = |name: &str| std::env::var(name).ok();
+        let usage = |e: crate::sink::otlp::ConfigError| CliError::usage(e.to_string());
+        Ok(ExportConfig {
+            otlp: OtlpConfig::from_flags_and_env(&self.otlp.flags(), &environment).map_err(usage)?,
+            file: self.export.clone(),
+            temporality: Temporality::from_env(&environment).map_err(usage)?,
+            metric_interval: metric_interval_from_env(&environment).map_err(usage)?,
+        })
+    }
+}
+
+impl OtlpArgs {
+    fn flags(&self) -> OtlpFlags {
+        let Self {
+            otlp,
+            otlp_protocol,
+            otlp_header,
+            otlp_compression,
+            otlp_timeout,
+            otlp_insecure,
+            otlp_ca,
+            otlp_cert,
+            otlp_key,
+        } = self.clone();
+        OtlpFlags {
+            endpoint: otlp,
+            protocol: otlp_protocol,
+            headers: otlp_header,
+            insecure: otlp_insecure,
+            ca: otlp_ca,
+            client_certificate: otlp_cert,
+            client_key: otlp_key,
+            compression: otlp_compression,
+            timeout: otlp_timeout,
+        }
+    }
+}

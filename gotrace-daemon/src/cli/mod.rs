@@ -1,0 +1,101 @@
+//! The command line: one file a subcommand. Arguments become plain configuration; nothing here knows
+//! how tracing is done.
+//!
+//! Input: the arguments and the environment. Output: results on stdout, everything else on stderr, and
+//! an [`Exit`] code.
+
+mod args;
+mod attach;
+mod completions;
+mod doctor;
+mod error;
+mod exec;
+mod inspect;
+mod man;
+mod output;
+mod values;
+
+use clap::{ColorChoice, Parser, Subcommand};
+
+pub use args::{
+    AttachArgs, DoctorArgs, Engine, ExecArgs, Format, InspectArgs, OtlpArgs, TextOrJson, TraceArgs,
+};
+pub use error::{CliError, Exit};
+pub use output::{Stdout, is_broken_pipe};
+
+/// Shows and traces the goroutines of running Go programs, from outside
+///
+/// No rebuild, no restart, no SDK in the program: gotrace puts eBPF probes on the Go runtime of a
+/// running process, and reports which goroutines it has, who created them, what they wait for and
+/// how long.
+#[derive(Debug, Parser)]
+#[command(
+    name = "gotrace",
+    version,
+    color = ColorChoice::Auto,
+    before_help = EXAMPLES,
+    after_help = "Exit codes: 0 done, 1 failure, 2 usage, 3 permission or capability missing, \
+                  4 not a Go program or not supported, 5 the target is gone.",
+    subcommand_required = true,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    /// What gotrace says on stderr about its own work: error, warn, info, debug, trace, or a filter
+    /// by module such as `gotrace::kernel=debug`
+    #[arg(
+        long,
+        global = true,
+        env = "GOTRACE_LOG",
+        default_value = "warn",
+        value_name = "FILTER",
+        hide_default_value = true,
+        hide_env = true
+    )]
+    pub log: String,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  gotrace doctor                                what this host allows
+  gotrace attach --pid 1234                     live table of a running program
+  gotrace attach --pid 1234 --duration 10s --export spans.json
+  gotrace exec -- ./server --port 8080          from goroutine 1 on
+  gotrace inspect ./server                      what the binary tells";
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Follow a running Go program: live table, spans, metrics
+    Attach(AttachArgs),
+    /// Start a program with the probes already in place
+    Exec(ExecArgs),
+    /// Show what a Go binary tells, and where it would be probed
+    Inspect(InspectArgs),
+    /// Try what this host allows, and say what is missing and what to do
+    Doctor(DoctorArgs),
+    /// Print shell completions
+    #[command(hide = true)]
+    Completions(completions::CompletionsArgs),
+    /// Write man pages
+    #[command(hide = true)]
+    Man(man::ManArgs),
+}
+
+/// Does what the command says.
+///
+/// # Errors
+/// What went wrong, what the user can do, and the exit code.
+pub fn run(cli: Cli) -> Result<Exit, CliError> {
+    match cli.command {
+        Command::Attach(args) => attach::run(args),
+        Command::Exec(args) => exec::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
+    }
+}
