@@ -139,6 +139,12 @@ pub struct TraceArgs {
     /// Write every record that the kernel delivered to this file
     #[arg(long, value_name = "FILE", help_heading = "Engine")]
     pub record: Option<PathBuf>,
+    /// Goroutines that waits are kept for at once
+    #[arg(long, value_parser = value_parser!(u32).range(1..=1 << 24), default_value_t = 1 << 17, value_name = "N", hide_short_help = true)]
+    pub max_goroutines: u32,
+    /// Diagnostics of the kernel side on stderr, 0 (off) to 5
+    #[arg(long, value_parser = value_parser!(u8).range(0..=5), default_value_t = 0, value_name = "N", hide_short_help = true)]
+    pub kernel_log: u8,
 }
 
 /// Where to send OTLP. What is left out comes from the `OTEL_EXPORTER_OTLP_*` variables.

@@ -1,15 +1,26 @@
 //! `gotrace attach`: follows a running process.
 
-use super::{AttachArgs, CliError, Exit};
-use crate::process::Target;
+use super::{AttachArgs, CliError, Exit, trace};
+use crate::{
+    pipeline::{Line, Stop},
+    process::Target,
+};
 
 /// Follows the process until it ends, the time is over, or the user has enough.
 ///
 /// # Errors
-/// When the process cannot be traced.
+/// When the process cannot be traced, or results cannot be written.
 pub fn run(args: AttachArgs) -> Result<Exit, CliError> {
     args.trace.check()?;
-    args.trace.export_config()?;
-    let _target = Target::open(args.pid)?;
-    Err(CliError::failure("attaching is not available yet in this version"))
+    let target = Target::open(args.pid)?;
+    let background = trace::Background::start(&args.trace)?;
+    let stop = Stop::default();
+    background.stop_on_signals(&stop)?;
+    let mut line = Line::new(args.trace.line_config(false), background.exporter())?;
+    let mut display = trace::Display::start(&args.trace, false);
+    display.began(line.trace(target)?)?;
+    let result = trace::run(&mut line, &stop, args.trace.duration, &mut display);
+    trace::finish(line, background, display)?;
+    result?;
+    Ok(Exit::DONE)
 }

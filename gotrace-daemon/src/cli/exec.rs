@@ -1,34 +1,67 @@
 //! `gotrace exec`: starts a command with the probes in place.
 
-use super::{CliError, ExecArgs, Exit};
-use crate::process::{ExecutableKind, Forwarder, Spawned};
+use std::thread;
+
+use super::{CliError, ExecArgs, Exit, trace};
+use crate::{
+    pipeline::{Line, LineError, Stop},
+    process::{Forwarder, Spawned},
+};
 
 /// Runs the command and ends with its exit status.
 ///
 /// # Errors
-/// When it cannot be started, with the exit code of a shell: 127 or 126.
+/// When it cannot be started, with the exit code of a shell: 127 or 126; when it cannot be traced
+/// though it is a Go program; when results cannot be written.
 pub fn run(args: ExecArgs) -> Result<Exit, CliError> {
     args.trace.check()?;
-    args.trace.export_config()?;
     let Some((command, arguments)) = args.command.split_first() else {
         return Err(CliError::usage("no command to execute"));
     };
+    // Forks, so it comes before there are threads.
     let mut child = Spawned::prepare(command, arguments)?;
+    let pid = child.pid();
+    let background = trace::Background::start(&args.trace)?;
+    let mut line = Line::new(args.trace.line_config(args.follow_children), background.exporter())?;
+    let mut display = trace::Display::start(&args.trace, true);
+    match child.target().map_err(LineError::from).and_then(|target| line.trace(target)) {
+        Ok(traced) => display.began(traced)?,
+        Err(error @ LineError::Program { .. }) => {
+            let children = if args.follow_children { ", only Go programs that it starts" } else { "" };
+            eprintln!("gotrace: {error}: it runs without probes{children}");
+            line.follow(pid);
+        }
+        // Dropping the child ends it before it has executed anything.
+        Err(error) => return Err(error.into()),
+    }
     let forwarder = Forwarder::start(child.pidfd())
         .map_err(|e| CliError::failure(format!("cannot pass signals on to the command: {e}")))?;
-    match child.kind() {
-        ExecutableKind::Elf => eprintln!("gotrace: tracing is not available yet in this version"),
-        ExecutableKind::Script | ExecutableKind::Other => {
-            eprintln!(
-                "gotrace: {} is not a Go program: it runs without probes",
-                child.executable().display()
-            );
-        }
-    }
     child.release()?;
-    let status = child
-        .wait()
-        .map_err(|e| CliError::failure(format!("cannot learn how process {} ended: {e}", child.pid())))?;
+    if let Err(error) = line.has_begun(pid) {
+        tracing::debug!(%error, "the command ended at once");
+    }
+    let ended = Stop::default();
+    let waiter = {
+        let ended = ended.clone();
+        thread::spawn(move || {
+            let status = child.wait();
+            ended.set();
+            status
+        })
+    };
+    let result = if line.tracing() > 0 || args.follow_children {
+        trace::run(&mut line, &ended, args.trace.duration, &mut display)
+    } else {
+        Ok(())
+    };
+    // With --duration the tracing may end first: the probes go, the command goes on.
+    let finished = trace::finish(line, background, display);
+    let status = waiter
+        .join()
+        .map_err(|_| CliError::failure("waiting for the command failed"))?
+        .map_err(|e| CliError::failure(format!("cannot learn how process {pid} ended: {e}")))?;
     drop(forwarder);
+    finished?;
+    result?;
     Ok(Exit(Spawned::exit_code(status)))
 }

@@ -13,6 +13,7 @@ mod exec;
 mod inspect;
 mod man;
 mod output;
+mod trace;
 mod values;
 
 use clap::{ColorChoice, Parser, Subcommand};

@@ -182,6 +182,12 @@ impl Traced {
         self.target.pid()
     }
 
+    /// How much is traced of it.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
     /// Its program.
     #[must_use]
     pub fn binary(&self) -> &Binary {

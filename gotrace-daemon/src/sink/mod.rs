@@ -1,4 +1,6 @@
 //! Where results go. Each sink takes the types of [`model`] and writes them down in one format.
 
+pub mod json;
 pub mod model;
 pub mod otlp;
+pub mod text;

@@ -1,0 +1,197 @@
+//! What `attach` and `exec` do alike: export, show, end.
+
+use std::{
+    io::{self, IsTerminal as _, Write},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::runtime::Runtime;
+
+use super::{CliError, Format, TraceArgs, is_broken_pipe};
+use crate::{
+    pipeline::{Line, LineConfig, LineError, Stop, Traced},
+    process::ResourceOptions,
+    sink::{
+        json,
+        model::{Interval, Summary},
+        otlp::{ExportStats, Exporter},
+        text,
+    },
+};
+
+/// How long the last spans may take to reach the collector.
+const FLUSH_WITHIN: Duration = Duration::from_secs(5);
+
+impl TraceArgs {
+    /// The line's configuration.
+    pub(super) fn line_config(&self, follow_children: bool) -> LineConfig {
+        LineConfig {
+            level: self.level,
+            min_wait: self.min_wait,
+            stack_depth: self.stack_depth,
+            interval: self.interval,
+            trace_root_age: self.trace_root_age,
+            span_ratio: self.span_ratio,
+            ring_bytes: self.ring_bytes,
+            goroutines: self.max_goroutines,
+            follow_children,
+            resource: ResourceOptions { command_args: self.resource_command_args },
+            kernel_log_level: self.kernel_log,
+            record: self.record.clone(),
+        }
+    }
+}
+
+impl From<LineError> for CliError {
+    fn from(e: LineError) -> Self {
+        Self::new(super::Exit(e.exit_code()), e.to_string()).maybe_help(e.help())
+    }
+}
+
+/// Background work of a run.
+pub(super) struct Background {
+    runtime: Runtime,
+    exporter: Option<Arc<Exporter>>,
+}
+
+impl Background {
+    /// Starts the exporter where something is to be exported.
+    pub(super) fn start(args: &TraceArgs) -> Result<Self, CliError> {
+        let config = args.export_config()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("gotrace-export")
+            .enable_all()
+            .build()
+            .map_err(|e| CliError::failure(format!("cannot start gotrace's own threads: {e}")))?;
+        let exporter = if config.otlp.is_some() || config.file.is_some() {
+            let exporter =
+                Exporter::start(config, runtime.handle()).map_err(|e| CliError::failure(e.to_string()))?;
+            Some(Arc::new(exporter))
+        } else {
+            None
+        };
+        Ok(Self { runtime, exporter })
+    }
+
+    pub(super) fn exporter(&self) -> Option<Arc<Exporter>> {
+        self.exporter.clone()
+    }
+
+    /// Sets `stop` when the user or the system asks gotrace to end.
+    pub(super) fn stop_on_signals(&self, stop: &Stop) -> Result<(), CliError> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let _in_runtime = self.runtime.enter();
+        for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+            let mut signals =
+                signal(kind).map_err(|e| CliError::failure(format!("cannot listen for signals: {e}")))?;
+            let stop = stop.clone();
+            self.runtime.spawn(async move {
+                while signals.recv().await.is_some() {
+                    stop.set();
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// Sends what is left; `None` when nothing was to be exported.
+    fn finish(self) -> Option<ExportStats> {
+        let exporter = Arc::into_inner(self.exporter?)?;
+        Some(self.runtime.block_on(exporter.shutdown(FLUSH_WITHIN)))
+    }
+}
+
+/// Shows the run as it goes.
+pub(super) struct Display {
+    quiet: bool,
+    format: Format,
+    /// `exec` leaves stdout to the command.
+    to_stderr: bool,
+}
+
+impl Display {
+    pub(super) fn start(args: &TraceArgs, to_stderr: bool) -> Self {
+        Self { quiet: args.quiet, format: args.format, to_stderr }
+    }
+
+    fn out(&self) -> Box<dyn Write> {
+        if self.to_stderr { Box::new(io::stderr().lock()) } else { Box::new(io::stdout().lock()) }
+    }
+
+    /// The probes of a process are in place.
+    pub(super) fn began(&self, traced: &Traced) -> io::Result<()> {
+        match self.format {
+            Format::Json => {
+                json::header(&mut self.out(), traced.resource(), traced.pid(), traced.level().name())
+            }
+            Format::Table if !self.quiet && !io::stderr().is_terminal() => Ok(()),
+            Format::Table => Ok(()),
+        }
+    }
+
+    fn report(&mut self, interval: &Interval) -> io::Result<()> {
+        match self.format {
+            _ if self.quiet => Ok(()),
+            Format::Table if self.to_stderr => Ok(()),
+            Format::Table => text::interval(&mut self.out(), interval),
+            Format::Json => json::interval(&mut self.out(), interval),
+        }
+    }
+
+    fn finish(self, summaries: &[Summary]) -> io::Result<()> {
+        let mut out = self.out();
+        for summary in summaries {
+            match self.format {
+                Format::Json => json::summary(&mut out, summary)?,
+                Format::Table if self.quiet => {}
+                Format::Table => text::summary(&mut out, summary)?,
+            }
+        }
+        out.flush()
+    }
+}
+
+/// Runs the line until its end, showing each report.
+pub(super) fn run(
+    line: &mut Line,
+    stop: &Stop,
+    duration: Option<Duration>,
+    display: &mut Display,
+) -> Result<(), LineError> {
+    let deadline = duration.map(|d| Instant::now() + d);
+    let mut broken = false;
+    line.run(stop, deadline, &mut |interval| {
+        if broken {
+            return;
+        }
+        if let Err(error) = display.report(interval) {
+            // A reader that went away (`| head`) ends the run; there is nobody to tell.
+            broken = true;
+            stop.set();
+            if !is_broken_pipe(&error) {
+                tracing::error!(%error, "results cannot be shown");
+            }
+        }
+    })
+}
+
+/// Adds the exporter's account to the summaries, shows them, and turns an incomplete export file into
+/// an error.
+pub(super) fn finish(line: Line, background: Background, display: Display) -> Result<(), CliError> {
+    let mut summaries = line.into_summaries();
+    let stats = background.finish();
+    if let (Some(stats), Some(last)) = (&stats, summaries.last_mut()) {
+        last.spans_dropped.clone_from(&stats.spans_dropped);
+    }
+    match display.finish(&summaries) {
+        Err(error) if !is_broken_pipe(&error) => return Err(error.into()),
+        _ => {}
+    }
+    match stats.and_then(|s| s.file_error) {
+        Some(error) => Err(CliError::failure(format!("the export file is not complete: {error}"))
+            .help("free space on its file system, or choose another place with --export")),
+        None => Ok(()),
+    }
+}

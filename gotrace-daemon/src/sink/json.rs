@@ -1,0 +1,190 @@
+//! `attach --format json`: one object a line, schema `gotrace.attach/1`. Unknown is `null`; times are
+//! `*_unix_nano` or `*_ns`, integers.
+
+use std::{
+    io::{self, Write},
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use gotrace_common::Histogram;
+use serde_json::{Value as Json, json};
+
+use super::model::{Interval, Location, Resource, Site, Summary, Value};
+
+/// The schema of these lines.
+pub const SCHEMA: &str = "gotrace.attach/1";
+
+fn attribute<'a>(resource: &'a Resource, name: &str) -> Option<&'a Arc<str>> {
+    match resource.attributes.get(name) {
+        Some(Value::Text(text)) => Some(text),
+        _ => None,
+    }
+}
+
+/// The first line of a process: its probes are in place.
+///
+/// # Errors
+/// What the writer says.
+pub fn header(out: &mut impl Write, resource: &Resource, pid: u32, level: &str) -> io::Result<()> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let line = json!({
+        "schema": SCHEMA,
+        "time_unix_nano": u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
+        "pid": pid,
+        "executable": attribute(resource, "process.executable.path"),
+        "go_version": attribute(resource, "process.runtime.version"),
+        "engine": "events",
+        "level": level,
+    });
+    write(out, &line)
+}
+
+/// A line for an interval.
+///
+/// # Errors
+/// What the writer says.
+pub fn interval(out: &mut impl Write, interval: &Interval) -> io::Result<()> {
+    write(out, &json!({ "interval": state(interval) }))
+}
+
+/// The last line of a process.
+///
+/// # Errors
+/// What the writer says.
+pub fn summary(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
+    let Summary { last, cost_ns_per_event, spans, spans_dropped, ended } = summary;
+    let mut line = state(last);
+    if let Json::Object(fields) = &mut line {
+        // Since attaching, not within the last interval.
+        fields.insert("born".into(), last.born_total.into());
+        fields.insert("died".into(), last.died_total.into());
+        fields.insert("sites".into(), last.sites.iter().map(|s| site(s, true)).collect());
+        fields.insert("level".into(), last.level.into());
+        fields.insert("engine".into(), last.engine.into());
+        fields.insert("cost_ns_per_event".into(), json!(cost_ns_per_event));
+        fields.insert("spans".into(), json!(spans));
+        fields.insert("spans_dropped".into(), json!(spans_dropped));
+        fields.insert("ended".into(), json!(ended));
+    }
+    write(out, &json!({ "summary": line }))
+}
+
+fn state(interval: &Interval) -> Json {
+    json!({
+        "pid": interval.pid,
+        "start_unix_nano": interval.start_unix_nano,
+        "end_unix_nano": interval.end_unix_nano,
+        "alive": interval.alive,
+        "alive_is_lower_bound": interval.alive_is_lower_bound,
+        "born": interval.born,
+        "died": interval.died,
+        "lost": interval.lost,
+        "events": interval.events,
+        "waiting": interval.waiting.iter().map(|(k, n)| (k.to_string(), json!(n))).collect::<Json>(),
+        "waits": interval.waits.iter().map(|(k, h)| (k.to_string(), counted(h))).collect::<Json>(),
+        "schedule_delay_ns": counted(&interval.schedule),
+        "syscall_ns": counted(&interval.syscalls),
+        "sites": interval.sites.iter().map(|s| site(s, false)).collect::<Vec<_>>(),
+    })
+}
+
+fn site(site: &Site, total: bool) -> Json {
+    json!({
+        "entry": location(&site.entry),
+        "created_by": site.created_by.as_deref().map(location),
+        "alive": site.alive,
+        "born": if total { site.born_total } else { site.born },
+        "died": if total { site.died_total } else { site.died },
+        "waiting": site.waiting.iter().map(|(k, n)| (k.to_string(), json!(n))).collect::<Json>(),
+        "wait_ns": quantiles(&site.waits),
+        "lifetime_ns": quantiles(&site.lifetimes),
+        "oldest_ns": site.oldest_ns,
+    })
+}
+
+fn location(location: &Location) -> Json {
+    json!({
+        "function": location.function,
+        "file": (!location.file.is_empty()).then_some(&location.file),
+        "line": (location.line != 0).then_some(location.line),
+    })
+}
+
+fn quantiles(histogram: &Histogram) -> Json {
+    json!({
+        "p50": histogram.quantile_ns(0.5),
+        "p99": histogram.quantile_ns(0.99),
+        "max": (histogram.count > 0).then_some(histogram.max_ns),
+    })
+}
+
+fn counted(histogram: &Histogram) -> Json {
+    let mut line = quantiles(histogram);
+    if let Json::Object(fields) = &mut line {
+        fields.insert("count".into(), histogram.count.into());
+        fields.insert("sum".into(), histogram.sum_ns.into());
+    }
+    line
+}
+
+fn write(out: &mut impl Write, line: &Json) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, line)?;
+    out.write_all(b"\n")?;
+    // A reader waits for each line.
+    out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sink::text::tests::sample;
+
+    fn line(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> Json {
+        let mut bytes = Vec::new();
+        write(&mut bytes).expect("a vector takes everything");
+        assert_eq!(bytes.iter().filter(|b| **b == b'\n').count(), 1, "one line");
+        serde_json::from_slice(&bytes).expect("JSON")
+    }
+
+    #[test]
+    fn an_interval_has_the_documented_shape() {
+        let interval = line(|out| interval(out, &sample()));
+        let interval = &interval["interval"];
+        assert_eq!(interval["alive"], 12);
+        assert_eq!(interval["born"], 5);
+        assert_eq!(interval["lost"]["ring_create"], 3);
+        let site = &interval["sites"][0];
+        assert_eq!(site["entry"]["function"], "main.worker");
+        assert_eq!(site["created_by"]["line"], 30);
+        assert_eq!(site["waiting"]["chan receive"], 10);
+        assert_eq!(site["wait_ns"]["max"], 2_000_000);
+        assert_eq!(site["oldest_ns"], 7_000_000_000_u64);
+        assert_eq!(interval["sites"][1]["created_by"], Json::Null);
+        assert_eq!(interval["sites"][1]["wait_ns"]["p50"], Json::Null);
+    }
+
+    #[test]
+    fn a_summary_tells_totals_and_what_was_lost() {
+        let summary_of = Summary {
+            last: sample(),
+            cost_ns_per_event: None,
+            spans: 9,
+            spans_dropped: [("queue_full", 2)].into(),
+            ended: "interrupted".into(),
+        };
+        let summary = line(|out| summary(out, &summary_of));
+        let summary = &summary["summary"];
+        assert_eq!(summary["born"], 100);
+        assert_eq!(summary["cost_ns_per_event"], Json::Null);
+        assert_eq!(summary["spans_dropped"]["queue_full"], 2);
+        assert_eq!(summary["sites"][0]["born"], 90);
+    }
+
+    #[test]
+    fn the_header_says_what_is_not_known() {
+        let header = line(|out| header(out, &Resource::default(), 7, "waits"));
+        assert_eq!(header["schema"], SCHEMA);
+        assert_eq!((&header["pid"], &header["go_version"]), (&json!(7), &Json::Null));
+    }
+}

@@ -1,0 +1,315 @@
+//! Plain lines for people who read a pipe or a log, and the summary at the end of a run.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Display,
+    io::{self, Write},
+    sync::Arc,
+};
+
+use super::model::{Interval, Location, Site, Summary, Value};
+
+/// Sites shown for an interval.
+const SITES: usize = 10;
+
+/// A few lines for an interval: totals, then the creation sites with most goroutines.
+///
+/// # Errors
+/// What the writer says.
+pub fn interval(out: &mut impl Write, interval: &Interval) -> io::Result<()> {
+    let seconds = interval.end_unix_nano.saturating_sub(interval.start_unix_nano) as f64 / 1e9;
+    let rate = |n: u64| if seconds > 0.0 { n as f64 / seconds } else { 0.0 };
+    writeln!(
+        out,
+        "pid {}: {}{} alive, {:.0} born/s, {:.0} died/s{}",
+        interval.pid,
+        if interval.alive_is_lower_bound { "at least " } else { "" },
+        interval.alive,
+        rate(interval.born),
+        rate(interval.died),
+        lost(&interval.lost),
+    )?;
+    let busy = interval.sites.iter().filter(|s| s.alive > 0 || s.born > 0 || s.died > 0);
+    for site in busy.clone().take(SITES) {
+        let [entry, creator] = [place(&site.entry), creator(site)];
+        writeln!(
+            out,
+            "  {:>7} alive {:>7.0} born/s {:>7.0} died/s  {entry}  by {creator}{}{}",
+            site.alive,
+            rate(site.born),
+            rate(site.died),
+            waiting(&site.waiting),
+            oldest(site),
+        )?;
+    }
+    let more = busy.count().saturating_sub(SITES);
+    if more > 0 {
+        writeln!(out, "  and {more} more creation sites")?;
+    }
+    out.flush()
+}
+
+/// What a run came to.
+///
+/// # Errors
+/// What the writer says.
+pub fn summary(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
+    let Summary { last, spans, spans_dropped, ended, cost_ns_per_event } = summary;
+    let seconds = last.end_unix_nano.saturating_sub(last.start_unix_nano) as f64 / 1e9;
+    let name = match last.resource.attributes.get("process.executable.name") {
+        Some(Value::Text(name)) => format!(" ({name})"),
+        _ => String::new(),
+    };
+    writeln!(out, "\npid {}{name}: {seconds:.1} s at level {}, ended: {ended}", last.pid, last.level)?;
+    writeln!(
+        out,
+        "  goroutines   {} born, {} died, {}{} alive at the end",
+        last.born_total,
+        last.died_total,
+        if last.alive_is_lower_bound { "at least " } else { "" },
+        last.alive
+    )?;
+    if !last.waits.is_empty() {
+        writeln!(
+            out,
+            "  waits        {:<34} {:>10} {:>9} {:>9} {:>9}",
+            "reason", "count", "p50", "p99", "max"
+        )?;
+        for (reason, waits) in by_count(&last.waits, |h| h.count) {
+            writeln!(
+                out,
+                "               {reason:<34} {:>10} {:>9} {:>9} {:>9}",
+                waits.count,
+                duration(waits.quantile_ns(0.5)),
+                duration(waits.quantile_ns(0.99)),
+                duration(Some(waits.max_ns)),
+            )?;
+        }
+    }
+    for (what, histogram) in [("run queue", &last.schedule), ("syscalls", &last.syscalls)] {
+        if histogram.count > 0 {
+            writeln!(
+                out,
+                "  {what:<12} {:<34} {:>10} {:>9} {:>9} {:>9}",
+                "",
+                histogram.count,
+                duration(histogram.quantile_ns(0.5)),
+                duration(histogram.quantile_ns(0.99)),
+                duration(Some(histogram.max_ns)),
+            )?;
+        }
+    }
+    let alive: Vec<&Site> = last.sites.iter().filter(|s| s.alive > 0).take(SITES).collect();
+    if !alive.is_empty() {
+        writeln!(out, "  still alive")?;
+        for site in alive {
+            writeln!(
+                out,
+                "    {:>8}  {}  by {}{}{}",
+                site.alive,
+                place(&site.entry),
+                creator(site),
+                waiting(&site.waiting),
+                oldest(site)
+            )?;
+        }
+    }
+    let events: u64 = last.events.values().sum();
+    write!(out, "  events       {events}")?;
+    if let Some(cost) = cost_ns_per_event {
+        write!(out, ", about {cost:.0} ns of the target's time each")?;
+    }
+    writeln!(out, "{}", if last.lost.is_empty() { ", none lost".into() } else { lost(&last.lost) })?;
+    write!(out, "  spans        {spans}")?;
+    if !spans_dropped.is_empty() {
+        write!(out, ", NOT DELIVERED: {}", list(spans_dropped.iter().map(|(k, n)| (k, *n))))?;
+    }
+    writeln!(out)?;
+    out.flush()
+}
+
+fn by_count<T>(map: &BTreeMap<Arc<str>, T>, count: impl Fn(&T) -> u64) -> Vec<(&Arc<str>, &T)> {
+    let mut entries: Vec<_> = map.iter().collect();
+    entries.sort_by_key(|(_, v)| std::cmp::Reverse(count(v)));
+    entries
+}
+
+fn place(location: &Location) -> String {
+    location.function.to_string()
+}
+
+fn creator(site: &Site) -> String {
+    match &site.created_by {
+        Some(location) if location.line > 0 => {
+            let file = location.file.rsplit('/').next().unwrap_or(&location.file);
+            format!("{} ({file}:{})", location.function, location.line)
+        }
+        Some(location) => location.function.to_string(),
+        None => "?".into(),
+    }
+}
+
+fn waiting(waiting: &BTreeMap<Arc<str>, u64>) -> String {
+    if waiting.is_empty() {
+        return String::new();
+    }
+    format!("  waiting: {}", list(by_count(waiting, |n| *n).into_iter().map(|(k, n)| (k, *n))))
+}
+
+fn oldest(site: &Site) -> String {
+    site.oldest_ns.map_or_else(String::new, |ns| format!("  oldest {}", duration(Some(ns))))
+}
+
+fn lost(lost: &BTreeMap<&'static str, u64>) -> String {
+    if lost.is_empty() {
+        return String::new();
+    }
+    format!(", LOST: {}", list(lost.iter().map(|(k, n)| (k, *n))))
+}
+
+fn list<K: Display>(entries: impl Iterator<Item = (K, u64)>) -> String {
+    entries.map(|(k, n)| format!("{n} {k}")).collect::<Vec<_>>().join(", ")
+}
+
+/// A duration with two to three digits: `870ns`, `1.2ms`, `35s`, `2h05m`; `-` when unknown.
+#[must_use]
+pub fn duration(ns: Option<u64>) -> String {
+    let Some(ns) = ns else { return "-".into() };
+    let scaled = |value: f64, unit: &str| {
+        if value < 9.95 { format!("{value:.1}{unit}") } else { format!("{value:.0}{unit}") }
+    };
+    match ns {
+        0..1_000 => format!("{ns}ns"),
+        1_000..999_500 => scaled(ns as f64 / 1e3, "us"),
+        999_500..999_500_000 => scaled(ns as f64 / 1e6, "ms"),
+        999_500_000..60_000_000_000 => scaled(ns as f64 / 1e9, "s"),
+        _ => {
+            let seconds = ns / 1_000_000_000;
+            match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+                (0, minutes, seconds) => format!("{minutes}m{seconds:02}s"),
+                (hours, minutes, _) => format!("{hours}h{minutes:02}m"),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::sink::model::Resource;
+    use gotrace_common::Histogram;
+
+    /// A state with a little of everything.
+    pub(crate) fn sample() -> Interval {
+        let location = |function: &str, line| {
+            Arc::new(Location { function: function.into(), file: "/src/main.go".into(), line })
+        };
+        let mut waits = Histogram::default();
+        waits.add(1_500_000);
+        waits.add(2_000_000);
+        let empty = Histogram::default();
+        let site = |entry, created_by, alive, born_total, waiting, waits, oldest_ns| Site {
+            entry,
+            created_by,
+            alive,
+            born: 5,
+            died: 1,
+            born_total,
+            died_total: born_total - alive,
+            waiting,
+            waits,
+            lifetimes: empty,
+            oldest_ns,
+        };
+        let receive: BTreeMap<Arc<str>, u64> = [("chan receive".into(), 10)].into();
+        Interval {
+            resource: Arc::new(Resource {
+                attributes: [("process.executable.name".into(), Value::Text("shop".into()))].into(),
+            }),
+            pid: 42,
+            start_unix_nano: 1_000_000_000,
+            end_unix_nano: 2_000_000_000,
+            alive: 12,
+            alive_is_lower_bound: true,
+            born: 5,
+            died: 1,
+            born_total: 100,
+            died_total: 88,
+            lost: [("ring_create", 3)].into(),
+            events: [("create", 100), ("exit", 88)].into(),
+            waiting: receive.clone(),
+            waits: [("chan receive".into(), waits)].into(),
+            schedule: empty,
+            syscalls: empty,
+            sites: vec![
+                site(
+                    location("main.worker", 12),
+                    Some(location("main.main", 30)),
+                    10,
+                    90,
+                    receive,
+                    waits,
+                    Some(7_000_000_000),
+                ),
+                site(location("(born before attaching)", 0), None, 2, 10, BTreeMap::new(), empty, None),
+            ],
+            engine: "events",
+            level: "waits",
+            probe_cost_share: None,
+        }
+    }
+
+    fn text(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> String {
+        let mut bytes = Vec::new();
+        write(&mut bytes).expect("a vector takes everything");
+        String::from_utf8(bytes).expect("text")
+    }
+
+    #[test]
+    fn an_interval_reads_as_lines() {
+        assert_eq!(
+            text(|out| interval(out, &sample())),
+            "pid 42: at least 12 alive, 5 born/s, 1 died/s, LOST: 3 ring_create\n  \
+             \u{20}    10 alive       5 born/s       1 died/s  main.worker  by main.main (main.go:30)  waiting: 10 chan \
+             receive  oldest 7.0s\n  \
+             \u{20}     2 alive       5 born/s       1 died/s  (born before attaching)  by ?\n"
+        );
+    }
+
+    #[test]
+    fn a_summary_names_losses_and_waits() {
+        let summary_of = Summary {
+            last: sample(),
+            cost_ns_per_event: None,
+            spans: 9,
+            spans_dropped: [("unreachable", 2)].into(),
+            ended: "the process ended".into(),
+        };
+        let text = text(|out| summary(out, &summary_of));
+        for part in [
+            "pid 42 (shop): 1.0 s at level waits, ended: the process ended",
+            "100 born, 88 died, at least 12 alive",
+            "chan receive                                2     1.6ms     2.0ms     2.0ms",
+            "events       188, LOST: 3 ring_create",
+            "spans        9, NOT DELIVERED: 2 unreachable",
+        ] {
+            assert!(text.contains(part), "{part:?} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn durations_are_short() {
+        for (ns, expected) in [
+            (870, "870ns"),
+            (1_234, "1.2us"),
+            (35_000_000, "35ms"),
+            (999_600_000, "1.0s"),
+            (35_000_000_000, "35s"),
+            (125_000_000_000, "2m05s"),
+            (7_500_000_000_000, "2h05m"),
+        ] {
+            assert_eq!(duration(Some(ns)), expected);
+        }
+        assert_eq!(duration(None), "-");
+    }
+}
