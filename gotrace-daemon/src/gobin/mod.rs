@@ -94,7 +94,7 @@ impl Binary {
         build.pie = elf.pie;
         build.stripped = !symbols.present;
         build.dwarf = elf.section(".debug_info").or_else(|| elf.section(".zdebug_info")).is_some();
-        build.cgo = Some(scan.cgo || symbols.cgo);
+        build.cgo = Some(scan.cgo);
         build.race = build.race.or(Some(scan.race));
         build.static_ = !elf.interpreter && !elf.needs_libraries();
         build.go_build_id = elf.go_build_id();

@@ -76,7 +76,8 @@ impl Scan {
             this.table_end = this.table_end.max(f.record_end());
             let address = found.text.wrapping_add(u64::from(f.entry));
             let name = view.name_start(&f);
-            this.cgo |= name.starts_with(b"runtime/cgo.") || name.starts_with(b"_cgoexp_");
+            // Assembly of runtime/cgo through which C calls Go.
+            this.cgo |= name.starts_with(b"crosscall2\0");
             if name.starts_with(b"runtime.") || name.starts_with(b"_.") {
                 this.note(name, address, &wanted);
             }

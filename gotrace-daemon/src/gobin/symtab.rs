@@ -16,8 +16,6 @@ pub(super) struct Symbols {
     pub present: bool,
     /// Addresses of the wanted functions that it has.
     pub addresses: HashMap<&'static str, u64>,
-    /// Whether it has the C functions that start cgo.
-    pub cgo: bool,
 }
 
 /// Looks for functions.
@@ -33,9 +31,6 @@ pub(super) fn find(elf: &Elf<'_>, wanted: &[&'static str]) -> Symbols {
             continue;
         }
         let Some(rest) = u32_at(entry, 0).and_then(|o| strings.get(o as usize..)) else { continue };
-        if rest.starts_with(b"x_cgo_init\0") {
-            symbols.cgo = true;
-        }
         if !rest.starts_with(b"runtime.") {
             continue;
         }
