@@ -1,0 +1,3 @@
+module gotrace.test/frames
+
+go 1.19
