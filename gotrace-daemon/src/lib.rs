@@ -14,3 +14,4 @@ pub mod process;
 pub mod sink;
 pub mod symbolize;
 pub mod table;
+pub mod ui;

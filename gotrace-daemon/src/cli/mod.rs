@@ -6,11 +6,12 @@
 
 mod args;
 mod attach;
+mod binary;
 mod completions;
 mod doctor;
 mod error;
 mod exec;
-mod inspect;
+
 mod man;
 mod output;
 mod trace;
@@ -94,7 +95,7 @@ pub fn run(cli: Cli) -> Result<Exit, CliError> {
     match cli.command {
         Command::Attach(args) => attach::run(args),
         Command::Exec(args) => exec::run(args),
-        Command::Inspect(args) => inspect::run(args),
+        Command::Inspect(args) => binary::run(args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),

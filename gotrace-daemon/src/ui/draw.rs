@@ -1,0 +1,196 @@
+//! Drawing the state into a frame of any size. No logic but what fits.
+
+use ratatui::{
+    Frame,
+    layout::{Constraint, Layout, Rect},
+    style::{Color, Modifier, Style},
+    text::{Line, Span, Text},
+    widgets::{Cell, Paragraph, Row as TableRow, Table},
+};
+
+use super::{
+    format,
+    state::{Row, State},
+};
+
+/// A column of fixed width, and the least width of the screen that it is shown at.
+struct Column {
+    title: &'static str,
+    width: u16,
+    from_width: u16,
+    waits: bool,
+    text: fn(&Row) -> &str,
+}
+
+const NUMBERS: [Column; 7] = [
+    Column { title: "alive", width: 6, from_width: 0, waits: false, text: |r| &r.alive },
+    Column { title: "born/s", width: 6, from_width: 50, waits: false, text: |r| &r.born },
+    Column { title: "died/s", width: 6, from_width: 60, waits: false, text: |r| &r.died },
+    Column { title: "p50", width: 6, from_width: 100, waits: true, text: |r| &r.p50 },
+    Column { title: "p99", width: 6, from_width: 90, waits: true, text: |r| &r.p99 },
+    Column { title: "max", width: 6, from_width: 110, waits: true, text: |r| &r.max },
+    Column { title: "oldest", width: 6, from_width: 70, waits: false, text: |r| &r.oldest },
+];
+const CREATED_BY_FROM: u16 = 100;
+const WAITING_FROM: u16 = 80;
+
+pub(super) fn draw(frame: &mut Frame<'_>, state: &mut State) {
+    let [top, body, bottom] =
+        Layout::vertical([Constraint::Length(4), Constraint::Min(0), Constraint::Length(1)])
+            .areas(frame.area());
+    header(frame, top, state);
+    state.visible = usize::from(body.height.saturating_sub(1));
+    state.clamp();
+    table(frame, body, state);
+    let hidden = state.rows.len().saturating_sub(state.top + state.visible);
+    let more = if hidden > 0 { format!(" · {hidden} more below") } else { String::new() };
+    let note = if state.with_waits { " · p50 p99 max: of waits of at least --min-wait" } else { "" };
+    let line = Line::styled(format!("q quits · ↑ ↓ scroll{more}{note}"), dim(state));
+    frame.render_widget(line, bottom);
+}
+
+fn header(frame: &mut Frame<'_>, area: Rect, state: &State) {
+    let Some(header) = &state.header else {
+        frame.render_widget(Line::styled("gotrace: waiting for the first interval …", dim(state)), area);
+        return;
+    };
+    let bold = Style::new().add_modifier(Modifier::BOLD);
+    let width = usize::from(area.width);
+    let process = format::shorten(&header.process, width.saturating_sub(header.elapsed.len() + 3));
+    let mut totals = vec![
+        Span::styled(format!("alive {}", header.alive), bold),
+        Span::raw(format!("   born/s {}   died/s {}   ", header.born, header.died)),
+    ];
+    if header.lost.is_empty() {
+        totals.push(Span::styled("lost 0", dim(state)));
+    } else {
+        let mut alarm = Style::new().add_modifier(Modifier::BOLD);
+        if state.color {
+            alarm = alarm.fg(Color::Red);
+        }
+        totals.push(Span::styled(format!("lost {}", header.lost), alarm));
+    }
+    let mut lines =
+        vec![Line::from(vec![Span::styled(process, bold), Span::raw(format!(" · {}", header.elapsed))])];
+    lines.push(Line::from(totals));
+    if state.with_waits {
+        let waiting = if header.waiting.is_empty() { "nobody" } else { &header.waiting };
+        lines.push(Line::raw(format::shorten(&format!("waiting: {waiting}"), width)));
+    }
+    frame.render_widget(Paragraph::new(lines), area);
+}
+
+fn table(frame: &mut Frame<'_>, area: Rect, state: &State) {
+    let width = area.width;
+    let numbers: Vec<&Column> =
+        NUMBERS.iter().filter(|c| width >= c.from_width && (state.with_waits || !c.waits)).collect();
+    let with_created_by = width >= CREATED_BY_FROM;
+    let with_waiting = state.with_waits && width >= WAITING_FROM;
+    let taken: u16 = numbers.iter().map(|c| c.width + 1).sum();
+    let free = width.saturating_sub(taken);
+    let created_by_width = if with_created_by { free / 5 } else { 0 };
+    let waiting_width = if with_waiting { free * 2 / 5 } else { 0 };
+    let gaps = u16::from(with_created_by) + u16::from(with_waiting);
+    let entry_width = free.saturating_sub(created_by_width + waiting_width + gaps);
+
+    let mut constraints = vec![Constraint::Length(entry_width)];
+    let mut titles = vec![Cell::from("goroutines by entry function")];
+    if with_created_by {
+        constraints.push(Constraint::Length(created_by_width));
+        titles.push("created at".into());
+    }
+    for column in &numbers {
+        constraints.push(Constraint::Length(column.width));
+        titles.push(Text::from(column.title).right_aligned().into());
+    }
+    if with_waiting {
+        constraints.push(Constraint::Length(waiting_width));
+        titles.push("waiting".into());
+    }
+    let rows = state.rows.iter().skip(state.top).take(state.visible).map(|row| {
+        let mut cells = vec![Cell::from(format::shorten(&row.entry, usize::from(entry_width)))];
+        if with_created_by {
+            cells.push(format::shorten(&row.created_by, usize::from(created_by_width)).into());
+        }
+        for column in &numbers {
+            cells.push(Text::from((column.text)(row)).right_aligned().into());
+        }
+        if with_waiting {
+            cells.push(Cell::from(row.waiting.as_str()));
+        }
+        TableRow::new(cells)
+    });
+    let head = TableRow::new(titles).style(Style::new().add_modifier(Modifier::BOLD | Modifier::UNDERLINED));
+    frame.render_widget(Table::new(rows, constraints).column_spacing(1).header(head), area);
+}
+
+fn dim(state: &State) -> Style {
+    if state.color { Style::new().fg(Color::DarkGray) } else { Style::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use ratatui::{Terminal, backend::TestBackend, buffer::Buffer};
+
+    use super::*;
+    use crate::ui::state::tests::interval;
+
+    fn screen(width: u16, height: u16, color: bool) -> (Buffer, String) {
+        let mut state = State::new(color);
+        state.update(&interval());
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).expect("in memory");
+        terminal.draw(|frame| draw(frame, &mut state)).expect("in memory");
+        let buffer = terminal.backend().buffer().clone();
+        let text = (0..height)
+            .map(|y| {
+                let line: String = (0..width).map(|x| buffer[(x, y)].symbol()).collect();
+                line.trim_end().to_owned() + "\n"
+            })
+            .collect();
+        (buffer, text)
+    }
+
+    #[test]
+    fn a_wide_screen_shows_everything() {
+        let (_, text) = screen(140, 10, true);
+        for part in [
+            "pid 1234 · /srv/shop/server · go1.24.3 · level waits · 2.0s",
+            "alive ≥1250   born/s 50.0   died/s 25.0   lost ring_wait 7",
+            "waiting: chan receive 900, select 100",
+            "net/http.(*conn).serve",
+            "main.go:30",
+            "100ms",
+            "1m05s",
+            "select 5, sleep 3",
+            "chan receive 250",
+            "at least --min-wait",
+        ] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_narrow_screen_keeps_what_matters() {
+        let (_, text) = screen(60, 8, true);
+        let line = text.lines().find(|l| l.contains("func1")).expect("the second site");
+        assert!(line.contains('…') && line.contains("250"), "{text}");
+        assert!(!text.contains("p50  "), "{text}");
+    }
+
+    #[test]
+    fn no_size_is_too_small() {
+        for width in 0..40 {
+            for height in 0..8 {
+                screen(width, height, false);
+            }
+        }
+    }
+
+    #[test]
+    fn losses_are_red_only_where_colour_is_wanted() {
+        let red = |buffer: &Buffer| buffer.content().iter().any(|c| c.fg == Color::Red);
+        assert!(red(&screen(100, 10, true).0));
+        let (buffer, _) = screen(100, 10, false);
+        assert!(buffer.content().iter().all(|c| c.fg == Color::Reset && c.bg == Color::Reset));
+    }
+}

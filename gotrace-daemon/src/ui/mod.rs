@@ -1,0 +1,125 @@
+//! The live view on a terminal: input, state and drawing apart. The only room that names ratatui.
+//!
+//! Takes [`Interval`]s and the user's keys; gives back only the wish to end. The terminal is put back
+//! on every way out: [`Ui::finish`], drop, panic. In raw mode Ctrl-C is a key, so whoever owns the loop
+//! asks [`Ui::poll_quit`]; signals from elsewhere end the loop there, which drops the view.
+
+mod draw;
+mod format;
+mod input;
+mod plain;
+mod state;
+
+use std::{io, time::Duration};
+
+use ratatui::{Terminal, backend::CrosstermBackend};
+
+pub use plain::plain;
+
+use crate::sink::model::Interval;
+use input::Action;
+use state::State;
+
+/// The view, for as long as it owns the terminal.
+pub struct Ui {
+    terminal: Terminal<CrosstermBackend<io::Stdout>>,
+    state: State,
+    restored: bool,
+}
+
+impl Ui {
+    /// Takes the terminal of stdout: alternate screen, raw mode, no cursor.
+    ///
+    /// # Errors
+    /// When stdout is not a terminal that can be set up so.
+    pub fn start() -> io::Result<Self> {
+        restore_on_panic();
+        input::enter()?;
+        let terminal = Terminal::new(CrosstermBackend::new(io::stdout()));
+        let mut terminal = terminal.inspect_err(|_| input::leave())?;
+        if let Err(e) = terminal.clear() {
+            input::leave();
+            return Err(e);
+        }
+        let mut this = Self { terminal, state: State::new(color_wanted()), restored: false };
+        this.redraw()?;
+        Ok(this)
+    }
+
+    /// Shows an interval.
+    ///
+    /// # Errors
+    /// When the terminal is gone.
+    pub fn draw(&mut self, interval: &Interval) -> io::Result<()> {
+        self.state.update(interval);
+        self.redraw()
+    }
+
+    /// Waits at most `timeout` for the user, follows scrolling and a changed size. Returns whether the
+    /// user wants to end (`q`, Escape, Ctrl-C).
+    ///
+    /// # Errors
+    /// When the terminal is gone.
+    pub fn poll_quit(&mut self, timeout: Duration) -> io::Result<bool> {
+        let mut wait = timeout;
+        while let Some(action) = input::next(wait)? {
+            wait = Duration::ZERO;
+            match action {
+                Action::Quit => return Ok(true),
+                Action::Scroll(by) => self.state.scroll(by),
+                Action::Top => self.state.scroll(isize::MIN),
+                Action::Redraw => {}
+                Action::Nothing => continue,
+            }
+            self.redraw()?;
+        }
+        Ok(false)
+    }
+
+    /// Gives the terminal back.
+    pub fn finish(mut self) {
+        self.restore();
+    }
+
+    fn redraw(&mut self) -> io::Result<()> {
+        self.terminal.draw(|frame| draw::draw(frame, &mut self.state))?;
+        Ok(())
+    }
+
+    fn restore(&mut self) {
+        if !self.restored {
+            self.restored = true;
+            input::leave();
+        }
+    }
+}
+
+impl Drop for Ui {
+    fn drop(&mut self) {
+        self.restore();
+    }
+}
+
+impl std::fmt::Debug for Ui {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ui").field("restored", &self.restored).finish_non_exhaustive()
+    }
+}
+
+/// Whether colour may be used: not with `NO_COLOR` (no-color.org) nor on a dumb terminal.
+fn color_wanted() -> bool {
+    let set = |name: &str| std::env::var_os(name).is_some_and(|v| !v.is_empty());
+    !set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|t| t != "dumb")
+}
+
+/// A panic's message belongs on the user's screen, not on the one that disappears.
+fn restore_on_panic() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let next = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            input::leave();
+            next(info);
+        }));
+    });
+}
