@@ -10,3 +10,5 @@ pub mod fixture;
 pub mod gobuild;
 pub mod gotrace;
 pub mod live;
+pub mod receiver;
+pub mod spans_rate;

@@ -1,0 +1,258 @@
+//! Spans a second to a collector in the same process: gotrace's exporter, and beside it the
+//! OpenTelemetry SDK's exporter with hand-made `SpanData`, which decides which of the two is used.
+
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use gotrace::{
+    ids::ProcessKey,
+    sink::{
+        model::{GoroutineSpan, Location, Resource, Span, Value, WaitSpan, Waker},
+        otlp::{ExportConfig, Exporter, OtlpConfig, OtlpFlags},
+    },
+};
+use opentelemetry::{
+    InstrumentationScope, KeyValue, SpanId, TraceFlags, TraceId,
+    trace::{Link, SpanContext, SpanKind, Status, TraceState},
+};
+use opentelemetry_otlp::WithExportConfig;
+use opentelemetry_sdk::trace::{SpanData, SpanExporter, SpanLinks};
+
+use crate::receiver::{Receiver, Wire};
+
+/// What one measurement gave.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Rate {
+    /// Which way.
+    pub name: &'static str,
+    /// Spans that arrived.
+    pub spans: u64,
+    /// Spans that did not.
+    pub lost: u64,
+    /// Until the last one arrived.
+    pub seconds: f64,
+    /// Arrived, a second.
+    pub spans_per_second: f64,
+}
+
+/// Half goroutines, half waits with a link, from a handful of sites, as a server makes them.
+#[must_use]
+pub fn sample(resource: &Arc<Resource>, count: usize) -> Vec<Span> {
+    let key = ProcessKey::new("b", 7, 100);
+    let sites: Vec<Arc<Location>> = (1..40)
+        .map(|i| {
+            Arc::new(Location {
+                function: format!("example.com/shop/internal/worker.(*Pool).run{i}").into(),
+                file: format!("/home/build/src/example.com/shop/internal/worker/pool{i}.go").into(),
+                line: i,
+            })
+        })
+        .collect();
+    let reason: Arc<str> = "chan receive".into();
+    let start = 1_700_000_000_000_000_000;
+    (0..count as u64)
+        .map(|i| {
+            let site = &sites[i as usize % sites.len()];
+            if i % 2 == 0 {
+                Span::Goroutine(GoroutineSpan {
+                    resource: Arc::clone(resource),
+                    context: key.context(i, i),
+                    parent: None,
+                    creator_link: Some(key.context(1, 1)),
+                    start_unix_nano: start + i,
+                    end_unix_nano: start + i + 1_000_000,
+                    entry: Arc::clone(site),
+                    created_by: Some(Arc::clone(&sites[0])),
+                    goid: i,
+                    parent_goid: 1,
+                    wait_total_ns: Some(900_000),
+                    run_total_ns: Some(100_000),
+                    wait_count: Some(3),
+                    waits_by_reason: vec![(Arc::clone(&reason), 900_000)],
+                })
+            } else {
+                Span::Wait(WaitSpan {
+                    resource: Arc::clone(resource),
+                    context: key.context(i - 1, i),
+                    parent: key.span_id(i - 1),
+                    goid: i - 1,
+                    reason: Arc::clone(&reason),
+                    start_unix_nano: start + i,
+                    end_unix_nano: start + i + 900_000,
+                    scheduling_delay_ns: Some(3_000),
+                    site: Some(Arc::clone(site)),
+                    waker: Waker::Goroutine(1, key.context(1, 1)),
+                })
+            }
+        })
+        .collect()
+}
+
+fn resource() -> Arc<Resource> {
+    Arc::new(Resource {
+        attributes: BTreeMap::from([
+            ("service.name".into(), Value::Text("shop".into())),
+            ("process.pid".into(), Value::Int(7)),
+        ]),
+    })
+}
+
+/// gotrace's exporter, given spans as fast as it takes them.
+///
+/// # Panics
+/// When the exporter cannot be started.
+pub async fn gotrace(wire: Wire, count: usize) -> Rate {
+    let receiver = Receiver::start_counting(wire).await;
+    let flags = OtlpFlags {
+        endpoint: Some(receiver.endpoint()),
+        protocol: Some(if wire == Wire::Grpc { "grpc".into() } else { "http/protobuf".into() }),
+        ..OtlpFlags::default()
+    };
+    let otlp = OtlpConfig::from_flags_and_env(&flags, &|_| None).expect("a configuration");
+    let config = ExportConfig { otlp, ..ExportConfig::default() };
+    let exporter = Exporter::start(config, &tokio::runtime::Handle::current()).expect("started");
+    let batches: Vec<Vec<Span>> = sample(&resource(), count).chunks(1024).map(<[Span]>::to_vec).collect();
+    let begin = Instant::now();
+    let exporter = tokio::task::spawn_blocking(move || {
+        let mut given = 0;
+        for batch in batches {
+            given += batch.len() as u64;
+            exporter.spans(batch);
+            // Keep the lane's bound: the pipeline's own rate is not what is measured.
+            loop {
+                let stats = exporter.stats();
+                if given - stats.spans_sent - stats.spans_dropped_total() < 40_000 {
+                    break;
+                }
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        }
+        exporter
+    })
+    .await
+    .expect("given");
+    let stats = exporter.shutdown(Duration::from_secs(60)).await;
+    let seconds = begin.elapsed().as_secs_f64();
+    let spans = receiver.span_count();
+    Rate {
+        name: if wire == Wire::Grpc { "gotrace, grpc" } else { "gotrace, http/protobuf" },
+        spans,
+        lost: stats.spans_dropped_total(),
+        seconds,
+        spans_per_second: spans as f64 / seconds,
+    }
+}
+
+/// The SDK's exporter over gRPC, given batches of hand-made `SpanData`, four at a time.
+///
+/// # Panics
+/// When the exporter cannot be built.
+pub async fn sdk(count: usize) -> Rate {
+    let receiver = Receiver::start_counting(Wire::Grpc).await;
+    let exporter = opentelemetry_otlp::SpanExporter::builder()
+        .with_tonic()
+        .with_endpoint(receiver.endpoint())
+        .build()
+        .expect("an exporter");
+    let exporter = Arc::new(exporter);
+    let spans = sample(&resource(), count);
+    let begin = Instant::now();
+    let slots = Arc::new(tokio::sync::Semaphore::new(4));
+    let mut tasks = tokio::task::JoinSet::new();
+    let mut lost = 0;
+    let scope = InstrumentationScope::builder("gotrace").build();
+    for chunk in spans.chunks(2048) {
+        let slot = Arc::clone(&slots).acquire_owned().await.expect("open");
+        let data: Vec<SpanData> = chunk.iter().map(|s| span_data(s, &scope)).collect();
+        let exporter = Arc::clone(&exporter);
+        tasks.spawn(async move {
+            let count = data.len() as u64;
+            let failed = exporter.export(data).await.is_err();
+            drop(slot);
+            if failed { count } else { 0 }
+        });
+    }
+    while let Some(failed) = tasks.join_next().await {
+        lost += failed.expect("sent");
+    }
+    let seconds = begin.elapsed().as_secs_f64();
+    let spans = receiver.span_count();
+    Rate { name: "SDK's SpanExporter, grpc", spans, lost, seconds, spans_per_second: spans as f64 / seconds }
+}
+
+fn span_data(span: &Span, scope: &InstrumentationScope) -> SpanData {
+    let context = |c: &gotrace::sink::model::SpanContext| {
+        SpanContext::new(
+            TraceId::from_bytes(c.trace_id),
+            SpanId::from_bytes(c.span_id),
+            TraceFlags::SAMPLED,
+            false,
+            TraceState::NONE,
+        )
+    };
+    let time = |ns| SystemTime::UNIX_EPOCH + Duration::from_nanos(ns);
+    let int = |key: &'static str, v: u64| KeyValue::new(key, i64::try_from(v).unwrap_or(i64::MAX));
+    let mut attributes = Vec::new();
+    let mut place = |keys: [&'static str; 3], l: &Location| {
+        attributes.push(KeyValue::new(keys[0], Arc::clone(&l.function)));
+        attributes.push(KeyValue::new(keys[1], Arc::clone(&l.file)));
+        attributes.push(int(keys[2], u64::from(l.line)));
+    };
+    let code = ["code.function.name", "code.file.path", "code.line.number"];
+    let created = [
+        "gotrace.created_by.function.name",
+        "gotrace.created_by.file.path",
+        "gotrace.created_by.line.number",
+    ];
+    let mut links = SpanLinks::default();
+    let link =
+        |c, kind: &'static str| Link::new(context(c), vec![KeyValue::new("gotrace.link.kind", kind)], 0);
+    let (this, parent, name, start, end) = match span {
+        Span::Goroutine(s) => {
+            place(code, &s.entry);
+            s.created_by.iter().for_each(|l| place(created, l));
+            attributes.push(int("gotrace.goroutine.id", s.goid));
+            attributes.push(int("gotrace.goroutine.parent.id", s.parent_goid));
+            attributes.push(int("gotrace.wait.total", s.wait_total_ns.unwrap_or(0)));
+            attributes.push(int("gotrace.run.total", s.run_total_ns.unwrap_or(0)));
+            attributes.push(int("gotrace.wait.count", s.wait_count.unwrap_or(0)));
+            for (reason, total) in &s.waits_by_reason {
+                let key = format!("gotrace.wait.total.{}", reason.replace(' ', "_"));
+                attributes.push(KeyValue::new(key, i64::try_from(*total).unwrap_or(i64::MAX)));
+            }
+            links.links.extend(s.creator_link.iter().map(|c| link(c, "creator")));
+            (context(&s.context), s.parent, &s.entry.function, s.start_unix_nano, s.end_unix_nano)
+        }
+        Span::Wait(s) => {
+            s.site.iter().for_each(|l| place(code, l));
+            attributes.push(int("gotrace.goroutine.id", s.goid));
+            attributes.push(KeyValue::new("gotrace.wait.reason", Arc::clone(&s.reason)));
+            attributes.push(int("gotrace.wait.scheduling_delay", s.scheduling_delay_ns.unwrap_or(0)));
+            if let Waker::Goroutine(id, c) = &s.waker {
+                attributes.push(KeyValue::new("gotrace.waker.kind", "goroutine"));
+                attributes.push(int("gotrace.waker.goroutine.id", *id));
+                links.links.push(link(c, "waker"));
+            }
+            (context(&s.context), Some(s.parent), &s.reason, s.start_unix_nano, s.end_unix_nano)
+        }
+    };
+    SpanData {
+        span_context: this,
+        parent_span_id: parent.map_or(SpanId::INVALID, SpanId::from_bytes),
+        parent_span_is_remote: false,
+        span_kind: SpanKind::Internal,
+        name: Cow::Owned(name.to_string()),
+        start_time: time(start),
+        end_time: time(end),
+        attributes,
+        dropped_attributes_count: 0,
+        events: Default::default(),
+        links,
+        status: Status::Unset,
+        instrumentation_scope: scope.clone(),
+    }
+}
