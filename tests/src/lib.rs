@@ -11,4 +11,5 @@ pub mod gobuild;
 pub mod gotrace;
 pub mod live;
 pub mod receiver;
+pub mod rotel;
 pub mod spans_rate;

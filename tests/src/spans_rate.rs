@@ -11,10 +11,11 @@ use std::{
 use gotrace::{
     ids::ProcessKey,
     sink::{
-        model::{GoroutineSpan, Location, Resource, Span, Value, WaitSpan, Waker},
+        model::{GoroutineSpan, Interval, Location, Resource, Span, Value, WaitSpan, Waker},
         otlp::{ExportConfig, Exporter, OtlpConfig, OtlpFlags},
     },
 };
+use gotrace_common::Histogram;
 use opentelemetry::{
     InstrumentationScope, KeyValue, SpanId, TraceFlags, TraceId,
     trace::{Link, SpanContext, SpanKind, Status, TraceState},
@@ -90,6 +91,35 @@ pub fn sample(resource: &Arc<Resource>, count: usize) -> Vec<Span> {
             }
         })
         .collect()
+}
+
+/// A second of a process with one wait reason and one level.
+#[must_use]
+pub fn interval(resource: &Arc<Resource>) -> Interval {
+    let mut waits = Histogram::default();
+    waits.add(1_500_000);
+    Interval {
+        resource: Arc::clone(resource),
+        pid: 7,
+        start_unix_nano: 1_700_000_000_000_000_000,
+        end_unix_nano: 1_700_000_001_000_000_000,
+        alive: 3,
+        alive_is_lower_bound: true,
+        born: 3,
+        died: 0,
+        born_total: 3,
+        died_total: 0,
+        lost: BTreeMap::new(),
+        events: BTreeMap::from([("create", 3)]),
+        waiting: BTreeMap::from([("chan receive".into(), 2)]),
+        waits: BTreeMap::from([("chan receive".into(), waits)]),
+        schedule: Histogram::default(),
+        syscalls: Histogram::default(),
+        sites: Vec::new(),
+        engine: "events",
+        level: "waits",
+        probe_cost_share: None,
+    }
 }
 
 fn resource() -> Arc<Resource> {

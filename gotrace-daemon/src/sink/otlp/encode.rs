@@ -28,7 +28,9 @@ pub(super) struct Encoder {
 
 /// Encoded attributes by the place's address; the `Arc` keeps the address from being used again.
 #[derive(Debug, Default)]
-struct Places(HashMap<usize, (Arc<Location>, Box<[u8]>), foldhash::fast::RandomState>);
+struct Places(HashMap<usize, Place, foldhash::fast::RandomState>);
+
+type Place = (Arc<Location>, Box<[u8]>);
 
 impl Places {
     fn write(&mut self, out: &mut Vec<u8>, keys: &PlaceKeys, location: &Arc<Location>) {

@@ -20,7 +20,7 @@ use tonic::metadata::{MetadataKey, MetadataMap, MetadataValue};
 use super::{
     config::SignalConfig,
     convert::{SCOPE, VERSION},
-    stats::Account,
+    stats::{Account, ExportStats},
     transport::Transport,
 };
 
@@ -84,9 +84,12 @@ impl Health {
     }
 }
 
+/// Reads one figure of the account.
+type Total = fn(&ExportStats) -> u64;
+
 fn instruments(provider: &SdkMeterProvider, account: &Arc<Account>) {
     let meter = provider.meter(SCOPE);
-    let totals: [(&str, &str, &str, fn(&super::ExportStats) -> u64); 4] = [
+    let totals: [(&str, &str, &str, Total); 4] = [
         ("gotrace.exporter.spans.sent", "{span}", "Spans that the collector took.", |s| s.spans_sent),
         ("gotrace.exporter.points.sent", "{point}", "Metric points that the collector took.", |s| {
             s.points_sent
