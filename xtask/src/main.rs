@@ -1,6 +1,11 @@
 //! gotrace's chores: `cargo xtask …`. One file a subcommand; each says what it needs and installs it.
 
+mod arm64;
+mod demo;
 mod ebpf;
+mod kernels;
+mod setup;
+mod test;
 mod util;
 
 use anyhow::Result;
@@ -16,6 +21,12 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Chore {
+    /// Install what building the eBPF objects and running all tests needs
+    Setup,
+    /// Build gotrace, start a small Go program, and show what gotrace sees of it
+    Demo(demo::Options),
+    /// Install what is missing and run all tests
+    Test(test::Options),
     /// Build the eBPF objects, or check that the committed ones belong to the sources
     Ebpf {
         #[command(subcommand)]
@@ -25,6 +36,9 @@ enum Chore {
 
 fn main() -> Result<()> {
     match Arguments::parse().chore {
+        Chore::Setup => setup::main(),
+        Chore::Demo(options) => demo::main(&options),
+        Chore::Test(options) => test::main(&options),
         Chore::Ebpf { action } => ebpf::main(action),
     }
 }

@@ -1,0 +1,184 @@
+//! `cargo xtask test`: installs what is missing and runs everything that must hold, from formatting to
+//! the virtual machines, in the order in which an error is cheapest to find. Stops at the first stage
+//! that fails; says at the end what ran and how long it took.
+//!
+//! One profile and one target serve all stages: the statically linked binary, which is also what runs
+//! in the virtual machines.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+
+use crate::{
+    arm64, ebpf, setup,
+    util::{capture, root, run},
+};
+
+/// What to run.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Run these stages only (comma-separated): setup format clippy docs ebpf build unit programs live vm
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+}
+
+type Stage = (&'static str, &'static str, fn() -> Result<()>);
+
+const STAGES: [Stage; 10] = [
+    ("setup", "install what is missing", setup::main),
+    ("format", "rustfmt and gofmt", format),
+    ("clippy", "clippy without warnings", clippy),
+    ("docs", "documentation without warnings", docs),
+    ("ebpf", "the committed eBPF objects belong to the sources", ebpf_check),
+    ("build", "build everything", build),
+    ("unit", "unit, property and golden tests", unit),
+    ("programs", "Go programs of every version and mode, read and compared", programs),
+    ("live", "live tests", live),
+    ("vm", "kernels in virtual machines", vm),
+];
+
+/// Runs `cargo xtask test`.
+pub fn main(options: &Options) -> Result<()> {
+    for name in &options.only {
+        if !STAGES.iter().any(|(n, ..)| n == name) {
+            bail!("no stage {name}: there are {}", STAGES.map(|s| s.0).join(", "));
+        }
+    }
+    let mut times: Vec<(&str, Duration)> = Vec::new();
+    let begin = Instant::now();
+    for (name, what, stage) in STAGES {
+        if !options.only.is_empty() && !options.only.iter().any(|n| n == name) {
+            continue;
+        }
+        println!("\n=== {name}: {what}");
+        let start = Instant::now();
+        stage().with_context(|| format!("stage {name} failed after {:.0?}", start.elapsed()))?;
+        times.push((name, start.elapsed()));
+    }
+    println!("\n=== passed in {:.0} s", begin.elapsed().as_secs_f64());
+    for (name, time) in &times {
+        println!("{:>6.0} s  {name}", time.as_secs_f64());
+    }
+    let ran = |name: &str| times.iter().any(|(n, _)| *n == name);
+    if ran("live") && is_root() {
+        println!("Go versions, live: {}", setup::GO_VERSIONS.join(" "));
+        println!("build modes, live: plain stripped pie pie-stripped cgo static race pgo trimpath noinline");
+        println!("kernel, live: {}", capture(Command::new("uname").arg("-rm"))?.trim());
+    }
+    if ran("vm") && is_root() && cfg!(target_arch = "x86_64") {
+        println!("kernels, in virtual machines:{}", kernels_present());
+    }
+    Ok(())
+}
+
+fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|m| m.uid() == 0)
+}
+
+fn kernels_present() -> String {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(crate::util::cache_dir().join("vm")).into_iter().flatten().flatten() {
+        if let Ok(release) = fs::read_to_string(entry.path().join("release")) {
+            all.push(release.trim().to_owned());
+        }
+    }
+    all.sort();
+    all.iter().fold(String::new(), |text, r| text + " " + r)
+}
+
+/// A cargo command in the workspace, for the statically linked target.
+fn cargo(arguments: &[&str]) -> Command {
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(root()).args(arguments);
+    let target =
+        if cfg!(target_arch = "aarch64") { "aarch64-unknown-linux-gnu" } else { "x86_64-unknown-linux-gnu" };
+    cargo
+        .env("CARGO_BUILD_TARGET", target)
+        .env(
+            format!("CARGO_TARGET_{}_RUSTFLAGS", target.to_uppercase().replace('-', "_")),
+            "-C target-feature=+crt-static",
+        )
+        .env_remove("RUSTFLAGS");
+    cargo
+}
+
+fn format() -> Result<()> {
+    run(&mut cargo(&["fmt", "--all", "--check"]))?;
+    let unformatted = capture(Command::new("gofmt").arg("-l").arg(root().join("tests/go")))?;
+    if !unformatted.trim().is_empty() {
+        bail!("gofmt would change:\n{unformatted}");
+    }
+    Ok(())
+}
+
+fn clippy() -> Result<()> {
+    run(&mut cargo(&["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+}
+
+fn docs() -> Result<()> {
+    run(cargo(&["doc", "--locked", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+fn ebpf_check() -> Result<()> {
+    ebpf::main(ebpf::Action::Check)
+}
+
+fn build() -> Result<()> {
+    run(&mut cargo(&["test", "--locked", "--workspace", "--no-run"]))?;
+    run(&mut cargo(&["build", "--locked", "-p", "gotrace-daemon"]))
+}
+
+fn unit() -> Result<()> {
+    run(&mut cargo(&["test", "--locked", "--workspace", "--exclude", "gotrace-tests"]))?;
+    run(&mut cargo(&["test", "--locked", "-p", "gotrace-tests", "--lib"]))
+}
+
+/// The integration tests in `tests/tests` whose names begin, or do not begin, so.
+fn integration(wanted: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(root().join("tests/tests"))? {
+        let path = entry?.path();
+        let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
+        if path.extension().is_some_and(|e| e == "rs") && wanted(stem) {
+            names.push(stem.to_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn run_integration(names: &[String], threads: &str) -> Result<()> {
+    let mut command = cargo(&["test", "--locked", "-p", "gotrace-tests"]);
+    for name in names {
+        command.args(["--test", name]);
+    }
+    run(command.args(["--", "--test-threads", threads, "--nocapture"]))
+}
+
+fn programs() -> Result<()> {
+    run_integration(&integration(|n| !n.starts_with("live_") && !n.starts_with("vm_"))?, "2")
+}
+
+fn live() -> Result<()> {
+    if !is_root() {
+        println!("SKIPPED: the live tests need root");
+        return Ok(());
+    }
+    // One after the other: what they measure is time.
+    run_integration(&integration(|n| n.starts_with("live_"))?, "1")
+}
+
+fn vm() -> Result<()> {
+    if !cfg!(target_arch = "x86_64") {
+        println!("SKIPPED: the virtual machines run on x86-64 only");
+        return Ok(());
+    }
+    arm64::build()?;
+    run_integration(&integration(|n| n.starts_with("vm_"))?, "1")
+}
