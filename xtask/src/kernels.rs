@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
 use crate::util::{apt_install, cache_dir, capture, run};
 
@@ -58,17 +58,28 @@ pub fn setup() -> Result<()> {
 fn fetch(apt: &Apt, begin: &str, arch: &str, dir: &Path) -> Result<()> {
     let meta = format!("linux-image-cloud-{arch}:{arch}");
     let listed = apt.cache(&["madison", &meta])?;
-    // Newest first, as apt lists them.
-    let version = listed
-        .lines()
-        .filter_map(|l| l.split('|').nth(1).map(str::trim))
-        .find(|v| v.starts_with(begin))
-        .with_context(|| format!("Debian has no {meta} {begin}x now; it has:\n{listed}"))?;
+    // Newest first, as apt lists them. The archive may announce a version that it does not hold.
+    let versions =
+        listed.lines().filter_map(|l| l.split('|').nth(1).map(str::trim)).filter(|v| v.starts_with(begin));
+    let mut last = None;
+    for version in versions {
+        match fetch_version(apt, &format!("{meta}={version}"), arch, dir) {
+            Ok(()) => return Ok(()),
+            Err(e) => {
+                println!("{meta} {version} cannot be had ({e:#})");
+                last = Some(e);
+            }
+        }
+    }
+    Err(last.unwrap_or_else(|| anyhow!("Debian has no {meta} {begin}x now; it has:\n{listed}")))
+}
+
+fn fetch_version(apt: &Apt, meta: &str, arch: &str, dir: &Path) -> Result<()> {
     let image = apt
-        .depends(&format!("{meta}={version}"), "linux-image-")?
+        .depends(meta, "linux-image-")?
         .into_iter()
         .next()
-        .with_context(|| format!("{meta} {version} names no kernel"))?;
+        .with_context(|| format!("{meta} names no kernel"))?;
     let release = image.trim_start_matches("linux-image-").to_owned();
     println!("fetching kernel {release}");
     let name = format!("{image}:{arch}");
