@@ -26,7 +26,7 @@ pub struct Rules {
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { clock_ns: 2_000_000, threshold_ns: 1_000_000, stray_ns: 6_000_000 }
+        Self { clock_ns: 2_000_000, threshold_ns: 1_000_000, stray_ns: 10_000_000 }
     }
 }
 
@@ -174,7 +174,7 @@ impl Comparison<'_> {
                     }
                 }
                 // Between announcing a wait and parking, a goroutine may be kept from running.
-                None if to - from < 3 * self.rules.threshold_ns => {}
+                None if wait.may || to - from < 3 * self.rules.threshold_ns => {}
                 None => self.wrong.push(format!(
                     "goroutine {} ({}): no wait {want:?} within {} ms; it has {:?}",
                     g.goid,
@@ -273,6 +273,7 @@ mod tests {
                     from_ns: 110_000_000,
                     to_ns: Some(130_000_000),
                     by: "3".into(),
+                    may: false,
                 }],
             }],
         }

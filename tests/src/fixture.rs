@@ -30,6 +30,8 @@ pub struct Wait {
     pub to_ns: Option<u64>,
     /// Goid of the waker, `timer`, `netpoll`, or nothing where it is open.
     pub by: String,
+    /// Whether it may be too short to be reported, or not happen at all.
+    pub may: bool,
 }
 
 /// A goroutine's own record. Times are `CLOCK_MONOTONIC` in nanoseconds.

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Arguments under which the program runs all scenarios whose account is exact.
-pub const EXACT: [&str; 4] = ["-scenario", "all", "-nap", "10ms"];
+pub const EXACT: [&str; 4] = ["-scenario", "all", "-nap", "20ms"];
 
 /// Attaches at level `full`, runs every scenario, and holds gotrace's account against the program's.
 ///

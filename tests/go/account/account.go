@@ -21,6 +21,7 @@ type wait struct {
 	From int64  `json:"from_ns"` // just before the operation
 	To   *int64 `json:"to_ns"`   // just after it; null when it never ends
 	By   string `json:"by"`      // goid of the waker, "timer", "netpoll", or "" where it is open
+	May  bool   `json:"may"`     // it may be too short to be reported, or not happen at all
 }
 
 // A goroutine's own record. Times are CLOCK_MONOTONIC in nanoseconds.
@@ -127,6 +128,13 @@ func (g *goroutine) end() {
 func (g *goroutine) waits(kind string) *wait {
 	w := &wait{Kind: kind, From: now()}
 	g.Waits = append(g.Waits, w)
+	return w
+}
+
+// mayWait announces an operation that usually does not block for long.
+func (g *goroutine) mayWait(kind string) *wait {
+	w := g.waits(kind)
+	w.May = true
 	return w
 }
 

@@ -38,10 +38,16 @@ func puller(b birth, wg *sync.WaitGroup, toTheEnd bool) {
 		// The puller waits while the sequence sleeps.
 		c.sleep(*nap)
 	})
-	defer stop()
+	defer func() {
+		w := g.mayWait("coroutine")
+		stop()
+		w.over("")
+	}()
 	sum := 0
 	for i := 0; i < 3; i++ {
+		w := g.mayWait("coroutine")
 		v, _ := next()
+		w.over("")
 		sum += v
 		g.sleep(*nap)
 	}
