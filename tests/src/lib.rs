@@ -13,3 +13,4 @@ pub mod live;
 pub mod receiver;
 pub mod rotel;
 pub mod spans_rate;
+pub mod vm;

@@ -1,0 +1,329 @@
+//! Boots a Debian kernel under qemu, without acceleration, with an initramfs that holds busybox, the
+//! static `gotrace`, the Go program and a script; gives what the script leaves, which comes over the
+//! serial console. A machine is up and gone within seconds.
+//!
+//! Kernels and busybox are where `cargo xtask setup` puts them; the arm64 `gotrace` is where
+//! `cargo xtask test` builds it. What is missing is an error that says so.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{Read, Write},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use flate2::{Compression, write::GzEncoder};
+
+use crate::{
+    gobuild::{Arch, target_dir},
+    gotrace::binary,
+};
+
+/// Kernel series, as the directories in the cache are called.
+pub const SERIES: [&str; 4] = ["5.10", "6.1", "6.12", "7"];
+
+/// How long a machine may take; it needs a tenth of that on two idle cores.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// The script that the machine runs. It speaks in lines that begin with `GOTRACE-VM`, so that what the
+/// kernel prints in between does no harm.
+const INIT: &str = r#"#!/bin/busybox sh
+/bin/busybox mkdir -p /proc /sys /dev /tmp
+/bin/busybox --install -s /bin
+export PATH=/bin HOME=/
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+mount -t tracefs trace /sys/kernel/tracing
+ifconfig lo 127.0.0.1 up
+ulimit -c 0
+echo "GOTRACE-VM kernel $(uname -r)"
+said() { # what, file, pid of who says it
+	i=0
+	while ! grep -q "$1" "$2" 2>/dev/null; do
+		kill -0 "$3" 2>/dev/null || return 1
+		i=$((i + 1))
+		[ $i -gt 600 ] && return 1
+		usleep 100000
+	done
+}
+cd /tmp
+mkfifo stdin
+/fixture -scenario all -nap 60ms -account account <stdin >fixture 2>&1 &
+F=$!
+exec 3>stdin
+said READY fixture $F
+/gotrace attach --pid $F --level full --min-wait 1ms --format json --export export >stdout 2>stderr 3>&- &
+G=$!
+said gotrace.attach/1 stdout $G && echo "GOTRACE-VM attached"
+echo go >&3
+said DONE fixture $F
+exec 3>&-
+wait $F
+echo "GOTRACE-VM fixture $?"
+i=0
+while kill -0 $G 2>/dev/null && [ $i -lt 300 ]; do i=$((i + 1)); usleep 100000; done
+kill -9 $G 2>/dev/null
+wait $G
+echo "GOTRACE-VM gotrace $?"
+for f in account export stdout stderr fixture; do
+	[ -f $f ] || continue
+	echo "GOTRACE-VM begin $f"
+	gzip -c $f | base64
+	echo "GOTRACE-VM end $f"
+done
+echo "GOTRACE-VM done"
+poweroff -f
+"#;
+
+/// What a machine left.
+#[derive(Debug, Default)]
+pub struct Left {
+    /// Release of its kernel.
+    pub kernel: String,
+    /// Exit statuses of `fixture` and `gotrace`.
+    pub statuses: BTreeMap<String, String>,
+    /// Files by name: `account`, `export`, `stdout`, `stderr`, `fixture`.
+    pub files: BTreeMap<String, String>,
+    /// Everything that the console showed, but for the files.
+    pub console: String,
+    /// How long it ran.
+    pub took: Duration,
+}
+
+/// Boots a kernel and runs the Go program under gotrace in it.
+///
+/// # Errors
+/// Where something that the machine is made of is missing, or it does not come to its end; with the
+/// last lines of its console.
+pub fn boot(series: &str, arch: Arch, fixture: &Path) -> Result<Left> {
+    let cache = cache_dir().join("vm");
+    let kernel = cache.join(format!("{series}-{}", arch.name())).join("vmlinuz");
+    let busybox = cache.join(format!("busybox-{}", arch.name()));
+    for path in [&kernel, &busybox] {
+        ensure!(path.exists(), "{} is missing: `cargo xtask setup` fetches it", path.display());
+    }
+    let dir = tempfile::tempdir().context("making a temporary directory")?;
+    let initrd = dir.path().join("initrd.gz");
+    let gotrace = stripped_gotrace(arch, dir.path())?;
+    let mut archive = Archive::create(&initrd)?;
+    archive.directory("bin")?;
+    for (name, path) in [("bin/busybox", &*busybox), ("gotrace", &*gotrace), ("fixture", fixture)] {
+        let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+        archive.program(name, &bytes)?;
+    }
+    archive.program("init", INIT.as_bytes())?;
+    archive.finish()?;
+
+    let (program, machine, console): (_, &[&str], _) = match arch {
+        Arch::Amd64 => ("qemu-system-x86_64", &["-M", "q35", "-cpu", "max"], "ttyS0"),
+        Arch::Arm64 => ("qemu-system-aarch64", &["-M", "virt", "-cpu", "cortex-a72"], "ttyAMA0"),
+    };
+    let begin = Instant::now();
+    let mut qemu = Command::new(program)
+        .args(machine)
+        .args(["-accel", "tcg,thread=multi", "-smp", "2", "-m", "768", "-nodefaults", "-no-user-config"])
+        .args(["-display", "none", "-serial", "stdio", "-nic", "none", "-no-reboot", "-kernel"])
+        .arg(&kernel)
+        .arg("-initrd")
+        .arg(&initrd)
+        .args(["-append", &format!("console={console} panic=-1 quiet")])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .with_context(|| format!("starting {program}: `cargo xtask setup` installs it"))?;
+    let mut stdout = qemu.stdout.take().context("its standard output is a pipe")?;
+    let reader = std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _ = stdout.read_to_end(&mut bytes);
+        String::from_utf8_lossy(&bytes).into_owned()
+    });
+    let ended = loop {
+        if qemu.try_wait().context("waiting for the machine")?.is_some() {
+            break true;
+        }
+        if begin.elapsed() > PATIENCE {
+            qemu.kill().context("ending the machine")?;
+            qemu.wait().context("ending the machine")?;
+            break false;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let text = reader.join().map_err(|_| anyhow!("reading the console"))?;
+    let mut left = parse(&text)?;
+    left.took = begin.elapsed();
+    ensure!(
+        ended && text.contains("GOTRACE-VM done"),
+        "kernel {series} {}: the machine did not come to its end in {:.0?}; its console:\n{}",
+        arch.name(),
+        left.took,
+        tail(&left.console, 40)
+    );
+    Ok(left)
+}
+
+/// The last lines of a text.
+#[must_use]
+pub fn tail(text: &str, lines: usize) -> String {
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+/// Where `cargo xtask setup` keeps what it fetches.
+fn cache_dir() -> PathBuf {
+    std::env::var_os("GOTRACE_CACHE").map_or_else(
+        || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/tmp".into())).join(".cache/gotrace"),
+        PathBuf::from,
+    )
+}
+
+fn stripped_gotrace(arch: Arch, dir: &Path) -> Result<PathBuf> {
+    if arch != Arch::HOST {
+        let path = std::env::var_os("GOTRACE_ARM64_BIN")
+            .map_or_else(|| target_dir().join("arm64/gotrace"), PathBuf::from);
+        ensure!(path.exists(), "{} is missing: `cargo xtask test` builds it", path.display());
+        return Ok(path);
+    }
+    let built = binary()?;
+    let stripped = dir.join("gotrace");
+    let done = Command::new("strip").arg("-o").arg(&stripped).arg(&built).status();
+    ensure!(done.context("starting strip")?.success(), "strip of {} failed", built.display());
+    // PT_INTERP: a dynamically linked program has no loader in the machine.
+    let bytes = fs::read(&stripped)?;
+    ensure!(
+        !bytes.windows(b"/lib64/ld-linux".len()).take(4096).any(|w| w == b"/lib64/ld-linux"),
+        "{} is linked dynamically; `cargo xtask test` builds it statically",
+        built.display()
+    );
+    Ok(stripped)
+}
+
+fn parse(console: &str) -> Result<Left> {
+    let mut left = Left::default();
+    let mut file: Option<(String, String)> = None;
+    for line in console.lines() {
+        let line = line.trim();
+        let words: Vec<&str> = match line.find("GOTRACE-VM ") {
+            Some(at) => line[at..].split_whitespace().skip(1).collect(),
+            None => vec![],
+        };
+        match words[..] {
+            ["begin", name] => file = Some((name.to_owned(), String::new())),
+            ["end", _] => {
+                if let Some((name, text)) = file.take() {
+                    let text = unpack(&text).with_context(|| format!("the machine's file {name}"))?;
+                    left.files.insert(name, text);
+                }
+            }
+            ["kernel", release] => left.kernel = release.to_owned(),
+            [who @ ("fixture" | "gotrace"), status] => {
+                left.statuses.insert(who.to_owned(), status.to_owned());
+            }
+            _ => match &mut file {
+                Some((_, text)) => text.push_str(line),
+                None => {
+                    left.console.push_str(line);
+                    left.console.push('\n');
+                }
+            },
+        }
+    }
+    Ok(left)
+}
+
+/// Base64 of gzip to text.
+fn unpack(base64: &str) -> Result<String> {
+    let mut bytes = Vec::with_capacity(base64.len() * 3 / 4);
+    let (mut bits, mut count) = (0u32, 0u32);
+    for c in base64.bytes() {
+        let value = match c {
+            b'A'..=b'Z' => c - b'A',
+            b'a'..=b'z' => c - b'a' + 26,
+            b'0'..=b'9' => c - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            b'=' => break,
+            // The kernel may print into the middle; what it breaks, gzip's checksum finds.
+            _ => continue,
+        };
+        bits = bits << 6 | u32::from(value);
+        count += 6;
+        if count >= 8 {
+            count -= 8;
+            bytes.push((bits >> count & 0xff) as u8);
+        }
+    }
+    let mut text = String::new();
+    flate2::read::GzDecoder::new(&bytes[..]).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// An initramfs: a gzipped cpio archive in the "newc" form.
+struct Archive {
+    out: GzEncoder<fs::File>,
+    inode: u32,
+}
+
+impl Archive {
+    fn create(path: &Path) -> Result<Self> {
+        let file = fs::File::create(path).with_context(|| format!("making {}", path.display()))?;
+        Ok(Self { out: GzEncoder::new(file, Compression::fast()), inode: 0 })
+    }
+
+    fn directory(&mut self, name: &str) -> Result<()> {
+        self.entry(name, 0o040_755, &[])
+    }
+
+    fn program(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.entry(name, 0o100_755, bytes)
+    }
+
+    fn entry(&mut self, name: &str, mode: u32, bytes: &[u8]) -> Result<()> {
+        self.inode += 1;
+        let size = u32::try_from(bytes.len()).context("a file beyond 4 GiB")?;
+        let name_size = u32::try_from(name.len() + 1).context("a long name")?;
+        // inode, mode, uid, gid, links, mtime, size, device twice two, name's size, checksum.
+        let fields = [self.inode, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name_size, 0];
+        let mut head = "070701".to_owned();
+        for field in fields {
+            head += &format!("{field:08x}");
+        }
+        head += name;
+        head.push('\0');
+        self.padded(head.as_bytes())?;
+        self.padded(bytes)
+    }
+
+    fn padded(&mut self, bytes: &[u8]) -> Result<()> {
+        self.out.write_all(bytes)?;
+        self.out.write_all(&[0; 3][..bytes.len().wrapping_neg() & 3])?;
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<()> {
+        self.entry("TRAILER!!!", 0, &[])?;
+        self.out.finish().context("writing the initramfs")?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_come_out_of_the_console() {
+        // printf 'hello\n' | gzip -n | base64
+        let console = "noise\r\nGOTRACE-VM kernel 6.1.0\r\nGOTRACE-VM begin stdout\r\n\
+                       H4sIAAAAAAAAA8tIzcnJ5\r\nwIAIDA6NgYAAAA=\r\nGOTRACE-VM end stdout\r\nGOTRACE-VM fixture 0\r\n";
+        let left = parse(console).expect("readable");
+        assert_eq!(left.kernel, "6.1.0");
+        assert_eq!(left.files["stdout"], "hello\n");
+        assert_eq!(left.statuses["fixture"], "0");
+        assert_eq!(left.console, "noise\n");
+    }
+}
