@@ -20,6 +20,8 @@ const fn register(operand: Operand) -> Register {
         Operand::Argument(0) => Register::RAX,
         Operand::Argument(1) => Register::RBX,
         Operand::Argument(_) => Register::RCX,
+        // The first of its three registers.
+        Operand::StatusChange => Register::RAX,
         Operand::ClosureContext => Register::RDX,
         Operand::CurrentG => Register::R14,
     }

@@ -12,6 +12,8 @@ use super::{
 const fn register(operand: Operand) -> u32 {
     match operand {
         Operand::Argument(n) => n as u32,
+        // The first of its three registers.
+        Operand::StatusChange => 0,
         Operand::ClosureContext => 26,
         Operand::CurrentG => 28,
     }

@@ -36,7 +36,7 @@ impl Binary {
             let mut frames = self.lookup(pc, false);
             // The wrapper itself is the last; before it stands what was inlined into it.
             frames.pop()?;
-            frames.pop().filter(|f| !is_runtime(&f.function))
+            frames.pop().filter(|f| !is_overhead(&f.function))
         });
         if let Some(callee) = inlined {
             // Its own beginning, where a copy exists that was not inlined.
@@ -49,7 +49,7 @@ impl Binary {
             .into_iter()
             .filter(|target| *target < function.entry || *target >= function.end)
             .filter_map(|target| self.lookup(target, false).pop())
-            .find(|f| !is_runtime(&f.function))
+            .find(|f| !is_overhead(&f.function))
     }
 
     /// Offset in the file of a link-time address; `None` when no loadable segment holds it.
@@ -62,8 +62,11 @@ impl Binary {
     }
 }
 
-fn is_runtime(function: &str) -> bool {
-    function.starts_with("runtime.")
+/// What the compiler puts into any function.
+fn is_overhead(function: &str) -> bool {
+    ["runtime.morestack", "runtime.race", "runtime.gcWriteBarrier", "runtime.panic", "runtime.defer"]
+        .iter()
+        .any(|prefix| function.starts_with(prefix))
 }
 
 /// Targets of direct calls and jumps, in order.

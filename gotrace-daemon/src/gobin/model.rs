@@ -222,6 +222,9 @@ pub enum Operand {
     ClosureContext,
     /// The current `g`: `R14`, arm64 `X28`.
     CurrentG,
+    /// At a call of `runtime.casgstatus`: the `g` is the first argument, and the event has happened only
+    /// when the second and third say that a dead goroutine becomes runnable.
+    StatusChange,
 }
 
 /// Where to probe.

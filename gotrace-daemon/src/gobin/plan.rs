@@ -227,13 +227,24 @@ impl Planner<'_> {
         let made: Vec<_> =
             calls("runtime.newproc1").into_iter().filter_map(|(_, behind)| code.after_call(behind)).collect();
         if made.is_empty() {
-            plans.warnings.push((
-                level,
-                format!("births are not seen: {name} calls neither runtime.runqput nor runtime.newproc1"),
-            ));
+            self.create_by_status(plans, name, entry, calls("runtime.casgstatus"));
         }
         for found in made {
             self.add(plans, level, Event::Create, name, entry, found);
+        }
+    }
+
+    /// Where everything was inlined: at the call that makes the new goroutine runnable. From Go 1.24 on it
+    /// has its goid by then (runtime/proc.go, newproc1).
+    fn create_by_status(&self, plans: &mut Plans, name: &str, entry: u64, calls: Vec<(Place, usize)>) {
+        let level = Level::Lifecycle;
+        if calls.is_empty() || self.minor < 24 {
+            let why = "runtime.runqput and runtime.newproc1 were inlined into it";
+            plans.warnings.push((level, format!("births are not seen in {name}: {why}")));
+            return;
+        }
+        for (place, _) in calls {
+            self.add(plans, level, Event::Create, name, entry, (place, Operand::StatusChange));
         }
     }
 

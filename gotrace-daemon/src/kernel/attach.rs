@@ -131,6 +131,7 @@ fn program_for(probe: &Probe) -> Result<&'static str, Error> {
         (Event::Create, Operand::Argument(0)) => "create_0",
         (Event::Create, Operand::Argument(1)) => "create_1",
         (Event::Create, Operand::Argument(2)) => "create_2",
+        (Event::Create, Operand::StatusChange) => "create_by_status",
         (Event::CreateCoroutine, Operand::Argument(0)) => "create_coroutine_0",
         (Event::CreateCoroutine, Operand::Argument(1)) => "create_coroutine_1",
         (Event::CreateCoroutine, Operand::Argument(2)) => "create_coroutine_2",

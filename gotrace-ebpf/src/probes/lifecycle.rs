@@ -34,6 +34,19 @@ pub fn create_2(ctx: ProbeContext) -> u32 {
     0
 }
 
+/// `_Grunnable`, `_Gdead` (runtime/runtime2.go).
+const RUNNABLE: u32 = 1;
+const DEAD: u32 = 6;
+
+/// At a call of `casgstatus(g, old, new)` in `newproc.func1`, where `newproc1` was inlined.
+#[uprobe]
+pub fn create_by_status(ctx: ProbeContext) -> u32 {
+    if argument::<1>(&ctx) as u32 == DEAD && argument::<2>(&ctx) as u32 == RUNNABLE {
+        create(&ctx, argument::<0>(&ctx), kind::CREATE);
+    }
+    0
+}
+
 /// Behind the call of `newproc1` in `newcoro.func1`.
 #[uprobe]
 pub fn create_coroutine_0(ctx: ProbeContext) -> u32 {
