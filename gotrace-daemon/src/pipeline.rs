@@ -416,10 +416,10 @@ impl Line {
             if executed {
                 match Target::open(pid).map_err(LineError::from).and_then(|t| self.trace(t).map(|_| ())) {
                     Ok(()) => {
-                        tracing::info!(pid, "the process executed another Go program, which is traced now")
+                        tracing::info!(pid, "the process executed another Go program, which is traced now");
                     }
                     Err(error) if self.config.follow_children => {
-                        tracing::debug!(pid, %error, "not traced any more")
+                        tracing::debug!(pid, %error, "not traced any more");
                     }
                     Err(LineError::Process(ProcessError::Gone { .. } | ProcessError::Zombie { .. })) => {}
                     Err(error) => return Err(error),

@@ -99,7 +99,7 @@ fn program(directory: &OwnedFd, pid: u32) -> Result<Program, ProcessError> {
         device: exe.st_dev,
         inode: exe.st_ino,
         stack_start: stat.startstack,
-        arguments_start: stat.arg_start.map_or(0, |a| a as u64),
+        arguments_start: stat.arg_start.unwrap_or(0),
     })
 }
 
