@@ -2,8 +2,10 @@
 
 mod arm64;
 mod demo;
+mod dist;
 mod ebpf;
 mod kernels;
+mod licences;
 mod setup;
 mod test;
 mod util;
@@ -32,6 +34,10 @@ enum Chore {
         #[command(subcommand)]
         action: ebpf::Action,
     },
+    /// Check the licences of everything that gotrace is made of
+    Licences,
+    /// Build what users download: static binary, man pages, completions, as an archive
+    Dist,
 }
 
 fn main() -> Result<()> {
@@ -40,5 +46,7 @@ fn main() -> Result<()> {
         Chore::Demo(options) => demo::main(&options),
         Chore::Test(options) => test::main(&options),
         Chore::Ebpf { action } => ebpf::main(action),
+        Chore::Licences => licences::main(),
+        Chore::Dist => dist::main(),
     }
 }

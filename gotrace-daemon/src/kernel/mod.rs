@@ -7,6 +7,7 @@
 mod attach;
 mod batch;
 mod error;
+pub mod preflight;
 mod ring;
 
 use std::{

@@ -1,0 +1,216 @@
+//! What `/proc` and `/sys` say about this host. Explains the trials; decides nothing by itself.
+
+use std::fs;
+
+use super::Check;
+
+/// Capabilities that tracing may need: name, number (`linux/capability.h`), what for.
+const CAPABILITIES: [(&str, u32, &str); 5] = [
+    ("CAP_BPF", 39, "to load eBPF programs (Linux 5.8 and later)"),
+    ("CAP_PERFMON", 38, "to attach probes"),
+    ("CAP_SYS_PTRACE", 19, "to read other users' processes"),
+    ("CAP_SYS_ADMIN", 21, "stands for CAP_BPF and CAP_PERFMON, and the only way before Linux 5.8"),
+    ("CAP_SYS_RESOURCE", 24, "to raise the memory-lock limit before Linux 5.11"),
+];
+
+/// Inode of the initial PID namespace (`PROC_PID_INIT_INO` of the kernel).
+const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
+
+pub(super) fn arch() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+pub(super) fn checks() -> Vec<Check> {
+    let mut checks = vec![kernel(), btf()];
+    checks.push(capabilities());
+    checks.push(memory_lock());
+    checks.push(seccomp());
+    checks.push(lockdown());
+    checks.push(pid_namespace());
+    checks.extend(sysctls());
+    checks
+}
+
+fn kernel() -> Check {
+    let uname = rustix::system::uname();
+    let found = format!("Linux {} on {}", uname.release().to_string_lossy(), arch());
+    if matches!(arch(), "amd64" | "arm64") {
+        Check::ok("kernel", found, "the trials below decide, not the number")
+    } else {
+        Check::missing("kernel", found, "gotrace traces on amd64 and arm64", "use such a machine")
+    }
+}
+
+fn btf() -> Check {
+    let path = "/sys/kernel/btf/vmlinux";
+    match fs::File::open(path).and_then(|mut f| {
+        let mut magic = [0; 2];
+        std::io::Read::read_exact(&mut f, &mut magic).map(|()| u16::from_ne_bytes(magic))
+    }) {
+        // BTF_MAGIC of linux/btf.h.
+        Ok(0xeb9f) => Check::ok("BTF", format!("{path} is readable"), "the kernel describes its own types"),
+        Ok(_) => Check::degraded("BTF", format!("{path} is not BTF"), NO_BTF, "none needed"),
+        Err(e) => Check::degraded(
+            "BTF",
+            format!("{path}: {e}"),
+            NO_BTF,
+            "none needed; a kernel with CONFIG_DEBUG_INFO_BTF has it",
+        ),
+    }
+}
+
+const NO_BTF: &str = "gotrace's probes read user memory only and work without";
+
+fn capabilities() -> Check {
+    let missing = missing_capabilities();
+    let has: Vec<&str> = CAPABILITIES.iter().map(|c| c.0).filter(|name| has_capability(name)).collect();
+    let found = if has.is_empty() { "none of those that help".into() } else { has.join(", ") };
+    if missing.is_empty() {
+        return Check::ok("capabilities", found, "enough to trace every process");
+    }
+    let why: Vec<String> = CAPABILITIES
+        .iter()
+        .filter(|c| missing.contains(&c.0))
+        .map(|(name, _, why)| format!("{name} {why}"))
+        .collect();
+    Check::degraded(
+        "capabilities",
+        format!("{found}; missing {}", missing.join(", ")),
+        why.join("; "),
+        "run as root, or add them (setcap, docker --cap-add, securityContext.capabilities.add)",
+    )
+}
+
+/// Capabilities that gotrace lacks and that nothing it has stands for.
+pub(super) fn missing_capabilities() -> Vec<&'static str> {
+    let admin = has_capability("CAP_SYS_ADMIN");
+    ["CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE"]
+        .into_iter()
+        .filter(|name| !has_capability(name) && !(admin && *name != "CAP_SYS_PTRACE"))
+        .collect()
+}
+
+fn has_capability(name: &str) -> bool {
+    let effective = status("CapEff").and_then(|v| u64::from_str_radix(&v, 16).ok()).unwrap_or(0);
+    CAPABILITIES.iter().any(|(n, bit, _)| *n == name && effective >> bit & 1 == 1)
+}
+
+fn memory_lock() -> Check {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock);
+    let found = limit.current.map_or("unlimited".into(), |n| format!("{n} bytes"));
+    match limit.current {
+        Some(n) if n < 64 << 20 && !has_capability("CAP_SYS_RESOURCE") => Check::degraded(
+            "memory-lock limit",
+            found,
+            "before Linux 5.11 the maps count against it, and gotrace may not raise it",
+            "ulimit -l unlimited, LimitMEMLOCK=infinity, or CAP_SYS_RESOURCE",
+        ),
+        _ => Check::ok("memory-lock limit", found, "the maps have room"),
+    }
+}
+
+fn seccomp() -> Check {
+    match status("Seccomp").as_deref() {
+        Some("2") => Check::degraded(
+            "seccomp",
+            "a filter is active",
+            "it may refuse bpf(2), perf_event_open(2) or process_vm_readv(2); the trials tell",
+            "if they are refused: docker --security-opt seccomp=unconfined, or a profile that allows them",
+        ),
+        Some("0") => Check::ok("seccomp", "no filter", "no system call is refused by it"),
+        Some(mode) => Check::ok("seccomp", format!("mode {mode}"), "the trials tell"),
+        None => Check::ok("seccomp", "not in this kernel", "no system call is refused by it"),
+    }
+}
+
+fn lockdown() -> Check {
+    let Ok(text) = fs::read_to_string("/sys/kernel/security/lockdown") else {
+        return Check::ok("lockdown", "not in this kernel, or securityfs is not mounted", "the trials tell");
+    };
+    let mode = text.split(['[', ']']).nth(1).unwrap_or("unknown").to_owned();
+    if mode == "confidentiality" {
+        return Check::degraded(
+            "lockdown",
+            mode,
+            "the kernel keeps its memory from eBPF programs; the trials tell what is left",
+            "boot without lockdown=confidentiality",
+        );
+    }
+    Check::ok("lockdown", mode, "eBPF programs may read")
+}
+
+fn pid_namespace() -> Check {
+    let own = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    if own.as_os_str() == INITIAL_PID_NAMESPACE {
+        Check::ok("PID namespace", "the host's", "every process can be named")
+    } else {
+        Check::degraded(
+            "PID namespace",
+            format!("its own, {}", own.display()),
+            "only processes of this namespace can be named; pids are the namespace's",
+            "for others: docker --pid=host, hostPID: true, or shareProcessNamespace: true for a pod's",
+        )
+    }
+}
+
+fn sysctls() -> Vec<Check> {
+    let privileged = missing_capabilities().is_empty();
+    let mut checks = Vec::new();
+    if let Some(value) = sysctl("kernel/unprivileged_bpf_disabled") {
+        checks.push(Check::ok(
+            "unprivileged bpf",
+            format!("kernel.unprivileged_bpf_disabled = {value}"),
+            "of no matter: uprobes always need capabilities",
+        ));
+    }
+    if let Some(value) = sysctl("kernel/perf_event_paranoid") {
+        let found = format!("kernel.perf_event_paranoid = {value}");
+        let meaning = "capabilities override it";
+        checks.push(if privileged || value.parse().unwrap_or(2) < 2 {
+            Check::ok("perf events", found, meaning)
+        } else {
+            Check::degraded(
+                "perf events",
+                found,
+                "without CAP_PERFMON no probe can be attached",
+                "add CAP_PERFMON",
+            )
+        });
+    }
+    if let Some(value) = sysctl("kernel/yama/ptrace_scope") {
+        let found = format!("kernel.yama.ptrace_scope = {value}");
+        checks.push(match value.as_str() {
+            "0" => Check::ok("ptrace scope", found, "processes of the same user can be read"),
+            "3" => Check::missing(
+                "ptrace scope",
+                found,
+                "no process can be read, until the next boot",
+                "boot with another value of kernel.yama.ptrace_scope",
+            ),
+            _ if has_capability("CAP_SYS_PTRACE") => {
+                Check::ok("ptrace scope", found, "CAP_SYS_PTRACE overrides it")
+            }
+            _ => Check::degraded(
+                "ptrace scope",
+                found,
+                "only gotrace's own children can be read",
+                "add CAP_SYS_PTRACE, or sysctl kernel.yama.ptrace_scope=0",
+            ),
+        });
+    }
+    checks
+}
+
+fn sysctl(name: &str) -> Option<String> {
+    fs::read_to_string(format!("/proc/sys/{name}")).ok().map(|v| v.trim().to_owned())
+}
+
+/// A line of `/proc/self/status`.
+fn status(key: &str) -> Option<String> {
+    let text = fs::read_to_string("/proc/self/status").ok()?;
+    text.lines().find_map(|l| Some(l.strip_prefix(key)?.strip_prefix(':')?.trim().to_owned()))
+}

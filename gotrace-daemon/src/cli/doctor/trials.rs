@@ -1,0 +1,159 @@
+//! The trials: each does the thing itself, on gotrace and a child of its own.
+
+use std::ffi::OsStr;
+
+use super::{Check, host};
+use crate::{
+    kernel::{Error, preflight},
+    level::Level,
+    process::{ProcessError, Spawned},
+};
+
+/// A value whose place in memory is the same in a forked child.
+static MARK: u64 = 0x676f_7472_6163_6521;
+
+/// Runs all trials. The level is the most detailed one whose programs the kernel takes.
+pub(super) fn trials() -> (Vec<Check>, Option<Level>) {
+    let mut checks = Vec::new();
+    let ring = preflight::try_ring_buffer();
+    checks.push(check("ring buffer", "made one", "records reach gotrace in order and without copies", &ring));
+    let (programs, level) = programs();
+    checks.extend(programs);
+    let memory = memory();
+    checks.push(match &memory {
+        Ok(()) => {
+            Check::ok("process memory", "read a child's with process_vm_readv", "layouts can be checked")
+        }
+        Err(e) => Check::missing(
+            "process memory",
+            e.to_string(),
+            "the layout of a process cannot be checked before it is traced",
+            e.help().unwrap_or_else(|| "allow process_vm_readv and /proc/PID/mem".into()),
+        ),
+    });
+    (checks, level.filter(|_| ring.is_ok() && memory.is_ok()))
+}
+
+fn programs() -> (Vec<Check>, Option<Level>) {
+    let mut kernel = match preflight::try_load() {
+        Ok(kernel) => kernel,
+        Err(e) => {
+            let meaning = "no probe can be put in place";
+            return (vec![failure("eBPF object", meaning, &e)], None);
+        }
+    };
+    let mut checks = vec![Check::ok("eBPF object", "loaded, with its maps", "tracing state can be kept")];
+    let uprobe = preflight::try_uprobe_on_self(&mut kernel);
+    checks.push(check(
+        "uprobe",
+        "put one on gotrace itself; it counted every call",
+        "the Go runtime's functions can be probed",
+        &uprobe,
+    ));
+    // Its own kernel side: a program is loaded once.
+    drop(kernel);
+    let refused = match preflight::try_load() {
+        Ok(mut kernel) => {
+            let (accepted, refused) = preflight::try_programs(&mut kernel);
+            match refused.first() {
+                None => checks.push(Check::ok(
+                    "eBPF programs",
+                    format!("the kernel accepted all {accepted}"),
+                    "every level works",
+                )),
+                Some((_, first)) => {
+                    let names: Vec<&str> = refused.iter().map(|(name, _)| name.as_str()).collect();
+                    checks.push(Check::degraded(
+                        "eBPF programs",
+                        format!("the kernel accepted {accepted} and refused {}: {first}", names.join(", ")),
+                        "levels that need these programs do not work",
+                        "report it with the kernel's release; use a lower --level meanwhile",
+                    ));
+                }
+            }
+            refused.into_iter().map(|(name, _)| name).collect()
+        }
+        Err(_) => Vec::new(),
+    };
+    let tracepoint = preflight::try_raw_tracepoint();
+    checks.push(match &tracepoint {
+        Ok(()) => {
+            Check::ok("raw tracepoint", "attached to sched_process_exec", "exec --follow-children works")
+        }
+        Err(e) => Check::degraded(
+            "raw tracepoint",
+            e.to_string(),
+            "exec --follow-children does not work; attach and plain exec do",
+            e.help(),
+        ),
+    });
+    (checks, uprobe.ok().and_then(|()| level(&refused)))
+}
+
+/// The most detailed level that does without the refused programs.
+fn level(refused: &[String]) -> Option<Level> {
+    let needs = |names: &[&str]| refused.iter().any(|r| names.contains(&r.as_str()));
+    if needs(&["create_0", "create_1", "create_2", "exit"]) {
+        None
+    } else if needs(&["park", "run"]) {
+        Some(Level::Lifecycle)
+    } else if needs(&["ready", "netpoll", "inject_list", "syscall_enter", "syscall_exit"]) {
+        Some(Level::Waits)
+    } else {
+        Some(Level::Full)
+    }
+}
+
+/// Reads a child that waits to execute, and never does.
+fn memory() -> Result<(), ProcessError> {
+    let error = |what: String, source| ProcessError::Io { pid: std::process::id(), what, source };
+    let child = Spawned::prepare(OsStr::new("/proc/self/exe"), &[])
+        .map_err(|e| error(e.to_string(), std::io::Error::other("no child to read")))?;
+    let memory = child.target()?.memory();
+    let value = memory.read_u64(&raw const MARK as u64)?;
+    if value == MARK {
+        Ok(())
+    } else {
+        Err(error("read a child's memory".into(), std::io::Error::other("it is not what was written there")))
+    }
+}
+
+fn check(name: &'static str, found: &str, meaning: &str, result: &Result<(), Error>) -> Check {
+    match result {
+        Ok(()) => Check::ok(name, found, meaning),
+        Err(e) => failure(name, &format!("tracing needs it: {meaning}"), e),
+    }
+}
+
+fn failure(name: &'static str, meaning: &str, error: &Error) -> Check {
+    let remedy = match (error, host::missing_capabilities().as_slice()) {
+        (Error::Permission { .. }, missing @ [_, ..]) => format!(
+            "give gotrace {}: run it as root, `setcap`, docker --cap-add, or securityContext.capabilities.add",
+            missing.join(", ")
+        ),
+        (Error::Permission { .. }, []) => "all capabilities are there: a seccomp filter, a security module \
+                                           or lockdown refuses bpf(2) or perf_event_open(2); see above"
+            .into(),
+        _ => error.help().to_owned(),
+    };
+    Check::missing(name, error.to_string(), meaning, remedy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refused_programs_lower_the_level() {
+        let level = |names: &[&str]| level(&names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>());
+        assert_eq!(level(&[]), Some(Level::Full));
+        assert_eq!(level(&["netpoll"]), Some(Level::Waits));
+        assert_eq!(level(&["netpoll", "park"]), Some(Level::Lifecycle));
+        assert_eq!(level(&["exit"]), None);
+    }
+
+    #[test]
+    fn a_child_can_be_read() {
+        memory().expect("a child of one's own may be read");
+    }
+}

@@ -1,0 +1,129 @@
+//! `cargo xtask dist`: what users download: a statically linked gotrace, its man pages and shell
+//! completions, licences and documents, as a directory and as an archive that comes out the same, bit
+//! for bit, from the same sources, compiler and C library.
+//!
+//! Leaves `target/dist/gotrace-<version>-<arch>/`, the same as `.tar.gz`, and `SHA256SUMS`. Builds for
+//! the machine's own architecture.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail};
+use flate2::{Compression, GzBuilder};
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    licences,
+    util::{capture, root, run},
+};
+
+/// What lies at the workspace's root and goes along.
+const DOCUMENTS: [&str; 6] =
+    ["README.md", "CHANGELOG.md", "LICENSE-APACHE", "LICENSE-MIT", "docs/formats.md", "docs/telemetry.md"];
+
+/// Runs `cargo xtask dist`.
+pub fn main() -> Result<()> {
+    let arch = env::consts::ARCH;
+    let build = root().join("target");
+    let binary = compile(&build, &format!("{arch}-unknown-linux-gnu"))?;
+    refuse_dynamic(&binary)?;
+
+    let name = format!("gotrace-{}-{arch}", env!("CARGO_PKG_VERSION"));
+    let dist = build.join("dist");
+    let directory = dist.join(&name);
+    if directory.exists() {
+        fs::remove_dir_all(&directory).with_context(|| format!("removing {}", directory.display()))?;
+    }
+    fs::create_dir_all(directory.join("completions"))?;
+    fs::create_dir_all(directory.join("docs"))?;
+    copy(&binary, &directory.join("gotrace"))?;
+    for document in DOCUMENTS {
+        copy(&root().join(document), &directory.join(document))?;
+    }
+    fs::write(directory.join("THIRD-PARTY-LICENSES"), licences::notices()?)?;
+    run(Command::new(&binary).arg("man").arg(directory.join("man")))?;
+    for (shell, file) in [("bash", "gotrace.bash"), ("zsh", "_gotrace"), ("fish", "gotrace.fish")] {
+        let script = capture(Command::new(&binary).args(["completions", shell]))?;
+        fs::write(directory.join("completions").join(file), script)?;
+    }
+
+    let archive = dist.join(format!("{name}.tar.gz"));
+    let bytes = pack(&dist, &name)?;
+    fs::write(&archive, &bytes).with_context(|| format!("writing {}", archive.display()))?;
+    let sum: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+    fs::write(dist.join("SHA256SUMS"), format!("{sum}  {name}.tar.gz\n"))?;
+    println!("{} ({} KiB)\nSHA-256 {sum}", archive.display(), bytes.len() / 1024);
+    Ok(())
+}
+
+/// Builds the binary; it names no directory of the machine that built it.
+fn compile(build: &Path, target: &str) -> Result<PathBuf> {
+    let home = env::var_os("HOME").map_or_else(|| PathBuf::from("/"), PathBuf::from);
+    let cargo_home = env::var_os("CARGO_HOME").map_or_else(|| home.join(".cargo"), PathBuf::from);
+    let flags = [
+        "-Ctarget-feature=+crt-static".to_owned(),
+        format!("--remap-path-prefix={}=/cargo", cargo_home.display()),
+        format!("--remap-path-prefix={}=/gotrace", root().display()),
+    ]
+    .join("\x1f");
+    run(Command::new("cargo")
+        .current_dir(root())
+        .args(["build", "--release", "--locked", "--package", "gotrace-daemon", "--target", target])
+        .arg("--target-dir")
+        .arg(build)
+        .env("CARGO_ENCODED_RUSTFLAGS", flags)
+        // Function names stay, for the backtrace of a bug report.
+        .env("CARGO_PROFILE_RELEASE_STRIP", "debuginfo")
+        .env_remove("RUSTFLAGS"))?;
+    Ok(build.join(target).join("release/gotrace"))
+}
+
+/// A binary that needs a loader or libraries would not start in every container.
+fn refuse_dynamic(binary: &Path) -> Result<()> {
+    let bytes = fs::read(binary).with_context(|| format!("reading {}", binary.display()))?;
+    let number = |at: usize, length: usize| -> Option<usize> {
+        let field = bytes.get(at..at.checked_add(length)?)?;
+        field.iter().rev().try_fold(0usize, |n, b| n.checked_mul(256)?.checked_add(usize::from(*b)))
+    };
+    // ELF64, little endian: e_phoff, e_phentsize, e_phnum; p_type 3 is PT_INTERP.
+    let interpreters = || {
+        let (offset, size, count) = (number(32, 8)?, number(54, 2)?, number(56, 2)?);
+        (0..count)
+            .map(|i| number(offset + i * size, 4))
+            .try_fold(0, |n, kind| Some(n + usize::from(kind? == 3)))
+    };
+    match interpreters() {
+        Some(0) => Ok(()),
+        Some(_) => bail!("{} is linked dynamically", binary.display()),
+        None => bail!("{} is no ELF file", binary.display()),
+    }
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::copy(from, to).with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
+    Ok(())
+}
+
+/// The directory as a compressed archive without anything that differs between machines: order, owner,
+/// times (those of the last commit, or `SOURCE_DATE_EPOCH`), the compressor's header.
+fn pack(dist: &Path, name: &str) -> Result<Vec<u8>> {
+    let time = match env::var("SOURCE_DATE_EPOCH") {
+        Ok(time) => time,
+        Err(_) => capture(Command::new("git").current_dir(root()).args(["log", "-1", "--format=%ct"]))
+            .context("SOURCE_DATE_EPOCH is not set, and git does not tell the time of the last commit")?,
+    };
+    let mut tar = Command::new("tar");
+    tar.current_dir(dist)
+        .args(["--format=ustar", "--sort=name", "--owner=0", "--group=0", "--numeric-owner"])
+        .args(["--mode=u=rwX,go=rX", &format!("--mtime=@{}", time.trim()), "--create", name]);
+    let output = tar.output().context("cannot run tar")?;
+    if !output.status.success() {
+        bail!("tar failed: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    }
+    let mut packer = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
+    std::io::Write::write_all(&mut packer, &output.stdout)?;
+    Ok(packer.finish()?)
+}
