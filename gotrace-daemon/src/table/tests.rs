@@ -1,3 +1,5 @@
+//! Tests of the goroutine table: lives, traces, losses, size.
+
 use super::*;
 use crate::decode::decode;
 use gotrace_common::{CreateRecord, Header, kind};
