@@ -6,10 +6,11 @@ use std::collections::HashMap;
 use super::{Error, bytes::cstr, moduledata::Found, pclntab::View};
 
 /// Functions that are probed, or whose calls are.
-pub(super) const WANTED: [&str; 21] = [
+pub(super) const WANTED: [&str; 22] = [
     "runtime.newproc.func1",
     "runtime.newproc1",
     "runtime.runqput",
+    "runtime.casgstatus",
     "runtime.newcoro.func1",
     "runtime.gdestroy",
     "runtime.goexit0",
