@@ -90,7 +90,7 @@ pub(super) fn missing_capabilities() -> Vec<&'static str> {
     let admin = has_capability("CAP_SYS_ADMIN");
     ["CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE"]
         .into_iter()
-        .filter(|name| !has_capability(name) && !(admin && *name != "CAP_SYS_PTRACE"))
+        .filter(|name| !has_capability(name) && (!admin || *name == "CAP_SYS_PTRACE"))
         .collect()
 }
 
