@@ -40,8 +40,7 @@ const QUARTERS: [u64; 3] = [5_107_605_667, 6_074_000_999, 7_223_245_558];
 #[inline(always)]
 #[must_use]
 pub const fn bucket_of(duration_ns: u64) -> usize {
-    // Bounds are inclusive above: look one nanosecond below.
-    let v = if duration_ns > 1 { duration_ns - 1 } else { 1 };
+    let v = if duration_ns > 1 { duration_ns } else { return 0 };
     // The position of the highest bit, by halving: eBPF has no instruction for it.
     let mut octave = 0;
     let mut x = v;
@@ -83,7 +82,9 @@ pub const fn bucket_of(duration_ns: u64) -> usize {
     if mantissa > QUARTERS[2] {
         quarter = 3;
     }
-    (octave * 4 + quarter) as usize
+    let bucket = (octave * 4 + quarter) as usize;
+    // Bounds are inclusive above, and powers of two are the only bounds that are whole numbers.
+    if mantissa == 1 << 32 { bucket - 1 } else { bucket }
 }
 
 /// The upper bound of a bucket, in nanoseconds.
@@ -175,7 +176,10 @@ mod tests {
     fn powers_of_two_are_upper_bounds() {
         for b in 1..36 {
             assert_eq!(bucket_of(1 << b), 4 * b - 1);
-            assert_eq!(bucket_of((1 << b) + 1), 4 * b);
+            // Below 8 the next whole number is more than a quarter of an octave away.
+            if b >= 3 {
+                assert_eq!(bucket_of((1 << b) + 1), 4 * b);
+            }
         }
         assert_eq!(bucket_of(u64::MAX), BUCKETS - 1);
         assert_eq!(bucket_of(0), 0);

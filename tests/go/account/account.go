@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -22,6 +23,8 @@ type wait struct {
 	To   *int64 `json:"to_ns"`   // just after it; null when it never ends
 	By   string `json:"by"`      // goid of the waker, "timer", "netpoll", or "" where it is open
 	May  bool   `json:"may"`     // it may be too short to be reported, or not happen at all
+
+	of *goroutine
 }
 
 // A goroutine's own record. Times are CLOCK_MONOTONIC in nanoseconds.
@@ -39,6 +42,10 @@ type goroutine struct {
 	CreatedLine int     `json:"created_line"` // 0: not known
 	FreeWaits   bool    `json:"free_waits"`   // it may wait for reasons of the runtime, too
 	Waits       []*wait `json:"waits"`
+
+	// Held while writing to a record: the account is written while some goroutines still live.
+	// Nobody waits for it before that, so it adds no waits of its own.
+	mu sync.Mutex
 }
 
 // What a parent hands to a goroutine that it is about to start.
@@ -121,27 +128,35 @@ func (b birth) beginAs(kind, entry string) *goroutine {
 // end is the last statement, deferred so that panics and runtime.Goexit pass it too.
 func (g *goroutine) end() {
 	t := now()
+	g.mu.Lock()
 	g.LastNS = &t
+	g.mu.Unlock()
 }
 
 // waits announces a blocking operation; over (or overBy) follows it.
 func (g *goroutine) waits(kind string) *wait {
-	w := &wait{Kind: kind, From: now()}
+	w := &wait{Kind: kind, From: now(), of: g}
+	g.mu.Lock()
 	g.Waits = append(g.Waits, w)
+	g.mu.Unlock()
 	return w
 }
 
 // mayWait announces an operation that usually does not block for long.
 func (g *goroutine) mayWait(kind string) *wait {
 	w := g.waits(kind)
+	g.mu.Lock()
 	w.May = true
+	g.mu.Unlock()
 	return w
 }
 
 func (w *wait) over(by string) {
 	t := now()
+	w.of.mu.Lock()
 	w.To = &t
 	w.By = by
+	w.of.mu.Unlock()
 }
 
 func (w *wait) overBy(goid int64) { w.over(strconv.FormatInt(goid, 10)) }
@@ -172,7 +187,10 @@ func writeAccount(path string, checksum uint64) error {
 	}
 	for i := int64(0); i < recordCount.Load(); i++ {
 		if g := records[i].Load(); g != nil {
-			if err := enc.Encode(g); err != nil {
+			g.mu.Lock()
+			err := enc.Encode(g)
+			g.mu.Unlock()
+			if err != nil {
 				return err
 			}
 		}
