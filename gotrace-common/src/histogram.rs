@@ -84,7 +84,7 @@ pub const fn bucket_of(duration_ns: u64) -> usize {
     }
     let bucket = (octave * 4 + quarter) as usize;
     // Bounds are inclusive above, and powers of two are the only bounds that are whole numbers.
-    if mantissa == 1 << 32 { bucket - 1 } else { bucket }
+    if v & (v - 1) == 0 { bucket - 1 } else { bucket }
 }
 
 /// The upper bound of a bucket, in nanoseconds.
