@@ -289,7 +289,7 @@ pub(super) mod tests {
         for part in [
             "pid 42 (shop): 1.0 s at level waits, ended: the process ended",
             "100 born, 88 died, at least 12 alive",
-            "chan receive                                2     1.6ms     2.0ms     2.0ms",
+            "chan receive                                2     1.8ms     2.0ms     2.0ms",
             "events       188, LOST: 3 ring_create",
             "spans        9, NOT DELIVERED: 2 unreachable",
         ] {
