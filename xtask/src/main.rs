@@ -1,6 +1,7 @@
 //! gotrace's chores: `cargo xtask …`. One file a subcommand; each says what it needs and installs it.
 
 mod arm64;
+mod bench;
 mod demo;
 mod dist;
 mod ebpf;
@@ -29,6 +30,8 @@ enum Chore {
     Demo(demo::Options),
     /// Install what is missing and run all tests
     Test(test::Options),
+    /// Measure what gotrace costs and takes, and hold it against its bars
+    Bench(bench::Options),
     /// Build the eBPF objects, or check that the committed ones belong to the sources
     Ebpf {
         #[command(subcommand)]
@@ -45,6 +48,7 @@ fn main() -> Result<()> {
         Chore::Setup => setup::main(),
         Chore::Demo(options) => demo::main(&options),
         Chore::Test(options) => test::main(&options),
+        Chore::Bench(options) => bench::main(&options),
         Chore::Ebpf { action } => ebpf::main(action),
         Chore::Licences => licences::main(),
         Chore::Dist => dist::main(),
