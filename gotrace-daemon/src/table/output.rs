@@ -35,7 +35,7 @@ pub struct Ended {
     /// Number of its waits, short ones included.
     pub wait_count: u64,
     /// Sums of the waits that were sent, by reason.
-    pub waits_by_reason: SmallVec<[(u8, u64); 4]>,
+    pub waits_by_reason: SmallVec<[(u8, u64); 1]>,
 }
 
 /// A wait of at least the threshold. Times are those of the monotonic clock.
