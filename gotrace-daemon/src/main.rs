@@ -1,10 +1,10 @@
 //! The command `gotrace`: reads the arguments, sets up what gotrace says about its own work, prints
 //! errors. Never a backtrace; a reader of stdout that goes away ends it quietly.
 
-use std::{io, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::Parser;
-use gotrace::cli::{self, Cli, Exit};
+use gotrace::cli::{self, Cli, Diagnostics, Exit};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -17,7 +17,7 @@ fn main() -> ExitCode {
             return Exit::USAGE.into();
         }
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).compact().init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Diagnostics).compact().init();
     match cli::run(cli) {
         Ok(exit) => exit.into(),
         Err(error) => {

@@ -99,7 +99,8 @@ pub struct TraceArgs {
     /// End after this time (10s, 2m, 1h30m)
     #[arg(long, value_parser = values::duration_above_zero, value_name = "TIME")]
     pub duration: Option<Duration>,
-    /// Live table, or one JSON object a line (schema gotrace.attach/1)
+    /// Live table (plain lines where stdout is no terminal), or one JSON object a line (schema
+    /// gotrace.attach/1)
     #[arg(long, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
     pub format: Format,
     /// Record waits at least this long one by one; shorter ones are counted in histograms. 0 records
@@ -112,7 +113,7 @@ pub struct TraceArgs {
     /// Time between two reports
     #[arg(long, value_parser = values::interval, default_value = "1s", value_name = "TIME")]
     pub interval: Duration,
-    /// No table and no intervals; the summary at the end only
+    /// Show nothing; with --format json the header and the summary only
     #[arg(short, long)]
     pub quiet: bool,
     /// Write OTLP JSON lines to this file, as the OpenTelemetry file exporter does

@@ -23,9 +23,10 @@ pub fn run(args: ExecArgs) -> Result<Exit, CliError> {
     let pid = child.pid();
     let background = trace::Background::start(&args.trace)?;
     let mut line = Line::new(args.trace.line_config(args.follow_children), background.exporter())?;
-    let mut display = trace::Display::start(&args.trace, true);
+    let ended = Stop::default();
+    let mut display = trace::Display::new(&args.trace, true);
     match child.target().map_err(LineError::from).and_then(|target| line.trace(target)) {
-        Ok(traced) => display.began(traced)?,
+        Ok(traced) => display.began(traced, &ended)?,
         Err(error @ LineError::Program { .. }) => {
             let children = if args.follow_children { ", only Go programs that it starts" } else { "" };
             eprintln!("gotrace: {error}: it runs without probes{children}");
@@ -40,7 +41,6 @@ pub fn run(args: ExecArgs) -> Result<Exit, CliError> {
     if let Err(error) = line.has_begun(pid) {
         tracing::debug!(%error, "the command ended at once");
     }
-    let ended = Stop::default();
     let waiter = {
         let ended = ended.clone();
         thread::spawn(move || {

@@ -8,10 +8,10 @@ mod args;
 mod attach;
 mod binary;
 mod completions;
+mod diagnostics;
 mod doctor;
 mod error;
 mod exec;
-
 mod man;
 mod output;
 mod trace;
@@ -22,6 +22,7 @@ use clap::{ColorChoice, Parser, Subcommand};
 pub use args::{
     AttachArgs, DoctorArgs, Engine, ExecArgs, Format, InspectArgs, OtlpArgs, TextOrJson, TraceArgs,
 };
+pub use diagnostics::Diagnostics;
 pub use error::{CliError, Exit};
 pub use output::{Stdout, is_broken_pipe};
 
