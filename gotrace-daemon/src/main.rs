@@ -1,7 +1,10 @@
 //! The command `gotrace`: reads the arguments, sets up what gotrace says about its own work, prints
 //! errors. Never a backtrace; a reader of stdout that goes away ends it quietly.
 
-use std::process::ExitCode;
+use std::{
+    io::{self, IsTerminal as _},
+    process::ExitCode,
+};
 
 use clap::Parser;
 use gotrace::cli::{self, Cli, Diagnostics, Exit};
@@ -17,7 +20,13 @@ fn main() -> ExitCode {
             return Exit::USAGE.into();
         }
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Diagnostics).compact().init();
+    let color = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    tracing_subscriber::fmt()
+        .with_ansi(color)
+        .with_env_filter(filter)
+        .with_writer(|| Diagnostics)
+        .compact()
+        .init();
     match cli::run(cli) {
         Ok(exit) => exit.into(),
         Err(error) => {

@@ -4,6 +4,7 @@
 //! One thread drains the ring and does everything up to the exporter's bounded queue, so that events
 //! are in order and nothing is locked. It never waits for anything but the ring.
 
+mod cost;
 mod report;
 mod traced;
 
@@ -23,7 +24,7 @@ use crate::{
     decode::{Event, OpenWait, decode},
     eventlog::EventLog,
     gobin,
-    kernel::{self, Kernel, Ring, Scope},
+    kernel::{self, Calibration, Kernel, Ring, Scope},
     level::Level,
     process::{Clock, ProcessError, ResourceOptions, Target},
     sink::{
@@ -37,6 +38,8 @@ pub use traced::Traced;
 const DRAIN_EVERY: Duration = Duration::from_millis(10);
 /// Records handled before other duties are looked at.
 const DRAIN_LIMIT: usize = 1 << 16;
+/// How long the end of a very short run waits for what a probe costs.
+const CALIBRATION_WITHIN: Duration = Duration::from_millis(100);
 /// Spans handed to the exporter at once.
 const SPAN_BATCH: usize = 1024;
 
@@ -189,6 +192,7 @@ pub struct Line {
     config: LineConfig,
     kernel: Kernel,
     ring: Ring,
+    calibration: Calibration,
     exporter: Option<Arc<Exporter>>,
     log: Option<EventLog>,
     traced: Vec<Traced>,
@@ -230,6 +234,7 @@ impl Line {
             config,
             kernel,
             ring,
+            calibration: Calibration::start(),
             exporter,
             log,
             traced: Vec::new(),
@@ -444,7 +449,8 @@ impl Line {
     fn end(&mut self, mut traced: Traced, why: &str, report: &mut dyn FnMut(&Arc<Interval>)) {
         self.kernel.forget(traced.pid());
         read_open_waits(&self.kernel, std::slice::from_mut(&mut traced));
-        let last = Arc::new(traced.interval(&self.kernel, self.undecodable, self.stray));
+        let cost = self.calibration.cost(CALIBRATION_WITHIN);
+        let last = Arc::new(traced.interval(&self.kernel, cost, self.undecodable, self.stray));
         report(&last);
         if let Some(exporter) = &self.exporter {
             exporter.interval(&last);
@@ -457,8 +463,9 @@ impl Line {
         if self.config.level > Level::Lifecycle {
             read_open_waits(&self.kernel, &mut self.traced);
         }
+        let cost = self.calibration.cost(Duration::ZERO);
         for traced in &mut self.traced {
-            let interval = Arc::new(traced.interval(&self.kernel, self.undecodable, self.stray));
+            let interval = Arc::new(traced.interval(&self.kernel, cost, self.undecodable, self.stray));
             if let Some(exporter) = &self.exporter {
                 exporter.interval(&interval);
             }

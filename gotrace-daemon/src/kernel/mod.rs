@@ -6,6 +6,7 @@
 
 mod attach;
 mod batch;
+mod calibration;
 mod error;
 pub mod preflight;
 mod ring;
@@ -23,6 +24,7 @@ use aya::{
 use gotrace_common::{Counters, GoroutineKey, GoroutineState, Histogram, ProcessConfig, REASON_ROWS};
 
 pub use attach::{Attachment, Scope};
+pub use calibration::{Calibration, HitCost};
 pub use error::Error;
 pub use ring::Ring;
 

@@ -72,6 +72,15 @@ impl Watch {
         Ok(())
     }
 
+    /// CPU time of all its threads so far, user and system, in nanoseconds; the kernel tells it in clock
+    /// ticks (10 ms). `None` when it is gone.
+    #[must_use]
+    pub fn cpu_time_ns(&self) -> Option<u64> {
+        let stat = read_stat(&self.directory, self.pid).ok()?;
+        let ticks_per_second = procfs::ticks_per_second();
+        (stat.utime + stat.stime).checked_mul(1_000_000_000)?.checked_div(ticks_per_second)
+    }
+
     /// Whether it runs another program than when the watch began, or the same one anew. `false` when
     /// it has ended: ask [`Self::has_ended`].
     #[must_use]

@@ -85,6 +85,7 @@ fn state(interval: &Interval) -> Json {
         "waits": interval.waits.iter().map(|(k, h)| (k.to_string(), counted(h))).collect::<Json>(),
         "schedule_delay_ns": counted(&interval.schedule),
         "syscall_ns": counted(&interval.syscalls),
+        "probe_cost_share": interval.probe_cost_share,
         "sites": interval.sites.iter().map(|s| site(s, false)).collect::<Vec<_>>(),
     })
 }

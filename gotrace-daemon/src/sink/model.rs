@@ -167,7 +167,8 @@ pub struct Interval {
     pub engine: &'static str,
     /// `lifecycle`, `waits` or `full`.
     pub level: &'static str,
-    /// Estimated cost of the probes as a share of the target's CPU time; `None` when not known.
+    /// Estimated cost of the probes as a share of the target's CPU time over the interval: hits times
+    /// what calibration found for one. `None` when not known.
     pub probe_cost_share: Option<f64>,
 }
 
@@ -201,10 +202,11 @@ pub struct Site {
 /// What a run came to, printed at its end.
 #[derive(Clone, Debug)]
 pub struct Summary {
-    /// The last state; its `start_unix_nano` is when the run began.
+    /// The last state; its `start_unix_nano` is when the run began, and its `probe_cost_share` is that of
+    /// the whole run.
     pub last: Interval,
-    /// Nanoseconds that one event cost the target, by the kernel's own account or calibration;
-    /// `None` when not known.
+    /// Nanoseconds of CPU time that one event cost the target, by calibration on this host; `None` when
+    /// not known.
     pub cost_ns_per_event: Option<f64>,
     /// Spans handed to the exporter.
     pub spans: u64,

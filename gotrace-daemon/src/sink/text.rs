@@ -118,7 +118,10 @@ pub fn summary(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
     let events: u64 = last.events.values().sum();
     write!(out, "  events       {events}")?;
     if let Some(cost) = cost_ns_per_event {
-        write!(out, ", about {cost:.0} ns of the target's time each")?;
+        write!(out, ", about {cost:.0} ns of the target's CPU time each")?;
+        if let Some(share) = last.probe_cost_share {
+            write!(out, " ({:.1}% of it)", share * 100.0)?;
+        }
     }
     writeln!(out, "{}", if last.lost.is_empty() { ", none lost".into() } else { lost(&last.lost) })?;
     write!(out, "  spans        {spans}")?;
