@@ -8,11 +8,20 @@ use std::{
 
 use clap::Parser;
 use gotrace::cli::{self, Cli, Diagnostics, Exit};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, filter::ParseError};
+
+/// What is logged: as `--log` says, and what `--kernel-log` asks for.
+fn filter(cli: &Cli) -> Result<EnvFilter, ParseError> {
+    let filter = EnvFilter::try_new(&cli.log)?;
+    match cli.probe_log_target() {
+        Some(target) => Ok(filter.add_directive(format!("{target}=trace").parse()?)),
+        None => Ok(filter),
+    }
+}
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = match EnvFilter::try_new(&cli.log) {
+    let filter = match filter(&cli) {
         Ok(filter) => filter,
         Err(e) => {
             eprintln!("gotrace: --log (or GOTRACE_LOG) `{}`: {e}", cli.log);

@@ -349,6 +349,7 @@ impl Line {
 
     /// Takes what is in the ring; returns how many records that were.
     fn drain(&mut self) -> Result<usize, LineError> {
+        self.kernel.log_diagnostics();
         let Self { ring, traced, exporter, log, undecodable, stray, config, .. } = self;
         let mut spans: Vec<Span> = Vec::new();
         let mut executions = Vec::new();

@@ -143,7 +143,8 @@ pub struct TraceArgs {
     /// Goroutines that waits are kept for at once
     #[arg(long, value_parser = value_parser!(u32).range(1..=1 << 24), default_value_t = 1 << 17, value_name = "N", hide_short_help = true)]
     pub max_goroutines: u32,
-    /// Diagnostics of the kernel side on stderr, 0 (off) to 5
+    /// What the probes say of their own work, on stderr: 0 nothing (and free), 4 each event that is
+    /// dropped and why, 5 also hits in processes that are not traced
     #[arg(long, value_parser = value_parser!(u8).range(0..=5), default_value_t = 0, value_name = "N", hide_short_help = true)]
     pub kernel_log: u8,
 }

@@ -61,6 +61,19 @@ pub struct Cli {
     pub command: Command,
 }
 
+impl Cli {
+    /// The log target of the kernel side's own messages, where they are asked for.
+    #[must_use]
+    pub fn probe_log_target(&self) -> Option<&'static str> {
+        let trace = match &self.command {
+            Command::Attach(args) => &args.trace,
+            Command::Exec(args) => &args.trace,
+            _ => return None,
+        };
+        (trace.kernel_log > 0).then_some(crate::kernel::PROBE_LOG_TARGET)
+    }
+}
+
 const EXAMPLES: &str = "\
 Examples:
   gotrace doctor                                what this host allows
