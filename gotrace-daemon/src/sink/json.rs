@@ -92,7 +92,7 @@ fn state(interval: &Interval) -> Json {
 
 fn site(site: &Site, total: bool) -> Json {
     json!({
-        "entry": location(&site.entry),
+        "entry": site.entry.is_known().then(|| location(&site.entry)),
         "created_by": site.created_by.as_deref().map(location),
         "alive": site.alive,
         "born": if total { site.born_total } else { site.born },
@@ -161,6 +161,7 @@ mod tests {
         assert_eq!(site["waiting"]["chan receive"], 10);
         assert_eq!(site["wait_ns"]["max"], 2_000_000);
         assert_eq!(site["oldest_ns"], 7_000_000_000_u64);
+        assert_eq!(interval["sites"][1]["entry"], Json::Null);
         assert_eq!(interval["sites"][1]["created_by"], Json::Null);
         assert_eq!(interval["sites"][1]["wait_ns"]["p50"], Json::Null);
     }

@@ -16,6 +16,17 @@ pub struct Location {
     pub line: u32,
 }
 
+impl Location {
+    /// Stands for the place of goroutines that are older than the attachment, as people read it.
+    pub const BORN_BEFORE: &str = "(born before attaching)";
+
+    /// Whether this is a place, and not [`Self::BORN_BEFORE`].
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        &*self.function != Self::BORN_BEFORE
+    }
+}
+
 /// An attribute's value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {

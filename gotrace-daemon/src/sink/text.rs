@@ -270,7 +270,7 @@ pub(super) mod tests {
                     waits,
                     Some(7_000_000_000),
                 ),
-                site(location("(born before attaching)", 0), None, 2, 10, BTreeMap::new(), empty, None),
+                site(location(Location::BORN_BEFORE, 0), None, 2, 10, BTreeMap::new(), empty, None),
             ],
             engine: "events",
             level: "waits",

@@ -1,8 +1,10 @@
-//! What `/proc` and `/sys` say about this host. Explains the trials; decides nothing by itself.
+//! What `/proc` and `/sys` say about this host, and whether the memory-lock limit matters. Explains the
+//! trials; decides nothing by itself.
 
 use std::fs;
 
 use super::Check;
+use crate::kernel::{Kernel, Options};
 
 /// Capabilities that tracing may need: name, number (`linux/capability.h`), what for.
 const CAPABILITIES: [(&str, u32, &str); 5] = [
@@ -103,12 +105,22 @@ fn memory_lock() -> Check {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock);
     let found = limit.current.map_or("unlimited".into(), |n| format!("{n} bytes"));
     match limit.current {
-        Some(n) if n < 64 << 20 && !has_capability("CAP_SYS_RESOURCE") => Check::degraded(
-            "memory-lock limit",
-            found,
-            "before Linux 5.11 the maps count against it, and gotrace may not raise it",
-            "ulimit -l unlimited, LimitMEMLOCK=infinity, or CAP_SYS_RESOURCE",
-        ),
+        // Before Linux 5.11 the maps count against it: tried with the sizes that tracing uses.
+        Some(n) if n < 64 << 20 && !has_capability("CAP_SYS_RESOURCE") => {
+            match Kernel::load(&Options::default()) {
+                Ok(_) => Check::ok(
+                    "memory-lock limit",
+                    format!("{found}, and the maps had room"),
+                    "this kernel does not count the maps against it, or they fit",
+                ),
+                Err(_) => Check::degraded(
+                    "memory-lock limit",
+                    found,
+                    "the maps may not fit below it, and gotrace may not raise it",
+                    "ulimit -l unlimited, LimitMEMLOCK=infinity, or CAP_SYS_RESOURCE",
+                ),
+            }
+        }
         _ => Check::ok("memory-lock limit", found, "the maps have room"),
     }
 }
