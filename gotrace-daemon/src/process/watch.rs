@@ -179,6 +179,7 @@ mod tests {
                 .stdout(Stdio::null())
                 .spawn()
                 .expect("sh starts");
+            crate::process::wait_for_program(child.id());
             let watch = Target::open(child.id()).expect("lives").watch().expect("lives");
             assert!(!watch.has_executed_another_program());
             std::io::Write::write_all(child.stdin.as_mut().expect("piped"), b"go\n").expect("sh reads");
