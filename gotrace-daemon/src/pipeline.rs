@@ -156,9 +156,8 @@ impl LineError {
         match self {
             Self::Process(e) => e.help(),
             Self::Kernel(e) => Some(e.help().into()),
-            Self::Program { .. } | Self::NoProbe { .. } => {
-                Some("`gotrace inspect` shows what was found in the file".into())
-            }
+            Self::Program { error, .. } => Some(error.help().into()),
+            Self::NoProbe { .. } => Some("`gotrace inspect` shows what was found in the file".into()),
             Self::Implausible { .. } => Some(
                 "`gotrace inspect` shows the offsets; a build of Go that changes them cannot be traced"
                     .into(),

@@ -214,17 +214,17 @@ pub enum Engine {
 }
 
 impl TraceArgs {
-    /// Refuses what this version cannot do, before anything is touched.
+    /// Refuses what this version cannot do and what makes no sense, before anything is touched.
     ///
     /// # Errors
-    /// When the engine asked for is not there.
+    /// When the engine asked for is not there, or a flag or variable of OTLP cannot be followed.
     pub fn check(&self) -> Result<(), CliError> {
         if self.engine == Engine::Snapshot {
             return Err(CliError::usage("--engine snapshot: not available yet in this version").help(
                 "use --engine events, which needs eBPF; `gotrace doctor` tells whether it works here",
             ));
         }
-        Ok(())
+        self.export_config().map(|_| ())
     }
 
     /// What to export and where, from the flags and the standard variables.
