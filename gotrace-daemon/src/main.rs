@@ -12,7 +12,8 @@ use tracing_subscriber::{EnvFilter, filter::ParseError};
 
 /// What is logged: as `--log` says, and what `--kernel-log` asks for.
 fn filter(cli: &Cli) -> Result<EnvFilter, ParseError> {
-    let filter = EnvFilter::try_new(&cli.log)?;
+    // The SDK repeats what the exporter says about the same collector.
+    let filter = EnvFilter::try_new(format!("opentelemetry_sdk=off,{}", cli.log))?;
     match cli.probe_log_target() {
         Some(target) => Ok(filter.add_directive(format!("{target}=trace").parse()?)),
         None => Ok(filter),

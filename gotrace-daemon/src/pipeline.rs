@@ -11,10 +11,7 @@ mod traced;
 use std::{
     num::NonZeroU32,
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -171,18 +168,24 @@ impl LineError {
 
 /// Set by whoever wants the line to end: a signal, a key, a child that exited.
 #[derive(Clone, Debug, Default)]
-pub struct Stop(Arc<AtomicBool>);
+pub struct Stop(Arc<OnceLock<&'static str>>);
 
 impl Stop {
-    /// Asks the line to end.
+    /// Asks the line to end, as the user or the system wants it.
     pub fn set(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.set_because("interrupted");
     }
 
-    /// Whether someone asked.
+    /// Asks the line to end. The first one who asks gives the reason.
+    pub fn set_because(&self, why: &'static str) {
+        // Refused when someone has asked before.
+        let _ = self.0.set(why);
+    }
+
+    /// Why the line is to end; `None` when nobody asked.
     #[must_use]
-    pub fn is_set(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+    pub fn why(&self) -> Option<&'static str> {
+        self.0.get().copied()
     }
 }
 
@@ -263,7 +266,12 @@ impl Line {
             Ok(attachment) => traced.attached(attachment, &self.kernel),
             Err(error) => {
                 self.kernel.forget(pid);
-                return Err(error.into());
+                // The kernel says so in many ways.
+                return Err(if traced.has_ended() {
+                    ProcessError::Gone { pid }.into()
+                } else {
+                    error.into()
+                });
             }
         }
         self.root_pid.get_or_insert(pid);
@@ -316,14 +324,10 @@ impl Line {
                 self.report_all(report);
                 next_report = (next_report + self.config.interval).max(now);
             }
-            let why = if stop.is_set() {
-                Some("interrupted")
-            } else if deadline.is_some_and(|d| now >= d) {
-                Some("duration")
-            } else {
-                None
-            };
+            let why = stop.why().or_else(|| deadline.is_some_and(|d| now >= d).then_some("duration"));
             if let Some(why) = why {
+                // A process that has ended by itself was not interrupted.
+                self.look_after_processes(report)?;
                 self.end_all(why, report)?;
                 return Ok(());
             }
@@ -336,14 +340,18 @@ impl Line {
         }
     }
 
-    /// What each traced process came to, in the order of their ends.
+    /// What each traced process came to, in the order of their ends; and whether the event log, if one
+    /// was wanted, is complete ([`LineError::Record`]).
     #[must_use]
-    pub fn into_summaries(self) -> Vec<Summary> {
-        let Self { summaries, mut log, .. } = self;
-        if let Some(log) = &mut log {
-            log.flush();
-        }
-        summaries
+    pub fn finish(self) -> (Vec<Summary>, Result<(), LineError>) {
+        let Self { summaries, log, config, .. } = self;
+        let recorded = match (log, config.record) {
+            (Some(log), Some(path)) => {
+                log.finish().map_err(|error| LineError::Record { path: path.display().to_string(), error })
+            }
+            _ => Ok(()),
+        };
+        (summaries, recorded)
     }
 
     /// Takes what is in the ring; returns how many records that were.

@@ -99,8 +99,11 @@ impl Background {
 
     /// Sends what is left; `None` when nothing was to be exported.
     fn finish(self) -> Option<ExportStats> {
-        let exporter = Arc::into_inner(self.exporter?)?;
-        Some(self.runtime.block_on(exporter.shutdown(FLUSH_WITHIN)))
+        let Self { runtime, exporter } = self;
+        let stats = Arc::into_inner(exporter?).map(|e| runtime.block_on(e.shutdown(FLUSH_WITHIN)));
+        // What still hangs on a connection was counted as lost: nobody waits for it.
+        runtime.shutdown_background();
+        stats
     }
 }
 
@@ -238,10 +241,10 @@ pub(super) fn run(
     result
 }
 
-/// Adds the exporter's account to the summaries, shows them, and turns an incomplete export file into
-/// an error.
+/// Adds the exporter's account to the summaries, shows them, and turns an incomplete export file or
+/// event log into an error.
 pub(super) fn finish(line: Line, background: Background, display: Display) -> Result<(), CliError> {
-    let mut summaries = line.into_summaries();
+    let (mut summaries, recorded) = line.finish();
     let stats = background.finish();
     if let (Some(stats), Some(last)) = (&stats, summaries.last_mut()) {
         last.spans_dropped.clone_from(&stats.spans_dropped);
@@ -250,6 +253,7 @@ pub(super) fn finish(line: Line, background: Background, display: Display) -> Re
         Err(error) if !is_broken_pipe(&error) => return Err(error.into()),
         _ => {}
     }
+    recorded?;
     match stats.and_then(|s| s.file_error) {
         Some(error) => Err(CliError::failure(format!("the export file is not complete: {error}"))
             .help("free space on its file system, or choose another place with --export")),

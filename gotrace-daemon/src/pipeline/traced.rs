@@ -348,6 +348,10 @@ impl Traced {
         })
     }
 
+    pub(super) fn has_ended(&self) -> bool {
+        self.watch.has_ended()
+    }
+
     /// `None` while it runs what it ran when tracing began.
     pub(super) fn what_became_of_it(&mut self) -> Option<String> {
         if self.executed || (!self.yet_to_execute && self.watch.has_executed_another_program()) {
