@@ -9,7 +9,7 @@
 //! Every arrow is bounded ([`MAX_QUEUED_SPANS`], [`MAX_QUEUED_BYTES`]) and every loss is counted by why
 //! and by process ([`ExportStats`]). Spans and process metrics are `opentelemetry-proto` messages sent
 //! by tonic or reqwest: the SDK knows one resource a provider, drops partial success on the floor and
-//! takes no finished histograms. gotrace's own health does go through the SDK ([`health`]).
+//! takes no finished histograms. gotrace's own health does go through the SDK (`health`).
 
 mod batch;
 mod collector;
