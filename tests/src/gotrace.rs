@@ -110,16 +110,18 @@ impl Outcome {
 }
 
 impl Gotrace {
-    /// `gotrace attach` at level `full` with a threshold of 1 ms; comes back when its probes are in
-    /// place.
+    /// `gotrace attach` with a threshold of 1 ms, at level `full` unless `more` names another; comes back
+    /// when its probes are in place.
     ///
     /// # Errors
     /// Where it ends instead, with its words.
     pub fn attach(pid: u32, more: &[&str]) -> Result<Self> {
         let mut args = vec!["attach", "--pid"];
         let pid = pid.to_string();
-        args.push(&pid);
-        args.extend(["--level", "full", "--min-wait", "1ms"]);
+        args.extend([&pid, "--min-wait", "1ms"]);
+        if !more.contains(&"--level") {
+            args.extend(["--level", "full"]);
+        }
         Self::start(Command::new(binary()?), &args, more, &[])
     }
 
