@@ -24,6 +24,8 @@ pub(super) enum Action {
     Scroll(isize),
     /// Back to the first row.
     Top,
+    /// The other columns, where not all fit.
+    SwitchColumns,
     /// The size has changed.
     Redraw,
     /// A key without a meaning.
@@ -64,6 +66,7 @@ fn action(event: &Event) -> Action {
             KeyCode::PageDown | KeyCode::Char(' ') => Action::Scroll(10),
             KeyCode::PageUp => Action::Scroll(-10),
             KeyCode::Home => Action::Top,
+            KeyCode::Tab | KeyCode::Char('w') => Action::SwitchColumns,
             _ => Action::Nothing,
         },
         _ => Action::Nothing,
@@ -83,6 +86,8 @@ mod tests {
         assert_eq!(key(KeyCode::Char('c'), KeyModifiers::CONTROL), Action::Quit);
         assert_eq!(key(KeyCode::Char('c'), KeyModifiers::NONE), Action::Nothing);
         assert_eq!(key(KeyCode::Up, KeyModifiers::NONE), Action::Scroll(-1));
+        assert_eq!(key(KeyCode::Esc, KeyModifiers::NONE), Action::Quit);
+        assert_eq!(key(KeyCode::Char('w'), KeyModifiers::NONE), Action::SwitchColumns);
         assert_eq!(action(&Event::Resize(1, 1)), Action::Redraw);
     }
 }
