@@ -35,7 +35,15 @@ pub(super) enum Action {
 pub(super) fn enter() -> io::Result<()> {
     terminal::enable_raw_mode()?;
     TAKEN.store(true, Ordering::Release);
-    execute!(io::stdout(), terminal::EnterAlternateScreen, cursor::Hide).inspect_err(|_| leave())
+    // Cleared here: ratatui's way to clear asks the terminal where the cursor is, and waits for an answer
+    // that not every terminal gives.
+    execute!(
+        io::stdout(),
+        terminal::EnterAlternateScreen,
+        terminal::Clear(terminal::ClearType::All),
+        cursor::Hide
+    )
+    .inspect_err(|_| leave())
 }
 
 /// Gives the terminal back; does nothing when it was not taken. Errors mean that it is gone.

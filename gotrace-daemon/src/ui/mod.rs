@@ -37,11 +37,7 @@ impl Ui {
         restore_on_panic();
         input::enter()?;
         let terminal = Terminal::new(CrosstermBackend::new(io::stdout()));
-        let mut terminal = terminal.inspect_err(|_| input::leave())?;
-        if let Err(e) = terminal.clear() {
-            input::leave();
-            return Err(e);
-        }
+        let terminal = terminal.inspect_err(|_| input::leave())?;
         let mut this = Self { terminal, state: State::new(about, color_wanted()), restored: false };
         this.redraw()?;
         Ok(this)
