@@ -9,6 +9,7 @@
 //! table, Go before 1.18, shared libraries, structures whose fields are not where the kernel side
 //! expects them.
 
+mod allgs;
 mod buildinfo;
 mod bytes;
 mod code;
@@ -25,6 +26,7 @@ mod pclntab;
 mod plan;
 mod scan;
 mod symtab;
+mod unwind;
 mod versions;
 mod wait_reasons;
 
@@ -36,6 +38,8 @@ pub use error::Error;
 pub use model::{
     Arch, BuildInfo, Event, Frame, Function, GoVersion, Offset, Offsets, Operand, Plan, Probe, Source,
 };
+
+pub use unwind::{Allgs, EntryKind, Unwind};
 
 use self::{
     elf::{Elf, Segment},
@@ -63,6 +67,7 @@ pub struct Binary {
     /// The tables of inlined calls, as far as functions use them.
     inline: Box<[u8]>,
     text: u64,
+    allgs: Option<Allgs>,
 }
 
 impl Binary {
@@ -87,7 +92,7 @@ impl Binary {
         }
         let found = moduledata::find(&elf, minor)?;
         let scan = Scan::new(&found)?;
-        let symbols = symtab::find(&elf, &WANTED);
+        let symbols = symtab::find(&elf, &WANTED, &allgs::VARIABLES);
         let mut warnings = elf.warnings.clone();
         warnings.extend(found.warnings.iter().cloned());
 
@@ -109,6 +114,8 @@ impl Binary {
             ("probes", Source::Code),
             ("wait_reasons", Source::Table),
         ]);
+        let allgs = allgs::find(&elf, &found, &scan, &symbols);
+        sources.extend(allgs.map(|(_, source)| ("allgs", source)));
         let functions = if symbols.addresses.is_empty() { Source::Pclntab } else { Source::Symtab };
         sources.insert("functions", functions);
         let dwarf = offsets.0.values().any(|o| o.source == Source::Dwarf);
@@ -132,6 +139,7 @@ impl Binary {
             table: view.data.get(..scan.table_end).unwrap_or(view.data).into(),
             inline: view.inline.get(..scan.inline_end).unwrap_or_default().into(),
             text: found.text,
+            allgs: allgs.map(|(addresses, _)| addresses),
             segments: elf.segments,
             version,
             build,
@@ -162,7 +170,7 @@ impl Binary {
         &self.offsets
     }
 
-    /// Where facts come from, by fact: `go_version`, `functions`, `lines`, `offsets`, `probes`,
+    /// Where facts come from, by fact: `allgs` (absent when not found), `go_version`, `functions`, `lines`, `offsets`, `probes`,
     /// `wait_reasons`.
     #[must_use]
     pub fn sources(&self) -> &BTreeMap<&'static str, Source> {

@@ -7,21 +7,27 @@
 //! still is reported as running without a stack. Refuses what does not look like a Go runtime of that
 //! version. No memory, however hostile, makes it panic, loop, or allocate without bound.
 
+mod engine;
 mod error;
+mod labels;
+mod layout;
+mod live;
 mod model;
 mod names;
+mod pieces;
+mod seen;
+mod unwind;
+mod waits;
 
-use std::sync::Arc;
-
+pub use engine::Engine;
 pub use error::SnapshotError;
+pub use live::Live;
 pub use model::{
     Counts, Goroutine, LabelSet, LabelsId, ObjectId, ObjectKind, Op, Snapshot, StackFrame, StackId, Stacks,
     Status, Wait, WaitObject, WaitRange,
 };
 
 pub use names::{NamedFrame, Names};
-
-use crate::{gobin::Binary, process::ReadMemory};
 
 /// What to read. The default is everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,40 +43,5 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self { stacks: true, waits: true, labels: true }
-    }
-}
-
-/// Takes snapshots of one program in one process. Keeps what does not change between them.
-#[derive(Debug)]
-pub struct Engine {
-    binary: Arc<Binary>,
-    bias: u64,
-}
-
-impl Engine {
-    /// For a program that is mapped with this bias (mapped address less link-time address).
-    ///
-    /// # Errors
-    /// When the program does not tell what is needed.
-    pub fn new(binary: Arc<Binary>, bias: u64) -> Result<Self, SnapshotError> {
-        Ok(Self { binary, bias })
-    }
-
-    /// Reads all goroutines.
-    ///
-    /// # Errors
-    /// When the memory cannot be read at all, or does not look like that of this program.
-    pub fn take(&mut self, memory: &dyn ReadMemory, options: Options) -> Result<Snapshot, SnapshotError> {
-        let _ = (memory, options, &self.binary, self.bias);
-        Err(SnapshotError::NoAllgs)
-    }
-
-    /// Whether memory looks like that of this program: cheap, for a check before anything is believed.
-    ///
-    /// # Errors
-    /// When it does not, with what was found.
-    pub fn check_layout(&mut self, memory: &dyn ReadMemory) -> Result<(), SnapshotError> {
-        let _ = memory;
-        Err(SnapshotError::NoAllgs)
     }
 }
