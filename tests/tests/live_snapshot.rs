@@ -1,0 +1,45 @@
+//! Every goroutine of a running program as it says itself: goids, states, wait reasons, every frame with
+//! file and line, creator and parent equal the runtime's own traceback, for every Go version and in every
+//! build mode; locks by address and pprof labels as the program has them. Needs root and `go`.
+
+use gotrace_tests::{
+    gobuild::{Arch, CORNER_VERSIONS, Mode, VERSIONS, build},
+    gotrace::privileged,
+    stacks::check,
+};
+
+/// Runs all of them, and says of each how it went before it fails for any.
+fn all(cases: impl Iterator<Item = (&'static str, Mode)>) {
+    if !privileged("live_snapshot") {
+        return;
+    }
+    let mut failed = Vec::new();
+    for (version, mode) in cases {
+        let name = format!("go{version} {}", mode.name());
+        match build("stacks", version, mode, Arch::HOST).and_then(|program| check(&program)) {
+            Ok(agreed) => {
+                eprintln!("{name}: {} goroutines with {} frames agree", agreed.goroutines, agreed.frames)
+            }
+            Err(e) => {
+                eprintln!("{name}: {e:#}");
+                failed.push(name);
+            }
+        }
+    }
+    assert!(failed.is_empty(), "the snapshots disagree: {failed:?}");
+}
+
+#[test]
+fn every_version_stripped() {
+    all(VERSIONS.into_iter().map(|v| (v, Mode::Stripped)));
+}
+
+#[test]
+fn every_mode() {
+    let pairs = CORNER_VERSIONS
+        .into_iter()
+        .flat_map(|v| Mode::ALL.into_iter().map(move |m| (v, m)))
+        // The profile is that of a program with other scenarios.
+        .filter(|&(v, m)| m != Mode::Stripped && m != Mode::Pgo && m.exists(v, Arch::HOST));
+    all(pairs);
+}
