@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{Engine, Names, Options, Snapshot, SnapshotError};
+use super::{Engine, Image, Names, Options, Recording, Snapshot, SnapshotError};
 use crate::{
     gobin::Binary,
-    process::{Memory, ReadMemory, Target},
+    process::{Memory, Target},
 };
 
 /// A process that snapshots are taken of.
@@ -31,18 +31,20 @@ impl Live {
     /// # Errors
     /// As [`Engine::take`].
     pub fn take(&mut self, options: Options) -> Result<Snapshot, SnapshotError> {
-        self.take_through(None, options)
-    }
-
-    /// Reads all goroutines through something that stands before the process's memory.
-    pub(super) fn take_through(
-        &mut self,
-        reader: Option<&dyn ReadMemory>,
-        options: Options,
-    ) -> Result<Snapshot, SnapshotError> {
-        let mut snapshot = self.engine.take(reader.unwrap_or(&self.memory), options)?;
+        let mut snapshot = self.engine.take(&self.memory, options)?;
         snapshot.pid = self.pid;
         Ok(snapshot)
+    }
+
+    /// Reads all goroutines now, and keeps the memory that was read.
+    ///
+    /// # Errors
+    /// As [`Engine::take`].
+    pub fn record(&mut self, options: Options) -> Result<(Snapshot, Image), SnapshotError> {
+        let recording = Recording::new(&self.memory);
+        let mut snapshot = self.engine.take(&recording, options)?;
+        snapshot.pid = self.pid;
+        Ok((snapshot, recording.image(self.engine.bias())))
     }
 
     /// Whether the process looks like a Go program of its version: cheap, for a check before anything is

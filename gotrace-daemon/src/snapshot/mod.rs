@@ -9,6 +9,7 @@
 
 mod engine;
 mod error;
+mod image;
 mod labels;
 mod layout;
 mod live;
@@ -21,6 +22,7 @@ mod waits;
 
 pub use engine::Engine;
 pub use error::SnapshotError;
+pub use image::{Image, Recording};
 pub use live::Live;
 pub use model::{
     Counts, Goroutine, LabelSet, LabelsId, ObjectId, ObjectKind, Op, Snapshot, StackFrame, StackId, Stacks,
