@@ -14,7 +14,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use gotrace::{
     gobin::Binary,
     process::Target,
-    snapshot::{Goroutine, Live, Names, Options, Snapshot, Status},
+    snapshot::{Counts, Engine, Goroutine, Live, Names, Options, Snapshot, Status},
 };
 
 use crate::{
@@ -140,25 +140,49 @@ pub fn check(program: &Path) -> Result<Agreed> {
     let mut live = Live::new(&target, binary)?;
     live.check_layout()?;
     let snapshot = live.take(Options::default())?;
-    let mut names = live.names(&target);
+    judge(stacks, &own, &snapshot, &mut live.names(&target))
+}
+
+/// The emulator that runs programs for arm64.
+const EMULATOR: &str = "qemu-aarch64";
+
+/// As [`check`], for a program for arm64 that an emulator runs, whose memory lies in the emulator's own
+/// at the addresses that the program has.
+///
+/// # Errors
+/// Every disagreement, one a line; the emulator not being there, with the command that installs it.
+pub fn check_emulated(program: &Path) -> Result<Agreed> {
+    let mut stacks = Stacks::start(program, Some(EMULATOR)).with_context(|| {
+        format!("{EMULATOR} does not run: `cargo xtask setup` installs what the tests need (qemu-user)")
+    })?;
+    let own = stacks.own()?;
+    let binary = Arc::new(Binary::parse(&std::fs::read(program)?)?);
+    let mut engine = Engine::new(Arc::clone(&binary), 0)?;
+    let memory = Target::open(stacks.pid())?.memory();
+    engine.check_layout(&memory)?;
+    let snapshot = engine.take(&memory, Options::default())?;
+    judge(stacks, &own, &snapshot, &mut Names::new(binary, 0, None))
+}
+
+fn judge(
+    stacks: Stacks,
+    own: &BTreeMap<u64, traceback::Goroutine>,
+    snapshot: &Snapshot,
+    names: &mut Names,
+) -> Result<Agreed> {
     let mut wrong = Vec::new();
-    locks(&snapshot, &names, &stacks.objects, &mut wrong);
-    labels(&snapshot, &mut wrong);
+    locks(snapshot, names, &stacks.objects, &mut wrong);
+    labels(snapshot, &mut wrong);
     let whole = stacks.quit()?;
-    let counts = snapshot.counts;
-    let clean = counts.stacks_incomplete
-        + counts.stacks_missing
-        + counts.unreadable
-        + counts.implausible
-        + counts.duplicates
-        + counts.waits_unreadable
-        + counts.labels_unreadable
-        + counts.torn;
-    if clean != 0 {
-        wrong.push(format!("a program that stands still is read with {counts:?}"));
+    let Counts { stacks_incomplete, stacks_missing, unreadable, implausible, duplicates, .. } =
+        snapshot.counts;
+    let Counts { torn, waits_unreadable, labels_unreadable, .. } = snapshot.counts;
+    let unread = stacks_incomplete + stacks_missing + unreadable + implausible + duplicates;
+    if unread + torn + waits_unreadable + labels_unreadable != 0 {
+        wrong.push(format!("a program that stands still is read with {:?}", snapshot.counts));
     }
-    let agreed = compare(&snapshot, &mut names, &whole, true, &mut wrong);
-    compare(&snapshot, &mut names, &own, false, &mut wrong);
+    let agreed = compare(snapshot, names, &whole, true, &mut wrong);
+    compare(snapshot, names, own, false, &mut wrong);
     ensure!(agreed.goroutines > 40, "only {} goroutines", agreed.goroutines);
     ensure!(wrong.is_empty(), "{} disagreements:\n  {}", wrong.len(), wrong.join("\n  "));
     Ok(agreed)

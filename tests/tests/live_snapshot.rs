@@ -5,18 +5,20 @@
 use gotrace_tests::{
     gobuild::{Arch, CORNER_VERSIONS, Mode, VERSIONS, build},
     gotrace::privileged,
-    stacks::check,
+    stacks::{check, check_emulated},
 };
 
 /// Runs all of them, and says of each how it went before it fails for any.
-fn all(cases: impl Iterator<Item = (&'static str, Mode)>) {
+fn all(arch: Arch, cases: impl Iterator<Item = (&'static str, Mode)>) {
     if !privileged("live_snapshot") {
         return;
     }
     let mut failed = Vec::new();
     for (version, mode) in cases {
         let name = format!("go{version} {}", mode.name());
-        match build("stacks", version, mode, Arch::HOST).and_then(|program| check(&program)) {
+        match build("stacks", version, mode, arch)
+            .and_then(|program| if arch == Arch::HOST { check(&program) } else { check_emulated(&program) })
+        {
             Ok(agreed) => {
                 eprintln!("{name}: {} goroutines with {} frames agree", agreed.goroutines, agreed.frames)
             }
@@ -31,7 +33,7 @@ fn all(cases: impl Iterator<Item = (&'static str, Mode)>) {
 
 #[test]
 fn every_version_stripped() {
-    all(VERSIONS.into_iter().map(|v| (v, Mode::Stripped)));
+    all(Arch::HOST, VERSIONS.into_iter().map(|v| (v, Mode::Stripped)));
 }
 
 #[test]
@@ -41,5 +43,11 @@ fn every_mode() {
         .flat_map(|v| Mode::ALL.into_iter().map(move |m| (v, m)))
         // The profile is that of a program with other scenarios.
         .filter(|&(v, m)| m != Mode::Stripped && m != Mode::Pgo && m.exists(v, Arch::HOST));
-    all(pairs);
+    all(Arch::HOST, pairs);
+}
+
+/// In an emulator, where that is not the machine's own.
+#[test]
+fn every_version_on_arm64() {
+    all(Arch::Arm64, VERSIONS.into_iter().map(|v| (v, Mode::Stripped)));
 }
