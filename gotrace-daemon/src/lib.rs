@@ -12,6 +12,7 @@ pub mod level;
 pub mod pipeline;
 pub mod process;
 pub mod sink;
+pub mod snapshot;
 pub mod symbolize;
 pub mod table;
 pub mod ui;

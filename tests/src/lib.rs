@@ -14,4 +14,6 @@ pub mod live;
 pub mod receiver;
 pub mod rotel;
 pub mod spans_rate;
+pub mod stacks;
+pub mod traceback;
 pub mod vm;

@@ -26,6 +26,8 @@ pub fn main() -> Result<()> {
     if cfg!(target_arch = "x86_64") {
         kernels::setup()?;
         arm64::setup()?;
+        // Snapshots of programs for arm64 are tested in an emulator of the processor alone.
+        apt_install(&["qemu-user"])?;
     } else {
         println!("SKIPPED: the virtual machines are set up on x86-64 only");
     }

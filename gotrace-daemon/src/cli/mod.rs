@@ -10,6 +10,7 @@ mod binary;
 mod completions;
 mod diagnostics;
 mod doctor;
+mod dump;
 mod error;
 mod exec;
 mod man;
@@ -20,7 +21,8 @@ mod values;
 use clap::{ColorChoice, Parser, Subcommand};
 
 pub use args::{
-    AttachArgs, DoctorArgs, Engine, ExecArgs, Format, InspectArgs, OtlpArgs, TextOrJson, TraceArgs,
+    AttachArgs, DoctorArgs, DumpArgs, DumpFormat, Engine, ExecArgs, Format, InspectArgs, OtlpArgs,
+    TextOrJson, TraceArgs,
 };
 pub use diagnostics::Diagnostics;
 pub use error::{CliError, Exit};
@@ -79,6 +81,7 @@ Examples:
   gotrace doctor                                what this host allows
   gotrace attach --pid 1234                     live table of a running program
   gotrace attach --pid 1234 --duration 10s --export spans.json
+  gotrace dump --pid 1234                       every goroutine now, without eBPF
   gotrace exec -- ./server --port 8080          from goroutine 1 on
   gotrace inspect ./server                      what the binary tells";
 
@@ -89,6 +92,8 @@ pub enum Command {
     Attach(AttachArgs),
     /// Start a program with the probes already in place
     Exec(ExecArgs),
+    /// Show every goroutine of a running Go program now
+    Dump(DumpArgs),
     /// Show what a Go binary tells, and where it would be probed
     Inspect(InspectArgs),
     /// Try what this host allows, and say what is missing and what to do
@@ -109,6 +114,7 @@ pub fn run(cli: Cli) -> Result<Exit, CliError> {
     match cli.command {
         Command::Attach(args) => attach::run(args),
         Command::Exec(args) => exec::run(args),
+        Command::Dump(args) => dump::run(&args),
         Command::Inspect(args) => binary::run(args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => completions::run(&args),

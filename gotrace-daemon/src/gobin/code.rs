@@ -57,6 +57,21 @@ impl Code<'_> {
         }
     }
 
+    /// Addresses of data that instructions load from, or take, relative to themselves; in order, each once.
+    pub fn data_references(&self) -> Vec<u64> {
+        let all = match self.arch {
+            Arch::Amd64 => code_amd64::data_references(self),
+            Arch::Arm64 => code_arm64::data_references(self),
+        };
+        let mut distinct = Vec::new();
+        for address in all {
+            if !distinct.contains(&address) {
+                distinct.push(address);
+            }
+        }
+        distinct
+    }
+
     /// A branch's target, readable.
     pub fn target(&self, address: u64) -> String {
         (self.name_of)(address).unwrap_or_else(|| format!("{address:#x}"))

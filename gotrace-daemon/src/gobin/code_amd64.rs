@@ -114,6 +114,13 @@ pub(super) fn calls(code: &Code<'_>, target: u64) -> Vec<(Place, usize)> {
         .collect()
 }
 
+pub(super) fn data_references(code: &Code<'_>) -> Vec<u64> {
+    decode(code, 0)
+        .filter(|i| matches!(i.mnemonic(), Mnemonic::Mov | Mnemonic::Lea) && i.is_ip_rel_memory_operand())
+        .map(|i| i.ip_rel_memory_address())
+        .collect()
+}
+
 pub(super) fn after_call(code: &Code<'_>, behind: usize) -> Option<(Place, Operand)> {
     let mut factory = InstructionInfoFactory::new();
     let mut holders = vec![Register::RAX];
@@ -172,6 +179,16 @@ mod tests {
         assert!(!entry(&code(&[0xc3, 0x90]), &[]).expect("decodes").emulated);
         assert_eq!(entry(&code(&[0x06]), &[]), None);
         assert_eq!(entry(&code(&[]), &[]), None);
+    }
+
+    #[test]
+    fn data_relative_to_the_instruction() {
+        // mov rax,[rip+0x10]; lea rcx,[rip+0x20]; mov rdx,[rax]; cmp dword [rip+0x30],0
+        let bytes = [
+            0x48, 0x8b, 0x05, 0x10, 0, 0, 0, 0x48, 0x8d, 0x0d, 0x20, 0, 0, 0, 0x48, 0x8b, 0x10, 0x83, 0x3d,
+            0x30, 0, 0, 0, 0,
+        ];
+        assert_eq!(data_references(&code(&bytes)), [0x1017, 0x102e]);
     }
 
     #[test]

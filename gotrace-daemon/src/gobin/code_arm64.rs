@@ -158,6 +158,34 @@ pub(super) fn calls(code: &Code<'_>, target: u64) -> Vec<(Place, usize)> {
         .collect()
 }
 
+/// `adrp` with the `add` or the load that completes it.
+pub(super) fn data_references(code: &Code<'_>) -> Vec<u64> {
+    let mut pages: [Option<u64>; 32] = [None; 32];
+    let mut found = Vec::new();
+    for (at, w) in words(code, 0) {
+        let here = code.address.wrapping_add(at as u64);
+        let (d, n) = ((w & 31) as usize, ((w >> 5) & 31) as usize);
+        let immediate = u64::from((w >> 10) & 0xfff);
+        if w & 0x9f00_0000 == 0x9000_0000 {
+            let page = (signed(w, 5, 19) << 2) | i64::from((w >> 29) & 3);
+            pages[d] = Some((here & !0xfff).wrapping_add_signed(page << 12));
+        } else if w & 0xffc0_0000 == 0x9100_0000 {
+            // add xd, xn, #immediate
+            if let Some(page) = pages[n].take() {
+                found.push(page.wrapping_add(immediate));
+            }
+            pages[d] = None;
+        } else if w & 0x3fc0_0000 == 0x3940_0000 {
+            // ldr of 1, 2, 4 or 8 bytes, [xn, #immediate scaled by the size]
+            if let Some(page) = pages[n] {
+                found.push(page.wrapping_add(immediate << (w >> 30)));
+            }
+            pages[d] = None;
+        }
+    }
+    found
+}
+
 pub(super) fn after_call(code: &Code<'_>, behind: usize) -> Option<(Place, Operand)> {
     let mut holders = 1u32;
     for (at, w) in words(code, behind) {
@@ -224,6 +252,13 @@ mod tests {
         ] {
             assert_eq!(written(word), mask, "{word:#x}");
         }
+    }
+
+    #[test]
+    fn data_by_page_and_offset() {
+        // adrp x27,+1 page; add x27,x27,#0x18; ldar x0,[x27]; adrp x1,+2 pages; ldr x2,[x1,#0x20]
+        let bytes = assemble(&[0xb000_001b, 0x9100_637b, 0xc8df_ff60, 0xd000_0001, 0xf940_1022]);
+        assert_eq!(data_references(&code(&bytes)), [0x2018, 0x3020]);
     }
 
     #[test]

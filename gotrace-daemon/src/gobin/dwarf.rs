@@ -35,7 +35,7 @@ const MAX_UNITS: usize = 1 << 20;
 type Slice<'a> = EndianSlice<'a, LittleEndian>;
 
 /// Structures and the fields wanted of each.
-const STRUCTURES: [(&str, &[&str]); 6] = [
+const STRUCTURES: [(&str, &[&str]); 8] = [
     (
         "runtime.g",
         &[
@@ -61,11 +61,16 @@ const STRUCTURES: [(&str, &[&str]); 6] = [
         ],
     ),
     ("runtime.m", &["g0", "procid", "curg", "p", "id"]),
-    ("runtime.gobuf", &["sp", "pc", "bp"]),
+    ("runtime.gobuf", &["sp", "pc", "lr", "bp"]),
     ("runtime.stack", &["lo", "hi"]),
-    ("runtime.sudog", &["waitlink", "c"]),
+    ("runtime.sudog", &["g", "elem", "waitlink", "c"]),
+    ("runtime.hchan", &["qcount", "dataqsiz", "elemsize", "closed", "recvq", "sendq"]),
     ("runtime.pollDesc", &["fd", "rg", "wg"]),
+    (OPTIONAL, &["vu"]),
 ];
+
+/// A structure that versions before Go 1.26 do not have.
+const OPTIONAL: &str = "runtime.maybeTraceablePtr";
 
 /// Offsets by structure and field (`runtime.g`, `goid`).
 type Found = HashMap<(&'static str, &'static str), u32>;
@@ -88,6 +93,7 @@ pub(super) fn offsets(elf: &Elf<'_>, fields: &[&'static str]) -> HashMap<&'stati
                 (_, None) => 0,
                 ("sched", Some(field)) => of("gobuf", field)?,
                 ("stack", Some(field)) => of("stack", field)?,
+                ("elem" | "c", Some(field)) => of("maybeTraceablePtr", field)?,
                 _ => return None,
             };
             Some((name, outer.checked_add(inner)?))
@@ -109,7 +115,8 @@ fn read(elf: &Elf<'_>) -> Option<Found> {
         let _ = DebugInfo::new(unit, LittleEndian).units().next().and_then(|header| {
             header.map_or(Ok(()), |h| read_unit(&h, &abbreviations, &strings, &mut found))
         });
-        if STRUCTURES.iter().all(|(name, _)| found.keys().any(|(n, _)| n == name)) {
+        let wanted = || STRUCTURES.iter().filter(|(name, _)| *name != OPTIONAL);
+        if wanted().all(|(name, _)| found.keys().any(|(n, _)| n == name)) {
             break;
         }
     }

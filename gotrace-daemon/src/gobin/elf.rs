@@ -258,6 +258,13 @@ impl<'a> Elf<'a> {
             .any(|s| s.flags & elf::PF_X.0 != 0 && contains(s.address, s.memory_size, address))
     }
 
+    /// Whether an address is in a writable segment, also where the file has no bytes for it.
+    pub fn is_data(&self, address: u64) -> bool {
+        self.segments
+            .iter()
+            .any(|s| s.flags & elf::PF_W.0 != 0 && contains(s.address, s.memory_size, address))
+    }
+
     /// Entries of the dynamic section.
     fn dynamic(&self) -> impl Iterator<Item = (u64, u64)> + use<'a> {
         let data = self.data;

@@ -272,6 +272,22 @@ pub struct Frame {
     /// traceback shows it when it called `runtime.gopanic`, `sigpanic` or `panicwrap`: the next inner
     /// frame, which this lookup may not know.
     pub wrapper: bool,
+    /// What [`Frame::internal`] would be were it no wrapper.
+    pub(super) hidden: bool,
+}
+
+impl Frame {
+    /// Whether Go's own traceback leaves the frame out at its default level, given the function that it
+    /// called, the next inner frame of the stack (`None`: it is the innermost).
+    #[must_use]
+    pub fn is_internal_below(&self, callee: Option<&str>) -> bool {
+        let panicked = matches!(callee, Some("runtime.gopanic" | "runtime.sigpanic" | "runtime.panicwrap"));
+        if self.wrapper && !panicked {
+            return true;
+        }
+        // `panic` is shown wherever it was called, but not where a goroutine stands in it.
+        if self.function == "runtime.gopanic" { callee.is_none() } else { self.hidden }
+    }
 }
 
 /// A function of the binary.

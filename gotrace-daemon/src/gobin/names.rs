@@ -1,5 +1,7 @@
 //! How Go's own tracebacks show functions (`runtime/traceback.go`, `showfuncinfo`, `printFuncName`).
 
+use super::unwind::EntryKind;
+
 /// A function's name as tracebacks print it: type arguments are left out (`main.f[...]`).
 pub(super) fn printed(name: &str) -> String {
     match (name.find('['), name.rfind(']')) {
@@ -19,6 +21,16 @@ pub(super) fn shown(name: &str, first: bool) -> bool {
         return true;
     }
     name.contains('.') && name.strip_prefix("runtime.").is_none_or(exported)
+}
+
+/// What goroutines are whose first function has this name (`isSystemGoroutine`, Go 1.18 to 1.27).
+pub(super) fn entry_kind(name: &[u8]) -> EntryKind {
+    match name {
+        b"runtime.main" | b"runtime.corostart" | b"runtime.handleAsyncEvent" => EntryKind::User,
+        b"runtime.runfinq" | b"runtime.runFinalizers" | b"runtime.runCleanups" => EntryKind::Runner,
+        _ if name.starts_with(b"runtime.") => EntryKind::System,
+        _ => EntryKind::User,
+    }
 }
 
 /// Exported functions of the runtime and exported methods of its exported types.

@@ -90,6 +90,7 @@ pub(super) struct Func {
     /// First address behind it.
     pub end: u32,
     name: u32,
+    pc_stack: u32,
     pc_file: u32,
     pc_line: u32,
     unit: u32,
@@ -97,6 +98,8 @@ pub(super) struct Func {
     funcdata_count: usize,
     /// Kind of function (`internal/abi.FuncID`).
     pub id: u8,
+    /// Properties (`internal/abi.FuncFlag`).
+    pub flags: u8,
     /// Where the record's variable part begins.
     tail: usize,
 }
@@ -144,11 +147,13 @@ impl<'a> View<'a> {
             entry,
             end,
             name: word(1)?,
+            pc_stack: word(4)?,
             pc_file: word(5)?,
             pc_line: word(6)?,
             pcdata_count: word(7)? as usize,
             unit: word(8)?,
             id: u8_at(self.data, tail)?,
+            flags: u8_at(self.data, tail + 1)?,
             funcdata_count: usize::from(u8_at(self.data, tail + 3)?),
             tail: tail + 4,
         })
@@ -237,6 +242,12 @@ impl<'a> View<'a> {
     fn value_at(&self, table: u32, f: &Func, pc: u32) -> Option<i32> {
         let pc = pc.checked_sub(f.entry)?;
         self.steps(table, f).find(|&(_, end)| pc < end).map(|(value, _)| value)
+    }
+
+    /// Bytes from the stack pointer to the caller's frame at an address of the function; `None` where the
+    /// function does not say.
+    pub fn stack_delta(&self, f: &Func, pc: u32) -> Option<u32> {
+        self.value_at(f.pc_stack, f, pc).and_then(|n| u32::try_from(n).ok())
     }
 
     fn pcdata(&self, f: &Func, n: usize) -> Option<u32> {

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 
 use super::{Error, bytes::cstr, moduledata::Found, pclntab::View};
 
-/// Functions that are probed, or whose calls are.
-pub(super) const WANTED: [&str; 22] = [
+/// Functions that are probed, or whose calls are, or that tell where the runtime's variables are.
+pub(super) const WANTED: [&str; 24] = [
     "runtime.newproc.func1",
     "runtime.newproc1",
     "runtime.runqput",
@@ -29,6 +29,8 @@ pub(super) const WANTED: [&str; 22] = [
     "runtime.entersyscall",
     "runtime.entersyscallblock",
     "runtime.exitsyscall",
+    "runtime.forEachGRace",
+    "runtime.atomicAllG",
 ];
 
 /// The closure in which `runtime.goready` calls `runtime.ready`; its full name depends on the version

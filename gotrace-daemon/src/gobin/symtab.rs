@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use object::elf::{SHT_SYMTAB, STT_FUNC};
+use object::elf::{SHT_SYMTAB, STT_FUNC, STT_OBJECT};
 
 use super::{
     bytes::{cstr, u8_at, u32_at, u64_at},
@@ -16,10 +16,12 @@ pub(super) struct Symbols {
     pub present: bool,
     /// Addresses of the wanted functions that it has.
     pub addresses: HashMap<&'static str, u64>,
+    /// Addresses of the wanted variables that it has.
+    pub variables: HashMap<&'static str, u64>,
 }
 
-/// Looks for functions.
-pub(super) fn find(elf: &Elf<'_>, wanted: &[&'static str]) -> Symbols {
+/// Looks for functions and variables.
+pub(super) fn find(elf: &Elf<'_>, functions: &[&'static str], variables: &[&'static str]) -> Symbols {
     const ENTRY: usize = 24;
     let Some(table) = elf.sections.iter().find(|s| s.kind == SHT_SYMTAB.0 && s.data.len() > ENTRY) else {
         return Symbols::default();
@@ -27,9 +29,14 @@ pub(super) fn find(elf: &Elf<'_>, wanted: &[&'static str]) -> Symbols {
     let Some(strings) = elf.linked(table).map(|s| s.data) else { return Symbols::default() };
     let mut symbols = Symbols { present: true, ..Symbols::default() };
     for entry in table.data.chunks_exact(ENTRY) {
-        if u8_at(entry, 4).is_none_or(|info| info & 0xf != STT_FUNC.0) {
+        let kind = u8_at(entry, 4).unwrap_or_default() & 0xf;
+        let (wanted, into) = if kind == STT_FUNC.0 {
+            (functions, &mut symbols.addresses)
+        } else if kind == STT_OBJECT.0 {
+            (variables, &mut symbols.variables)
+        } else {
             continue;
-        }
+        };
         let Some(rest) = u32_at(entry, 0).and_then(|o| strings.get(o as usize..)) else { continue };
         if !rest.starts_with(b"runtime.") {
             continue;
@@ -38,7 +45,7 @@ pub(super) fn find(elf: &Elf<'_>, wanted: &[&'static str]) -> Symbols {
         if let Some(name) = wanted.iter().find(|w| w.as_bytes() == name)
             && let Some(address) = u64_at(entry, 8)
         {
-            symbols.addresses.entry(name).or_insert(address);
+            into.entry(name).or_insert(address);
         }
     }
     symbols

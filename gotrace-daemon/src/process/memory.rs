@@ -11,6 +11,41 @@ use rustix::fs::{Mode, OFlags, openat};
 
 use super::{ProcessError, Target, watch::has_ended};
 
+/// A piece of memory to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Its first address.
+    pub address: u64,
+    /// Its length in bytes.
+    pub len: usize,
+}
+
+/// Something that memory can be read from: a living process, or one that was saved.
+pub trait ReadMemory {
+    /// Reads many pieces at once, one behind the other into `buffer`, which must have the length of all
+    /// together. `failed` is cleared, and gets the indices, ascending, of the pieces of which anything was
+    /// not readable; what the buffer holds for those means nothing.
+    ///
+    /// # Errors
+    /// When nothing can be read at all: the process is gone, or the kernel refuses.
+    fn read_pieces(
+        &self,
+        pieces: &[Piece],
+        buffer: &mut [u8],
+        failed: &mut Vec<usize>,
+    ) -> Result<(), ProcessError>;
+
+    /// Fills `buffer` with what is at `address`; whether all of it was readable.
+    ///
+    /// # Errors
+    /// As [`ReadMemory::read_pieces`].
+    fn read_at(&self, address: u64, buffer: &mut [u8]) -> Result<bool, ProcessError> {
+        let mut failed = Vec::new();
+        self.read_pieces(&[Piece { address, len: buffer.len() }], buffer, &mut failed)?;
+        Ok(failed.is_empty())
+    }
+}
+
 /// The memory of one process. Reads are not atomic: the process runs on meanwhile.
 #[derive(Debug)]
 pub struct Memory {
@@ -98,6 +133,91 @@ impl Memory {
     }
 }
 
+/// Pieces of one call; the kernel allows `UIO_MAXIOV`.
+const MAX_PIECES: usize = 1024;
+
+impl ReadMemory for Memory {
+    fn read_pieces(
+        &self,
+        pieces: &[Piece],
+        buffer: &mut [u8],
+        failed: &mut Vec<usize>,
+    ) -> Result<(), ProcessError> {
+        failed.clear();
+        let (mut next, mut at) = (0, 0);
+        let mut remote: Vec<libc::iovec> = Vec::with_capacity(pieces.len().min(MAX_PIECES));
+        while next < pieces.len() && self.file.get().is_none() {
+            remote.clear();
+            let mut wanted = 0;
+            for piece in pieces[next..].iter().take(MAX_PIECES) {
+                let base = usize::try_from(piece.address).unwrap_or(usize::MAX);
+                remote.push(libc::iovec {
+                    iov_base: std::ptr::without_provenance_mut(base),
+                    iov_len: piece.len,
+                });
+                wanted += piece.len;
+            }
+            let Some(local) = buffer.get_mut(at..at + wanted) else {
+                let source = io::Error::from_raw_os_error(libc::EINVAL);
+                return Err(self.error(pieces[next].address, wanted, source));
+            };
+            match read_vectors(self.pid, local, &remote) {
+                Ok(read) => {
+                    let mut got = read;
+                    let end = next + remote.len();
+                    while next < end && got >= pieces[next].len {
+                        got -= pieces[next].len;
+                        at += pieces[next].len;
+                        next += 1;
+                    }
+                    if next < end {
+                        failed.push(next);
+                        at += pieces[next].len;
+                        next += 1;
+                    }
+                }
+                Err(e) => match e.raw_os_error() {
+                    // The first piece is not mapped, or has an address that no process can have.
+                    Some(libc::EFAULT | libc::EINVAL | libc::EIO | libc::ENOMEM) => {
+                        failed.push(next);
+                        at += pieces[next].len;
+                        next += 1;
+                    }
+                    // A container's filter may allow the file where it forbids the call.
+                    Some(libc::EPERM | libc::ENOSYS | libc::EACCES) => {
+                        self.file()?;
+                    }
+                    _ => return Err(self.error(pieces[next].address, wanted, e)),
+                },
+            }
+        }
+        for (n, piece) in pieces.iter().enumerate().skip(next) {
+            let file = self.file()?;
+            let local = buffer.get_mut(at..at + piece.len).unwrap_or_default();
+            if local.len() != piece.len || file.read_exact_at(local, piece.address).is_err() {
+                failed.push(n);
+            }
+            at += piece.len;
+        }
+        // The pid could have been reused only after the end: alive now means alive then.
+        if has_ended(&self.pidfd) {
+            return Err(ProcessError::Gone { pid: self.pid });
+        }
+        Ok(())
+    }
+}
+
+/// One `process_vm_readv` of several pieces into one buffer; the number of bytes read.
+fn read_vectors(pid: u32, buffer: &mut [u8], remote: &[libc::iovec]) -> io::Result<usize> {
+    let pid = libc::pid_t::try_from(pid).map_err(|_| io::Error::from_raw_os_error(libc::ESRCH))?;
+    let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: `local` describes `buffer`, which is exclusively borrowed; the kernel checks `remote`, whose
+    // addresses are of the other process and never dereferenced here, and reads as many as it has.
+    let read =
+        unsafe { libc::process_vm_readv(pid, &raw const local, 1, remote.as_ptr(), remote.len() as u64, 0) };
+    usize::try_from(read).map_err(|_| io::Error::last_os_error())
+}
+
 /// One `process_vm_readv` of the whole; a shorter result is `EFAULT`.
 fn read_vm(pid: u32, address: u64, buffer: &mut [u8]) -> io::Result<()> {
     let pid = libc::pid_t::try_from(pid).map_err(|_| io::Error::from_raw_os_error(libc::ESRCH))?;
@@ -135,6 +255,29 @@ mod tests {
                     matches!(memory.read_u64(hole), Err(ProcessError::Memory { length: 8, .. })),
                     "{hole:#x}"
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn pieces_fail_one_by_one() {
+        let target = Target::open(std::process::id()).expect("this process lives");
+        let values: Vec<u64> = (0..3000).collect();
+        let mut pieces: Vec<_> =
+            values.iter().map(|v| Piece { address: &raw const *v as u64, len: 8 }).collect();
+        for hole in [0, 7, 1023, 1024, 2999] {
+            pieces[hole].address = if hole == 7 { u64::MAX - 4 } else { 16 };
+        }
+        let by_call = target.memory();
+        let by_file = target.memory();
+        by_file.file().expect("may be opened");
+        for memory in [by_call, by_file] {
+            let mut buffer = vec![0; 8 * pieces.len()];
+            let mut failed = vec![77];
+            memory.read_pieces(&pieces, &mut buffer, &mut failed).expect("alive");
+            assert_eq!(failed, [0, 7, 1023, 1024, 2999]);
+            for (n, bytes) in buffer.chunks_exact(8).enumerate().filter(|(n, _)| !failed.contains(n)) {
+                assert_eq!(u64::from_le_bytes(bytes.try_into().expect("8 bytes")), n as u64);
             }
         }
     }

@@ -16,7 +16,7 @@ mod watch;
 
 pub use clock::Clock;
 pub use error::ProcessError;
-pub use memory::Memory;
+pub use memory::{Memory, Piece, ReadMemory};
 pub use resource::{GoFacts, ResourceOptions, resource};
 pub use signals::Forwarder;
 pub use spawn::{ExecutableKind, SpawnError, Spawned};

@@ -1,5 +1,6 @@
 //! Where results go. Each sink takes the types of [`model`] and writes them down in one format.
 
+pub mod dump;
 pub mod json;
 pub mod model;
 pub mod otlp;

@@ -1,0 +1,152 @@
+//! `dump --format json`: one object a line, schema `gotrace.dump/1`: a header, a line a goroutine by
+//! ascending goid, a summary. Unknown is `null`; addresses are strings.
+
+use std::io::{self, Write};
+
+use serde_json::{Value, json};
+
+use super::{Header, Selection};
+use crate::{
+    gobin::Frame,
+    snapshot::{Goroutine, Names, ObjectKind, Snapshot, Status, Wait},
+};
+
+/// The schema of these lines.
+pub const SCHEMA: &str = "gotrace.dump/1";
+
+/// Writes a snapshot.
+///
+/// # Errors
+/// What the writer says.
+pub fn write(
+    out: &mut impl Write,
+    header: Header<'_>,
+    snapshot: &Snapshot,
+    names: &mut Names,
+    selection: Selection,
+) -> io::Result<()> {
+    line(
+        out,
+        &json!({
+            "schema": SCHEMA,
+            "time_unix_nano": snapshot.time_unix_nano,
+            "pid": snapshot.pid,
+            "executable": header.executable,
+            "go_version": header.go_version,
+            "engine": "snapshot",
+            "duration_ns": snapshot.duration_ns,
+        }),
+    )?;
+    // The same stack many times: written down once.
+    let mut stacks: Vec<Option<Value>> = vec![None; snapshot.stacks.len()];
+    for goroutine in snapshot.goroutines.iter().filter(|g| selection.system || !g.is_system()) {
+        let stack = goroutine.stack.and_then(|id| {
+            let known = stacks.get_mut(id.index())?;
+            Some(known.get_or_insert_with(|| frames(snapshot, goroutine, names)).clone())
+        });
+        line(out, &object(snapshot, goroutine, names, stack))?;
+    }
+    let counts = &snapshot.counts;
+    line(
+        out,
+        &json!({"summary": {
+            "goroutines": counts.goroutines,
+            "system": counts.system,
+            "running": counts.running,
+            "stacks_incomplete": counts.stacks_incomplete,
+            "stacks_missing": counts.stacks_missing,
+            "reread": counts.reread,
+            "torn": counts.torn,
+            "unreadable": counts.unreadable,
+            "implausible": counts.implausible,
+            "duplicates": counts.duplicates,
+            "waits_unreadable": counts.waits_unreadable,
+            "labels_unreadable": counts.labels_unreadable,
+        }}),
+    )
+}
+
+fn line(out: &mut impl Write, value: &Value) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, value)?;
+    out.write_all(b"\n")
+}
+
+fn object(snapshot: &Snapshot, goroutine: &Goroutine, names: &mut Names, stack: Option<Value>) -> Value {
+    let reason = names.binary().wait_reasons().get(usize::from(goroutine.wait_reason));
+    let reason = match (goroutine.status.is_waiting(), reason) {
+        (false, _) | (_, Some(&"")) => Value::Null,
+        (true, Some(name)) => (*name).into(),
+        (true, None) => format!("reason {}", goroutine.wait_reason).into(),
+    };
+    let labels: serde_json::Map<String, Value> =
+        snapshot.labels_of(goroutine).iter().map(|(k, v)| (k.to_string(), v.to_string().into())).collect();
+    let waits: Vec<_> = snapshot.waits_of(goroutine).iter().map(|w| wait(snapshot, *w)).collect();
+    // When a wait began is not known from memory: `g.waitsince` bounds nothing.
+    let wait_ns = match goroutine.status {
+        Status::Waiting | Status::Leaked => json!({"at_least": 0, "at_most": null}),
+        _ => Value::Null,
+    };
+    json!({
+        "goid": goroutine.goid,
+        "state": goroutine.status.name(),
+        "wait_reason": reason,
+        "wait_ns": wait_ns,
+        "system": goroutine.is_system(),
+        "locked_to_thread": goroutine.is_locked_to_thread(),
+        "parent_goid": goroutine.parent_goid,
+        "thread_id": (goroutine.thread_id != 0).then_some(goroutine.thread_id),
+        "entry": place(names.entry(goroutine.entry_pc)),
+        "created_by": place(names.created_by(goroutine.created_pc).first()),
+        "stack": stack.unwrap_or_else(|| json!([])),
+        "stack_complete": goroutine.is_stack_complete(),
+        "waits_on": waits,
+        "labels": labels,
+    })
+}
+
+fn place(frame: Option<&Frame>) -> Value {
+    frame.map_or(
+        Value::Null,
+        |f| json!({"function": f.function, "file": text(&f.file), "line": number(f.line)}),
+    )
+}
+
+fn frames(snapshot: &Snapshot, goroutine: &Goroutine, names: &mut Names) -> Value {
+    let named = names.stack(snapshot.frames(goroutine));
+    let frames = named.iter().map(|n| {
+        json!({
+            "function": n.frame.function,
+            "file": text(&n.frame.file),
+            "line": number(n.frame.line),
+            "pc": format!("{:#x}", n.pc),
+            "inlined": n.frame.inlined,
+            "internal": n.internal,
+        })
+    });
+    Value::Array(frames.collect())
+}
+
+fn wait(snapshot: &Snapshot, wait: Wait) -> Value {
+    let Some(object) = snapshot.object(wait.object) else { return Value::Null };
+    let chan = (object.kind == ObjectKind::Chan && object.known).then_some(object);
+    let is_chan = object.kind == ObjectKind::Chan;
+    json!({
+        "kind": object.kind.name(),
+        "address": (object.address != 0).then(|| format!("{:#x}", object.address)),
+        "op": wait.op.map(|op| op.name()),
+        "len": chan.map(|c| c.len),
+        "cap": chan.map(|c| c.cap),
+        "closed": chan.map(|c| c.closed),
+        "elem_size": chan.map(|c| c.elem_size),
+        "senders": is_chan.then_some(object.senders),
+        "receivers": is_chan.then_some(object.receivers),
+    })
+}
+
+fn text(text: &str) -> Option<&str> {
+    (!text.is_empty()).then_some(text)
+}
+
+fn number(line: u32) -> Option<u32> {
+    (line != 0).then_some(line)
+}

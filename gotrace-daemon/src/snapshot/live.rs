@@ -1,0 +1,91 @@
+//! The living process as a source of snapshots: its program, where it is mapped, its memory.
+
+use std::sync::Arc;
+
+use super::{Engine, Image, Names, Options, Recording, Snapshot, SnapshotError};
+use crate::{
+    gobin::Binary,
+    process::{Memory, Target},
+};
+
+/// A process that snapshots are taken of.
+#[derive(Debug)]
+pub struct Live {
+    pid: u32,
+    engine: Engine,
+    memory: Memory,
+}
+
+impl Live {
+    /// Prepares; reads where the program is mapped, and nothing of its memory.
+    ///
+    /// # Errors
+    /// When the process is gone, its maps may not be read, or the program does not tell what is needed.
+    pub fn new(target: &Target, binary: Arc<Binary>) -> Result<Self, SnapshotError> {
+        let bias = bias(target, &binary)?;
+        Ok(Self { pid: target.pid(), engine: Engine::new(binary, bias)?, memory: target.memory() })
+    }
+
+    /// Reads all goroutines now.
+    ///
+    /// # Errors
+    /// As [`Engine::take`].
+    pub fn take(&mut self, options: Options) -> Result<Snapshot, SnapshotError> {
+        let mut snapshot = self.engine.take(&self.memory, options)?;
+        snapshot.pid = self.pid;
+        Ok(snapshot)
+    }
+
+    /// Reads all goroutines now, and keeps the memory that was read.
+    ///
+    /// # Errors
+    /// As [`Engine::take`].
+    pub fn record(&mut self, options: Options) -> Result<(Snapshot, Image), SnapshotError> {
+        let recording = Recording::new(&self.memory);
+        let mut snapshot = self.engine.take(&recording, options)?;
+        snapshot.pid = self.pid;
+        Ok((snapshot, recording.image(self.engine.bias())))
+    }
+
+    /// Whether the process looks like a Go program of its version: cheap, for a check before anything is
+    /// believed.
+    ///
+    /// # Errors
+    /// As [`Engine::check_layout`].
+    pub fn check_layout(&mut self) -> Result<(), SnapshotError> {
+        self.engine.check_layout(&self.memory)
+    }
+
+    /// Names for its addresses.
+    #[must_use]
+    pub fn names(&self, target: &Target) -> Names {
+        let file = target.executable_file().try_clone().ok().map(Arc::new);
+        Names::new(Arc::clone(self.engine.binary()), self.engine.bias(), file)
+    }
+
+    /// Its program.
+    #[must_use]
+    pub fn binary(&self) -> &Arc<Binary> {
+        self.engine.binary()
+    }
+
+    /// Its memory.
+    #[must_use]
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+}
+
+/// Mapped address less link-time address.
+fn bias(target: &Target, binary: &Binary) -> Result<u64, SnapshotError> {
+    if !binary.build().pie {
+        return Ok(0);
+    }
+    let mappings = target.executable_mappings()?;
+    mappings.iter().find_map(|m| binary.load_bias(m.start, m.file_offset)).ok_or_else(|| {
+        SnapshotError::Implausible {
+            version: binary.go_version().text.clone(),
+            why: format!("its executable {} is not mapped", target.executable.display()),
+        }
+    })
+}

@@ -1,0 +1,49 @@
+//! Goroutines out of memory: every goroutine of a running process with its full stack, without eBPF and
+//! without stopping it.
+//!
+//! Input: a parsed [`Binary`](crate::gobin::Binary), where it is mapped, and a [`ReadMemory`]: a living
+//! process or a saved image. Output: a [`Snapshot`]. The process runs on meanwhile; each goroutine is
+//! looked at before and after its stack is read, one that moved is read again, and one that does not stand
+//! still is reported as running without a stack. Refuses what does not look like a Go runtime of that
+//! version. No memory, however hostile, makes it panic, loop, or allocate without bound.
+
+mod engine;
+mod error;
+mod image;
+mod labels;
+mod layout;
+mod live;
+mod model;
+mod names;
+mod pieces;
+mod seen;
+mod unwind;
+mod waits;
+
+pub use engine::Engine;
+pub use error::SnapshotError;
+pub use image::{Image, Recording};
+pub use live::Live;
+pub use model::{
+    Counts, Goroutine, LabelSet, LabelsId, ObjectId, ObjectKind, Op, Snapshot, StackFrame, StackId, Stacks,
+    Status, Wait, WaitObject, WaitRange,
+};
+
+pub use names::{NamedFrame, Names};
+
+/// What to read. The default is everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Stacks; without them about twice as fast.
+    pub stacks: bool,
+    /// What goroutines wait on.
+    pub waits: bool,
+    /// pprof labels.
+    pub labels: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { stacks: true, waits: true, labels: true }
+    }
+}
