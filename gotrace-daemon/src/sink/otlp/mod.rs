@@ -39,6 +39,7 @@ use std::{
 
 pub use config::{ConfigError, Environment, ExportConfig, OtlpConfig, OtlpFlags, Temporality};
 pub use dispatch::MAX_QUEUED_BYTES;
+pub use health::SDK_LOG_TARGET;
 pub use lane::MAX_QUEUED_SPANS;
 pub use series::MAX_SERIES;
 pub use stats::{Dropped, ExportStats, WARNING_INTERVAL};
