@@ -79,7 +79,7 @@ pub struct Outcome {
     pub status: ExitStatus,
     /// Its lines of JSON after the header.
     pub lines: Vec<Value>,
-    /// Its standard error.
+    /// What else it and the command of `exec` said.
     pub stderr: String,
     /// What it exported.
     pub export: Export,
@@ -166,19 +166,20 @@ impl Gotrace {
             .spawn()
             .with_context(|| format!("starting {gotrace:?}"))?;
         let stdout = child.stdout.take().context("its standard output is a pipe")?;
-        let mut stderr = child.stderr.take().context("its standard error is a pipe")?;
-        let errors = thread::spawn(move || {
-            let mut text = String::new();
-            let _ = stderr.read_to_string(&mut text);
-            text
-        });
-        let this = Self { child, lines: read_lines(stdout), errors, export, dir };
+        let stderr = child.stderr.take().context("its standard error is a pipe")?;
+        // `exec` leaves standard output to the command, and prints its results on standard error.
+        let (lines, errors) = if command.is_empty() {
+            (read_lines(stdout), read_all(stderr))
+        } else {
+            (read_lines(stderr), read_all(stdout))
+        };
+        let this = Self { child, lines, errors, export, dir };
         let deadline = Instant::now() + PATIENCE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match this.lines.recv_timeout(left) {
                 Ok(line) if line.contains("\"schema\":\"gotrace.attach/1\"") => return Ok(this),
-                // What the command that `exec` runs prints goes to the same place.
+                // The command that `exec` runs writes there too.
                 Ok(_) => {}
                 Err(mpsc::RecvTimeoutError::Timeout) => {
                     bail!("gotrace {args:?} printed no header within {PATIENCE:?}")
@@ -229,17 +230,19 @@ impl Gotrace {
             ensure!(Instant::now() < deadline, "gotrace did not end within {PATIENCE:?}");
             thread::sleep(Duration::from_millis(5));
         };
-        let mut lines = Vec::new();
+        let (mut lines, mut said) = (Vec::new(), String::new());
         while let Ok(line) = self.lines.recv_timeout(Duration::from_secs(5)) {
             if line.starts_with('{') {
                 lines.push(
                     serde_json::from_str(&line)
                         .with_context(|| format!("gotrace printed a line that is not JSON: {line}"))?,
                 );
+            } else {
+                said = said + &line + "\n";
             }
         }
         let errors = std::mem::replace(&mut self.errors, thread::spawn(String::new));
-        let stderr = errors.join().map_err(|_| anyhow!("reading gotrace's standard error"))?;
+        let stderr = said + &errors.join().map_err(|_| anyhow!("reading what gotrace said"))?;
         let export = match fs::read_to_string(&self.export) {
             Ok(text) => Export::parse(&text).with_context(|| format!("reading the export\n{stderr}"))?,
             Err(_) => Export::default(),
@@ -247,6 +250,14 @@ impl Gotrace {
         let dir = std::mem::replace(&mut self.dir, tempfile::tempdir()?);
         Ok(Outcome { status, lines, stderr, export, _dir: dir })
     }
+}
+
+fn read_all(mut from: impl Read + Send + 'static) -> thread::JoinHandle<String> {
+    thread::spawn(move || {
+        let mut text = Vec::new();
+        let _ = from.read_to_end(&mut text);
+        String::from_utf8_lossy(&text).into_owned()
+    })
 }
 
 impl Drop for Gotrace {
