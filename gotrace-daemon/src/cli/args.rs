@@ -168,11 +168,11 @@ pub struct TraceArgs {
     #[arg(long, value_name = "FILE", help_heading = "Engine")]
     pub record: Option<PathBuf>,
     /// Goroutines that waits are kept for at once
-    #[arg(long, value_parser = value_parser!(u32).range(1..=1 << 24), default_value_t = 1 << 17, value_name = "N", help_heading = "Engine", hide_short_help = true)]
+    #[arg(long, value_parser = value_parser!(u32).range(1..=1 << 24), default_value_t = 1 << 17, value_name = "N", help_heading = "Engine")]
     pub max_goroutines: u32,
     /// What the probes say of their own work, on stderr: 0 nothing (and free), 4 each event that is
     /// dropped and why, 5 also hits in processes that are not traced
-    #[arg(long, value_parser = value_parser!(u8).range(0..=5), default_value_t = 0, value_name = "N", help_heading = "Engine", hide_short_help = true)]
+    #[arg(long, value_parser = value_parser!(u8).range(0..=5), default_value_t = 0, value_name = "N", help_heading = "Engine")]
     pub kernel_log: u8,
 }
 
