@@ -8,11 +8,12 @@ mod args;
 mod attach;
 mod binary;
 mod completions;
+mod diff;
 mod doctor;
 mod dump;
+mod dump_args;
 mod error;
 mod exec;
-
 mod man;
 mod output;
 mod trace;
@@ -21,9 +22,9 @@ mod values;
 use clap::{ColorChoice, Parser, Subcommand};
 
 pub use args::{
-    AttachArgs, DoctorArgs, DumpArgs, DumpFormat, Engine, ExecArgs, Format, InspectArgs, OtlpArgs,
-    TextOrJson, TraceArgs,
+    AttachArgs, DoctorArgs, Engine, ExecArgs, Format, InspectArgs, OtlpArgs, TextOrJson, TraceArgs,
 };
+pub use dump_args::{DiffArgs, DumpArgs, DumpFormat};
 pub use error::{CliError, Exit};
 pub use output::{Stdout, is_broken_pipe};
 
@@ -80,6 +81,8 @@ pub enum Command {
     Exec(ExecArgs),
     /// Show every goroutine of a running Go program now
     Dump(DumpArgs),
+    /// Compare two dumps: which goroutines are new, more, fewer, gone
+    Diff(DiffArgs),
     /// Show what a Go binary tells, and where it would be probed
     Inspect(InspectArgs),
     /// Try what this host allows, and say what is missing and what to do
@@ -101,6 +104,7 @@ pub fn run(cli: Cli) -> Result<Exit, CliError> {
         Command::Attach(args) => attach::run(args),
         Command::Exec(args) => exec::run(args),
         Command::Dump(args) => dump::run(&args),
+        Command::Diff(args) => diff::run(&args),
         Command::Inspect(args) => binary::run(args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => completions::run(&args),
