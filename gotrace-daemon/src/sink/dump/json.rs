@@ -15,7 +15,7 @@ use serde_json::{Value, json, value::RawValue};
 use super::{Dump, Group, Rendered, wait_reason};
 use crate::{
     gobin::Frame,
-    snapshot::{Goroutine, Names, ObjectKind, Snapshot, Wait},
+    snapshot::{Goroutine, Names, ObjectKind, Snapshot, StackFrame, Wait},
 };
 
 /// The schema of these lines.
@@ -148,7 +148,7 @@ impl<'a> Known<'a> {
         let text = match goroutine.stack {
             None => "[]",
             Some(id) => {
-                stacks.get(id.index(), || frames(dump.snapshot, goroutine, names).to_string())
+                stacks.get(id.index(), || frames(dump.snapshot.stacks.frames(id), names))
             }
         };
         let wait_reason = wait_reason(goroutine, names);
@@ -181,21 +181,34 @@ fn line(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
     out.write_all(b"\n")
 }
 
+#[derive(Serialize)]
+struct HeaderLine<'a> {
+    schema: &'static str,
+    time_unix_nano: u64,
+    pid: u32,
+    executable: &'a str,
+    go_version: &'a str,
+    engine: &'static str,
+    duration_ns: u64,
+    filter: Value,
+    grouped: bool,
+}
+
 fn header(out: &mut dyn Write, dump: &Dump<'_>, grouped: bool) -> io::Result<()> {
     let Dump { header, snapshot, filter, .. } = dump;
     line(
         out,
-        &json!({
-            "schema": SCHEMA,
-            "time_unix_nano": snapshot.time_unix_nano,
-            "pid": snapshot.pid,
-            "executable": header.executable,
-            "go_version": header.go_version,
-            "engine": "snapshot",
-            "duration_ns": snapshot.duration_ns,
-            "filter": filter.to_json(),
-            "grouped": grouped,
-        }),
+        &HeaderLine {
+            schema: SCHEMA,
+            time_unix_nano: snapshot.time_unix_nano,
+            pid: snapshot.pid,
+            executable: header.executable,
+            go_version: header.go_version,
+            engine: "snapshot",
+            duration_ns: snapshot.duration_ns,
+            filter: filter.to_json(),
+            grouped,
+        },
     )
 }
 
@@ -221,25 +234,51 @@ fn summary(out: &mut dyn Write, dump: &Dump<'_>) -> io::Result<()> {
     )
 }
 
-/// A place in the source, or `null`.
-fn place(frame: Option<&Frame>) -> io::Result<Box<RawValue>> {
-    let value = frame.map(|f| json!({"function": f.function, "file": text(&f.file), "line": number(f.line)}));
-    Ok(serde_json::value::to_raw_value(&value)?)
+#[derive(Serialize)]
+struct PlaceObject<'a> {
+    function: &'a str,
+    file: Option<&'a str>,
+    line: Option<u32>,
 }
 
-fn frames(snapshot: &Snapshot, goroutine: &Goroutine, names: &mut Names) -> Value {
-    let named = names.stack(snapshot.frames(goroutine));
-    let frames = named.iter().map(|n| {
-        json!({
-            "function": n.frame.function,
-            "file": text(&n.frame.file),
-            "line": number(n.frame.line),
-            "pc": format!("{:#x}", n.pc),
-            "inlined": n.frame.inlined,
-            "internal": n.internal,
+#[derive(Serialize)]
+struct FrameObject<'a> {
+    #[serde(flatten)]
+    place: PlaceObject<'a>,
+    pc: String,
+    inlined: bool,
+    internal: bool,
+}
+
+impl<'a> From<&'a Frame> for PlaceObject<'a> {
+    fn from(frame: &'a Frame) -> Self {
+        Self {
+            function: &frame.function,
+            file: (!frame.file.is_empty()).then_some(&frame.file),
+            line: (frame.line != 0).then_some(frame.line),
+        }
+    }
+}
+
+/// A place in the source, or `null`.
+fn place(frame: Option<&Frame>) -> io::Result<Box<RawValue>> {
+    Ok(serde_json::value::to_raw_value(&frame.map(PlaceObject::from))?)
+}
+
+/// The frames of a stack.
+fn frames(physical: &[StackFrame], names: &mut Names) -> String {
+    let named = names.stack(physical);
+    let frames: Vec<_> = named
+        .iter()
+        .map(|n| FrameObject {
+            place: n.frame.into(),
+            pc: format!("{:#x}", n.pc),
+            inlined: n.frame.inlined,
+            internal: n.internal,
         })
-    });
-    Value::Array(frames.collect())
+        .collect();
+    // Strings and numbers always have a form.
+    serde_json::to_string(&frames).unwrap_or_else(|_| "[]".to_owned())
 }
 
 fn wait(snapshot: &Snapshot, wait: Wait) -> Value {
@@ -257,12 +296,4 @@ fn wait(snapshot: &Snapshot, wait: Wait) -> Value {
         "senders": is_chan.then_some(object.senders),
         "receivers": is_chan.then_some(object.receivers),
     })
-}
-
-fn text(text: &str) -> Option<&str> {
-    (!text.is_empty()).then_some(text)
-}
-
-fn number(line: u32) -> Option<u32> {
-    (line != 0).then_some(line)
 }

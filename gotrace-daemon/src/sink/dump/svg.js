@@ -10,6 +10,11 @@
   var reset = document.getElementById("reset"), search = document.getElementById("search");
   var matched = document.getElementById("matched"), details = document.getElementById("details");
 
+  // As much of a name as there are places for; the path of the package goes first.
+  function fitting(name, places) {
+    if (name.length > places) { name = name.replace(/^[^(\[]*\//, ""); }
+    return name.length <= places ? name : places < 3 ? "" : name.slice(0, places - 2) + "..";
+  }
   // Shows the goroutines from start on, and of the rows below y the frames around them.
   function show(start, count, y) {
     frames.forEach(function (f) {
@@ -21,9 +26,7 @@
       f.rect.setAttribute("x", x);
       f.rect.setAttribute("width", Math.max(w, 0.1));
       f.text.setAttribute("x", x + 3);
-      var places = Math.floor((w - 6) / character);
-      f.text.textContent = f.name.length <= places ? f.name
-        : places < 3 ? "" : f.name.slice(0, places - 2) + "..";
+      f.text.textContent = fitting(f.name, Math.floor((w - 6) / character));
     });
     reset.classList.toggle("hide", count === total);
   }

@@ -27,7 +27,7 @@ const CHARACTER: f64 = 7.0;
 /// Narrower frames are not drawn.
 const MIN_WIDTH: f64 = 0.1;
 /// Frames of one stack that are drawn; of deeper ones the middle is not.
-const MAX_DEPTH: usize = 200;
+const MAX_DEPTH: usize = 100;
 
 const SCRIPT: &str = include_str!("svg.js");
 
@@ -167,9 +167,13 @@ fn counted(n: u64, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
 
-/// As much of a name as a width has place for.
+/// As much of a name as a width has place for; the path of the package goes first.
 fn fitting(name: &str, width: f64) -> String {
     let places = ((width - 6.0) / CHARACTER).max(0.0) as usize;
+    if name.chars().count() <= places {
+        return name.to_owned();
+    }
+    let name = name.get(path_end(name)..).unwrap_or(name);
     match name.chars().count() {
         n if n <= places => name.to_owned(),
         _ if places < 3 => String::new(),
@@ -177,12 +181,19 @@ fn fitting(name: &str, width: f64) -> String {
     }
 }
 
+/// Where the last element of a package's path begins. A slash within parentheses or brackets is none of
+/// the path.
+fn path_end(name: &str) -> usize {
+    let path = &name[..name.find(['(', '[']).unwrap_or(name.len())];
+    path.rfind('/').map_or(0, |slash| slash + 1)
+}
+
 /// Functions of a package have a colour in common; what goroutines do is blue.
 fn colour(name: &str) -> String {
     if name == "all" || name.starts_with('[') {
         return "#b9cde4".to_owned();
     }
-    let path = name.rfind('/').map_or(0, |slash| slash + 1);
+    let path = path_end(name);
     let package = name[path..].find('.').map_or(name, |dot| &name[..path + dot]);
     let hash = |text: &str| foldhash::fast::FixedState::with_seed(0).hash_one(text);
     let (hue, light) = (10 + hash(package) % 45, 66 + hash(name) % 10);
