@@ -44,10 +44,11 @@ pub fn run(args: &DiffArgs) -> Result<Exit, CliError> {
 /// A dump by what the command line calls it.
 fn load(name: &str, system: bool) -> Result<Tally, CliError> {
     if let Some(pid) = name.strip_prefix("pid:") {
-        let pid = pid.parse().ok().filter(|p| (1..=i32::MAX.unsigned_abs()).contains(p)).ok_or_else(|| {
-            CliError::usage(format!("{name}: {pid:?} is not a process id"))
-                .help("write pid:1234; a file of such a name as ./pid:…")
-        })?;
+        let pid =
+            pid.parse().ok().filter(|p| (1..=i32::MAX.unsigned_abs()).contains(p)).ok_or_else(|| {
+                CliError::usage(format!("{name}: {pid:?} is not a process id"))
+                    .help("write pid:1234; a file of such a name as ./pid:…")
+            })?;
         let mut process = Process::open(pid)?;
         let options = Options { waits: false, labels: false, ..Options::default() };
         let snapshot = process.take(options)?;

@@ -30,7 +30,9 @@ pub fn run(args: &DumpArgs) -> Result<Exit, CliError> {
             .help("the other formats count goroutines that are alike anyway"));
     }
     if args.format == DumpFormat::Pprof && args.output.is_none() && io::stdout().is_terminal() {
-        return Err(CliError::usage("a profile is not for a terminal").help("name a file: -o goroutines.pb.gz"));
+        return Err(
+            CliError::usage("a profile is not for a terminal").help("name a file: -o goroutines.pb.gz")
+        );
     }
     let mut process = Process::open(args.pid)?;
     let filter = filter(args, &mut process)?;
@@ -74,7 +76,8 @@ fn filter(args: &DumpArgs, process: &mut Process) -> Result<Filter, CliError> {
     let known = process.live.binary().wait_reasons();
     for reason in &args.reason {
         if !known.contains(&reason.as_str()) || reason.is_empty() {
-            let mut known: Vec<_> = known.iter().filter(|r| !r.is_empty()).map(|r| format!("{r:?}")).collect();
+            let mut known: Vec<_> =
+                known.iter().filter(|r| !r.is_empty()).map(|r| format!("{r:?}")).collect();
             known.sort();
             let version = &process.live.binary().go_version().text;
             return Err(CliError::usage(format!("--reason {reason:?}: {version} has no such wait reason"))
@@ -127,7 +130,8 @@ impl Process {
         for warning in binary.warnings() {
             tracing::warn!(pid, "{warning}");
         }
-        let build_id = object::File::parse(&*bytes).ok().and_then(|f| f.build_id().ok().flatten().map(hex::encode));
+        let build_id =
+            object::File::parse(&*bytes).ok().and_then(|f| f.build_id().ok().flatten().map(hex::encode));
         drop(bytes);
         let live = Live::new(&target, Arc::new(binary)).map_err(|e| error(pid, &e))?;
         let mapping = target.executable_mappings()?.into_iter().find(|m| m.executable);

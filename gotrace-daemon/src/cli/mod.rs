@@ -69,6 +69,7 @@ Examples:
   gotrace attach --pid 1234                     live table of a running program
   gotrace attach --pid 1234 --duration 10s --export spans.json
   gotrace dump --pid 1234                       every goroutine now, without eBPF
+  gotrace diff before.json pid:1234             what grew since that dump
   gotrace exec -- ./server --port 8080          from goroutine 1 on
   gotrace inspect ./server                      what the binary tells";
 

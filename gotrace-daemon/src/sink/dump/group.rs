@@ -41,11 +41,7 @@ pub fn groups<'a>(goroutines: &[&'a Goroutine]) -> Vec<Group<'a>> {
             stack: goroutine.stack,
             status: goroutine.status,
             wait_reason: goroutine.wait_reason,
-            flags: [
-                goroutine.is_system(),
-                goroutine.is_locked_to_thread(),
-                goroutine.is_stack_complete(),
-            ],
+            flags: [goroutine.is_system(), goroutine.is_locked_to_thread(), goroutine.is_stack_complete()],
             created_pc: goroutine.created_pc,
             entry_pc: goroutine.entry_pc,
         };
@@ -56,12 +52,9 @@ pub fn groups<'a>(goroutines: &[&'a Goroutine]) -> Vec<Group<'a>> {
                 group.last_goid = goroutine.goid;
                 group.same_parent &= group.first.parent_goid == goroutine.parent_goid;
             }
-            None => all.push(Group {
-                first: goroutine,
-                count: 1,
-                last_goid: goroutine.goid,
-                same_parent: true,
-            }),
+            None => {
+                all.push(Group { first: goroutine, count: 1, last_goid: goroutine.goid, same_parent: true })
+            }
         }
     }
     all.sort_by_key(|g| (Reverse(g.count), g.first.goid));

@@ -147,9 +147,7 @@ impl<'a> Known<'a> {
         let Self { dump, stacks, entries, created } = self;
         let text = match goroutine.stack {
             None => "[]",
-            Some(id) => {
-                stacks.get(id.index(), || frames(dump.snapshot.stacks.frames(id), names))
-            }
+            Some(id) => stacks.get(id.index(), || frames(dump.snapshot.stacks.frames(id), names)),
         };
         let wait_reason = wait_reason(goroutine, names);
         Ok(Place {

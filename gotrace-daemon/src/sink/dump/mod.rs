@@ -19,6 +19,8 @@ pub mod text;
 
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::borrow::Cow;
 

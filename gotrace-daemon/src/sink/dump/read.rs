@@ -45,11 +45,7 @@ pub struct Place<'a> {
 impl Place<'_> {
     fn into_owned(self) -> Place<'static> {
         let Self { function, file, line } = self;
-        Place {
-            function: function.into_owned().into(),
-            file: file.map(|f| f.into_owned().into()),
-            line,
-        }
+        Place { function: function.into_owned().into(), file: file.map(|f| f.into_owned().into()), line }
     }
 }
 
@@ -198,8 +194,7 @@ impl Tally {
         let mut all = 0_u64;
         loop {
             number += 1;
-            let wrong =
-                |what: String| ReadError::Line { source_name: source.to_owned(), line: number, what };
+            let wrong = |what: String| ReadError::Line { source_name: source.to_owned(), line: number, what };
             let more = next_line(file, &mut buffer)
                 .map_err(|error| ReadError::Io { source_name: source.to_owned(), error })?;
             if buffer.len() as u64 > MAX_LINE_BYTES {
@@ -322,7 +317,8 @@ impl Tally {
             created_by: created_by.map(Place::into_owned),
         });
         scratch.clear();
-        let _ = write!(scratch, "{}:{state}{}:{}", state.len(), wait_reason.is_some(), wait_reason.unwrap_or(""));
+        let _ =
+            write!(scratch, "{}:{state}{}:{}", state.len(), wait_reason.is_some(), wait_reason.unwrap_or(""));
         for frame in frames {
             spell(scratch, Some(frame));
         }
@@ -368,3 +364,7 @@ fn count_in<T>(all: &mut Counted<T>, key: &str, count: u64, make: impl FnOnce() 
         }
     }
 }
+
+#[cfg(test)]
+#[path = "read_tests.rs"]
+mod tests;

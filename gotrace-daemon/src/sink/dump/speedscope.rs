@@ -54,10 +54,8 @@ pub fn write(out: &mut dyn Write, dump: &Dump<'_>, names: &mut Names) -> io::Res
     let executable = dump.header.executable;
     let program = executable.rsplit('/').next().unwrap_or(executable);
     let name = format!("goroutines of {program} ({})", dump.snapshot.pid);
-    let frames = flame.frames.iter().map(|f| Frame {
-        name: &f.name,
-        file: (!f.file.is_empty()).then_some(&f.file),
-    });
+    let frames =
+        flame.frames.iter().map(|f| Frame { name: &f.name, file: (!f.file.is_empty()).then_some(&f.file) });
     let file = File {
         schema: "https://www.speedscope.app/file-format-schema.json",
         name: &name,

@@ -216,3 +216,32 @@ fn escaped(text: &str) -> String {
     }
     escaped
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rectangles_lie_above_what_called_them() {
+        // 0 calls 1 in two goroutines and 2 in three; 9 is all of them.
+        let stacks = [(vec![0, 1], 2), (vec![0, 2], 3), (vec![3], 1)];
+        let mut rects: Vec<_> =
+            rects(&stacks, 9, |_| true).iter().map(|r| (r.row, r.frame, r.start, r.count)).collect();
+        rects.sort_unstable();
+        assert_eq!(rects, [(0, 9, 0, 6), (1, 0, 0, 5), (1, 3, 5, 1), (2, 1, 0, 2), (2, 2, 2, 3)]);
+        assert_eq!(rects.len(), 5);
+        let wide = super::rects(&stacks, 9, |count| count > 2);
+        assert_eq!(wide.iter().map(|r| r.frame).collect::<Vec<_>>(), [2, 0, 9]);
+    }
+
+    #[test]
+    fn names_cannot_break_out_of_the_picture() {
+        assert_eq!(escaped("a<b>&\"c\u{1b}\u{0}"), "a&lt;b&gt;&amp;&quot;c\u{fffd}\u{fffd}");
+        assert_eq!(fitting("net/http.(*conn).serve", 200.0), "net/http.(*conn).serve");
+        assert_eq!(fitting("net/http.(*conn).serve", 140.0), "http.(*conn).serve");
+        assert_eq!(fitting("net/http.(*conn).serve", 60.0), "http...");
+        assert_eq!(fitting("é/é.é", 28.0), "é.é");
+        assert_eq!(fitting("main.f", 5.0), "");
+        assert_eq!(fitting("main.f[a/b]", 62.0), "main.f..");
+    }
+}
