@@ -155,7 +155,10 @@ fn build() -> Result<()> {
 fn unit() -> Result<()> {
     let single = ["--", "--test-threads=1"];
     run(cargo(&["test", "--locked", "--workspace", "--exclude", "gotrace-tests", "--lib"]).args(single))?;
-    run(&mut cargo(&["test", "--locked", "-p", "gotrace-tests", "--test", "architecture"]))
+    run(&mut cargo(&["test", "--locked", "-p", "gotrace-tests", "--test", "architecture"]))?;
+    // The command line's own tests run the command.
+    run(&mut cargo(&["build", "--locked", "-p", "gotrace-daemon"]))?;
+    run_integration(&integration(|n| n.starts_with("cli_"))?, "2")
 }
 
 /// The integration tests in `tests/tests` whose names begin, or do not begin, so.
@@ -181,7 +184,8 @@ fn run_integration(names: &[String], threads: &str) -> Result<()> {
 }
 
 fn programs() -> Result<()> {
-    run_integration(&integration(|n| !n.starts_with("live_") && !n.starts_with("vm_"))?, "2")
+    let elsewhere = ["live_", "vm_", "cli_"];
+    run_integration(&integration(|n| !elsewhere.iter().any(|e| n.starts_with(e)))?, "2")
 }
 
 fn live() -> Result<()> {

@@ -36,17 +36,7 @@ pub fn run(args: &DumpArgs) -> Result<Exit, CliError> {
     }
     let mut process = Process::open(args.pid)?;
     let filter = filter(args, &mut process)?;
-    let snapshot = match &args.save_image {
-        None => process.take(Options::default())?,
-        Some(path) => {
-            let (snapshot, image) =
-                process.live.record(Options::default()).map_err(|e| error(args.pid, &e))?;
-            std::fs::File::create(path).and_then(|file| image.write(file)).map_err(|e| {
-                CliError::failure(format!("cannot write the memory image {}: {e}", path.display()))
-            })?;
-            snapshot
-        }
-    };
+    let snapshot = process.take(Options::default())?;
     let mut names = process.names();
     let dump = Dump::new(process.header(), &snapshot, &filter, &mut names);
     for goid in &filter.goids {

@@ -65,9 +65,6 @@ pub struct DumpArgs {
     /// Those that are at least this old. Takes that long: it looks who is there, waits, and looks again
     #[arg(long, value_name = "TIME", value_parser = min_age, help_heading = "Filters")]
     pub min_age: Option<Duration>,
-    /// Save the memory that was read to this file, for gotrace's own tests. It can hold secrets
-    #[arg(long, value_name = "FILE", hide = true)]
-    pub save_image: Option<PathBuf>,
 }
 
 /// How `dump` answers.

@@ -1,7 +1,7 @@
 //! What tests of the formats have in common: a snapshot of a real process, read again from its saved memory,
 //! and expected outputs. `GOTRACE_BLESS=1 cargo test` writes those anew.
 //!
-//! `golden/demo.image.gz` was saved of `tests/go/demo` (amd64) by `gotrace dump --save-image`.
+//! The memory is `tests/images/demo.amd64.img`, of the program `tests/go/demo`.
 
 use std::{fs, io::Read as _, path::PathBuf, sync::Arc};
 
@@ -23,7 +23,7 @@ pub(super) fn demo() -> (Snapshot, Names) {
     let mut program = Vec::new();
     GzDecoder::new(&*packed).read_to_end(&mut program).expect("a gzip file");
     let binary = Arc::new(Binary::parse(&program).expect("a Go program"));
-    let image = fs::read(directory().join("src/sink/dump/golden/demo.image.gz")).expect("the image");
+    let image = fs::read(directory().join("../tests/images/demo.amd64.img")).expect("the image");
     let image = Image::read(&image).expect("an image");
     let mut engine = Engine::new(Arc::clone(&binary), image.bias).expect("a program that tells enough");
     let mut snapshot = engine.take(&image, Options::default()).expect("goroutines");
