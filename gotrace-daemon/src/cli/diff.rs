@@ -13,7 +13,7 @@ use crate::{
     sink::dump::{
         Dump, Filter,
         diff::{Diff, write_text},
-        read::{ReadError, Tally},
+        read::{Places, ReadError, Tally},
     },
     snapshot::Options,
 };
@@ -28,12 +28,13 @@ pub fn run(args: &DiffArgs) -> Result<Exit, CliError> {
         (None, Some(pid)) => format!("pid:{pid}"),
         (None, None) => return Err(CliError::usage("name a second dump or a --pid")),
     };
-    let before = load(&args.before, args.system)?;
-    let after = load(&after, args.system)?;
+    let mut places = Places::default();
+    let before = load(&args.before, args.system, &mut places)?;
+    let after = load(&after, args.system, &mut places)?;
     if before.filter != after.filter && !(before.filter.is_null() || after.filter.is_null()) {
         tracing::warn!("the dumps were taken with different filters: what differs may be due to that alone");
     }
-    let diff = Diff::new(&before, &after);
+    let diff = Diff::new(&before, &after, &places);
     write_to(args.output.as_ref(), |out| match args.format {
         TextOrJson::Text => write_text(&diff, out),
         TextOrJson::Json => diff.write_json(out),
@@ -42,7 +43,7 @@ pub fn run(args: &DiffArgs) -> Result<Exit, CliError> {
 }
 
 /// A dump by what the command line calls it.
-fn load(name: &str, system: bool) -> Result<Tally, CliError> {
+fn load(name: &str, system: bool, places: &mut Places) -> Result<Tally, CliError> {
     if let Some(pid) = name.strip_prefix("pid:") {
         let pid =
             pid.parse().ok().filter(|p| (1..=i32::MAX.unsigned_abs()).contains(p)).ok_or_else(|| {
@@ -55,7 +56,7 @@ fn load(name: &str, system: bool) -> Result<Tally, CliError> {
         let filter = Filter { system, ..Filter::default() };
         let mut names = process.names();
         let dump = Dump::new(process.header(), &snapshot, &filter, &mut names);
-        return Ok(Tally::of(name, &dump, &mut names));
+        return Ok(Tally::of(name, &dump, &mut names, places));
     }
     let exit = |e: &io::Error| match e.kind() {
         io::ErrorKind::PermissionDenied => Exit::PERMISSION,
@@ -65,7 +66,7 @@ fn load(name: &str, system: bool) -> Result<Tally, CliError> {
         CliError::new(exit(&e), format!("cannot read {name}: {e}"))
             .help("name a file that `gotrace dump --format json` wrote, or a process as pid:1234")
     })?;
-    Tally::read(name, &mut BufReader::with_capacity(1 << 18, file), system).map_err(|e| match &e {
+    Tally::read(name, &mut BufReader::with_capacity(1 << 18, file), system, places).map_err(|e| match &e {
         ReadError::Io { error, .. } => CliError::new(exit(error), e.to_string()),
         ReadError::Line { .. } => CliError::failure(e.to_string())
             .help("name a file that `gotrace dump --format json` wrote, or a process as pid:1234"),

@@ -14,9 +14,10 @@ use crate::snapshot::Status;
 Examples:
   gotrace dump --pid 1234
   gotrace dump --pid 1234 --group
-  gotrace dump --pid 1234 --reason 'chan receive' --function '^main\\.'
+  gotrace dump --pid 1234 --reason select,sleep --function '^main\\.'
   gotrace dump --pid 1234 --format json -o before.json
-  gotrace dump --pid 1234 --format pprof -o goroutines.pb.gz && go tool pprof goroutines.pb.gz
+  gotrace dump --pid 1234 --format pprof -o goroutines.pb.gz
+  go tool pprof goroutines.pb.gz
   gotrace dump --pid 1234 --format svg -o goroutines.svg
 
 Reads the process's memory; it is neither stopped nor changed, and eBPF is not needed.")]
@@ -50,7 +51,7 @@ pub struct DumpArgs {
     /// Those that wait for one of these reasons, as tracebacks say it ("chan receive", select)
     #[arg(long, value_name = "REASON", value_delimiter = ',', help_heading = "Filters")]
     pub reason: Vec<String>,
-    /// Those with a function in their stack, or as their entry, that matches
+    /// Those with a function in their stack that matches, or whose entry function does
     #[arg(long, value_name = "REGEX", value_parser = regex, help_heading = "Filters")]
     pub function: Option<Regex>,
     /// This one, the runtime's own too; can be given several times
@@ -62,7 +63,7 @@ pub struct DumpArgs {
         help_heading = "Filters"
     )]
     pub goid: Vec<u64>,
-    /// Those that are at least this old. Takes that long: it looks who is there, waits, and looks again
+    /// Those that are at least this old. Takes that long: looks who is there, waits, and looks again
     #[arg(long, value_name = "TIME", value_parser = min_age, help_heading = "Filters")]
     pub min_age: Option<Duration>,
 }

@@ -3,6 +3,7 @@
 
 use std::{
     cmp::Reverse,
+    hash::Hash,
     io::{self, Write},
 };
 
@@ -10,7 +11,7 @@ use serde::Serialize;
 use serde_json::json;
 
 pub use super::diff_text::write as write_text;
-use super::read::{Counted, Site, Stack, Tally};
+use super::read::{Counted, Place, Places, Site, Stack, Tally};
 
 /// The schema of these lines.
 pub const SCHEMA: &str = "gotrace.diff/1";
@@ -88,6 +89,8 @@ pub struct Diff<'a> {
     pub before: &'a Tally,
     /// The second.
     pub after: &'a Tally,
+    /// What the numbers in both mean.
+    pub places: &'a Places,
     /// By creation site.
     pub sites: Differences<'a, Site>,
     /// By stack.
@@ -95,12 +98,13 @@ pub struct Diff<'a> {
 }
 
 impl<'a> Diff<'a> {
-    /// Compares.
+    /// Compares two dumps that were counted with the same `places`.
     #[must_use]
-    pub fn new(before: &'a Tally, after: &'a Tally) -> Self {
+    pub fn new(before: &'a Tally, after: &'a Tally, places: &'a Places) -> Self {
         Self {
             before,
             after,
+            places,
             sites: compare(&before.sites, &after.sites),
             stacks: compare(&before.stacks, &after.stacks),
         }
@@ -111,10 +115,18 @@ impl<'a> Diff<'a> {
     /// # Errors
     /// What the writer says.
     pub fn write_json(&self, out: &mut dyn Write) -> io::Result<()> {
-        let Self { before, after, sites, stacks } = self;
+        let Self { before, after, places, sites, stacks } = self;
         line(out, &json!({"schema": SCHEMA, "before": before, "after": after}))?;
-        entries(out, "site", sites)?;
-        entries(out, "stack", stacks)?;
+        let place = |n: Option<u32>| n.and_then(|n| places.place(n));
+        entries(out, "site", sites, |site| SiteObject {
+            entry: place(site.entry),
+            created_by: place(site.created_by),
+        })?;
+        entries(out, "stack", stacks, |stack| StackObject {
+            state: places.text(stack.state),
+            wait_reason: stack.wait_reason.map(|n| places.text(n)),
+            stack: stack.frames.iter().filter_map(|&n| places.place(n)).collect(),
+        })?;
         line(
             out,
             &json!({"summary": {
@@ -144,43 +156,57 @@ impl<T> Differences<'_, T> {
     }
 }
 
-fn compare<'a, T>(before: &'a Counted<T>, after: &'a Counted<T>) -> Differences<'a, T> {
-    let mut changed: Vec<(&str, Difference<'a, T>)> = Vec::new();
+fn compare<'a, T: Eq + Hash + Ord>(before: &'a Counted<T>, after: &'a Counted<T>) -> Differences<'a, T> {
+    let mut changed: Vec<Difference<'a, T>> = Vec::new();
     let mut unchanged = 0;
-    for (key, (what, count)) in after {
-        match before.get(key).map_or(0, |(_, count)| *count) {
-            same if same == *count => unchanged += 1,
-            less_or_more => changed.push((key, Difference { what, before: less_or_more, after: *count })),
+    for (what, &after) in after {
+        match before.get(what).copied().unwrap_or(0) {
+            same if same == after => unchanged += 1,
+            before => changed.push(Difference { what, before, after }),
         }
     }
-    for (key, (what, count)) in before.iter().filter(|(key, _)| !after.contains_key(*key)) {
-        changed.push((key, Difference { what, before: *count, after: 0 }));
+    for (what, &before) in before.iter().filter(|(what, _)| !after.contains_key(*what)) {
+        changed.push(Difference { what, before, after: 0 });
     }
-    // The key makes the order that of the program, not that of a table.
-    changed.sort_unstable_by_key(|(key, d)| (Reverse(d.delta().abs()), Reverse(d.delta()), *key));
-    Differences { changed: changed.into_iter().map(|(_, d)| d).collect(), unchanged }
+    // Those that changed alike come in the order of the dumps.
+    changed.sort_unstable_by_key(|d| (Reverse(d.delta().abs()), Reverse(d.delta()), d.what));
+    Differences { changed, unchanged }
 }
 
 #[derive(Serialize)]
-struct Line<'a, T> {
+struct SiteObject<'a> {
+    entry: Option<&'a Place<'a>>,
+    created_by: Option<&'a Place<'a>>,
+}
+
+#[derive(Serialize)]
+struct StackObject<'a> {
+    state: &'a str,
+    wait_reason: Option<&'a str>,
+    stack: Vec<&'a Place<'a>>,
+}
+
+#[derive(Serialize)]
+struct Line<T> {
     by: &'static str,
     change: Change,
     before: u64,
     after: u64,
     delta: i128,
     #[serde(flatten)]
-    what: &'a T,
+    what: T,
 }
 
-fn entries<T: Serialize>(
+fn entries<'a, T, O: Serialize>(
     out: &mut dyn Write,
     by: &'static str,
-    differences: &Differences<'_, T>,
+    differences: &Differences<'a, T>,
+    object: impl Fn(&'a T) -> O,
 ) -> io::Result<()> {
     for difference in &differences.changed {
         let (change, delta) = (difference.change(), difference.delta());
         let &Difference { what, before, after } = difference;
-        line(out, &Line { by, change, before, after, delta, what })?;
+        line(out, &Line { by, change, before, after, delta, what: object(what) })?;
     }
     Ok(())
 }

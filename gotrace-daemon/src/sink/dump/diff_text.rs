@@ -17,7 +17,7 @@ const SHOWN_FRAMES: usize = 40;
 /// # Errors
 /// What the writer says.
 pub fn write(diff: &Diff<'_>, out: &mut dyn Write) -> io::Result<()> {
-    let Diff { before, after, sites, stacks } = diff;
+    let Diff { before, after, places, sites, stacks } = diff;
     writeln!(out, "before  {}", described(before))?;
     let later = match (before.time_unix_nano, after.time_unix_nano) {
         (Some(first), Some(second)) if second >= first => {
@@ -30,8 +30,9 @@ pub fn write(diff: &Diff<'_>, out: &mut dyn Write) -> io::Result<()> {
     heading(out, "creation sites", sites)?;
     for difference in &sites.changed {
         let site = difference.what;
-        let entry = site.entry.as_ref().map_or("?", |p| &p.function);
-        let by = site.created_by.as_ref().map_or_else(String::new, |p| format!("  by {}", short(p)));
+        let place = |n: Option<u32>| n.and_then(|n| places.place(n));
+        let entry = place(site.entry).map_or("?", |p| &p.function);
+        let by = place(site.created_by).map_or_else(String::new, |p| format!("  by {}", short(p)));
         numbers(out, difference.delta(), difference.before, difference.after, difference.change())?;
         writeln!(out, "{entry}{by}")?;
     }
@@ -40,14 +41,14 @@ pub fn write(diff: &Diff<'_>, out: &mut dyn Write) -> io::Result<()> {
         if n > 0 {
             writeln!(out)?;
         }
-        let Stack { state, wait_reason, stack } = difference.what;
+        let Stack { state, wait_reason, frames } = difference.what;
         numbers(out, difference.delta(), difference.before, difference.after, difference.change())?;
-        writeln!(out, "[{}]", wait_reason.as_ref().unwrap_or(state))?;
-        if stack.is_empty() {
+        writeln!(out, "[{}]", places.text(wait_reason.unwrap_or(*state)))?;
+        if frames.is_empty() {
             writeln!(out, "            no stack")?;
         }
-        let left_out = stack.len().saturating_sub(SHOWN_FRAMES);
-        for (n, place) in stack.iter().enumerate() {
+        let left_out = frames.len().saturating_sub(SHOWN_FRAMES);
+        for (n, place) in frames.iter().filter_map(|&n| places.place(n)).enumerate() {
             let middle = SHOWN_FRAMES / 2..SHOWN_FRAMES / 2 + left_out;
             if left_out > 0 && n == middle.start {
                 writeln!(out, "            ...{left_out} frames elided...")?;

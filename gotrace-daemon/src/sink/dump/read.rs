@@ -18,10 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Dump, group::groups, json::SCHEMA, wait_reason};
-use crate::{
-    gobin::Frame,
-    snapshot::{NamedFrame, Names},
-};
+use crate::{gobin::Frame, snapshot::Names};
 
 /// Longest line that is read. The deepest stack that a snapshot keeps has less.
 pub const MAX_LINE_BYTES: u64 = 64 << 20;
@@ -59,25 +56,73 @@ impl<'a> From<&'a Frame> for Place<'a> {
     }
 }
 
-/// Where goroutines are made, and what they run.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Site {
-    /// The function that they were started with.
-    pub entry: Option<Place<'static>>,
-    /// The `go` statement.
-    pub created_by: Option<Place<'static>>,
+/// Texts and places, each once: those of two dumps that are compared have the same numbers.
+#[derive(Debug, Default)]
+pub struct Places {
+    places: Vec<Place<'static>>,
+    /// By an unambiguous text of what they are.
+    numbers: HashMap<Box<str>, u32, FixedState>,
+    texts: Vec<Box<str>>,
+    text_numbers: HashMap<Box<str>, u32, FixedState>,
+    scratch: String,
 }
 
-/// Where goroutines stand.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+impl Places {
+    /// The place with a number.
+    #[must_use]
+    pub fn place(&self, n: u32) -> Option<&Place<'static>> {
+        self.places.get(n as usize)
+    }
+
+    /// The text with a number.
+    #[must_use]
+    pub fn text(&self, n: u32) -> &str {
+        self.texts.get(n as usize).map_or("", |t| t)
+    }
+
+    fn number(&mut self, place: Place<'_>) -> u32 {
+        let Self { places, numbers, scratch, .. } = self;
+        scratch.clear();
+        spell(scratch, &place);
+        if let Some(&n) = numbers.get(&**scratch) {
+            return n;
+        }
+        let n = u32::try_from(places.len()).unwrap_or(u32::MAX);
+        numbers.insert(scratch.as_str().into(), n);
+        places.push(place.into_owned());
+        n
+    }
+
+    fn text_number(&mut self, text: &str) -> u32 {
+        if let Some(&n) = self.text_numbers.get(text) {
+            return n;
+        }
+        let n = u32::try_from(self.texts.len()).unwrap_or(u32::MAX);
+        self.texts.push(text.into());
+        self.text_numbers.insert(text.into(), n);
+        n
+    }
+}
+
+/// Where goroutines are made, and what they run: numbers of [`Places`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Site {
+    /// The function that they were started with.
+    pub entry: Option<u32>,
+    /// The `go` statement.
+    pub created_by: Option<u32>,
+}
+
+/// Where goroutines stand: numbers of [`Places`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Stack {
-    /// What they do.
-    pub state: String,
-    /// Why they wait.
-    pub wait_reason: Option<String>,
+    /// What they do: a text.
+    pub state: u32,
+    /// Why they wait: a text.
+    pub wait_reason: Option<u32>,
     /// Frames that Go's traceback shows, innermost first (all of them where it shows none); empty when
     /// there is no stack.
-    pub stack: Vec<Place<'static>>,
+    pub frames: Box<[u32]>,
 }
 
 /// Goroutines of one dump, counted.
@@ -97,17 +142,14 @@ pub struct Tally {
     pub filter: Value,
     /// Goroutines that are counted.
     pub goroutines: u64,
-    /// By an unambiguous text of what they are.
     #[serde(skip)]
     pub(super) sites: Counted<Site>,
     #[serde(skip)]
     pub(super) stacks: Counted<Stack>,
-    #[serde(skip)]
-    scratch: String,
 }
 
-/// Things and how many of each, by an unambiguous text of what they are.
-pub(super) type Counted<T> = HashMap<String, (T, u64), FixedState>;
+/// How many goroutines of each.
+pub(super) type Counted<T> = HashMap<T, u64, FixedState>;
 
 /// What is wrong with a dump.
 #[derive(Debug, thiserror::Error)]
@@ -187,7 +229,12 @@ impl Tally {
     ///
     /// # Errors
     /// When it is not a whole dump, with the line that shows it.
-    pub fn read(source: &str, file: &mut dyn BufRead, system: bool) -> Result<Self, ReadError> {
+    pub fn read(
+        source: &str,
+        file: &mut dyn BufRead,
+        system: bool,
+        places: &mut Places,
+    ) -> Result<Self, ReadError> {
         let mut number = 0;
         let mut buffer = Vec::new();
         let mut this = Self { source: source.to_owned(), ..Self::default() };
@@ -238,9 +285,17 @@ impl Tally {
             }
             let shown = stack.iter().any(|f| !f.internal);
             let frames = stack.into_iter().filter(|f| !shown || !f.internal);
-            let frames: Vec<Place<'_>> =
-                frames.map(|StackLine { function, file, line, .. }| Place { function, file, line }).collect();
-            this.add(count, line.entry, line.created_by, &state, line.wait_reason.as_deref(), &frames);
+            let place = |StackLine { function, file, line, .. }| Place { function, file, line };
+            let stack = Stack {
+                state: places.text_number(&state),
+                wait_reason: line.wait_reason.map(|r| places.text_number(&r)),
+                frames: frames.map(|f| places.number(place(f))).collect(),
+            };
+            let site = Site {
+                entry: line.entry.map(|p| places.number(p)),
+                created_by: line.created_by.map(|p| places.number(p)),
+            };
+            this.add(count, site, stack);
         }
         let end = next_line(file, &mut buffer)
             .map_err(|error| ReadError::Io { source_name: source.to_owned(), error })?;
@@ -256,7 +311,7 @@ impl Tally {
 
     /// Counts the goroutines of a dump.
     #[must_use]
-    pub fn of(source: &str, dump: &Dump<'_>, names: &mut Names) -> Self {
+    pub fn of(source: &str, dump: &Dump<'_>, names: &mut Names, places: &mut Places) -> Self {
         let Dump { header, snapshot, filter, goroutines } = dump;
         let mut this = Self {
             source: source.to_owned(),
@@ -269,14 +324,20 @@ impl Tally {
         };
         for group in groups(goroutines) {
             let first = group.first;
-            let entry = names.entry(first.entry_pc).map(|f| Place::from(f).into_owned());
-            let created = names.created_by(first.created_pc).first().map(|f| Place::from(f).into_owned());
-            let wait_reason = wait_reason(first, names);
+            let site = Site {
+                entry: names.entry(first.entry_pc).map(|f| places.number(f.into())),
+                created_by: names.created_by(first.created_pc).first().map(|f| places.number(f.into())),
+            };
+            let wait_reason = wait_reason(first, names).map(|r| places.text_number(&r));
             let named = names.stack(snapshot.frames(first));
             let shown = named.iter().any(|f| !f.internal);
             let frames = named.iter().filter(|f| !shown || !f.internal);
-            let frames: Vec<_> = frames.map(|NamedFrame { frame, .. }| Place::from(*frame)).collect();
-            this.add(group.count, entry, created, first.status.name(), wait_reason.as_deref(), &frames);
+            let stack = Stack {
+                state: places.text_number(first.status.name()),
+                wait_reason,
+                frames: frames.map(|f| places.number(f.frame.into())).collect(),
+            };
+            this.add(group.count, site, stack);
         }
         this
     }
@@ -298,35 +359,13 @@ impl Tally {
         Ok(())
     }
 
-    fn add(
-        &mut self,
-        count: u64,
-        entry: Option<Place<'_>>,
-        created_by: Option<Place<'_>>,
-        state: &str,
-        wait_reason: Option<&str>,
-        frames: &[Place<'_>],
-    ) {
-        let Self { goroutines, sites, stacks, scratch, .. } = self;
-        *goroutines = goroutines.saturating_add(count);
-        scratch.clear();
-        spell(scratch, entry.as_ref());
-        spell(scratch, created_by.as_ref());
-        count_in(sites, scratch, count, || Site {
-            entry: entry.map(Place::into_owned),
-            created_by: created_by.map(Place::into_owned),
-        });
-        scratch.clear();
-        let _ =
-            write!(scratch, "{}:{state}{}:{}", state.len(), wait_reason.is_some(), wait_reason.unwrap_or(""));
-        for frame in frames {
-            spell(scratch, Some(frame));
+    fn add(&mut self, count: u64, site: Site, stack: Stack) {
+        let Self { goroutines, sites, stacks, .. } = self;
+        let site = sites.entry(site).or_insert(0);
+        let stack = stacks.entry(stack).or_insert(0);
+        for n in [goroutines, site, stack] {
+            *n = n.saturating_add(count);
         }
-        count_in(stacks, scratch, count, || Stack {
-            state: state.to_owned(),
-            wait_reason: wait_reason.map(str::to_owned),
-            stack: frames.iter().cloned().map(Place::into_owned).collect(),
-        });
     }
 }
 
@@ -346,23 +385,11 @@ fn not_json(what: &str, error: &serde_json::Error) -> String {
 }
 
 /// Adds a place to a text such that different places give different texts.
-fn spell(text: &mut String, place: Option<&Place<'_>>) {
-    let _ = match place {
-        None => write!(text, "-"),
-        Some(Place { function, file, line }) => {
-            let file = file.as_deref().unwrap_or("");
-            write!(text, "{}:{function}{}:{file}{}:", function.len(), file.len(), line.unwrap_or(0))
-        }
-    };
-}
-
-fn count_in<T>(all: &mut Counted<T>, key: &str, count: u64, make: impl FnOnce() -> T) {
-    match all.get_mut(key) {
-        Some((_, n)) => *n = n.saturating_add(count),
-        None => {
-            all.insert(key.to_owned(), (make(), count));
-        }
-    }
+fn spell(text: &mut String, place: &Place<'_>) {
+    let Place { function, file, line } = place;
+    let file = file.as_deref().unwrap_or("");
+    // Writing to a string cannot fail.
+    let _ = write!(text, "{}:{function}{}:{file}{}:", function.len(), file.len(), line.unwrap_or(0));
 }
 
 #[cfg(test)]

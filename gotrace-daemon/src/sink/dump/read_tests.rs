@@ -12,12 +12,16 @@ fn file(grouped: bool) -> Vec<u8> {
     })
 }
 
-fn read(bytes: &[u8]) -> Result<Tally, String> {
-    Tally::read("a.json", &mut BufReader::new(bytes), false).map_err(|e| e.to_string())
+fn read_with(bytes: &[u8], places: &mut Places) -> Result<Tally, String> {
+    Tally::read("a.json", &mut BufReader::new(bytes), false, places).map_err(|e| e.to_string())
 }
 
-fn diff_of<'a>(before: &'a Tally, after: &'a Tally) -> (String, String) {
-    let diff = Diff::new(before, after);
+fn read(bytes: &[u8]) -> Result<Tally, String> {
+    read_with(bytes, &mut Places::default())
+}
+
+fn diff_of(before: &Tally, after: &Tally, places: &Places) -> (String, String) {
+    let diff = Diff::new(before, after, places);
     let (mut text, mut lines) = (Vec::new(), Vec::new());
     write_text(&diff, &mut text).expect("a vector takes it");
     diff.write_json(&mut lines).expect("a vector takes it");
@@ -29,13 +33,14 @@ fn files_and_processes_are_counted_alike() {
     let (snapshot, mut names) = demo();
     let filter = Filter::default();
     let dump = Dump::new(header(), &snapshot, &filter, &mut names);
-    let live = Tally::of("pid:4711", &dump, &mut names);
+    let mut places = Places::default();
+    let live = Tally::of("pid:4711", &dump, &mut names, &mut places);
     assert_eq!(live.goroutines, dump.goroutines.len() as u64);
     for grouped in [false, true] {
-        let from_file = read(&file(grouped)).expect("a dump");
+        let from_file = read_with(&file(grouped), &mut places).expect("a dump");
         assert_eq!(from_file.sites, live.sites);
         assert_eq!(from_file.stacks, live.stacks);
-        let diff = Diff::new(&from_file, &live);
+        let diff = Diff::new(&from_file, &live, &places);
         assert!(diff.sites.changed.is_empty() && diff.stacks.changed.is_empty());
         assert_eq!(diff.stacks.unchanged, live.stacks.len() as u64);
     }
@@ -44,7 +49,8 @@ fn files_and_processes_are_counted_alike() {
 #[test]
 fn differences_are_told() {
     let whole = file(false);
-    let before = read(&whole).expect("a dump");
+    let mut places = Places::default();
+    let before = read_with(&whole, &mut places).expect("a dump");
     // Without the leaks, and with one customer twice.
     let mut lines: Vec<String> = String::from_utf8(whole).expect("text").lines().map(str::to_owned).collect();
     lines.retain(|l| !l.contains("main.leakyHandler"));
@@ -58,12 +64,12 @@ fn differences_are_told() {
         format!("a.json, line {}: the file ends here without a summary: it was cut short", lines.len() + 1)
     );
     lines.push("{\"summary\":{}}".into());
-    let mut after = read(lines.join("\n").as_bytes()).expect("a dump");
+    let mut after = read_with(lines.join("\n").as_bytes(), &mut places).expect("a dump");
     after.time_unix_nano = after.time_unix_nano.map(|t| t + 90_000_000_000);
-    let (text, json) = diff_of(&before, &after);
+    let (text, json) = diff_of(&before, &after, &places);
     assert_golden("demo.diff.txt", text.as_bytes());
     assert_golden("demo.diff.json", json.as_bytes());
-    let (back, _) = diff_of(&after, &before);
+    let (back, _) = diff_of(&after, &before, &places);
     assert!(back.contains("1m30s EARLIER") && back.contains("new"), "{back}");
 }
 
@@ -100,7 +106,8 @@ fn what_is_no_dump_is_refused_with_its_line() {
     let nested = with(&"{\"group\":".repeat(100_000));
     assert!(read(nested.as_bytes()).expect_err("too deep").contains("line 2: not a line of a dump"));
     let endless = std::io::Read::take(std::io::repeat(b'x'), MAX_LINE_BYTES + 10);
-    let error = Tally::read("x", &mut BufReader::new(endless), false).expect_err("too long");
+    let error =
+        Tally::read("x", &mut BufReader::new(endless), false, &mut Places::default()).expect_err("too long");
     assert!(error.to_string().contains("line 1: longer than"), "{error}");
 }
 
@@ -130,7 +137,7 @@ fn places_that_differ_are_told_apart() {
     };
     let spelled = |places: &[Place<'_>]| {
         let mut text = String::new();
-        places.iter().for_each(|p| spell(&mut text, Some(p)));
+        places.iter().for_each(|p| spell(&mut text, p));
         text
     };
     let all = [

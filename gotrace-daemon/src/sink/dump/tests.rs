@@ -34,7 +34,8 @@ fn text_is_a_traceback() {
 
 #[test]
 fn json_lines_are_complete() {
-    let some = Filter { goids: vec![1, 7, 13, 16, 42], ..Filter::default() };
+    let some = regex(r"^main\.(main|radio|janitor|serve|clerk)$");
+    let some = Filter { function: Some(some), ..Filter::default() };
     let lines = written(&some, |out, dump, names| json::write(out, dump, names));
     assert_golden("demo.json", &lines);
     let grouped = Filter { function: Some(regex(r"^main\.")), ..Filter::default() };
@@ -91,19 +92,24 @@ fn filters_let_through_what_is_asked_for() {
     let users = goids(&Filter::default());
     assert!(users.len() > 20 && all.len() > users.len(), "{users:?} of {all:?}");
     let one = |filter: Filter| goids(&filter);
+    let (snapshot, _) = demo();
+    let goid = |is: fn(&&Goroutine) -> bool| snapshot.goroutines.iter().find(is).expect("one").goid;
+    let locked = goid(|g| g.is_locked_to_thread() && !g.is_system());
+    let syscall = goid(|g| g.status == Status::Syscall);
     // Goroutine 2 is the runtime's own: named, it is meant.
-    assert_eq!(one(Filter { goids: vec![2, 13], ..Filter::default() }), [2, 13]);
-    assert_eq!(one(Filter { states: vec![Status::Syscall], ..Filter::default() }), [16]);
+    assert_eq!(one(Filter { goids: vec![2, locked], ..Filter::default() }), [2, locked]);
+    assert_eq!(one(Filter { states: vec![Status::Syscall], ..Filter::default() }), [syscall]);
     let sleep = one(Filter { reasons: vec!["sleep".into()], ..Filter::default() });
-    assert!(sleep.contains(&1) && sleep.contains(&13) && !sleep.contains(&16), "{sleep:?}");
-    let slow = Filter { reasons: vec!["sleep".into()], states: vec![Status::Syscall], ..Filter::default() };
-    assert_eq!(one(slow), [0; 0]);
+    assert!(sleep.contains(&1) && sleep.contains(&locked) && !sleep.contains(&syscall), "{sleep:?}");
+    let neither =
+        Filter { reasons: vec!["sleep".into()], states: vec![Status::Syscall], ..Filter::default() };
+    assert_eq!(one(neither), [0; 0]);
     let leaks = one(Filter { function: Some(regex(r"^main\.leakyHandler")), ..Filter::default() });
     assert!(leaks.len() > 5 && leaks.len() < users.len(), "{leaks:?}");
     // By entry: goroutine 1's is runtime.main, which other stacks do not have.
     assert_eq!(one(Filter { function: Some(regex(r"^runtime\.main$")), ..Filter::default() }), [1]);
-    let min_age = Some(MinAge { age: Duration::from_secs(1), goids: vec![1, 13, 999_999] });
-    assert_eq!(one(Filter { min_age, ..Filter::default() }), [1, 13]);
+    let min_age = Some(MinAge { age: Duration::from_secs(1), goids: vec![1, locked, 999_999] });
+    assert_eq!(one(Filter { min_age, ..Filter::default() }), [1, locked]);
 }
 
 #[test]
