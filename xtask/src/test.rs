@@ -26,13 +26,13 @@ pub struct Options {
     /// Run these stages only (comma-separated): setup format clippy docs ebpf build unit programs live vm
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// Run every stage, the version matrix, the live tests and the virtual machines among them
+    /// Run only the stages that need neither Go nor a virtual machine
     #[arg(long, conflicts_with = "only")]
-    all: bool,
+    quick: bool,
 }
 
-/// Stages of a run without `--all`: those that need neither a Go toolchain nor a kernel of their own.
-const DEFAULT: [&str; 4] = ["format", "clippy", "ebpf", "unit"];
+/// Stages of a run with `--quick`: those that need neither a Go toolchain nor a kernel of their own.
+const QUICK: [&str; 4] = ["format", "clippy", "ebpf", "unit"];
 
 type Stage = (&'static str, &'static str, fn() -> Result<()>);
 
@@ -60,7 +60,7 @@ pub fn main(options: &Options) -> Result<()> {
     let begin = Instant::now();
     for (name, what, stage) in STAGES {
         let wanted = if options.only.is_empty() {
-            options.all || DEFAULT.contains(&name)
+            !options.quick || QUICK.contains(&name)
         } else {
             options.only.iter().any(|n| n == name)
         };
@@ -154,7 +154,7 @@ fn build() -> Result<()> {
 
 fn unit() -> Result<()> {
     let single = ["--", "--test-threads=1"];
-    run(cargo(&["test", "--locked", "--workspace", "--exclude", "gotrace-tests", "--lib"]).args(single))?;
+    run(cargo(&["test", "--locked", "--workspace", "--lib", "--bins"]).args(single))?;
     run(&mut cargo(&["test", "--locked", "-p", "gotrace-tests", "--test", "architecture"]))?;
     // The command line's own tests run the command.
     run(&mut cargo(&["build", "--locked", "-p", "gotrace-daemon"]))?;
