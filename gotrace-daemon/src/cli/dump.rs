@@ -80,7 +80,7 @@ fn filter(args: &DumpArgs, process: &mut Process) -> Result<Filter, CliError> {
     let min_age = match args.min_age {
         None => None,
         Some(age) => {
-            let options = Options { stacks: false, waits: false, labels: false, ..Options::default() };
+            let options = Options { stacks: false, waits: false, labels: false };
             let first = process.take(options)?;
             if io::stderr().is_terminal() {
                 eprintln!("waiting {age:?} to see which goroutines are that old");

@@ -32,8 +32,8 @@ pub(super) struct Flame {
 impl Flame {
     pub fn new(dump: &Dump<'_>, names: &mut Names) -> Self {
         // By number first: names are looked at once for each distinct stack.
-        let mut counts: HashMap<(Option<StackId>, u64, Status, u8), (&Goroutine, u64), FixedState> =
-            HashMap::default();
+        type Key = (Option<StackId>, u64, Status, u8);
+        let mut counts: HashMap<Key, (&Goroutine, u64), FixedState> = HashMap::default();
         for &g in &dump.goroutines {
             let entry = if g.stack.is_some() { 0 } else { g.entry_pc };
             counts.entry((g.stack, entry, g.status, g.wait_reason)).or_insert((g, 0)).1 += 1;

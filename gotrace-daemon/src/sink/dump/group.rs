@@ -53,7 +53,8 @@ pub fn groups<'a>(goroutines: &[&'a Goroutine]) -> Vec<Group<'a>> {
                 group.same_parent &= group.first.parent_goid == goroutine.parent_goid;
             }
             None => {
-                all.push(Group { first: goroutine, count: 1, last_goid: goroutine.goid, same_parent: true })
+                let last_goid = goroutine.goid;
+                all.push(Group { first: goroutine, count: 1, last_goid, same_parent: true });
             }
         }
     }
