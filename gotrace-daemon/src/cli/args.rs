@@ -52,33 +52,6 @@ pub struct ExecArgs {
     pub command: Vec<OsString>,
 }
 
-/// Arguments of `dump`.
-#[derive(Clone, Debug, Args)]
-#[command(before_help = "\
-Examples:
-  gotrace dump --pid 1234
-  gotrace dump --pid 1234 | jq 'select(.state == \"waiting\") | .wait_reason'
-
-Reads the process's memory; it is neither stopped nor changed, and eBPF is not needed.")]
-pub struct DumpArgs {
-    /// The process whose goroutines to show
-    #[arg(short, long, value_name = "PID", value_parser = value_parser!(u32).range(1..=i64::from(i32::MAX)))]
-    pub pid: u32,
-    /// One object a line (schema gotrace.dump/1)
-    #[arg(long, value_enum, default_value_t = DumpFormat::Json, value_name = "FORMAT")]
-    pub format: DumpFormat,
-    /// The runtime's own goroutines too
-    #[arg(long)]
-    pub system: bool,
-}
-
-/// How `dump` answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum DumpFormat {
-    /// For programs
-    Json,
-}
-
 /// Arguments of `inspect`.
 #[derive(Clone, Debug, Args)]
 #[command(before_help = "\
