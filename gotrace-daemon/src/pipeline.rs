@@ -25,7 +25,7 @@ use crate::{
     eventlog::EventLog,
     kernel::{self, Calibration, HitCost, Kernel, Ring, Scope},
     level::Level,
-    process::{Clock, ProcessError, Target},
+    process::{Clock, ProcessError, Target, descends_from},
     sink::{
         model::{Interval, Span, Summary},
         otlp::Exporter,
@@ -240,6 +240,9 @@ impl Line {
             if let Some(why) = why {
                 // A process that has ended by itself was not interrupted.
                 self.look_after_processes(report)?;
+                for traced in self.traced.iter_mut().filter(|t| t.is_sampled()) {
+                    traced.look_once_more(&self.config)?;
+                }
                 self.end_all(why, report)?;
                 return Ok(());
             }
@@ -454,17 +457,4 @@ fn read_open_waits(probes: Option<&Probes>, traced: &mut [Traced]) {
     if let Err(error) = result {
         tracing::warn!(%error, "who waits now is not known");
     }
-}
-
-/// Whether `pid` has `ancestor` among its parents.
-fn descends_from(mut pid: u32, ancestor: u32) -> bool {
-    // Deeper trees exist only to confuse.
-    for _ in 0..64 {
-        if pid == ancestor {
-            return true;
-        }
-        let Some(parent) = crate::process::parent_of(pid) else { return false };
-        pid = parent;
-    }
-    false
 }

@@ -35,6 +35,8 @@ const START_WITHIN: Duration = Duration::from_secs(2);
 /// Snapshots take at most one part in so many of a core's time, beside probes and without.
 const SHARE_WITH_EVENTS: u32 = 100;
 const SHARE_ALONE: u32 = 10;
+/// How long the user waits for the last snapshot.
+const LAST_LOOK_WITHIN: Duration = Duration::from_millis(200);
 
 /// A process that is traced.
 pub struct Traced {
@@ -198,6 +200,7 @@ impl Traced {
         self.cost.begin(self.watch.cpu_time_ns());
         self.began_ns = Clock::now_monotonic_ns();
         self.reported_ns = self.began_ns;
+        self.table.begin(self.began_ns);
         let now = Instant::now();
         self.first_snapshot = if self.sampled {
             self.table.become_sampled();
@@ -300,6 +303,20 @@ impl Traced {
                 Ok(false)
             }
         }
+    }
+
+    /// One snapshot more, so that the end is shown as it is; unless that takes long.
+    pub(super) fn look_once_more(&mut self, line: &LineConfig) -> Result<(), LineError> {
+        let Some(snapshots) = &mut self.snapshots else { return Ok(()) };
+        snapshots.hurry();
+        let begin = Instant::now();
+        self.fresh = false;
+        while !self.fresh && begin.elapsed() < LAST_LOOK_WITHIN && !self.watch.has_ended() {
+            if !self.tend_snapshots(Instant::now(), true, line)? {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        Ok(())
     }
 
     fn start_snapshots(&mut self, now: Instant, line: &LineConfig) -> Result<bool, LineError> {

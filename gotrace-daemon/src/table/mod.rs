@@ -89,6 +89,7 @@ pub struct Table {
     totals: Totals,
     knows_main: bool,
     trace_root_age_ns: u64,
+    began_ns: u64,
     reconciling: Option<Box<reconcile::Reconciling>>,
     /// Who the last snapshot did not show.
     missing: HashSet<u64, FixedState>,
@@ -112,6 +113,7 @@ impl Table {
             totals: Totals::default(),
             knows_main: false,
             trace_root_age_ns,
+            began_ns: 0,
             reconciling: None,
             missing: HashSet::default(),
             generation: 0,

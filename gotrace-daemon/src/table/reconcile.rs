@@ -57,6 +57,12 @@ impl Table {
         self.sampled = true;
     }
 
+    /// Every probe is in place from this time on (monotonic): a death before it can have been missed without
+    /// anything being lost.
+    pub fn begin(&mut self, time_ns: u64) {
+        self.began_ns = time_ns;
+    }
+
     /// A snapshot is about to begin: deaths are remembered from now on.
     pub fn watch_exits(&mut self) {
         self.reconciling = Some(Box::default());
@@ -172,7 +178,9 @@ impl Table {
             return;
         }
         self.totals.died += 1;
-        self.totals.deaths_mended += u64::from(!self.sampled);
+        // No snapshot ever saw it: it died while the probes were put in place.
+        let early = goroutine.mark == 0 && goroutine.birth_ns < self.began_ns;
+        self.totals.deaths_mended += u64::from(!self.sampled && !early);
         self.site_mut(goroutine.site).leave(None);
     }
 

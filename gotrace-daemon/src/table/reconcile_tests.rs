@@ -124,6 +124,22 @@ fn a_lost_death_is_mended_by_the_second_snapshot_that_misses_it() {
 }
 
 #[test]
+fn who_died_before_the_last_probe_was_in_place_was_not_lost() {
+    let (mut table, mut out) = table();
+    table.apply(&create(5, 10 * MS), &mut out);
+    table.apply(&create(6, 10 * MS), &mut out);
+    table.begin(20 * MS);
+    for n in 1..3 {
+        table.reconcile(look(n), &sightings([6]));
+    }
+    assert_eq!((table.alive(), table.totals().died, table.totals().deaths_mended), (1, 1, 0));
+    for n in 3..5 {
+        table.reconcile(look(n), &[]);
+    }
+    assert_eq!((table.alive(), table.totals().died, table.totals().deaths_mended), (0, 2, 1));
+}
+
+#[test]
 fn a_sign_of_life_takes_the_doubt_away() {
     let (mut table, mut out) = table();
     table.reconcile(look(0), &[]);
