@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Engine, Image, Names, Options, Recording, Snapshot, SnapshotError};
+use super::{Engine, Names, Options, Snapshot, SnapshotError};
 use crate::{
     gobin::Binary,
     process::{Memory, Target},
@@ -34,17 +34,6 @@ impl Live {
         let mut snapshot = self.engine.take(&self.memory, options)?;
         snapshot.pid = self.pid;
         Ok(snapshot)
-    }
-
-    /// Reads all goroutines now, and keeps the memory that was read.
-    ///
-    /// # Errors
-    /// As [`Engine::take`].
-    pub fn record(&mut self, options: Options) -> Result<(Snapshot, Image), SnapshotError> {
-        let recording = Recording::new(&self.memory);
-        let mut snapshot = self.engine.take(&recording, options)?;
-        snapshot.pid = self.pid;
-        Ok((snapshot, recording.image(self.engine.bias())))
     }
 
     /// Whether the process looks like a Go program of its version: cheap, for a check before anything is
