@@ -251,7 +251,9 @@ impl TraceArgs {
     /// When flags contradict each other, or a flag or variable of OTLP cannot be followed.
     pub fn check(&self) -> Result<(), CliError> {
         if self.engine == Engine::Snapshot && self.record.is_some() {
-            return Err(CliError::usage("--record needs the events engine").help("leave --engine snapshot out"));
+            return Err(
+                CliError::usage("--record needs the events engine").help("leave --engine snapshot out")
+            );
         }
         self.export_config().map(|_| ())
     }

@@ -221,7 +221,8 @@ impl Display {
 /// Says which engine runs, and what that one cannot tell, where it is not the one that people expect.
 pub(super) fn say_engine(line: &Line, args: &TraceArgs, follow_children: bool) {
     let Some(refusal) = line.fallback() else { return };
-    let children = if follow_children { ", and programs that the command starts are not followed" } else { "" };
+    let children =
+        if follow_children { ", and programs that the command starts are not followed" } else { "" };
     eprintln!(
         "gotrace: eBPF does not work here ({refusal}): the snapshot engine runs instead, every {}. Goroutines \
          that live shorter are missed, there are no spans and no durations of waits{children}; `gotrace doctor` \

@@ -156,7 +156,8 @@ fn facts(pid: u32) -> Option<Facts> {
     let own = Status::read("/proc/self/status")?;
     let directory = PathBuf::from(format!("/proc/{pid}"));
     let target = Status::read(directory.join("status"))?;
-    let [real, effective, saved, own_fs] = [0, 1, 2, 3].map(|n| move |s: &Status, key: &str| s.number(key, n));
+    let [real, effective, saved, own_fs] =
+        [0, 1, 2, 3].map(|n| move |s: &Status, key: &str| s.number(key, n));
     let ids = |key| Some([effective(&target, key)?, saved(&target, key)?, real(&target, key)?]);
     let target_uids = ids("Uid")?;
     Some(Facts {
@@ -258,12 +259,20 @@ mod tests {
             (plain(), Access::Memory, &[Obstacle::SecurityModule]),
             (Facts { seccomp: true, ..plain() }, Access::Memory, &[Obstacle::Seccomp]),
             (Facts { target_uids: [33; 3], ..plain() }, Access::Look, &[other_user]),
-            (Facts { target_uids: [1000, 1000, 33], ..plain() }, Access::Look, &[Obstacle::User { own: 1000, target: 1000 }]),
+            (
+                Facts { target_uids: [1000, 1000, 33], ..plain() },
+                Access::Look,
+                &[Obstacle::User { own: 1000, target: 1000 }],
+            ),
             (Facts { target_capabilities: 1, ..plain() }, Access::Look, &[Obstacle::Capability]),
             (Facts { dumpable: false, ..plain() }, Access::Look, &[Obstacle::NotDumpable]),
             (Facts { ptrace_scope: 1, ..plain() }, Access::Memory, &[Obstacle::PtraceScope(1)]),
             (Facts { ptrace_scope: 1, ..plain() }, Access::Look, &[Obstacle::SecurityModule]),
-            (Facts { ptrace_scope: 1, descendant: true, ..plain() }, Access::Memory, &[Obstacle::SecurityModule]),
+            (
+                Facts { ptrace_scope: 1, descendant: true, ..plain() },
+                Access::Memory,
+                &[Obstacle::SecurityModule],
+            ),
             (
                 Facts { ptrace_scope: 2, target_uids: [33; 3], ..plain() },
                 Access::Memory,
@@ -271,11 +280,21 @@ mod tests {
             ),
             // The capability overrides all but scope 3 and namespaces.
             (
-                Facts { own_capabilities: all, target_uids: [33; 3], dumpable: false, ptrace_scope: 2, ..plain() },
+                Facts {
+                    own_capabilities: all,
+                    target_uids: [33; 3],
+                    dumpable: false,
+                    ptrace_scope: 2,
+                    ..plain()
+                },
                 Access::Memory,
                 &[Obstacle::SecurityModule],
             ),
-            (Facts { own_capabilities: all, ptrace_scope: 3, ..plain() }, Access::Memory, &[Obstacle::PtraceScope(3)]),
+            (
+                Facts { own_capabilities: all, ptrace_scope: 3, ..plain() },
+                Access::Memory,
+                &[Obstacle::PtraceScope(3)],
+            ),
             (
                 Facts { own_capabilities: all, same_user_namespace: false, ..plain() },
                 Access::Memory,

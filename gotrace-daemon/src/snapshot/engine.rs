@@ -227,9 +227,7 @@ impl Engine {
             return Err(SnapshotError::NotStarted);
         }
         if len == 0 || len > MAX_ALLGS || pointer == 0 || !pointer.is_multiple_of(8) {
-            return Err(
-                self.implausible(format!("its list of goroutines has {len} entries at {pointer:#x}"))
-            );
+            return Err(self.implausible(format!("its list of goroutines has {len} entries at {pointer:#x}")));
         }
         let mut left = usize::try_from(len.min(most)).unwrap_or(usize::MAX);
         let mut gs = Vec::new();

@@ -226,7 +226,8 @@ impl Table {
             goid: exit.goid,
             parent_goid: goroutine.parent_goid,
             root: self.root_of(exit.goid, &goroutine),
-            creator_root: (goroutine.is(Goroutine::BEGINS_TRACE) && goroutine.parent_goid != 0).then_some(goroutine.trace),
+            creator_root: (goroutine.is(Goroutine::BEGINS_TRACE) && goroutine.parent_goid != 0)
+                .then_some(goroutine.trace),
             birth_ns: goroutine.birth_ns,
             exit_ns: exit.time_ns,
             created_pc,

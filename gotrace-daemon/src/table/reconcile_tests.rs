@@ -65,7 +65,9 @@ fn the_first_snapshot_seeds_and_makes_up_no_births() {
     // Its child begins a trace.
     table.apply(&create(9, 160 * MS), &mut out);
     table.apply(&exit(9, 170 * MS), &mut out);
-    assert!(matches!(&out[..], [Output::Ended(e)] if e.goid == 9 && e.root == 9 && e.creator_root == Some(1)));
+    assert!(
+        matches!(&out[..], [Output::Ended(e)] if e.goid == 9 && e.root == 9 && e.creator_root == Some(1))
+    );
 }
 
 #[test]
