@@ -126,14 +126,7 @@ impl Table {
             wait: sighting.wait.unwrap_or(NO_WAIT),
         };
         self.goroutines.insert(sighting.goid, goroutine);
-        // Nobody is born older than the table, or by a C thread's call into Go.
-        if self.is_seeded() && key.entry_pc != 0 {
-            self.site_mut(goroutine.site).born();
-            self.totals.born += 1;
-            self.totals.births_mended += u64::from(!self.sampled);
-        } else {
-            self.site_mut(goroutine.site).met();
-        }
+        self.add_to(goroutine.site);
     }
 
     /// Tells one that was met earlier where it comes from.
@@ -143,6 +136,18 @@ impl Table {
             goroutine.site = site;
             goroutine.parent_goid = sighting.parent_goid;
             self.site_mut(UNKNOWN_SITE).unmeet();
+            self.add_to(site);
+        }
+    }
+
+    /// A site has one more, whose birth was not seen.
+    fn add_to(&mut self, site: u32) {
+        // Nobody is born older than the table, or by a C thread's call into Go.
+        if self.is_seeded() && site != UNKNOWN_SITE {
+            self.site_mut(site).born();
+            self.totals.born += 1;
+            self.totals.births_mended += u64::from(!self.sampled);
+        } else {
             self.site_mut(site).met();
         }
     }

@@ -213,7 +213,13 @@ fn who_was_met_in_a_wait_gets_its_place() {
     table.reconcile(look(1), &sightings([5]));
     assert_eq!((table.alive(), table.alive_birth_unseen()), (1, 0));
     let site = &table.sites()[1];
-    assert_eq!((site.alive, site.oldest_birth_ns), (1, Some(50 * MS)));
+    assert_eq!((site.alive, site.born, site.oldest_birth_ns), (1, 0, Some(50 * MS)));
+    // When everyone was known before, its birth was lost.
+    table.apply(&open_wait(6, 150 * MS), &mut out);
+    table.reconcile(look(2), &sightings([5, 6]));
+    let site = &table.sites()[1];
+    assert_eq!((site.alive, site.born, site.oldest_birth_ns), (2, 1, Some(50 * MS)));
+    assert_eq!((table.alive(), table.totals().born, table.totals().births_mended), (2, 1, 1));
 }
 
 #[test]
