@@ -150,6 +150,12 @@ impl Line {
     /// # Errors
     /// See [`LineError`]; nothing is left in place then.
     pub fn trace(&mut self, target: Target) -> Result<(), LineError> {
+        self.trace_at(target, false)
+    }
+
+    /// `beginning`: it has only just executed its program, which does not wait: there is nothing to be
+    /// looked at yet, and each birth before the probes are in place is missed.
+    fn trace_at(&mut self, target: Target, beginning: bool) -> Result<(), LineError> {
         let pid = target.pid();
         let limit = if self.config.follow_children { 64 } else { 2 };
         let slot = (0..limit)
@@ -158,7 +164,9 @@ impl Line {
         let mut traced =
             Traced::prepare(target, &self.config, self.next_process, slot, self.probes.is_none())?;
         self.next_process += 1;
-        traced.check_layout()?;
+        if !beginning {
+            traced.check_layout()?;
+        }
         match self.probes.as_mut().map_or(Ok(()), |probes| probes.put_in_place(&mut traced)) {
             Ok(()) => {}
             // The kernel says so in many ways.
@@ -167,11 +175,13 @@ impl Line {
                 self.probes = None;
                 self.fallback = Some(error);
                 traced.become_sampled();
-                traced.check_layout()?;
+                if !beginning {
+                    traced.check_layout()?;
+                }
             }
             Err(error) => return Err(error.into()),
         }
-        traced.begin(&self.config);
+        traced.begin(&self.config, beginning);
         self.root_pid.get_or_insert(pid);
         self.traced.push(traced);
         Ok(())
@@ -328,7 +338,7 @@ impl Line {
         if !self.config.follow_children || !descends_from(pid, root) {
             return;
         }
-        match Target::open(pid).map_err(LineError::from).and_then(|target| self.trace(target)) {
+        match Target::open(pid).map_err(LineError::from).and_then(|target| self.trace_at(target, true)) {
             Ok(()) => {}
             // Most programs are not Go's, and many are gone before they can be looked at.
             Err(error @ (LineError::Program { .. } | LineError::Process(_))) => {
@@ -353,7 +363,7 @@ impl Line {
             let pid = traced.pid();
             self.end(traced, &why, report);
             if executed {
-                match Target::open(pid).map_err(LineError::from).and_then(|t| self.trace(t)) {
+                match Target::open(pid).map_err(LineError::from).and_then(|t| self.trace_at(t, true)) {
                     Ok(()) => {
                         tracing::info!(pid, "the process executed another Go program, which is traced now");
                     }

@@ -203,6 +203,7 @@ fn deaths_between_snapshots_are_seen() {
     let mut fixture = Fixture::start(&program("1.27.3"), &args).expect("it starts");
     let gotrace = Gotrace::attach(fixture.pid(), &["--engine", "snapshot", "--interval", "100ms"])
         .expect("gotrace attaches");
+    thread::sleep(Duration::from_millis(300));
     fixture.run().expect("it runs");
     fixture.finish().expect("it ends well");
     let outcome = gotrace.wait().expect("gotrace ends");

@@ -32,6 +32,8 @@ use crate::{
 const IMPLAUSIBLE_LIMIT: u64 = 3;
 /// How long a program may take to make its first goroutine before that is held to be impossible.
 const START_WITHIN: Duration = Duration::from_secs(2);
+/// How long a program is given to begin before a snapshot is taken of it.
+const LAID_OUT_WITHIN: Duration = Duration::from_millis(50);
 /// Snapshots take at most one part in so many of a core's time, beside probes and without.
 const SHARE_WITH_EVENTS: u32 = 100;
 const SHARE_ALONE: u32 = 10;
@@ -195,8 +197,8 @@ impl Traced {
         self.sampled = true;
     }
 
-    /// The probes are in place, or there are none: tracing begins now.
-    pub(super) fn begin(&mut self, line: &LineConfig) {
+    /// The probes are in place, or there are none: tracing begins now. `beginning`: so has its program.
+    pub(super) fn begin(&mut self, line: &LineConfig, beginning: bool) {
         self.cost.begin(self.watch.cpu_time_ns());
         self.began_ns = Clock::now_monotonic_ns();
         self.reported_ns = self.began_ns;
@@ -208,6 +210,8 @@ impl Traced {
         } else if self.yet_to_execute {
             // Events tell everything from the first goroutine on.
             line.reconcile.map(|every| now + every)
+        } else if beginning {
+            Some(now + LAID_OUT_WITHIN)
         } else {
             self.live.is_some().then_some(now)
         };
