@@ -62,11 +62,22 @@ pub fn privileged(test: &str) -> bool {
     false
 }
 
+/// Reads everything in a thread of its own.
+fn read_all(mut from: impl Read + Send + 'static) -> thread::JoinHandle<String> {
+    thread::spawn(move || {
+        let mut text = String::new();
+        let _ = from.read_to_string(&mut text);
+        text
+    })
+}
+
 /// A running `gotrace`.
 #[derive(Debug)]
 pub struct Gotrace {
     child: Child,
     lines: mpsc::Receiver<String>,
+    /// Lines among them that are not JSON.
+    said: String,
     errors: thread::JoinHandle<String>,
     export: PathBuf,
     dir: tempfile::TempDir,
@@ -79,7 +90,7 @@ pub struct Outcome {
     pub status: ExitStatus,
     /// Its lines of JSON after the header.
     pub lines: Vec<Value>,
-    /// What else it and the command of `exec` said.
+    /// Whatever it printed beside them; after `exec` also what the command printed.
     pub stderr: String,
     /// What it exported.
     pub export: Export,
@@ -167,20 +178,20 @@ impl Gotrace {
             .with_context(|| format!("starting {gotrace:?}"))?;
         let stdout = child.stdout.take().context("its standard output is a pipe")?;
         let stderr = child.stderr.take().context("its standard error is a pipe")?;
-        // `exec` leaves standard output to the command, and prints its results on standard error.
+        // `exec` leaves its standard output to the command, and writes its results to standard error.
         let (lines, errors) = if command.is_empty() {
             (read_lines(stdout), read_all(stderr))
         } else {
             (read_lines(stderr), read_all(stdout))
         };
-        let this = Self { child, lines, errors, export, dir };
+        let mut this = Self { child, lines, said: String::new(), errors, export, dir };
         let deadline = Instant::now() + PATIENCE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match this.lines.recv_timeout(left) {
                 Ok(line) if line.contains("\"schema\":\"gotrace.attach/1\"") => return Ok(this),
-                // The command that `exec` runs writes there too.
-                Ok(_) => {}
+                // What else is said, and what the command that `exec` runs says, goes to the same place.
+                Ok(line) => this.said += &(line + "\n"),
                 Err(mpsc::RecvTimeoutError::Timeout) => {
                     bail!("gotrace {args:?} printed no header within {PATIENCE:?}")
                 }
@@ -230,7 +241,7 @@ impl Gotrace {
             ensure!(Instant::now() < deadline, "gotrace did not end within {PATIENCE:?}");
             thread::sleep(Duration::from_millis(5));
         };
-        let (mut lines, mut said) = (Vec::new(), String::new());
+        let mut lines = Vec::new();
         while let Ok(line) = self.lines.recv_timeout(Duration::from_secs(5)) {
             if line.starts_with('{') {
                 lines.push(
@@ -238,11 +249,12 @@ impl Gotrace {
                         .with_context(|| format!("gotrace printed a line that is not JSON: {line}"))?,
                 );
             } else {
-                said = said + &line + "\n";
+                self.said += &(line + "\n");
             }
         }
         let errors = std::mem::replace(&mut self.errors, thread::spawn(String::new));
-        let stderr = said + &errors.join().map_err(|_| anyhow!("reading what gotrace said"))?;
+        let stderr = errors.join().map_err(|_| anyhow!("reading what gotrace says"))?
+            + &std::mem::take(&mut self.said);
         let export = match fs::read_to_string(&self.export) {
             Ok(text) => Export::parse(&text).with_context(|| format!("reading the export\n{stderr}"))?,
             Err(_) => Export::default(),
@@ -250,14 +262,6 @@ impl Gotrace {
         let dir = std::mem::replace(&mut self.dir, tempfile::tempdir()?);
         Ok(Outcome { status, lines, stderr, export, _dir: dir })
     }
-}
-
-fn read_all(mut from: impl Read + Send + 'static) -> thread::JoinHandle<String> {
-    thread::spawn(move || {
-        let mut text = Vec::new();
-        let _ = from.read_to_end(&mut text);
-        String::from_utf8_lossy(&text).into_owned()
-    })
 }
 
 impl Drop for Gotrace {

@@ -16,6 +16,11 @@ use crate::{
 /// ended well.
 pub fn run(args: ExecArgs) -> Result<Exit, CliError> {
     args.trace.check()?;
+    if args.follow_children && args.trace.engine == super::args::Engine::Snapshot {
+        return Err(CliError::usage("--follow-children needs the events engine").help(
+            "leave --engine out, or trace one program: gotrace exec --engine snapshot -- ./package.test",
+        ));
+    }
     let Some((command, arguments)) = args.command.split_first() else {
         return Err(CliError::usage("no command to execute"));
     };
@@ -27,7 +32,12 @@ pub fn run(args: ExecArgs) -> Result<Exit, CliError> {
     let ended = Stop::default();
     let mut display = trace::Display::new(&args.trace, true);
     match child.target().map_err(LineError::from).and_then(|target| line.trace(target)) {
-        Ok(traced) => display.began(traced, &ended)?,
+        Ok(()) => {
+            trace::say_engine(&line, &args.trace, args.follow_children);
+            if let Some(traced) = line.first() {
+                display.began(traced, &ended)?;
+            }
+        }
         Err(error @ LineError::Program { .. }) => {
             let children = if args.follow_children { ", only Go programs that it starts" } else { "" };
             eprintln!("gotrace: {error}: it runs without probes{children}");

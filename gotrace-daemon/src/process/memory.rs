@@ -114,7 +114,7 @@ impl Memory {
         let file = openat(&*self.directory, "mem", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(
             |e| match e {
                 rustix::io::Errno::NOENT => ProcessError::Gone { pid: self.pid },
-                e => ProcessError::from_io(
+                e => ProcessError::from_memory(
                     self.pid,
                     self.uid,
                     "read its memory (process_vm_readv, /proc/PID/mem)",

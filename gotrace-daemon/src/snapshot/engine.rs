@@ -223,9 +223,11 @@ impl Engine {
         };
         let len = variable(self.allgs.length, "runtime.allglen")?;
         let pointer = variable(self.allgs.pointer, "runtime.allgptr")?;
+        if len == 0 && pointer == 0 {
+            return Err(SnapshotError::NotStarted);
+        }
         if len == 0 || len > MAX_ALLGS || pointer == 0 || !pointer.is_multiple_of(8) {
-            let why = format!("its list of goroutines has {len} entries at {pointer:#x}");
-            return Err(self.implausible(if len == 0 { why + ": it has not started yet" } else { why }));
+            return Err(self.implausible(format!("its list of goroutines has {len} entries at {pointer:#x}")));
         }
         let mut left = usize::try_from(len.min(most)).unwrap_or(usize::MAX);
         let mut gs = Vec::new();

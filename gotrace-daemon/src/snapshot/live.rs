@@ -52,6 +52,12 @@ impl Live {
         Names::new(Arc::clone(self.engine.binary()), self.engine.bias(), file)
     }
 
+    /// Mapped address less link-time address.
+    #[must_use]
+    pub fn bias(&self) -> u64 {
+        self.engine.bias()
+    }
+
     /// Its program.
     #[must_use]
     pub fn binary(&self) -> &Arc<Binary> {

@@ -49,6 +49,12 @@ impl Symbolizer {
         &self.binary
     }
 
+    /// The program, to be shared.
+    #[must_use]
+    pub fn shared_binary(&self) -> &Arc<Binary> {
+        &self.binary
+    }
+
     /// Where the program is mapped became known.
     pub fn set_bias(&mut self, bias: u64) {
         if bias != self.bias {
