@@ -52,33 +52,6 @@ pub struct ExecArgs {
     pub command: Vec<OsString>,
 }
 
-/// Arguments of `dump`.
-#[derive(Clone, Debug, Args)]
-#[command(before_help = "\
-Examples:
-  gotrace dump --pid 1234
-  gotrace dump --pid 1234 | jq 'select(.state == \"waiting\") | .wait_reason'
-
-Reads the process's memory; it is neither stopped nor changed, and eBPF is not needed.")]
-pub struct DumpArgs {
-    /// The process whose goroutines to show
-    #[arg(short, long, value_name = "PID", value_parser = value_parser!(u32).range(1..=i64::from(i32::MAX)))]
-    pub pid: u32,
-    /// One object a line (schema gotrace.dump/1)
-    #[arg(long, value_enum, default_value_t = DumpFormat::Json, value_name = "FORMAT")]
-    pub format: DumpFormat,
-    /// The runtime's own goroutines too
-    #[arg(long)]
-    pub system: bool,
-}
-
-/// How `dump` answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum DumpFormat {
-    /// For programs
-    Json,
-}
-
 /// Arguments of `inspect`.
 #[derive(Clone, Debug, Args)]
 #[command(before_help = "\
@@ -172,11 +145,11 @@ pub struct TraceArgs {
     #[arg(long, value_name = "FILE", help_heading = "Engine")]
     pub record: Option<PathBuf>,
     /// Goroutines that waits are kept for at once
-    #[arg(long, value_parser = value_parser!(u32).range(1..=1 << 24), default_value_t = 1 << 17, value_name = "N", help_heading = "Engine", hide_short_help = true)]
+    #[arg(long, value_parser = value_parser!(u32).range(1..=1 << 24), default_value_t = 1 << 17, value_name = "N", help_heading = "Engine")]
     pub max_goroutines: u32,
     /// What the probes say of their own work, on stderr: 0 nothing (and free), 4 each event that is
     /// dropped and why, 5 also hits in processes that are not traced
-    #[arg(long, value_parser = value_parser!(u8).range(0..=5), default_value_t = 0, value_name = "N", help_heading = "Engine", hide_short_help = true)]
+    #[arg(long, value_parser = value_parser!(u8).range(0..=5), default_value_t = 0, value_name = "N", help_heading = "Engine")]
     pub kernel_log: u8,
 }
 
