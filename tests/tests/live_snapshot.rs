@@ -41,8 +41,7 @@ fn every_mode() {
     let pairs = CORNER_VERSIONS
         .into_iter()
         .flat_map(|v| Mode::ALL.into_iter().map(move |m| (v, m)))
-        // The profile is that of a program with other scenarios.
-        .filter(|&(v, m)| m != Mode::Stripped && m != Mode::Pgo && m.exists(v, Arch::HOST));
+        .filter(|&(v, m)| m != Mode::Stripped && m.exists(v, Arch::HOST));
     all(Arch::HOST, pairs);
 }
 
