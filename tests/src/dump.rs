@@ -20,14 +20,16 @@ pub struct Dump {
     pub goroutines: BTreeMap<u64, Goroutine>,
     /// What the last line says.
     pub summary: Value,
+    /// What was said on standard error.
+    pub warnings: String,
 }
 
 impl Dump {
-    /// Runs `gotrace dump` on a process.
+    /// Runs `gotrace dump` on a process. `whole` as in [`Self::parse`].
     ///
     /// # Errors
     /// When it fails, with its words.
-    pub fn take(pid: u32, more: &[&str]) -> Result<Self> {
+    pub fn take(pid: u32, more: &[&str], whole: bool) -> Result<Self> {
         let output = Command::new(binary()?)
             .args(["dump", "--pid", &pid.to_string(), "--format", "json"])
             .args(more)
@@ -39,7 +41,8 @@ impl Dump {
             output.status,
             String::from_utf8_lossy(&output.stderr)
         );
-        Self::parse(&String::from_utf8(output.stdout)?, false)
+        let dump = Self::parse(&String::from_utf8(output.stdout)?, whole)?;
+        Ok(Self { warnings: String::from_utf8_lossy(&output.stderr).into_owned(), ..dump })
     }
 
     /// Reads the lines. `whole`: with the frames that Go's tracebacks leave out at their default level.
@@ -56,7 +59,7 @@ impl Dump {
         for line in lines {
             let line = line?;
             if let Some(summary) = line.get("summary") {
-                return Ok(Self { header, goroutines, summary: summary.clone() });
+                return Ok(Self { header, goroutines, summary: summary.clone(), warnings: String::new() });
             }
             let goid = line["goid"].as_u64().with_context(|| format!("a goroutine of a dump: {line}"))?;
             ensure!(goroutines.insert(goid, goroutine(&line, whole)).is_none(), "goroutine {goid} twice");

@@ -78,7 +78,7 @@ impl Server {
     /// goroutines and frames that agree.
     fn judge(&self) -> Result<(usize, usize)> {
         let before = self.tracebacks()?;
-        let dump = Dump::take(self.child.id(), &[])?;
+        let dump = Dump::take(self.child.id(), &[], false)?;
         let after = self.tracebacks()?;
         let mut wrong = Vec::new();
         // What was alive before and after must be there, though it moved.

@@ -25,6 +25,9 @@ pub fn run(args: &DumpArgs) -> Result<Exit, CliError> {
     let binary = Arc::new(binary);
     let mut live = Live::new(&target, Arc::clone(&binary)).map_err(|e| error(args.pid, &e))?;
     let snapshot = live.take(Options::default()).map_err(|e| error(args.pid, &e))?;
+    if let Some(warning) = live.warning() {
+        tracing::warn!(pid = args.pid, "{warning}");
+    }
     let mut names = live.names(&target);
     let header = Header { executable: &executable, go_version: &binary.go_version().text };
     let mut out = Stdout::lock();

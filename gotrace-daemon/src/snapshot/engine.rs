@@ -30,6 +30,9 @@ pub struct Engine {
     layout: Layout,
     /// One a thread.
     readers: Vec<Reader>,
+    /// Whether the layout is known to be that of the process.
+    settled: bool,
+    warning: Option<String>,
     /// The list of the last snapshot, and the same sorted.
     list: Vec<u64>,
     sorted: Vec<u64>,
@@ -48,6 +51,8 @@ impl Engine {
             allgs,
             readers: vec![Reader::new(Arc::clone(&binary), bias, layout)],
             layout,
+            settled: !binary.layout_is_extrapolated(),
+            warning: None,
             binary,
             list: Vec::new(),
             sorted: Vec::new(),
@@ -66,11 +71,19 @@ impl Engine {
         self.bias
     }
 
+    /// What must be known before the snapshots are believed: which layout was taken for a version that is
+    /// not known. Told after the first look.
+    #[must_use]
+    pub fn warning(&self) -> Option<&str> {
+        self.warning.as_deref()
+    }
+
     /// Reads all goroutines. [`Snapshot::pid`] is left to the caller.
     ///
     /// # Errors
     /// When the memory cannot be read at all, or does not look like that of this program.
     pub fn take(&mut self, memory: &dyn ReadMemory, options: Options) -> Result<Snapshot, SnapshotError> {
+        self.settle(memory)?;
         let clock = Clock::measure();
         let begin = Clock::now_monotonic_ns();
         let gs = self.list(memory, u64::MAX)?;
@@ -97,14 +110,96 @@ impl Engine {
     /// # Errors
     /// When it does not, with what was found.
     pub fn check_layout(&mut self, memory: &dyn ReadMemory) -> Result<(), SnapshotError> {
+        self.settle(memory)?;
+        self.look(memory, self.layout, Options { stacks: false, waits: false, labels: false }).map(drop)
+    }
+
+    /// Reads a few goroutines by a layout.
+    fn look(
+        &self,
+        memory: &dyn ReadMemory,
+        layout: Layout,
+        options: Options,
+    ) -> Result<(Snapshot, Reader), SnapshotError> {
         let mut gs = self.list(memory, CHECKED)?;
         gs.sort_unstable();
         gs.dedup();
         let mut snapshot = Snapshot::default();
-        let options = Options { stacks: false, waits: false, labels: false };
-        let Some(reader) = self.readers.first_mut() else { return Ok(()) };
+        let mut reader = Reader::new(Arc::clone(&self.binary), self.bias, layout);
         reader.read(memory, options, &gs, &mut snapshot)?;
-        self.finish(&mut snapshot)
+        self.finish(&mut snapshot)?;
+        Ok((snapshot, reader))
+    }
+
+    /// Whether everything that a few goroutines point to is where a layout says.
+    fn fits(&self, memory: &dyn ReadMemory, layout: Layout) -> Result<(), SnapshotError> {
+        let options = Options { labels: false, ..Options::default() };
+        let (snapshot, reader) = self.look(memory, layout, options)?;
+        let counts = snapshot.counts;
+        for (wrong, of, what) in [
+            (
+                counts.stacks_missing + counts.stacks_incomplete,
+                counts.goroutines,
+                "stacks cannot be followed",
+            ),
+            (counts.waits_unreadable, counts.goroutines, "wait for what cannot be read"),
+            (reader.waits.odd_queues, snapshot.objects.len() as u64, "channels have half a queue"),
+        ] {
+            if wrong > of / 4 {
+                return Err(self.implausible(format!("{wrong} of {of} {what}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// For a version that is newer than all that are known: the newest layout, if the process looks like
+    /// that, else the only other one that it looks like.
+    fn settle(&mut self, memory: &dyn ReadMemory) -> Result<(), SnapshotError> {
+        if self.settled {
+            return Ok(());
+        }
+        let newest = match self.fits(memory, self.layout) {
+            Err(e @ SnapshotError::Implausible { .. }) => e,
+            other => {
+                self.settled = other.is_ok();
+                return other;
+            }
+        };
+        let mut tried = vec![self.layout];
+        let mut fitting = Vec::new();
+        for (minor, offsets) in self.binary.offsets_by_class() {
+            let Ok(layout) = Layout::of(&self.binary, minor, &offsets) else { continue };
+            if tried.contains(&layout) {
+                continue;
+            }
+            tried.push(layout);
+            match self.fits(memory, layout) {
+                Ok(()) => fitting.push((minor, layout)),
+                Err(SnapshotError::Implausible { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        match fitting[..] {
+            [(minor, layout)] => {
+                self.warning = Some(format!(
+                    "{} is not known, and its goroutines look like those of Go 1.{minor}: read as such",
+                    self.binary.go_version()
+                ));
+                self.layout = layout;
+                self.readers = vec![Reader::new(Arc::clone(&self.binary), self.bias, layout)];
+                self.settled = true;
+                Ok(())
+            }
+            [] => Err(newest),
+            _ => {
+                let like: Vec<String> = fitting.iter().map(|(minor, _)| format!("Go 1.{minor}")).collect();
+                Err(self.implausible(format!(
+                    "they do not look like those of the newest known version, and like those of more than one \
+                     older one: {}",
+                    like.join(", ")
+                )))
+            }
+        }
     }
 
     /// Reads the `g`s at these sorted addresses; very many with two threads, each one half, if the machine
@@ -125,11 +220,18 @@ impl Engine {
             [first, second] if two => {
                 let (low, high) = gs.split_at(gs.len() / 2);
                 let mut other = Snapshot::default();
-                thread::scope(|scope| {
-                    let reading = scope.spawn(|| second.read(memory, options, high, &mut other));
-                    let read = first.read(memory, options, low, snapshot);
-                    read.and(reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                let together = thread::scope(|scope| {
+                    let reading = thread::Builder::new()
+                        .name("snapshot".into())
+                        .spawn_scoped(scope, || second.read(memory, options, high, &mut other));
+                    first.read(memory, options, low, snapshot)?;
+                    // Where no thread can be had, one does both.
+                    let Ok(thread) = reading else { return Ok(false) };
+                    thread.join().unwrap_or_else(|e| std::panic::resume_unwind(e)).map(|()| true)
                 })?;
+                if !together {
+                    second.read(memory, options, high, &mut other)?;
+                }
                 merge(first, second, snapshot, other);
             }
             [first, ..] => first.read(memory, options, gs, snapshot)?,

@@ -96,12 +96,16 @@ pub(super) struct Waits {
     objects: HashTable<ObjectId>,
     hasher: FixedState,
     budget: usize,
+    /// Channels of which a queue has a first but no last, or the reverse: never for longer than an
+    /// instruction, if the structure is known.
+    pub odd_queues: u64,
 }
 
 impl Waits {
     /// Forgets the objects of the last snapshot; as many entries as goroutines may have.
     pub fn begin(&mut self, goroutines: usize) {
         self.objects.clear();
+        self.odd_queues = 0;
         self.budget = goroutines.saturating_mul(2).saturating_add(MAX_ENTRIES);
     }
 
@@ -183,6 +187,7 @@ impl Waits {
             for (i, &(address, _)) in now.iter().enumerate() {
                 let chan = self.pieces.item(i, len).and_then(|b| Chan::parse(b, layout));
                 counts.waits_unreadable += u64::from(chan.is_none());
+                self.odd_queues += u64::from(chan.is_some_and(|c| c.has_odd_queue()));
                 self.chans.push((address, chan));
             }
             rest = later;
@@ -356,6 +361,10 @@ impl Chan {
             senders: queue(layout.chan_sendq),
         };
         (this.len <= this.cap && closed <= 1).then_some(this)
+    }
+
+    fn has_odd_queue(&self) -> bool {
+        [self.receivers, self.senders].iter().any(|&(first, last)| (first == 0) != (last == 0))
     }
 
     /// Whether this entry is the only one on either side.
