@@ -4,7 +4,7 @@
 use std::{sync::Arc, thread};
 
 use super::{
-    Options, Snapshot, SnapshotError,
+    Goroutine, Options, Snapshot, SnapshotError,
     layout::{Layout, word},
     merge::merge,
     reader::Reader,
@@ -136,7 +136,15 @@ impl Engine {
         let options = Options { labels: false, ..Options::default() };
         let (snapshot, reader) = self.look(memory, layout, options)?;
         let counts = snapshot.counts;
+        let count = |is: fn(&Goroutine) -> bool| snapshot.goroutines.iter().filter(|g| is(g)).count() as u64;
         for (wrong, of, what) in [
+            // Few are calls of C threads; ids only grow.
+            (count(|g| g.entry_pc == 0), counts.goroutines, "have no entry function"),
+            (
+                count(|g| g.parent_goid.is_some_and(|p| p >= g.goid)),
+                counts.goroutines,
+                "were made by one that is younger",
+            ),
             (
                 counts.stacks_missing + counts.stacks_incomplete,
                 counts.goroutines,

@@ -29,6 +29,9 @@ const REPEATED_MS: f64 = 800.0;
 /// Most memory of the agent, in MiB.
 const AGENT_MIB: f64 = 400.0;
 
+/// Of so many goroutines a whole dump is written: a million have gigabytes of JSON.
+const DUMPED_MOST: usize = 100_000;
+
 /// What several goes at one thing came to.
 #[derive(Default)]
 struct Goes {
@@ -109,9 +112,9 @@ fn at_size(
         pause(&label, &goes, false, report);
         report.add(format!("{label}: output{cut}"), "MiB", bytes / f64::from(1 << 20), None, None);
     }
-    for format in ["pprof", "text", "json"] {
-        let dump = dump(program.pid(), binaries, format, target)?;
-        let label = format!("{name}: gotrace dump --format {format}, from start to exit");
+    if size <= DUMPED_MOST {
+        let dump = dump(program.pid(), binaries, target)?;
+        let label = format!("{name}: gotrace dump --format json, from start to exit");
         report.add(&label, "ms", dump.ms, None, None);
         report.add(format!("{label}: output"), "MiB", dump.bytes / f64::from(1 << 20), None, None);
         report.add(format!("{label}: memory"), "MiB", dump.peak_mib, None, None);
@@ -165,12 +168,12 @@ struct Dump {
     peak_mib: f64,
 }
 
-fn dump(pid: u32, binaries: &Binaries, format: &str, target: &Path) -> Result<Dump> {
+fn dump(pid: u32, binaries: &Binaries, target: &Path) -> Result<Dump> {
     let path = target.join("bench.dump");
     let file = fs::File::create(&path).with_context(|| format!("creating {}", path.display()))?;
     let begin = Instant::now();
     let mut child = Command::new(&binaries.gotrace)
-        .args(["dump", "--pid", &pid.to_string(), "--format", format])
+        .args(["dump", "--pid", &pid.to_string(), "--format", "json"])
         .stdin(Stdio::null())
         .stdout(file)
         .stderr(Stdio::null())
@@ -188,7 +191,7 @@ fn dump(pid: u32, binaries: &Binaries, format: &str, target: &Path) -> Result<Du
     let ms = begin.elapsed().as_secs_f64() * 1e3;
     let bytes = fs::metadata(&path).with_context(|| format!("reading {}", path.display()))?.len() as f64;
     fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
-    ensure!(status.success(), "gotrace dump --format {format} ended with {status}");
+    ensure!(status.success(), "gotrace dump ended with {status}");
     Ok(Dump { ms, bytes, peak_mib })
 }
 
