@@ -15,7 +15,7 @@ mod traced;
 use std::{
     num::NonZeroU32,
     sync::Arc,
-    thread,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -98,6 +98,9 @@ pub struct Line {
     next_process: u32,
     /// The first process, whose descendants are followed.
     root_pid: Option<u32>,
+    /// Probes of processes that are not traced any more, on their way out: that takes long, and others
+    /// are traced meanwhile.
+    detaching: Vec<JoinHandle<()>>,
     /// Records that could not be decoded, or are of no process that is traced.
     undecodable: u64,
     stray: u64,
@@ -134,6 +137,7 @@ impl Line {
             summaries: Vec::new(),
             next_process: 1,
             root_pid: None,
+            detaching: Vec::new(),
             undecodable: 0,
             stray: 0,
         })
@@ -277,10 +281,15 @@ impl Line {
         }
     }
 
-    /// What each traced process came to, in the order of their ends; and whether the event log, if one
+    /// Waits until no probe is in place any more. What each traced process came to, in the order of their
+    /// ends; and whether the event log, if one
     /// was wanted, is complete ([`LineError::Record`]).
     pub fn finish(self) -> (Vec<Summary>, Result<(), LineError>) {
-        let Self { summaries, log, config, .. } = self;
+        let Self { summaries, log, config, detaching, .. } = self;
+        for thread in detaching {
+            // What could not be removed was logged, and goes when gotrace ends.
+            let _ = thread.join();
+        }
         let recorded = match (log, config.record) {
             (Some(log), Some(path)) => {
                 log.finish().map_err(|error| LineError::Record { path: path.display().to_string(), error })
@@ -401,7 +410,9 @@ impl Line {
             exporter.interval(&last);
         }
         self.summaries.push(traced.summary(&last, why));
-        traced.detach();
+        let Some(attachment) = traced.take_attachment() else { return };
+        self.detaching.retain(|thread| !thread.is_finished());
+        self.detaching.push(thread::spawn(move || attachment.detach()));
     }
 
     /// Reports on those that are `wanted`.

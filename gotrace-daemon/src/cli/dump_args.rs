@@ -14,7 +14,7 @@ use crate::snapshot::Status;
 Examples:
   gotrace dump --pid 1234
   gotrace dump --pid 1234 --group
-  gotrace dump --pid 1234 --reason select,sleep --function '^main\\.'
+  gotrace dump --pid 1234 --reason select,sleep --function main.worker
   gotrace dump --pid 1234 --format json -o before.json
   gotrace dump --pid 1234 --format pprof -o goroutines.pb.gz
   go tool pprof goroutines.pb.gz

@@ -62,7 +62,15 @@ impl Traced {
         }
         match self.read_layout() {
             Ok(live) => {
-                newer("the newest known layout is used, which its goroutines in memory fit");
+                match live.warning() {
+                    // The kernel side reads by the newest layout.
+                    Some(warning) if !self.sampled => {
+                        let why = format!("{warning}, which only --engine snapshot can do");
+                        return Err(self.implausible_because(why));
+                    }
+                    Some(warning) => tracing::warn!(pid, "{warning}"),
+                    None => newer("the newest known layout is used, which its goroutines in memory fit"),
+                }
                 tracing::debug!(pid, "its goroutines look like those of its version of Go");
                 self.live = Some(live);
                 Ok(())

@@ -388,8 +388,9 @@ impl Traced {
         }
     }
 
+    /// Whether it has ended, or is about to: its executable is taken away a little before.
     pub(super) fn has_ended(&self) -> bool {
-        self.watch.has_ended()
+        self.watch.has_ended() || std::fs::metadata(self.probe_path()).is_err()
     }
 
     /// `None` while it runs what it ran when tracing began.
@@ -411,10 +412,8 @@ impl Traced {
         self.executed
     }
 
-    pub(super) fn detach(mut self) {
-        if let Some(attachment) = self.attachment.take() {
-            attachment.detach();
-        }
+    pub(super) fn take_attachment(&mut self) -> Option<Attachment> {
+        self.attachment.take()
     }
 }
 
