@@ -9,6 +9,7 @@ mod cost;
 mod error;
 mod report;
 mod seed;
+mod snapshots;
 mod traced;
 
 use std::{

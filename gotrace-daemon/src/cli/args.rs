@@ -81,8 +81,9 @@ Examples:
   gotrace doctor
   gotrace doctor --format json | jq '.checks[] | select(.state != \"ok\")'
 
-Tells by trying: makes a ring buffer, loads programs, puts a probe on gotrace itself. Ends with
-0 when the events engine works here, with 3 when something is missing.")]
+Tells by trying: makes a ring buffer, loads programs, puts a probe on gotrace itself, reads the
+memory of a child. Ends with 0 when the events engine works here, with 3 when only snapshots or
+nothing does.")]
 pub struct DoctorArgs {
     /// Text for people, or one JSON object (schema gotrace.doctor/1)
     #[arg(long, value_enum, default_value_t = TextOrJson::Text, value_name = "FORMAT")]

@@ -107,6 +107,8 @@ pub(super) struct Process {
     executable: String,
     build_id: String,
     mapping: Option<Mapped>,
+    /// Whether the engine's warning was passed on.
+    warned: bool,
 }
 
 impl Process {
@@ -126,12 +128,18 @@ impl Process {
         let live = Live::new(&target, Arc::new(binary)).map_err(|e| error(pid, &e))?;
         let mapping = target.executable_mappings()?.into_iter().find(|m| m.executable);
         let mapping = mapping.map(|m| Mapped { start: m.start, end: m.end, file_offset: m.file_offset });
-        Ok(Self { target, live, executable, build_id: build_id.unwrap_or_default(), mapping })
+        Ok(Self { target, live, executable, build_id: build_id.unwrap_or_default(), mapping, warned: false })
     }
 
     /// Reads its goroutines now. What could not be seen is warned of.
     pub fn take(&mut self, options: Options) -> Result<Snapshot, CliError> {
-        self.live.take(options).map_err(|e| error(self.target.pid(), &e))
+        let pid = self.target.pid();
+        let snapshot = self.live.take(options).map_err(|e| error(pid, &e))?;
+        if let Some(warning) = self.live.warning().filter(|_| !self.warned) {
+            tracing::warn!(pid, "{warning}");
+            self.warned = true;
+        }
+        Ok(snapshot)
     }
 
     pub fn names(&self) -> Names {

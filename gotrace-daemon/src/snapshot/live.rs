@@ -45,6 +45,12 @@ impl Live {
         self.engine.check_layout(&self.memory)
     }
 
+    /// What must be known before its snapshots are believed; told after the first look.
+    #[must_use]
+    pub fn warning(&self) -> Option<&str> {
+        self.engine.warning()
+    }
+
     /// Names for its addresses.
     #[must_use]
     pub fn names(&self, target: &Target) -> Names {
