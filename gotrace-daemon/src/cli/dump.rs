@@ -42,7 +42,7 @@ pub fn run(args: &DumpArgs) -> Result<Exit, CliError> {
     Ok(Exit::DONE)
 }
 
-fn error(pid: u32, e: &crate::snapshot::SnapshotError) -> CliError {
+pub(super) fn error(pid: u32, e: &crate::snapshot::SnapshotError) -> CliError {
     let what = match e {
         crate::snapshot::SnapshotError::Process(_) => e.to_string(),
         _ => format!("process {pid}: {e}"),

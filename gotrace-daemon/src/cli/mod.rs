@@ -12,7 +12,7 @@ mod doctor;
 mod dump;
 mod error;
 mod exec;
-
+mod leaks;
 mod man;
 mod output;
 mod trace;
@@ -25,6 +25,7 @@ pub use args::{
     TextOrJson, TraceArgs,
 };
 pub use error::{CliError, Exit};
+pub use leaks::{GraphFormat, LeaksArgs};
 pub use output::{Stdout, is_broken_pipe};
 
 /// Shows and traces the goroutines of running Go programs, from outside
@@ -39,7 +40,8 @@ pub use output::{Stdout, is_broken_pipe};
     color = ColorChoice::Auto,
     before_help = EXAMPLES,
     after_help = "Exit codes: 0 done, 1 failure, 2 usage, 3 permission or capability missing, \
-                  4 not a Go program or not supported, 5 the target is gone.",
+                  4 not a Go program or not supported, 5 the target is gone, \
+                  10 findings (with --fail-on).",
     subcommand_required = true,
     arg_required_else_help = true,
     max_term_width = 100
@@ -68,6 +70,7 @@ Examples:
   gotrace attach --pid 1234                     live table of a running program
   gotrace attach --pid 1234 --duration 10s --export spans.json
   gotrace dump --pid 1234                       every goroutine now, without eBPF
+  gotrace leaks --pid 1234 --watch 60s          what will not finish, and why
   gotrace exec -- ./server --port 8080          from goroutine 1 on
   gotrace inspect ./server                      what the binary tells";
 
@@ -80,6 +83,8 @@ pub enum Command {
     Exec(ExecArgs),
     /// Show every goroutine of a running Go program now
     Dump(DumpArgs),
+    /// Show goroutines that will not finish, and why that is believed
+    Leaks(leaks::LeaksArgs),
     /// Show what a Go binary tells, and where it would be probed
     Inspect(InspectArgs),
     /// Try what this host allows, and say what is missing and what to do
@@ -101,6 +106,7 @@ pub fn run(cli: Cli) -> Result<Exit, CliError> {
         Command::Attach(args) => attach::run(args),
         Command::Exec(args) => exec::run(args),
         Command::Dump(args) => dump::run(&args),
+        Command::Leaks(args) => leaks::run(&args),
         Command::Inspect(args) => binary::run(args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => completions::run(&args),

@@ -315,6 +315,13 @@ impl Binary {
     pub fn load_bias(&self, mapping_start: u64, mapping_file_offset: u64) -> Option<u64> {
         elf::load_bias(&self.segments, mapping_start, mapping_file_offset)
     }
+
+    /// Link-time addresses of what is loaded, first and behind the last, and whether it may be written to.
+    pub fn loaded(&self) -> impl Iterator<Item = (std::ops::Range<u64>, bool)> + '_ {
+        self.segments.iter().map(|s| {
+            (s.address..s.address.saturating_add(s.memory_size), s.flags & object::elf::PF_W.0 != 0)
+        })
+    }
 }
 
 /// Fields that the kernel side reads.

@@ -39,17 +39,17 @@ const CHECKED: u64 = 256;
 /// Takes snapshots of one program in one process, and keeps what does not change between them.
 #[derive(Debug)]
 pub struct Engine {
-    binary: Arc<Binary>,
-    bias: u64,
+    pub(super) binary: Arc<Binary>,
+    pub(super) bias: u64,
     allgs: Allgs,
-    layout: Layout,
+    pub(super) layout: Layout,
     families: Vec<Family>,
     places: Places,
     entries: HashMap<u64, Option<EntryKind>, FixedState>,
     interner: Interner,
     waits: Waits,
     labels: Labels,
-    pieces: Pieces,
+    pub(super) pieces: Pieces,
     scratch: Vec<StackFrame>,
 }
 
@@ -415,6 +415,7 @@ impl Engine {
             created_pc: if seen.goid == 1 { 0 } else { seen.created_pc },
             entry_pc: seen.entry_pc,
             wait_since_ns: seen.wait_since,
+            park_mark: seen.park_mark(),
             thread_id,
             stack,
             waits: WaitRange {

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use super::{Engine, Image, Names, Options, Recording, Snapshot, SnapshotError};
+use super::{
+    Engine, Image, Names, Options, Recording, References, Snapshot, SnapshotError, Suspect,
+};
 use crate::{
     gobin::Binary,
-    process::{Memory, Target},
+    process::{Memory, ProcessError, Target},
 };
 
 /// A process that snapshots are taken of.
@@ -45,6 +47,18 @@ impl Live {
         let mut snapshot = self.engine.take(&recording, options)?;
         snapshot.pid = self.pid;
         Ok((snapshot, recording.image(self.engine.bias())))
+    }
+
+    /// Who holds the addresses that suspects wait on.
+    ///
+    /// # Errors
+    /// As [`Engine::find_references`].
+    pub fn find_references(
+        &mut self,
+        snapshot: &Snapshot,
+        suspects: &[Suspect],
+    ) -> Result<References, ProcessError> {
+        self.engine.find_references(&self.memory, snapshot, suspects)
     }
 
     /// Whether the process looks like a Go program of its version: cheap, for a check before anything is

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{Header, Selection};
 use crate::{
     gobin::Frame,
-    snapshot::{Goroutine, Names, ObjectKind, Snapshot, Status, Wait},
+    snapshot::{Goroutine, Names, ObjectKind, Snapshot, StackFrame, Status, Wait, WaitObject},
 };
 
 /// The schema of these lines.
@@ -42,7 +42,7 @@ pub fn write(
     for goroutine in snapshot.goroutines.iter().filter(|g| selection.system || !g.is_system()) {
         let stack = goroutine.stack.and_then(|id| {
             let known = stacks.get_mut(id.index())?;
-            Some(known.get_or_insert_with(|| frames(snapshot, goroutine, names)).clone())
+            Some(known.get_or_insert_with(|| frames(snapshot.frames(goroutine), names)).clone())
         });
         line(out, &object(snapshot, goroutine, names, stack))?;
     }
@@ -66,21 +66,17 @@ pub fn write(
     )
 }
 
-fn line(out: &mut impl Write, value: &Value) -> io::Result<()> {
+/// One object a line.
+pub(in crate::sink) fn line(out: &mut impl Write, value: &Value) -> io::Result<()> {
     serde_json::to_writer(&mut *out, value)?;
     out.write_all(b"\n")
 }
 
 fn object(snapshot: &Snapshot, goroutine: &Goroutine, names: &mut Names, stack: Option<Value>) -> Value {
-    let reason = names.binary().wait_reasons().get(usize::from(goroutine.wait_reason));
-    let reason = match (goroutine.status.is_waiting(), reason) {
-        (false, _) | (_, Some(&"")) => Value::Null,
-        (true, Some(name)) => (*name).into(),
-        (true, None) => format!("reason {}", goroutine.wait_reason).into(),
-    };
+    let reason = reason(names, goroutine.status.is_waiting().then_some(goroutine.wait_reason));
     let labels: serde_json::Map<String, Value> =
         snapshot.labels_of(goroutine).iter().map(|(k, v)| (k.to_string(), v.to_string().into())).collect();
-    let waits: Vec<_> = snapshot.waits_of(goroutine).iter().map(|w| wait(snapshot, *w)).collect();
+    let waits: Vec<_> = snapshot.waits_of(goroutine).iter().map(|w| snapshot.object(w.object).map_or(Value::Null, |o| object_of_wait(*w, o))).collect();
     // When a wait began is not known from memory: `g.waitsince` bounds nothing.
     let wait_ns = match goroutine.status {
         Status::Waiting | Status::Leaked => json!({"at_least": 0, "at_most": null}),
@@ -104,15 +100,27 @@ fn object(snapshot: &Snapshot, goroutine: &Goroutine, names: &mut Names, stack: 
     })
 }
 
-fn place(frame: Option<&Frame>) -> Value {
+/// A wait reason by its number; `null` for none.
+pub(in crate::sink) fn reason(names: &Names, reason: Option<u8>) -> Value {
+    let name = reason.and_then(|r| names.binary().wait_reasons().get(usize::from(r)));
+    match (reason, name) {
+        (None, _) | (_, Some(&"")) => Value::Null,
+        (_, Some(name)) => (*name).into(),
+        (Some(number), None) => format!("reason {number}").into(),
+    }
+}
+
+/// Function, file, line.
+pub(in crate::sink) fn place(frame: Option<&Frame>) -> Value {
     frame.map_or(
         Value::Null,
         |f| json!({"function": f.function, "file": text(&f.file), "line": number(f.line)}),
     )
 }
 
-fn frames(snapshot: &Snapshot, goroutine: &Goroutine, names: &mut Names) -> Value {
-    let named = names.stack(snapshot.frames(goroutine));
+/// A stack, innermost frame first.
+pub(in crate::sink) fn frames(stack: &[StackFrame], names: &mut Names) -> Value {
+    let named = names.stack(stack);
     let frames = named.iter().map(|n| {
         json!({
             "function": n.frame.function,
@@ -126,8 +134,8 @@ fn frames(snapshot: &Snapshot, goroutine: &Goroutine, names: &mut Names) -> Valu
     Value::Array(frames.collect())
 }
 
-fn wait(snapshot: &Snapshot, wait: Wait) -> Value {
-    let Some(object) = snapshot.object(wait.object) else { return Value::Null };
+/// An object that is waited on.
+pub(in crate::sink) fn object_of_wait(wait: Wait, object: &WaitObject) -> Value {
     let chan = (object.kind == ObjectKind::Chan && object.known).then_some(object);
     let is_chan = object.kind == ObjectKind::Chan;
     json!({
@@ -143,10 +151,10 @@ fn wait(snapshot: &Snapshot, wait: Wait) -> Value {
     })
 }
 
-fn text(text: &str) -> Option<&str> {
+pub(in crate::sink) fn text(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
 }
 
-fn number(line: u32) -> Option<u32> {
+pub(in crate::sink) fn number(line: u32) -> Option<u32> {
     (line != 0).then_some(line)
 }

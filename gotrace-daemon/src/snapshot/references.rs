@@ -1,0 +1,309 @@
+//! Who holds what a goroutine waits on, as far as stacks tell: looks for the addresses of channels and
+//! locks in the stacks of all other goroutines, in the program's variables, and in what those point to.
+//!
+//! Input: memory of the running process, a [`Snapshot`] of it, and suspects. Output: [`References`].
+//! Conservative: every word may be a pointer, also one that was left behind in a frame, so that a holder
+//! may be seen where there is none. The heap is followed for [`HOPS`] pointers only, and of each object
+//! only the first bytes are looked at: a holder that is farther away is **not** seen. So "nobody holds it"
+//! is a suspicion, never a proof.
+
+use foldhash::fast::FixedState;
+use hashbrown::{HashMap, HashSet};
+
+use super::{
+    Engine, Snapshot,
+    layout::word,
+    seen::{Holds, Seen},
+};
+use crate::process::{ProcessError, ReadMemory};
+
+/// Pointers that are followed from a stack or a variable.
+pub const HOPS: u32 = 2;
+/// Bytes of an object that are looked at.
+pub const OBJECT_BYTES: u64 = 256;
+/// Most bytes of one stack, or one part of the program's variables.
+const MAX_RANGE: u64 = 4 << 20;
+/// Most objects that are looked into.
+const MAX_OBJECTS: usize = 2 << 20;
+/// Goroutines named for each address.
+const MAX_NAMED: usize = 64;
+/// Ranges that are read together.
+const CHUNK: usize = 4096;
+
+/// An address that is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reference {
+    /// The address.
+    pub address: u64,
+    /// How far before it a pointer may point and count as a reference: a lock is a field, and others hold
+    /// the structure. 0 for a channel.
+    pub reach: u64,
+}
+
+/// A goroutine that nobody may be able to release, with all that could.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Suspect {
+    /// Its id.
+    pub goid: u64,
+    /// What it waits on: it is held if any of these is.
+    pub waits_on: Vec<Reference>,
+}
+
+/// What was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct References {
+    /// Goids, ascending, of the suspects of which nothing is referred to by a goroutine that is no suspect,
+    /// by a variable, by what those point to, or by a suspect that is itself held.
+    pub unheld: Vec<u64>,
+    /// For each address, goids of those whose stack has exactly this word, suspects included, ascending; not
+    /// all of them where there are many.
+    pub stacks: HashMap<u64, Vec<u64>, FixedState>,
+    /// Whether everything was looked through. Otherwise `unheld` means nothing.
+    pub complete: bool,
+}
+
+/// Addresses that are looked for, by address, and what is known of each.
+struct Search {
+    sought: Vec<Reference>,
+    held: Vec<bool>,
+    exact: Vec<Vec<u64>>,
+    longest_reach: u64,
+    /// Objects that were or will be looked into, by address / 8.
+    visited: HashSet<u64, FixedState>,
+    /// Addresses of code and constants, which point to nothing.
+    constant: Vec<std::ops::Range<u64>>,
+    complete: bool,
+}
+
+impl Search {
+    fn new(suspects: &[Suspect], constant: Vec<std::ops::Range<u64>>) -> Self {
+        let mut sought: Vec<Reference> = suspects.iter().flat_map(|s| s.waits_on.iter().copied()).collect();
+        sought.sort_unstable_by_key(|r| (r.address, std::cmp::Reverse(r.reach)));
+        sought.dedup_by_key(|r| r.address);
+        Self {
+            held: vec![false; sought.len()],
+            exact: vec![Vec::new(); sought.len()],
+            longest_reach: sought.iter().map(|r| r.reach).max().unwrap_or(0),
+            sought,
+            visited: HashSet::default(),
+            constant,
+            complete: true,
+        }
+    }
+
+    fn index(&self, address: u64) -> Option<usize> {
+        self.sought.binary_search_by_key(&address, |r| r.address).ok()
+    }
+
+    /// Tells which addresses a word refers to.
+    fn matches(&self, word: u64, mut tell: impl FnMut(usize)) {
+        let (Some(first), Some(last)) = (self.sought.first(), self.sought.last()) else { return };
+        if word < first.address.saturating_sub(self.longest_reach) || word > last.address {
+            return;
+        }
+        let begin = self.sought.partition_point(|r| r.address < word);
+        for (n, r) in self.sought.iter().enumerate().skip(begin) {
+            let distance = r.address - word;
+            if distance > self.longest_reach {
+                break;
+            }
+            if distance <= r.reach {
+                tell(n);
+            }
+        }
+    }
+
+    /// Takes in a word that somebody holds; it is followed if `next` is given.
+    fn take(&mut self, word: u64, next: Option<&mut Vec<u64>>) {
+        let mut found = [usize::MAX; 8];
+        let mut count = 0;
+        self.matches(word, |n| {
+            if count < found.len() {
+                found[count] = n;
+                count += 1;
+            }
+        });
+        for &n in &found[..count] {
+            self.held[n] = true;
+        }
+        // More than those few on so little memory: look no further, all of them are held.
+        if count == found.len() {
+            let mut all = Vec::new();
+            self.matches(word, |n| all.push(n));
+            for n in all {
+                self.held[n] = true;
+            }
+        }
+        let Some(next) = next else { return };
+        let plausible = (1 << 16..1 << 52).contains(&word) && !self.constant.iter().any(|r| r.contains(&word));
+        if plausible && self.visited.insert(word / 8) {
+            if self.visited.len() > MAX_OBJECTS {
+                self.complete = false;
+                return;
+            }
+            next.push(word & !7);
+        }
+    }
+}
+
+impl Engine {
+    /// Looks for holders. The process runs on: what is found was so at some time in between, so that a
+    /// suspect must be looked at again afterwards ([`super::Goroutine::park_mark`]).
+    ///
+    /// # Errors
+    /// When the process is gone, or its memory may not be read.
+    pub fn find_references(
+        &mut self,
+        memory: &dyn ReadMemory,
+        snapshot: &Snapshot,
+        suspects: &[Suspect],
+    ) -> Result<References, ProcessError> {
+        let bias = self.bias;
+        let shift = |r: std::ops::Range<u64>| r.start.wrapping_add(bias)..r.end.wrapping_add(bias);
+        let part = |writable| move |(r, w): (std::ops::Range<u64>, bool)| (w == writable).then(|| shift(r));
+        let variables: Vec<_> = self.binary.loaded().filter_map(part(true)).collect();
+        let mut search = Search::new(suspects, self.binary.loaded().filter_map(part(false)).collect());
+        if search.sought.is_empty() {
+            return Ok(References { complete: true, ..References::default() });
+        }
+        let mut open: HashMap<u64, &Suspect, FixedState> = suspects.iter().map(|s| (s.goid, s)).collect();
+
+        let mut next = Vec::new();
+        let mut ranges = Vec::new();
+        for range in variables {
+            let mut at = range.start & !7;
+            while at < range.end {
+                ranges.push((at, (range.end - at).min(1 << 16) as u32));
+                at += 1 << 16;
+            }
+        }
+        self.words(memory, &ranges, |_, word| search.take(word, Some(&mut next)))?;
+        for goroutine in snapshot.goroutines.iter().filter(|g| !open.contains_key(&g.goid)) {
+            for wait in snapshot.waits_of(goroutine) {
+                let address = snapshot.object(wait.object).map_or(0, |o| o.address);
+                if let Some(n) = search.index(address) {
+                    search.held[n] = true;
+                }
+            }
+        }
+
+        // Everybody's stack once: those of suspects for the account of exact words only.
+        let stacks = self.stacks(memory, snapshot, |_| true, &mut search.complete)?;
+        let ranges: Vec<_> = stacks.iter().map(|&(_, at, len)| (at, len)).collect();
+        self.words(memory, &ranges, |n, word| {
+            let goid = stacks[n].0;
+            if let Some(exact) = search.index(word).and_then(|i| search.exact.get_mut(i))
+                && exact.last() != Some(&goid)
+                && exact.len() < MAX_NAMED
+            {
+                exact.push(goid);
+            }
+            if !open.contains_key(&goid) {
+                search.take(word, Some(&mut next));
+            }
+        })?;
+        self.follow(memory, &mut search, next)?;
+
+        // Who is held can act, and holds what its stack refers to.
+        loop {
+            let held = |s: &Suspect| s.waits_on.iter().any(|r| search.index(r.address).is_none_or(|n| search.held[n]));
+            let woken: Vec<u64> = open.values().filter(|s| held(s)).map(|s| s.goid).collect();
+            if woken.is_empty() || !search.complete {
+                break;
+            }
+            for goid in &woken {
+                open.remove(goid);
+            }
+            let woken: HashSet<u64, FixedState> = woken.into_iter().collect();
+            let stacks = self.stacks(memory, snapshot, |goid| woken.contains(&goid), &mut search.complete)?;
+            let ranges: Vec<_> = stacks.iter().map(|&(_, at, len)| (at, len)).collect();
+            let mut next = Vec::new();
+            self.words(memory, &ranges, |_, word| search.take(word, Some(&mut next)))?;
+            self.follow(memory, &mut search, next)?;
+        }
+        let mut unheld: Vec<u64> = open.into_keys().collect();
+        unheld.sort_unstable();
+        let stacks = search.sought.iter().zip(search.exact).map(|(r, mut goids)| {
+            goids.sort_unstable();
+            goids.dedup();
+            (r.address, goids)
+        });
+        Ok(References { unheld, stacks: stacks.collect(), complete: search.complete })
+    }
+
+    /// Follows pointers, each once, for as many hops as there are.
+    fn follow(
+        &mut self,
+        memory: &dyn ReadMemory,
+        search: &mut Search,
+        mut objects: Vec<u64>,
+    ) -> Result<(), ProcessError> {
+        for hop in 1..=HOPS {
+            objects.sort_unstable();
+            // Go's heap grows by whole multiples of this; nothing is read beyond its end.
+            let within = |at: u64| OBJECT_BYTES.min((1 << 22) - at % (1 << 22)) as u32;
+            let ranges: Vec<_> = objects.iter().map(|&at| (at, within(at))).collect();
+            let mut next = Vec::new();
+            self.words(memory, &ranges, |_, word| search.take(word, (hop < HOPS).then_some(&mut next)))?;
+            objects = next;
+            if !search.complete {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The part of each wanted goroutine's stack that is in use: goid, address, length; all of it for one
+    /// that runs.
+    fn stacks(
+        &mut self,
+        memory: &dyn ReadMemory,
+        snapshot: &Snapshot,
+        wanted: impl Fn(u64) -> bool,
+        complete: &mut bool,
+    ) -> Result<Vec<(u64, u64, u32)>, ProcessError> {
+        let mut gs: Vec<u64> = snapshot.goroutines.iter().filter(|g| wanted(g.goid)).map(|g| g.g).collect();
+        gs.sort_unstable();
+        let len = self.layout.g_len;
+        let items: Vec<(u64, u32)> = gs.into_iter().map(|g| (g, len as u32)).collect();
+        let mut stacks = Vec::with_capacity(items.len());
+        let mut rest = &items[..];
+        while !rest.is_empty() {
+            let done = self.pieces.read(memory, rest, 512)?;
+            for n in 0..done {
+                let Some(bytes) = self.pieces.item(n, len) else { continue };
+                let Holds::Goroutine(seen) = Seen::parse(bytes, &self.layout) else { continue };
+                let (lo, hi) = seen.stack;
+                let from = seen.start().map_or(lo, |s| s.sp);
+                *complete &= hi - from <= MAX_RANGE;
+                stacks.push((seen.goid, from & !7, (hi - from).min(MAX_RANGE) as u32));
+            }
+            rest = &rest[done..];
+        }
+        stacks.sort_unstable_by_key(|&(_, at, _)| at);
+        Ok(stacks)
+    }
+
+    /// Reads ranges (address, length), sorted, and tells each word with the number of its range. What is not
+    /// readable is left out: nothing that is alive is there.
+    fn words(
+        &mut self,
+        memory: &dyn ReadMemory,
+        ranges: &[(u64, u32)],
+        mut tell: impl FnMut(usize, u64),
+    ) -> Result<(), ProcessError> {
+        let mut first = 0;
+        while first < ranges.len() {
+            let now = &ranges[first..ranges.len().min(first + CHUNK)];
+            let done = self.pieces.read(memory, now, OBJECT_BYTES)?;
+            for (n, &(_, len)) in now.iter().enumerate().take(done) {
+                let Some(bytes) = self.pieces.item(n, len as usize) else { continue };
+                for at in (0..bytes.len() / 8 * 8).step_by(8) {
+                    tell(first + n, word(bytes, at));
+                }
+            }
+            first += done;
+        }
+        Ok(())
+    }
+}
