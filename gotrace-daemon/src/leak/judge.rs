@@ -14,7 +14,7 @@ use crate::snapshot::{
 /// The main goroutine, which programs park on purpose.
 const MAIN: u64 = 1;
 /// A lock is a field: a pointer to the structure, this far before it or nearer, counts as a reference.
-pub(super) const FIELD_REACH: u64 = 1024;
+pub(super) const FIELD_REACH: u64 = 128;
 /// Looks that saw a goroutine unmoved before it is called stuck: the mark misses a move once in 256, so
 /// that three pairs of looks miss a goroutine that moves all the time once in 16 million.
 const STUCK_LOOKS: u32 = 4;

@@ -18,7 +18,7 @@ use super::{
 use crate::process::{ProcessError, ReadMemory};
 
 /// Pointers that are followed from a stack or a variable.
-pub const HOPS: u32 = 2;
+pub const HOPS: u32 = 0;
 /// Bytes of an object that are looked at.
 pub const OBJECT_BYTES: u64 = 256;
 /// Most bytes of one stack, or one part of the program's variables.
