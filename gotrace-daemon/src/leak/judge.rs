@@ -147,23 +147,26 @@ enum Doubt {
     Stuck,
 }
 
-/// What it would be if nobody refers to what it waits on; `None` when that says nothing about it.
-fn doubt(watch: &Watch, snapshot: &Snapshot, member: &Member<'_>) -> Option<Doubt> {
-    if member.is_main() || member.track.looks < 2 {
-        return None;
+/// Whether it would be that if nobody refers to what it waits on.
+fn doubtful(watch: &Watch, snapshot: &Snapshot, member: &Member<'_>, doubt: Doubt) -> bool {
+    if member.is_main() || member.track.looks < 2 || member.is_for_lock(snapshot) {
+        return false;
     }
     let receives = matches!(member.reason, Reason::Receive | Reason::Select);
     let names_itself = member.reason == Reason::Send || member.is_for_group(snapshot);
-    let clear = receives
-        && !member.has_timer(snapshot)
-        && !member.has_stop_signal(snapshot)
-        && !member.shares(snapshot);
-    let selects_with_timer = member.reason == Reason::Select && member.has_timer(snapshot);
-    if member.is_creator_gone(snapshot) && (names_itself || clear) {
-        return Some(Doubt::Orphaned);
+    let timer = member.has_timer(snapshot);
+    match doubt {
+        Doubt::Orphaned => {
+            let clear =
+                receives && !timer && !member.has_stop_signal(snapshot) && !member.shares(snapshot);
+            member.is_creator_gone(snapshot) && (names_itself || clear)
+        }
+        Doubt::Stuck => {
+            let outlives = || outlives_siblings(watch, member) && !member.shares(snapshot);
+            let ends_itself = member.reason == Reason::Select && timer;
+            stands_long(watch, member) && !ends_itself && (names_itself || outlives())
+        }
     }
-    let outlives = || outlives_siblings(watch, member) && !member.shares(snapshot) && !selects_with_timer;
-    (stands_long(watch, member) && (names_itself || outlives())).then_some(Doubt::Stuck)
 }
 
 /// Goroutines whose verdict depends on whether anybody refers to what they wait on: first those that wait
@@ -179,30 +182,30 @@ pub fn suspects(watch: &Watch, snapshot: &Snapshot) -> (Vec<Suspect>, Vec<Suspec
         let (for_locks, for_others): (Vec<&Member<'_>>, Vec<_>) =
             place.members.iter().partition(|m| m.is_for_lock(snapshot));
         locks.extend(for_locks.into_iter().filter(|m| stands_long(watch, m)).filter_map(suspect));
-        let doubtful: Vec<(&Member<'_>, Doubt)> =
-            for_others.into_iter().filter_map(|m| Some((m, doubt(watch, snapshot, m)?))).collect();
-        let alone = is_alone(snapshot, &doubtful);
-        let wanted = |(m, d): (&Member<'_>, Doubt)| {
-            (!(alone && d == Doubt::Orphaned && m.reason != Reason::Send)).then(|| suspect(m)).flatten()
-        };
-        others.extend(doubtful.into_iter().filter_map(wanted));
+        let mut orphans: Vec<&Member<'_>> =
+            for_others.iter().copied().filter(|m| doubtful(watch, snapshot, m, Doubt::Orphaned)).collect();
+        if is_alone(snapshot, &orphans) {
+            orphans.clear();
+        }
+        let stuck = for_others.into_iter().filter(|m| doubtful(watch, snapshot, m, Doubt::Stuck));
+        others.extend(orphans.into_iter().chain(stuck).filter_map(suspect));
     }
     for list in [&mut others, &mut locks] {
         list.sort_unstable_by_key(|s| s.goid);
+        list.dedup_by_key(|s| s.goid);
     }
     (others, locks)
 }
 
 /// Whether a single goroutine receives: a worker whose channel is somewhere on the heap looks the same. A
 /// leak repeats, each time with a channel of its own.
-fn is_alone(snapshot: &Snapshot, doubtful: &[(&Member<'_>, Doubt)]) -> bool {
-    let receives = |m: &Member<'_>| matches!(m.reason, Reason::Receive | Reason::Select);
-    let channels: HashSet<u64> = doubtful
-        .iter()
-        .filter(|(m, d)| *d == Doubt::Orphaned && receives(m))
-        .filter_map(|(m, _)| Some(m.objects(snapshot).next()?.1.address))
-        .collect();
-    channels.len() < 2 && doubtful.iter().any(|(m, _)| receives(m))
+fn is_alone(snapshot: &Snapshot, orphans: &[&Member<'_>]) -> bool {
+    let mut receivers =
+        orphans.iter().filter(|m| matches!(m.reason, Reason::Receive | Reason::Select)).peekable();
+    let some = receivers.peek().is_some();
+    let channels: HashSet<u64> =
+        receivers.filter_map(|m| Some(m.objects(snapshot).next()?.1.address)).collect();
+    some && channels.len() < 2
 }
 
 /// The verdicts, the worst first. `held`: who refers to what the suspects for channels and for locks wait
@@ -252,24 +255,18 @@ pub fn judge(watch: &Watch, snapshot: &Snapshot, held: (&References, &References
             ),
         );
     }
-    let unheld = |m: &Member<'_>| {
-        held.0.complete && held.0.unheld.binary_search(&m.goroutine.goid).is_ok() && !m.is_for_lock(snapshot)
-    };
+    let unheld = |m: &Member<'_>| held.0.complete && held.0.unheld.binary_search(&m.goroutine.goid).is_ok();
+    // What a WaitGroup's waiter waits on has no address before Go 1.26, and is a field afterwards.
+    let group = |m: &Member<'_>| m.is_for_group(snapshot) && outlives_siblings(watch, m);
     for (verdict, kind) in [(Verdict::Stuck, Doubt::Stuck), (Verdict::Orphaned, Doubt::Orphaned)] {
         for place in places.values() {
             let mut members = pick(place, |m| {
-                if m.is_for_lock(snapshot) || doubt(watch, snapshot, m) != Some(kind) {
-                    return false;
-                }
-                // Before Go 1.26 what a WaitGroup's waiter waits on has no address.
-                unheld(m) || kind == Doubt::Stuck && m.references(snapshot).is_none() && outlives_siblings(watch, m)
+                doubtful(watch, snapshot, m, kind) && (unheld(m) || kind == Doubt::Stuck && group(m))
             });
-            let doubtful: Vec<(&Member<'_>, Doubt)> = members.iter().map(|m| (m, kind)).collect();
-            if kind == Doubt::Orphaned && is_alone(snapshot, &doubtful) {
+            if kind == Doubt::Orphaned && is_alone(snapshot, &members.iter().collect::<Vec<_>>()) {
                 members.clear();
             }
-            let least = oldest(watch, &members).at_least_ns;
-            let why = why_unheld(watch, snapshot, kind, &members, least);
+            let why = why_unheld(watch, kind, &members, members.iter().all(unheld));
             report(verdict, None, &members, why);
         }
     }
@@ -281,39 +278,23 @@ fn pick<'a>(place: &Place<'a>, mut wanted: impl FnMut(&Member<'a>) -> bool) -> V
     place.members.iter().filter(|m| wanted(m)).copied().collect()
 }
 
-fn why_unheld(
-    watch: &Watch,
-    snapshot: &Snapshot,
-    kind: Doubt,
-    members: &[Member<'_>],
-    least_ns: u64,
-) -> String {
-    let what = match members.first() {
-        Some(m) if m.is_for_group(snapshot) => "WaitGroup",
-        Some(m) if m.waits.len() > 1 => "channels",
-        _ => "channel",
-    };
+fn why_unheld(watch: &Watch, kind: Doubt, members: &[Member<'_>], all_unheld: bool) -> String {
+    let least = seconds(oldest(watch, members).at_least_ns);
     let siblings = members
         .first()
         .and_then(|m| watch.sites.get(m.track.site as usize).filter(|_| outlives_siblings(watch, m)))
         .map(|s| format!("; {} of the same site ended meanwhile", s.finished))
         .unwrap_or_default();
-    let referred = if members.iter().any(|m| m.references(snapshot).is_some()) {
-        format!(
-            "; no stack of another goroutine and no variable refers to the {what}, directly or over two pointers, \
-             but the rest of the heap was not searched"
-        )
+    let referred = if all_unheld {
+        "; no other goroutine's stack and no variable refers to what it waits on, but the heap was not searched"
     } else {
-        format!("; the {what} has no known address in this version of Go, so who could release it was not looked for")
+        "; who could release it was not looked for, as its address is not known or is that of a field"
     };
     match kind {
         Doubt::Orphaned => format!(
-            "the goroutine that made it has ended{referred}: a suspicion, not a proof; not moved for at least {}.",
-            seconds(least_ns)
+            "the goroutine that made it has ended{referred}: a suspicion, not a proof; not moved for at least {least}."
         ),
-        Doubt::Stuck => {
-            format!("not moved for at least {} while other goroutines did{siblings}{referred}.", seconds(least_ns))
-        }
+        Doubt::Stuck => format!("not moved for at least {least} while other goroutines did{siblings}{referred}."),
     }
 }
 
@@ -344,6 +325,12 @@ fn growing<'a>(
     // A goroutine whose creator serves a connection is there for as long as its client wants.
     let of_connections = members.iter().filter(|m| serves_connection(watch, snapshot, m)).count();
     if of_connections * 2 > members.len() {
+        return None;
+    }
+    // Before Go 1.21 creators are not known: what grows with the connections is taken for theirs.
+    let (io_first, io_last) = (watch.looks.get(1)?.io, watch.looks.last()?.io);
+    let unknown = members.iter().filter(|m| m.goroutine.parent_goid.is_none()).count();
+    if unknown * 2 > members.len() && 2.0 * io_last.saturating_sub(io_first) as f64 >= grown {
         return None;
     }
     let why = format!(

@@ -266,6 +266,28 @@ fn connections_are_their_clients_to_keep() {
 }
 
 #[test]
+fn without_known_creators_what_grows_with_connections_is_theirs() {
+    let looks = |connections: bool| -> Vec<Snapshot> {
+        (0..12_u64)
+            .map(|at| {
+                let mut all: Vec<G> = Vec::new();
+                for n in 0..at * 2 {
+                    all.push(g(101 + 2 * n, 6, RECEIVE).chan(0x1000 + n * 96, Op::Receive));
+                    if connections {
+                        all.push(g(100 + 2 * n, 5, IO));
+                    }
+                }
+                let mut snapshot = look(at, &all);
+                snapshot.goroutines.iter_mut().for_each(|g| g.parent_goid = None);
+                snapshot
+            })
+            .collect()
+    };
+    assert!(verdicts(&looks(true)).is_empty());
+    assert_eq!(names(&verdicts(&looks(false))), [("growing", 20)]);
+}
+
+#[test]
 fn a_sender_that_nobody_refers_to_is_orphaned() {
     let one = g(20, 5, SEND).chan(0x1000, Op::Send).orphan();
     let looks = still(1, std::slice::from_ref(&one));
@@ -327,7 +349,14 @@ fn a_waiter_for_a_group_is_stuck_when_nobody_refers_to_it() {
     // Main waits for its workers, as main does.
     assert!(verdicts(&still(60, &[g(1, 1, GROUP).by(0).on(0x1000, ObjectKind::WaitGroup)])).is_empty());
     // Before Go 1.26 there is no address, so that only those that outlive their like are told.
-    assert!(verdicts(&still(60, &[g(20, 5, GROUP).on(0, ObjectKind::WaitGroup)])).is_empty());
+    let unknown = g(20, 5, GROUP).on(0, ObjectKind::WaitGroup);
+    assert!(verdicts(&still(60, std::slice::from_ref(&unknown))).is_empty());
+    let looks: Vec<_> = (0..20_u64)
+        .map(|at| look(at, &[unknown.clone().orphan(), g(100 + at, 5, GROUP).on(0, ObjectKind::WaitGroup)]))
+        .collect();
+    let found = verdicts(&looks);
+    assert_eq!(names(&found), [("stuck", 1)]);
+    assert!(found[0].why.contains("was not looked for"), "{}", found[0].why);
 }
 
 #[test]

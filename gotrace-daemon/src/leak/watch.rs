@@ -32,6 +32,8 @@ pub(super) struct Look {
     pub end_ns: u64,
     /// Goroutines that came, went, or moved since the look before, and those that run.
     pub moved: u64,
+    /// Goroutines that wait for descriptors.
+    pub io: u64,
 }
 
 /// A goroutine.
@@ -140,12 +142,13 @@ impl Watch {
         let old = std::mem::take(&mut self.tracks);
         let mut old = old.into_iter().peekable();
         let mut tracks = Vec::with_capacity(snapshot.goroutines.len());
-        let mut moved = 0;
+        let (mut moved, mut io) = (0, 0);
         for goroutine in snapshot.goroutines.iter().filter(|g| !g.is_system()) {
             while let Some(gone) = old.next_if(|t| t.goid < goroutine.goid) {
                 moved += 1;
                 self.gone(gone, end_ns);
             }
+            io += u64::from(self.reason(goroutine) == Reason::Io);
             let known = old.next_if(|t| t.goid == goroutine.goid);
             let site = known.map_or_else(|| self.site_id(goroutine), |t| t.site);
             let stack = goroutine.stack.and_then(|id| stacks.get(id.index())).copied();
@@ -184,7 +187,7 @@ impl Watch {
             self.gone(gone, end_ns);
         }
         self.tracks = tracks;
-        self.looks.push(Look { begin_ns, end_ns, moved });
+        self.looks.push(Look { begin_ns, end_ns, moved, io });
     }
 
     fn gone(&mut self, track: Track, end_ns: u64) {

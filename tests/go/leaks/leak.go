@@ -133,7 +133,7 @@ func batches() {
 	for n := 0; ; n++ {
 		n := n
 		request(func() { batch(n == 2) })
-		time.Sleep(30 * time.Millisecond)
+		time.Sleep(10 * time.Millisecond)
 	}
 }
 
@@ -143,11 +143,11 @@ func batch(forgets bool) {
 	go part(&group, false)
 	go part(&group, forgets)
 	go finish(&group)
-	time.Sleep(40 * time.Millisecond)
+	time.Sleep(20 * time.Millisecond)
 }
 
 func part(group *sync.WaitGroup, forgets bool) {
-	time.Sleep(10 * time.Millisecond)
+	time.Sleep(40 * time.Millisecond)
 	if forgets {
 		return
 	}
