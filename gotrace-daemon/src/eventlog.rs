@@ -15,7 +15,7 @@ const MAGIC: &[u8; 8] = b"GOTRLOG1";
 #[derive(Debug)]
 pub struct EventLog {
     file: BufWriter<File>,
-    failed: bool,
+    failed: Option<io::Error>,
 }
 
 impl EventLog {
@@ -26,12 +26,12 @@ impl EventLog {
     pub fn create(path: &Path) -> io::Result<Self> {
         let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
         file.write_all(MAGIC)?;
-        Ok(Self { file, failed: false })
+        Ok(Self { file, failed: None })
     }
 
     /// Adds a record. The first error is reported and ends the log, not the tracing.
     pub fn write(&mut self, record: &[u8]) {
-        if self.failed {
+        if self.failed.is_some() {
             return;
         }
         let length = u32::try_from(record.len()).unwrap_or(0).to_le_bytes();
@@ -40,15 +40,21 @@ impl EventLog {
     }
 
     /// Writes out what is buffered.
-    pub fn flush(&mut self) {
-        let result = self.file.flush();
-        self.note(result);
+    ///
+    /// # Errors
+    /// The first one of the whole log, which ended it.
+    pub fn finish(mut self) -> io::Result<()> {
+        if self.failed.is_none() {
+            let result = self.file.flush();
+            self.note(result);
+        }
+        self.failed.map_or(Ok(()), Err)
     }
 
     fn note(&mut self, result: io::Result<()>) {
         if let Err(error) = result {
-            self.failed = true;
             tracing::error!(%error, "the event log ends here: it could not be written");
+            self.failed = Some(error);
         }
     }
 }
@@ -81,7 +87,7 @@ mod tests {
         let mut log = EventLog::create(&path).expect("a log");
         log.write(b"one");
         log.write(b"three");
-        log.flush();
+        log.finish().expect("room");
         let bytes = std::fs::read(&path).expect("the log");
         assert_eq!(records(&bytes).expect("a log").collect::<Vec<_>>(), [&b"one"[..], b"three"]);
         let cut = &bytes[..bytes.len() - 1];

@@ -1,15 +1,28 @@
 //! The command `gotrace`: reads the arguments, sets up what gotrace says about its own work, prints
 //! errors. Never a backtrace; a reader of stdout that goes away ends it quietly.
 
-use std::{io, process::ExitCode};
+use std::{
+    io::{self, IsTerminal as _},
+    process::ExitCode,
+};
 
 use clap::Parser;
-use gotrace::cli::{self, Cli, Exit};
-use tracing_subscriber::EnvFilter;
+use gotrace::cli::{self, Cli, Diagnostics, Exit};
+use tracing_subscriber::{EnvFilter, filter::ParseError};
+
+/// What is logged: as `--log` says, and what `--kernel-log` asks for.
+fn filter(cli: &Cli) -> Result<EnvFilter, ParseError> {
+    // The SDK repeats what the exporter says about the same collector.
+    let filter = EnvFilter::try_new(format!("opentelemetry_sdk=off,{}", cli.log))?;
+    match cli.probe_log_target() {
+        Some(target) => Ok(filter.add_directive(format!("{target}=trace").parse()?)),
+        None => Ok(filter),
+    }
+}
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = match EnvFilter::try_new(&cli.log) {
+    let filter = match filter(&cli) {
         Ok(filter) => filter,
         Err(e) => {
             eprintln!("gotrace: --log (or GOTRACE_LOG) `{}`: {e}", cli.log);
@@ -17,7 +30,13 @@ fn main() -> ExitCode {
             return Exit::USAGE.into();
         }
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).compact().init();
+    let color = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    tracing_subscriber::fmt()
+        .with_ansi(color)
+        .with_env_filter(filter)
+        .with_writer(|| Diagnostics)
+        .compact()
+        .init();
     match cli::run(cli) {
         Ok(exit) => exit.into(),
         Err(error) => {

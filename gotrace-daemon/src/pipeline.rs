@@ -4,16 +4,14 @@
 //! One thread drains the ring and does everything up to the exporter's bounded queue, so that events
 //! are in order and nothing is locked. It never waits for anything but the ring.
 
+mod cost;
 mod report;
 mod traced;
 
 use std::{
     num::NonZeroU32,
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -23,7 +21,7 @@ use crate::{
     decode::{Event, OpenWait, decode},
     eventlog::EventLog,
     gobin,
-    kernel::{self, Kernel, Ring, Scope},
+    kernel::{self, Calibration, Kernel, Ring, Scope},
     level::Level,
     process::{Clock, ProcessError, ResourceOptions, Target},
     sink::{
@@ -37,6 +35,8 @@ pub use traced::Traced;
 const DRAIN_EVERY: Duration = Duration::from_millis(10);
 /// Records handled before other duties are looked at.
 const DRAIN_LIMIT: usize = 1 << 16;
+/// How long the end of a very short run waits for what a probe costs.
+const CALIBRATION_WITHIN: Duration = Duration::from_millis(100);
 /// Spans handed to the exporter at once.
 const SPAN_BATCH: usize = 1024;
 
@@ -153,9 +153,8 @@ impl LineError {
         match self {
             Self::Process(e) => e.help(),
             Self::Kernel(e) => Some(e.help().into()),
-            Self::Program { .. } | Self::NoProbe { .. } => {
-                Some("`gotrace inspect` shows what was found in the file".into())
-            }
+            Self::Program { error, .. } => Some(error.help().into()),
+            Self::NoProbe { .. } => Some("`gotrace inspect` shows what was found in the file".into()),
             Self::Implausible { .. } => Some(
                 "`gotrace inspect` shows the offsets; a build of Go that changes them cannot be traced"
                     .into(),
@@ -169,18 +168,24 @@ impl LineError {
 
 /// Set by whoever wants the line to end: a signal, a key, a child that exited.
 #[derive(Clone, Debug, Default)]
-pub struct Stop(Arc<AtomicBool>);
+pub struct Stop(Arc<OnceLock<&'static str>>);
 
 impl Stop {
-    /// Asks the line to end.
+    /// Asks the line to end, as the user or the system wants it.
     pub fn set(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.set_because("interrupted");
     }
 
-    /// Whether someone asked.
+    /// Asks the line to end. The first one who asks gives the reason.
+    pub fn set_because(&self, why: &'static str) {
+        // Refused when someone has asked before.
+        let _ = self.0.set(why);
+    }
+
+    /// Why the line is to end; `None` when nobody asked.
     #[must_use]
-    pub fn is_set(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+    pub fn why(&self) -> Option<&'static str> {
+        self.0.get().copied()
     }
 }
 
@@ -189,6 +194,7 @@ pub struct Line {
     config: LineConfig,
     kernel: Kernel,
     ring: Ring,
+    calibration: Calibration,
     exporter: Option<Arc<Exporter>>,
     log: Option<EventLog>,
     traced: Vec<Traced>,
@@ -230,6 +236,7 @@ impl Line {
             config,
             kernel,
             ring,
+            calibration: Calibration::start(),
             exporter,
             log,
             traced: Vec::new(),
@@ -259,7 +266,12 @@ impl Line {
             Ok(attachment) => traced.attached(attachment, &self.kernel),
             Err(error) => {
                 self.kernel.forget(pid);
-                return Err(error.into());
+                // The kernel says so in many ways.
+                return Err(if traced.has_ended() {
+                    ProcessError::Gone { pid }.into()
+                } else {
+                    error.into()
+                });
             }
         }
         self.root_pid.get_or_insert(pid);
@@ -312,14 +324,10 @@ impl Line {
                 self.report_all(report);
                 next_report = (next_report + self.config.interval).max(now);
             }
-            let why = if stop.is_set() {
-                Some("interrupted")
-            } else if deadline.is_some_and(|d| now >= d) {
-                Some("duration")
-            } else {
-                None
-            };
+            let why = stop.why().or_else(|| deadline.is_some_and(|d| now >= d).then_some("duration"));
             if let Some(why) = why {
+                // A process that has ended by itself was not interrupted.
+                self.look_after_processes(report)?;
                 self.end_all(why, report)?;
                 return Ok(());
             }
@@ -332,18 +340,23 @@ impl Line {
         }
     }
 
-    /// What each traced process came to, in the order of their ends.
+    /// What each traced process came to, in the order of their ends; and whether the event log, if one
+    /// was wanted, is complete ([`LineError::Record`]).
     #[must_use]
-    pub fn into_summaries(self) -> Vec<Summary> {
-        let Self { summaries, mut log, .. } = self;
-        if let Some(log) = &mut log {
-            log.flush();
-        }
-        summaries
+    pub fn finish(self) -> (Vec<Summary>, Result<(), LineError>) {
+        let Self { summaries, log, config, .. } = self;
+        let recorded = match (log, config.record) {
+            (Some(log), Some(path)) => {
+                log.finish().map_err(|error| LineError::Record { path: path.display().to_string(), error })
+            }
+            _ => Ok(()),
+        };
+        (summaries, recorded)
     }
 
     /// Takes what is in the ring; returns how many records that were.
     fn drain(&mut self) -> Result<usize, LineError> {
+        self.kernel.log_diagnostics();
         let Self { ring, traced, exporter, log, undecodable, stray, config, .. } = self;
         let mut spans: Vec<Span> = Vec::new();
         let mut executions = Vec::new();
@@ -444,7 +457,8 @@ impl Line {
     fn end(&mut self, mut traced: Traced, why: &str, report: &mut dyn FnMut(&Arc<Interval>)) {
         self.kernel.forget(traced.pid());
         read_open_waits(&self.kernel, std::slice::from_mut(&mut traced));
-        let last = Arc::new(traced.interval(&self.kernel, self.undecodable, self.stray));
+        let cost = self.calibration.cost(CALIBRATION_WITHIN);
+        let last = Arc::new(traced.interval(&self.kernel, cost, self.undecodable, self.stray));
         report(&last);
         if let Some(exporter) = &self.exporter {
             exporter.interval(&last);
@@ -457,8 +471,9 @@ impl Line {
         if self.config.level > Level::Lifecycle {
             read_open_waits(&self.kernel, &mut self.traced);
         }
+        let cost = self.calibration.cost(Duration::ZERO);
         for traced in &mut self.traced {
-            let interval = Arc::new(traced.interval(&self.kernel, self.undecodable, self.stray));
+            let interval = Arc::new(traced.interval(&self.kernel, cost, self.undecodable, self.stray));
             if let Some(exporter) = &self.exporter {
                 exporter.interval(&interval);
             }

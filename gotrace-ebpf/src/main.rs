@@ -13,6 +13,7 @@
 // Atomic additions are written in assembly: see `process`.
 #![feature(asm_experimental_arch)]
 
+mod diagnostics;
 mod emit;
 mod go_abi;
 mod maps;

@@ -8,7 +8,10 @@ use aya_ebpf::{
 };
 use gotrace_common::{BUCKETS, GoroutineKey, Hit, Lost, ProcessConfig, REASON_ROWS, bucket_of};
 
-use crate::maps::{COUNTERS, HISTOGRAMS, PROCESSES};
+use crate::{
+    diagnostics,
+    maps::{COUNTERS, HISTOGRAMS, PROCESSES},
+};
 
 /// Device of the agent's PID namespace (`/proc/self/ns/pid`).
 #[unsafe(no_mangle)]
@@ -36,6 +39,7 @@ pub fn current_pid() -> u32 {
 /// A traced process in which a probe was hit, and when.
 pub struct Process {
     config: &'static ProcessConfig,
+    hit: Hit,
     /// The time of the hit.
     pub now_ns: u64,
 }
@@ -53,14 +57,17 @@ impl Process {
     /// The process that was hit, when it is traced at `level` or above; counts the hit.
     #[inline(always)]
     pub fn hit(hit: Hit, level: u8) -> Option<Self> {
-        let config = PROCESSES.get_ptr(current_pid())?;
+        let Some(config) = PROCESSES.get_ptr(current_pid()) else {
+            diagnostics::not_traced(hit);
+            return None;
+        };
         // SAFETY: values of a preallocated map stay readable while a program runs.
         let config = unsafe { &*config };
         if config.level < level {
             return None;
         }
         // SAFETY: the helper has no precondition.
-        let process = Self { config, now_ns: unsafe { bpf_ktime_get_ns() } };
+        let process = Self { config, hit, now_ns: unsafe { bpf_ktime_get_ns() } };
         if let Some(counters) = COUNTERS.get_ptr_mut(config.slot) {
             // SAFETY: a pointer to a map value; `hit` is a constant below the array's length.
             increment(unsafe { (&raw mut (*counters).hits).cast::<u64>().add(hit as usize) }, 1);
@@ -71,6 +78,7 @@ impl Process {
     /// Counts a loss.
     #[inline(always)]
     pub fn lost(&self, lost: Lost) {
+        diagnostics::dropped(self.hit, lost);
         if let Some(counters) = COUNTERS.get_ptr_mut(self.slot) {
             // SAFETY: as in `hit`.
             increment(unsafe { (&raw mut (*counters).lost).cast::<u64>().add(lost as usize) }, 1);

@@ -131,6 +131,8 @@ impl Account {
 #[derive(Debug)]
 pub struct Fixture {
     child: Child,
+    /// Its process id, which is the child's unless another program started it.
+    pid: u32,
     stdin: Option<ChildStdin>,
     lines: mpsc::Receiver<String>,
     account: PathBuf,
@@ -143,19 +145,54 @@ impl Fixture {
     /// # Errors
     /// Where it does not start or does not say READY.
     pub fn start(program: &Path, args: &[&str]) -> Result<Self> {
+        Self::start_by(Command::new(program), args)
+    }
+
+    /// The same in PID and mount namespaces of its own, where its executable lies where nobody outside
+    /// sees it. Process 1 there is a shell, which stays until everyone else has ended. Needs root and
+    /// util-linux.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_in_namespaces(program: &Path, args: &[&str]) -> Result<Self> {
+        const FIRST: &str = r#"
+            mount -t tmpfs none /mnt && cp "$0" /mnt/program || exit 1
+            exec 3<&0
+            /mnt/program "$@" <&3 3<&- &
+            wait $!
+            status=$?
+            for i in 0 1 2 3 4 5 6 7 8 9; do
+                set -- /proc/[0-9]*
+                [ $# = 1 ] && break
+                sleep 0.5
+            done
+            exit $status"#;
+        let mut unshare = Command::new("unshare");
+        unshare
+            .args(["--pid", "--mount", "--fork", "--kill-child", "--mount-proc", "sh", "-c", FIRST])
+            .arg(program);
+        let mut this = Self::start_by(unshare, args)?;
+        for _ in 0..2 {
+            this.pid = only_child(this.pid)?;
+        }
+        Ok(this)
+    }
+
+    fn start_by(mut command: Command, args: &[&str]) -> Result<Self> {
         let dir = tempfile::tempdir().context("making a temporary directory")?;
         let account = dir.path().join("account.jsonl");
-        let mut child = Command::new(program)
+        let mut child = command
             .args(args)
             .arg("-account")
             .arg(&account)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .with_context(|| format!("starting {}", program.display()))?;
+            .with_context(|| format!("starting {command:?}"))?;
         let stdin = child.stdin.take();
         let stdout = child.stdout.take().context("its standard output is a pipe")?;
-        let this = Self { child, stdin, lines: read_lines(stdout), account, _dir: dir };
+        let pid = child.id();
+        let this = Self { child, pid, stdin, lines: read_lines(stdout), account, _dir: dir };
         this.expect("READY", PATIENCE)?;
         Ok(this)
     }
@@ -163,7 +200,7 @@ impl Fixture {
     /// Its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.pid
     }
 
     /// Lets it begin its scenarios.
@@ -234,6 +271,13 @@ impl Drop for Fixture {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The one process that a process has started.
+fn only_child(pid: u32) -> Result<u32> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let children = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+    children.trim().parse().with_context(|| format!("{path} says {children:?}"))
 }
 
 /// Reads lines in a thread of their own, so that waiting for one can be given up.

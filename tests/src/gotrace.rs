@@ -110,17 +110,37 @@ impl Outcome {
 }
 
 impl Gotrace {
-    /// `gotrace attach` at level `full` with a threshold of 1 ms; comes back when its probes are in
-    /// place.
+    /// `gotrace attach` with a threshold of 1 ms, at level `full` unless `more` names another; comes back
+    /// when its probes are in place.
     ///
     /// # Errors
     /// Where it ends instead, with its words.
     pub fn attach(pid: u32, more: &[&str]) -> Result<Self> {
         let mut args = vec!["attach", "--pid"];
         let pid = pid.to_string();
-        args.push(&pid);
-        args.extend(["--level", "full", "--min-wait", "1ms"]);
-        Self::start(&args, more, &[])
+        args.extend([&pid, "--min-wait", "1ms"]);
+        if !more.contains(&"--level") {
+            args.extend(["--level", "full"]);
+        }
+        Self::start(Command::new(binary()?), &args, more, &[])
+    }
+
+    /// [`Self::attach`] from within the PID and mount namespaces that the process lives in, by the pid
+    /// that it has there: as a sidecar does. Needs util-linux.
+    ///
+    /// # Errors
+    /// As [`Self::attach`].
+    pub fn attach_within(pid: u32, more: &[&str]) -> Result<Self> {
+        let path = format!("/proc/{pid}/status");
+        let status = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+        let inner = status
+            .lines()
+            .find_map(|l| l.strip_prefix("NSpid:")?.split_whitespace().next_back())
+            .with_context(|| format!("{path} has no NSpid"))?;
+        let mut nsenter = Command::new("nsenter");
+        nsenter.args(["--target", &pid.to_string(), "--pid", "--mount"]).arg(binary()?);
+        let args = ["attach", "--pid", inner, "--level", "full", "--min-wait", "1ms"];
+        Self::start(nsenter, &args, more, &[])
     }
 
     /// `gotrace exec` of a command at level `full`; comes back when its probes are in place.
@@ -128,13 +148,13 @@ impl Gotrace {
     /// # Errors
     /// As [`Self::attach`].
     pub fn exec(more: &[&str], command: &[&str]) -> Result<Self> {
-        Self::start(&["exec", "--level", "full", "--min-wait", "1ms"], more, command)
+        let args = ["exec", "--level", "full", "--min-wait", "1ms"];
+        Self::start(Command::new(binary()?), &args, more, command)
     }
 
-    fn start(args: &[&str], more: &[&str], command: &[&str]) -> Result<Self> {
+    fn start(mut gotrace: Command, args: &[&str], more: &[&str], command: &[&str]) -> Result<Self> {
         let dir = tempfile::tempdir().context("making a temporary directory")?;
         let export = dir.path().join("export.jsonl");
-        let mut gotrace = Command::new(binary()?);
         gotrace.args(args).args(["--format", "json", "--export"]).arg(&export).args(more);
         if !command.is_empty() {
             gotrace.arg("--").args(command);

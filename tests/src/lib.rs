@@ -5,6 +5,7 @@
 //! Nothing here skips in silence: a missing tool is an error that says which command installs it.
 
 pub mod compare;
+pub mod demo;
 pub mod export;
 pub mod fixture;
 pub mod gobuild;

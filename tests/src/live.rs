@@ -19,8 +19,16 @@ pub const EXACT: [&str; 4] = ["-scenario", "all", "-nap", "20ms"];
 /// # Errors
 /// Every disagreement, one a line; anything that goes wrong on the way.
 pub fn exact(program: &Path) -> Result<Counted> {
-    let mut fixture = Fixture::start(program, &EXACT)?;
+    let fixture = Fixture::start(program, &EXACT)?;
     let gotrace = Gotrace::attach(fixture.pid(), &[])?;
+    exact_with(fixture, gotrace)
+}
+
+/// The same with a program and a gotrace that were started already.
+///
+/// # Errors
+/// As [`exact`].
+pub fn exact_with(mut fixture: Fixture, gotrace: Gotrace) -> Result<Counted> {
     fixture.run()?;
     let account = fixture.account()?;
     fixture.finish()?;

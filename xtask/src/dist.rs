@@ -20,9 +20,15 @@ use crate::{
     util::{capture, root, run},
 };
 
-/// What lies at the workspace's root and goes along.
-const DOCUMENTS: [&str; 6] =
-    ["README.md", "CHANGELOG.md", "LICENSE-APACHE", "LICENSE-MIT", "docs/formats.md", "docs/telemetry.md"];
+/// What goes along: where it lies in the workspace, and where in the archive.
+const DOCUMENTS: [(&str, &str); 6] = [
+    ("README.md", "README.md"),
+    ("CHANGELOG.md", "CHANGELOG.md"),
+    ("LICENSE-APACHE", "LICENSE-APACHE"),
+    ("LICENSE-MIT", "LICENSE-MIT"),
+    ("gotrace-daemon/docs/formats.md", "docs/formats.md"),
+    ("gotrace-daemon/docs/telemetry.md", "docs/telemetry.md"),
+];
 
 /// Runs `cargo xtask dist`.
 pub fn main() -> Result<()> {
@@ -40,8 +46,8 @@ pub fn main() -> Result<()> {
     fs::create_dir_all(directory.join("completions"))?;
     fs::create_dir_all(directory.join("docs"))?;
     copy(&binary, &directory.join("gotrace"))?;
-    for document in DOCUMENTS {
-        copy(&root().join(document), &directory.join(document))?;
+    for (from, to) in DOCUMENTS {
+        copy(&root().join(from), &directory.join(to))?;
     }
     fs::write(directory.join("THIRD-PARTY-LICENSES"), licences::notices()?)?;
     run(Command::new(&binary).arg("man").arg(directory.join("man")))?;

@@ -26,13 +26,13 @@ pub struct Options {
     /// Run these stages only (comma-separated): setup format clippy docs ebpf build unit programs live vm
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// Run every stage, the version matrix, the live tests and the virtual machines among them
+    /// Run only the stages that need neither Go nor a virtual machine
     #[arg(long, conflicts_with = "only")]
-    all: bool,
+    quick: bool,
 }
 
-/// Stages of a run without `--all`: those that need neither a Go toolchain nor a kernel of their own.
-const DEFAULT: [&str; 4] = ["format", "clippy", "ebpf", "unit"];
+/// Stages of a run with `--quick`: those that need neither a Go toolchain nor a kernel of their own.
+const QUICK: [&str; 4] = ["format", "clippy", "ebpf", "unit"];
 
 type Stage = (&'static str, &'static str, fn() -> Result<()>);
 
@@ -60,7 +60,7 @@ pub fn main(options: &Options) -> Result<()> {
     let begin = Instant::now();
     for (name, what, stage) in STAGES {
         let wanted = if options.only.is_empty() {
-            options.all || DEFAULT.contains(&name)
+            !options.quick || QUICK.contains(&name)
         } else {
             options.only.iter().any(|n| n == name)
         };
@@ -154,8 +154,11 @@ fn build() -> Result<()> {
 
 fn unit() -> Result<()> {
     let single = ["--", "--test-threads=1"];
-    run(cargo(&["test", "--locked", "--workspace", "--exclude", "gotrace-tests", "--lib"]).args(single))?;
-    run(&mut cargo(&["test", "--locked", "-p", "gotrace-tests", "--test", "architecture"]))
+    run(cargo(&["test", "--locked", "--workspace", "--lib", "--bins"]).args(single))?;
+    run(&mut cargo(&["test", "--locked", "-p", "gotrace-tests", "--test", "architecture"]))?;
+    // The command line's own tests run the command.
+    run(&mut cargo(&["build", "--locked", "-p", "gotrace-daemon"]))?;
+    run_integration(&integration(|n| n.starts_with("cli_"))?, "2")
 }
 
 /// The integration tests in `tests/tests` whose names begin, or do not begin, so.
@@ -181,7 +184,8 @@ fn run_integration(names: &[String], threads: &str) -> Result<()> {
 }
 
 fn programs() -> Result<()> {
-    run_integration(&integration(|n| !n.starts_with("live_") && !n.starts_with("vm_"))?, "2")
+    let elsewhere = ["live_", "vm_", "cli_"];
+    run_integration(&integration(|n| !elsewhere.iter().any(|e| n.starts_with(e)))?, "2")
 }
 
 fn live() -> Result<()> {

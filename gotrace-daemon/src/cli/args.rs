@@ -19,8 +19,8 @@ Examples:
   gotrace attach --pid 1234 --otlp http://localhost:4317
   gotrace attach --pid 1234 --duration 1m --quiet --export spans.json
 
-The program keeps running, and is neither stopped nor changed. Ctrl-C (or q) detaches and prints
-a summary.")]
+The program keeps running, and is neither stopped nor changed. Ctrl-C (in the live table also q
+or Esc) detaches and prints a summary.")]
 pub struct AttachArgs {
     /// The process to follow
     #[arg(short, long, value_name = "PID", value_parser = value_parser!(u32).range(1..=i64::from(i32::MAX)))]
@@ -129,7 +129,8 @@ pub struct TraceArgs {
     /// End after this time (10s, 2m, 1h30m)
     #[arg(long, value_parser = values::duration_above_zero, value_name = "TIME")]
     pub duration: Option<Duration>,
-    /// Live table, or one JSON object a line (schema gotrace.attach/1)
+    /// Live table (plain lines where stdout is no terminal), or one JSON object a line (schema
+    /// gotrace.attach/1)
     #[arg(long, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
     pub format: Format,
     /// Record waits at least this long one by one; shorter ones are counted in histograms. 0 records
@@ -142,7 +143,7 @@ pub struct TraceArgs {
     /// Time between two reports
     #[arg(long, value_parser = values::interval, default_value = "1s", value_name = "TIME")]
     pub interval: Duration,
-    /// No table and no intervals; the summary at the end only
+    /// Show nothing; with --format json the header and the summary only
     #[arg(short, long)]
     pub quiet: bool,
     /// Write OTLP JSON lines to this file, as the OpenTelemetry file exporter does
@@ -170,10 +171,11 @@ pub struct TraceArgs {
     #[arg(long, value_name = "FILE", help_heading = "Engine")]
     pub record: Option<PathBuf>,
     /// Goroutines that waits are kept for at once
-    #[arg(long, value_parser = value_parser!(u32).range(1..=1 << 24), default_value_t = 1 << 17, value_name = "N", hide_short_help = true)]
+    #[arg(long, value_parser = value_parser!(u32).range(1..=1 << 24), default_value_t = 1 << 17, value_name = "N", help_heading = "Engine", hide_short_help = true)]
     pub max_goroutines: u32,
-    /// Diagnostics of the kernel side on stderr, 0 (off) to 5
-    #[arg(long, value_parser = value_parser!(u8).range(0..=5), default_value_t = 0, value_name = "N", hide_short_help = true)]
+    /// What the probes say of their own work, on stderr: 0 nothing (and free), 4 each event that is
+    /// dropped and why, 5 also hits in processes that are not traced
+    #[arg(long, value_parser = value_parser!(u8).range(0..=5), default_value_t = 0, value_name = "N", help_heading = "Engine", hide_short_help = true)]
     pub kernel_log: u8,
 }
 
@@ -185,7 +187,8 @@ pub struct OtlpArgs {
     /// OTEL_EXPORTER_OTLP_* variables work too; flags win
     #[arg(long, value_name = "ENDPOINT")]
     pub otlp: Option<String>,
-    /// How to speak to it: grpc or http/protobuf [default: grpc]
+    /// How to speak to it: grpc or http/protobuf [default: grpc at port 4317 or without a port, else
+    /// http/protobuf]
     #[arg(long, value_name = "PROTOCOL", value_parser = ["grpc", "http/protobuf"], hide_possible_values = true)]
     pub otlp_protocol: Option<String>,
     /// Send this header with each request; can be given several times
@@ -241,17 +244,17 @@ pub enum Engine {
 }
 
 impl TraceArgs {
-    /// Refuses what this version cannot do, before anything is touched.
+    /// Refuses what this version cannot do and what makes no sense, before anything is touched.
     ///
     /// # Errors
-    /// When the engine asked for is not there.
+    /// When the engine asked for is not there, or a flag or variable of OTLP cannot be followed.
     pub fn check(&self) -> Result<(), CliError> {
         if self.engine == Engine::Snapshot {
             return Err(CliError::usage("--engine snapshot: not available yet in this version").help(
                 "use --engine events, which needs eBPF; `gotrace doctor` tells whether it works here",
             ));
         }
-        Ok(())
+        self.export_config().map(|_| ())
     }
 
     /// What to export and where, from the flags and the standard variables.

@@ -17,8 +17,8 @@ pub fn run(args: AttachArgs) -> Result<Exit, CliError> {
     let stop = Stop::default();
     background.stop_on_signals(&stop)?;
     let mut line = Line::new(args.trace.line_config(false), background.exporter())?;
-    let mut display = trace::Display::start(&args.trace, false);
-    display.began(line.trace(target)?)?;
+    let mut display = trace::Display::new(&args.trace, false);
+    display.began(line.trace(target)?, &stop)?;
     let result = trace::run(&mut line, &stop, args.trace.duration, &mut display);
     trace::finish(line, background, display)?;
     result?;

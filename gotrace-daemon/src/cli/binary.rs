@@ -32,8 +32,8 @@ pub fn run(args: InspectArgs) -> Result<Exit, CliError> {
         }
         (None, None) => return Err(CliError::usage("name an executable or a --pid")),
     };
-    let binary =
-        Binary::parse(&bytes).map_err(|e| CliError::new(Exit::UNSUPPORTED, format!("{name}: {e}")))?;
+    let binary = Binary::parse(&bytes)
+        .map_err(|e| CliError::new(Exit::UNSUPPORTED, format!("{name}: {e}")).help(e.help()))?;
     let mut out = Stdout::lock();
     match render(&binary, args.level, args.format, &mut out).and_then(|()| out.flush()) {
         Err(e) if !is_broken_pipe(&e) => Err(CliError::failure(format!("cannot write the result: {e}"))),

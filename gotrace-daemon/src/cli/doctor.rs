@@ -114,7 +114,14 @@ fn text(out: &mut impl Write, checks: &[Check], level: Option<Level>) -> io::Res
     }
     writeln!(out)?;
     match level {
-        Some(level) => writeln!(out, "result   events engine (eBPF), up to level {level}"),
+        Some(level) => {
+            let whom = if host::lacks("CAP_SYS_PTRACE") {
+                ", for processes of gotrace's own user without privileges (CAP_SYS_PTRACE is missing)"
+            } else {
+                ""
+            };
+            writeln!(out, "result   events engine (eBPF), up to level {level}{whom}")
+        }
         None => writeln!(
             out,
             "result   the events engine (eBPF) does not work here; see what is missing above. Reading \

@@ -12,7 +12,8 @@ use crate::{
 ///
 /// # Errors
 /// When it cannot be started, with the exit code of a shell: 127 or 126; when it cannot be traced
-/// though it is a Go program; when results cannot be written.
+/// though it is a Go program. What goes wrong later is said, and is the exit status of a command that
+/// ended well.
 pub fn run(args: ExecArgs) -> Result<Exit, CliError> {
     args.trace.check()?;
     let Some((command, arguments)) = args.command.split_first() else {
@@ -23,9 +24,10 @@ pub fn run(args: ExecArgs) -> Result<Exit, CliError> {
     let pid = child.pid();
     let background = trace::Background::start(&args.trace)?;
     let mut line = Line::new(args.trace.line_config(args.follow_children), background.exporter())?;
-    let mut display = trace::Display::start(&args.trace, true);
+    let ended = Stop::default();
+    let mut display = trace::Display::new(&args.trace, true);
     match child.target().map_err(LineError::from).and_then(|target| line.trace(target)) {
-        Ok(traced) => display.began(traced)?,
+        Ok(traced) => display.began(traced, &ended)?,
         Err(error @ LineError::Program { .. }) => {
             let children = if args.follow_children { ", only Go programs that it starts" } else { "" };
             eprintln!("gotrace: {error}: it runs without probes{children}");
@@ -40,12 +42,11 @@ pub fn run(args: ExecArgs) -> Result<Exit, CliError> {
     if let Err(error) = line.has_begun(pid) {
         tracing::debug!(%error, "the command ended at once");
     }
-    let ended = Stop::default();
     let waiter = {
         let ended = ended.clone();
         thread::spawn(move || {
             let status = child.wait();
-            ended.set();
+            ended.set_because("the command ended");
             status
         })
     };
@@ -61,7 +62,23 @@ pub fn run(args: ExecArgs) -> Result<Exit, CliError> {
         .map_err(|_| CliError::failure("waiting for the command failed"))?
         .map_err(|e| CliError::failure(format!("cannot learn how process {pid} ended: {e}")))?;
     drop(forwarder);
-    finished?;
-    result?;
-    Ok(Exit(Spawned::exit_code(status)))
+    // The command ran, and its status is what matters; what went wrong with tracing is said.
+    let mut exit = Exit(Spawned::exit_code(status));
+    let result = match result {
+        // A Go program may execute another program: the command's own affair.
+        Err(error @ LineError::Program { .. }) => {
+            eprintln!("gotrace: {error}: it runs without probes");
+            Ok(())
+        }
+        result => result,
+    };
+    for error in [result.map_err(CliError::from).err(), finished.err()].into_iter().flatten() {
+        if !error.is_quiet() {
+            eprintln!("{error}");
+        }
+        if exit == Exit::DONE {
+            exit = error.exit();
+        }
+    }
+    Ok(exit)
 }

@@ -8,6 +8,7 @@ mod args;
 mod attach;
 mod binary;
 mod completions;
+mod diagnostics;
 mod doctor;
 mod dump;
 mod error;
@@ -24,6 +25,7 @@ pub use args::{
     AttachArgs, DoctorArgs, DumpArgs, DumpFormat, Engine, ExecArgs, Format, InspectArgs, OtlpArgs,
     TextOrJson, TraceArgs,
 };
+pub use diagnostics::Diagnostics;
 pub use error::{CliError, Exit};
 pub use leaks::{GraphFormat, LeaksArgs};
 pub use output::{Stdout, is_broken_pipe};
@@ -48,7 +50,7 @@ pub use output::{Stdout, is_broken_pipe};
 )]
 pub struct Cli {
     /// What gotrace says on stderr about its own work: error, warn, info, debug, trace, or a filter
-    /// by module such as `gotrace::kernel=debug`
+    /// by module such as `gotrace::kernel=debug` [env: GOTRACE_LOG] [default: warn]
     #[arg(
         long,
         global = true,
@@ -62,6 +64,19 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// The log target of the kernel side's own messages, where they are asked for.
+    #[must_use]
+    pub fn probe_log_target(&self) -> Option<&'static str> {
+        let trace = match &self.command {
+            Command::Attach(args) => &args.trace,
+            Command::Exec(args) => &args.trace,
+            _ => return None,
+        };
+        (trace.kernel_log > 0).then_some(crate::kernel::PROBE_LOG_TARGET)
+    }
 }
 
 const EXAMPLES: &str = "\

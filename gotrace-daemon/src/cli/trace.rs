@@ -8,16 +8,17 @@ use std::{
 
 use tokio::runtime::Runtime;
 
-use super::{CliError, Format, TraceArgs, is_broken_pipe};
+use super::{CliError, Format, TraceArgs, diagnostics::HoldBack, is_broken_pipe};
 use crate::{
     pipeline::{Line, LineConfig, LineError, Stop, Traced},
     process::ResourceOptions,
     sink::{
         json,
-        model::{Interval, Summary},
+        model::{Interval, Resource, Summary},
         otlp::{ExportStats, Exporter},
         text,
     },
+    ui::View,
 };
 
 /// How long the last spans may take to reach the collector.
@@ -98,58 +99,119 @@ impl Background {
 
     /// Sends what is left; `None` when nothing was to be exported.
     fn finish(self) -> Option<ExportStats> {
-        let exporter = Arc::into_inner(self.exporter?)?;
-        Some(self.runtime.block_on(exporter.shutdown(FLUSH_WITHIN)))
+        let Self { runtime, exporter } = self;
+        let stats = Arc::into_inner(exporter?).map(|e| runtime.block_on(e.shutdown(FLUSH_WITHIN)));
+        // What still hangs on a connection was counted as lost: nobody waits for it.
+        runtime.shutdown_background();
+        stats
     }
 }
 
-/// Shows the run as it goes.
+/// Shows the run as it goes: a view on a terminal, lines into anything else.
 pub(super) struct Display {
     quiet: bool,
     format: Format,
     /// `exec` leaves stdout to the command.
     to_stderr: bool,
+    /// The terminal's, while it is taken.
+    view: Option<(View, HoldBack)>,
+    /// Processes that have had their header.
+    announced: Vec<Arc<Resource>>,
 }
 
 impl Display {
-    pub(super) fn start(args: &TraceArgs, to_stderr: bool) -> Self {
-        Self { quiet: args.quiet, format: args.format, to_stderr }
+    pub(super) fn new(args: &TraceArgs, to_stderr: bool) -> Self {
+        let TraceArgs { quiet, format, .. } = *args;
+        Self { quiet, format, to_stderr, view: None, announced: Vec::new() }
     }
 
     fn out(&self) -> Box<dyn Write> {
         if self.to_stderr { Box::new(io::stderr().lock()) } else { Box::new(io::stdout().lock()) }
     }
 
-    /// The probes of a process are in place.
-    pub(super) fn began(&self, traced: &Traced) -> io::Result<()> {
+    /// The probes of a process are in place. `stop` is for the user to set.
+    pub(super) fn began(&mut self, traced: &Traced, stop: &Stop) -> io::Result<()> {
         match self.format {
-            Format::Json => {
-                json::header(&mut self.out(), traced.resource(), traced.pid(), traced.level().name())
+            Format::Json => self.announce(traced.resource(), traced.pid(), traced.level().name()),
+            Format::Table => {
+                if !self.quiet && !self.to_stderr && io::stdout().is_terminal() {
+                    self.take_terminal(traced, stop);
+                }
+                Ok(())
             }
-            Format::Table if !self.quiet && !io::stderr().is_terminal() => Ok(()),
-            Format::Table => Ok(()),
         }
     }
 
-    fn report(&mut self, interval: &Interval) -> io::Result<()> {
+    fn take_terminal(&mut self, traced: &Traced, stop: &Stop) {
+        let executable = traced.target().executable.display();
+        let about = format!("pid {} · {executable} · level {}", traced.pid(), traced.level().name());
+        let hold_back = HoldBack::begin();
+        let stop = stop.clone();
+        match View::start(about, move || stop.set()) {
+            Ok(view) => self.view = Some((view, hold_back)),
+            // Plain lines then.
+            Err(error) => tracing::debug!(%error, "no live view"),
+        }
+    }
+
+    fn announce(&mut self, resource: &Arc<Resource>, pid: u32, level: &str) -> io::Result<()> {
+        if self.announced.iter().any(|r| Arc::ptr_eq(r, resource)) {
+            return Ok(());
+        }
+        self.announced.push(Arc::clone(resource));
+        json::header(&mut self.out(), resource, pid, level)
+    }
+
+    fn report(&mut self, interval: &Arc<Interval>) -> io::Result<()> {
+        if self.quiet {
+            return Ok(());
+        }
+        if let Some((view, _)) = &self.view {
+            view.show(interval);
+            return Ok(());
+        }
         match self.format {
-            _ if self.quiet => Ok(()),
             Format::Table if self.to_stderr => Ok(()),
             Format::Table => text::interval(&mut self.out(), interval),
-            Format::Json => json::interval(&mut self.out(), interval),
+            Format::Json => {
+                self.announce(&interval.resource, interval.pid, interval.level)?;
+                json::interval(&mut self.out(), interval)
+            }
         }
     }
 
-    fn finish(self, summaries: &[Summary]) -> io::Result<()> {
+    /// Gives the terminal back, if it was taken.
+    fn leave_terminal(&mut self) {
+        if let Some((view, hold_back)) = self.view.take() {
+            view.finish();
+            drop(hold_back);
+        }
+    }
+
+    fn finish(mut self, summaries: &[Summary]) -> io::Result<()> {
         let mut out = self.out();
         for summary in summaries {
             match self.format {
-                Format::Json => json::summary(&mut out, summary)?,
-                Format::Table if self.quiet => {}
+                Format::Json => {
+                    let Summary { last, .. } = summary;
+                    self.announce(&last.resource, last.pid, last.level)?;
+                    json::summary(&mut out, summary)?;
+                }
+                Format::Table if self.quiet => warn_of_losses(summary),
                 Format::Table => text::summary(&mut out, summary)?,
             }
         }
         out.flush()
+    }
+}
+
+/// Who wants to see nothing still wants to know that something is missing.
+fn warn_of_losses(summary: &Summary) {
+    let Summary { last, spans_dropped, .. } = summary;
+    for (what, lost) in [("events", &last.lost), ("spans", spans_dropped)] {
+        if !lost.is_empty() {
+            tracing::warn!(pid = last.pid, ?lost, "{what} were lost");
+        }
     }
 }
 
@@ -162,7 +224,7 @@ pub(super) fn run(
 ) -> Result<(), LineError> {
     let deadline = duration.map(|d| Instant::now() + d);
     let mut broken = false;
-    line.run(stop, deadline, &mut |interval| {
+    let result = line.run(stop, deadline, &mut |interval| {
         if broken {
             return;
         }
@@ -174,13 +236,15 @@ pub(super) fn run(
                 tracing::error!(%error, "results cannot be shown");
             }
         }
-    })
+    });
+    display.leave_terminal();
+    result
 }
 
-/// Adds the exporter's account to the summaries, shows them, and turns an incomplete export file into
-/// an error.
+/// Adds the exporter's account to the summaries, shows them, and turns an incomplete export file or
+/// event log into an error.
 pub(super) fn finish(line: Line, background: Background, display: Display) -> Result<(), CliError> {
-    let mut summaries = line.into_summaries();
+    let (mut summaries, recorded) = line.finish();
     let stats = background.finish();
     if let (Some(stats), Some(last)) = (&stats, summaries.last_mut()) {
         last.spans_dropped.clone_from(&stats.spans_dropped);
@@ -189,6 +253,7 @@ pub(super) fn finish(line: Line, background: Background, display: Display) -> Re
         Err(error) if !is_broken_pipe(&error) => return Err(error.into()),
         _ => {}
     }
+    recorded?;
     match stats.and_then(|s| s.file_error) {
         Some(error) => Err(CliError::failure(format!("the export file is not complete: {error}"))
             .help("free space on its file system, or choose another place with --export")),

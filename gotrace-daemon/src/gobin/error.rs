@@ -34,6 +34,21 @@ pub enum Error {
 }
 
 impl Error {
+    /// What the user can do about it.
+    #[must_use]
+    pub fn help(&self) -> &'static str {
+        match self {
+            Self::NotElf => "name the executable of a Go program, not a script or another kind of file",
+            Self::NotGo { .. } => {
+                "gotrace traces programs that Go's own compiler built; `go version FILE` tells whether it is one"
+            }
+            Self::Unsupported { .. } => {
+                "gotrace traces Go 1.19 to 1.27 and later on amd64 and arm64, built as executables"
+            }
+            Self::Malformed { .. } => "the file may be cut short or damaged: copy or build it anew",
+        }
+    }
+
     /// An [`Error::Unsupported`].
     pub(crate) fn unsupported(what: impl Into<String>) -> Self {
         Self::Unsupported { what: what.into() }

@@ -65,8 +65,8 @@ impl Error {
     pub fn help(&self) -> &'static str {
         match self {
             Self::Permission { .. } => {
-                "run as root, or with the capabilities BPF, PERFMON and SYS_PTRACE (SYS_ADMIN before Linux 5.8); \
-                 `gotrace doctor` shows what is missing"
+                "run as root, or with the capabilities SYS_ADMIN (the kernel wants it for uprobes) and \
+                 SYS_PTRACE (for other users' processes); `gotrace doctor` shows what is missing"
             }
             Self::Unsupported { .. } => "`gotrace doctor` shows what this kernel can do",
             Self::Failed { .. } => "`gotrace doctor` tries each kernel feature by itself",

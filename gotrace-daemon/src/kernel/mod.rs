@@ -6,6 +6,8 @@
 
 mod attach;
 mod batch;
+mod calibration;
+mod diagnostics;
 mod error;
 pub mod preflight;
 mod ring;
@@ -22,7 +24,11 @@ use aya::{
 };
 use gotrace_common::{Counters, GoroutineKey, GoroutineState, Histogram, ProcessConfig, REASON_ROWS};
 
+use diagnostics::Diagnostics;
+
 pub use attach::{Attachment, Scope};
+pub use calibration::{Calibration, HitCost};
+pub use diagnostics::TARGET as PROBE_LOG_TARGET;
 pub use error::Error;
 pub use ring::Ring;
 
@@ -67,6 +73,7 @@ pub struct Kernel {
     counters: PerCpuArray<MapData, Counters>,
     histograms: PerCpuArray<MapData, Histogram>,
     loaded: HashMap<&'static str, ()>,
+    diagnostics: Option<Diagnostics>,
 }
 
 impl Kernel {
@@ -91,7 +98,9 @@ impl Kernel {
             .override_global("PID_NAMESPACE_INODE", &inode, true)
             .override_global("WAKEUP_BYTES", &wakeup_bytes, true)
             .override_global("FOLLOW_ALL", &follow_all, true)
-            .override_global("AYA_LOG_LEVEL", &options.log_level, false)
+            .override_global("AYA_LOG_LEVEL", &options.log_level, true)
+            // Always there, as the object names it; a page when nothing is logged.
+            .map_max_entries("AYA_LOGS", if options.log_level == 0 { 1 << 12 } else { 1 << 17 })
             .map_max_entries("EVENTS", ring_bytes)
             .map_max_entries("PROCESSES", options.processes.max(1))
             .map_max_entries("GOROUTINES", options.goroutines.max(1))
@@ -99,6 +108,7 @@ impl Kernel {
             .map_max_entries("HISTOGRAMS", options.processes.max(1) * REASON_ROWS)
             .load(OBJECT)
             .map_err(|e| Error::from_loader("load gotrace's eBPF object", &e))?;
+        let diagnostics = if options.log_level == 0 { None } else { Some(Diagnostics::new(&mut ebpf)?) };
         let mut take = |name: &str| ebpf.take_map(name).ok_or_else(|| Error::Object(format!("map {name}")));
         let maps = [take("PROCESSES")?, take("GOROUTINES")?, take("COUNTERS")?, take("HISTOGRAMS")?];
         let [processes, goroutines, counters, histograms] = maps;
@@ -109,6 +119,7 @@ impl Kernel {
             counters: typed(counters, "COUNTERS")?,
             histograms: typed(histograms, "HISTOGRAMS")?,
             loaded: HashMap::new(),
+            diagnostics,
         })
     }
 
@@ -119,6 +130,13 @@ impl Kernel {
     pub fn ring(&mut self) -> Result<Ring, Error> {
         let map = self.ebpf.take_map("EVENTS").ok_or_else(|| Error::Object("map EVENTS".into()))?;
         Ring::new(map)
+    }
+
+    /// Logs what the kernel side has to say since the last call; nothing when that is off.
+    pub fn log_diagnostics(&mut self) {
+        if let Some(diagnostics) = &mut self.diagnostics {
+            diagnostics.flush();
+        }
     }
 
     /// Sets how a process is traced, from its next event on. `pid` is its thread group id in this

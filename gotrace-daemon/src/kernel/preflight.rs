@@ -136,7 +136,7 @@ fn probed(n: u64) -> u64 {
 }
 
 /// Where in this program's file an address of its code is.
-fn file_offset_of(address: u64) -> Option<u64> {
+pub(super) fn file_offset_of(address: u64) -> Option<u64> {
     let maps = Process::myself().ok()?.maps().ok()?;
     maps.0
         .iter()

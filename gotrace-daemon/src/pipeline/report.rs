@@ -6,7 +6,7 @@ use gotrace_common::{Counters, Histogram, Hit, Lost, REASON_ROWS, ROW_OTHER, ROW
 
 use super::traced::Traced;
 use crate::{
-    kernel::Kernel,
+    kernel::{HitCost, Kernel},
     level::Level,
     process::Clock,
     sink::model::{Interval, Site, Summary},
@@ -14,7 +14,13 @@ use crate::{
 
 impl Traced {
     /// The state now, and what changed since the last call.
-    pub(super) fn interval(&mut self, kernel: &Kernel, undecodable: u64, stray: u64) -> Interval {
+    pub(super) fn interval(
+        &mut self,
+        kernel: &Kernel,
+        cost: Option<HitCost>,
+        undecodable: u64,
+        stray: u64,
+    ) -> Interval {
         let now_ns = Clock::now_monotonic_ns();
         let counters = kernel.counters(self.slot).unwrap_or_else(|error| {
             tracing::warn!(%error, "what the kernel side lost is not known");
@@ -51,7 +57,7 @@ impl Traced {
             sites,
             engine: "events",
             level: self.level.name(),
-            probe_cost_share: None,
+            probe_cost_share: self.cost.interval(&counters.hits, self.watch.cpu_time_ns(), cost),
         };
         self.reported_ns = now_ns;
         interval
@@ -142,9 +148,11 @@ impl Traced {
     pub(super) fn summary(&self, last: &Interval, why: &str) -> Summary {
         let mut last = last.clone();
         last.start_unix_nano = self.clock.unix_nano(self.began_ns);
+        let (cost_ns_per_event, share) = self.cost.whole_run();
+        last.probe_cost_share = share;
         Summary {
             last,
-            cost_ns_per_event: None,
+            cost_ns_per_event,
             spans: self.spans,
             spans_dropped: BTreeMap::new(),
             ended: why.into(),

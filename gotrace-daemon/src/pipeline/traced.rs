@@ -5,7 +5,7 @@ use std::{collections::HashSet, path::Path, sync::Arc};
 use foldhash::fast::FixedState;
 use gotrace_common::{ProcessConfig, ROW_SYSCALL, flags};
 
-use super::{LineConfig, LineError};
+use super::{LineConfig, LineError, cost::ProbeCost};
 use crate::{
     decode::{Event, OpenWait},
     gobin::{Binary, Event as ProbeEvent, Plan, Probe, Source},
@@ -26,7 +26,8 @@ pub struct Traced {
     pub(super) number: u32,
     pub(super) slot: u32,
     pub(super) target: Target,
-    watch: Watch,
+    pub(super) watch: Watch,
+    pub(super) cost: ProbeCost,
     pub(super) symbolizer: Symbolizer,
     bias_known: bool,
     pub(super) table: Table,
@@ -129,6 +130,7 @@ impl Traced {
         Ok(Self {
             number,
             slot,
+            cost: ProbeCost::new(&plan),
             watch,
             bias_known: bias.is_some(),
             symbolizer: Symbolizer::new(
@@ -162,6 +164,7 @@ impl Traced {
 
     pub(super) fn attached(&mut self, attachment: Attachment, _kernel: &Kernel) {
         self.attachment = Some(attachment);
+        self.cost.begin(self.watch.cpu_time_ns());
         self.began_ns = Clock::now_monotonic_ns();
         self.reported_ns = self.began_ns;
     }
@@ -343,6 +346,10 @@ impl Traced {
             source_: if from_dwarf { "DWARF" } else { "built-in" }.into(),
             seen: self.implausible,
         })
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.watch.has_ended()
     }
 
     /// `None` while it runs what it ran when tracing began.

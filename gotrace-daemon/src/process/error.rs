@@ -35,11 +35,11 @@ pub enum ProcessError {
         tgid: u32,
     },
     /// The kernel refused.
-    #[error("process {pid} (user {uid}): {what}: permission refused")]
+    #[error("process {pid}{}: {what}: permission refused", of_user(*.uid))]
     NotPermitted {
         /// The process.
         pid: u32,
-        /// Its effective user id.
+        /// Its effective user id; [`u32::MAX`] when that was not known yet.
         uid: u32,
         /// What was tried.
         what: String,
@@ -98,6 +98,10 @@ pub enum ProcessError {
     },
 }
 
+fn of_user(uid: u32) -> String {
+    if uid == u32::MAX { String::new() } else { format!(" (user {uid})") }
+}
+
 impl ProcessError {
     /// Sorts an error of the system: the process is gone, permission is missing, or something else.
     pub(super) fn from_io(pid: u32, uid: u32, what: impl Into<String>, source: io::Error) -> Self {
@@ -118,9 +122,15 @@ impl ProcessError {
             Self::Zombie { .. } => "there is nothing left to trace; look at its parent instead".into(),
             Self::KernelThread { .. } => "name a process that runs a Go program".into(),
             Self::Thread { tgid, .. } => format!("use --pid {tgid}"),
+            Self::NotPermitted { uid: u32::MAX, .. } => {
+                "run gotrace with CAP_SYS_PTRACE, which root has unless a container takes it away; `gotrace \
+                 doctor` tells what is missing"
+                    .into()
+            }
             Self::NotPermitted { uid, .. } => format!(
-                "run gotrace as root, or as user {uid} with CAP_SYS_PTRACE (kernel.yama.ptrace_scope and \
-                 the target's being dumpable matter too); `gotrace doctor` tells what is missing"
+                "run gotrace with CAP_SYS_PTRACE, which root has unless a container takes it away, or as user \
+                 {uid} if the process has no privileges (kernel.yama.ptrace_scope and its being dumpable matter \
+                 then); `gotrace doctor` tells what is missing"
             ),
             Self::ForeignProc { .. } => {
                 "mount the /proc of gotrace's own PID namespace, or start gotrace in \

@@ -22,3 +22,15 @@ pub use signals::Forwarder;
 pub use spawn::{ExecutableKind, SpawnError, Spawned};
 pub use target::{Identity, MAX_EXECUTABLE_BYTES, Mapping, Target, parent_of};
 pub use watch::Watch;
+
+/// Waits until a child that was just spawned is laid out: `spawn` returns when the program has replaced
+/// the test, which is before the kernel maps it and tells its arguments and environment
+/// (`fs/binfmt_elf.c`, load_elf_binary; the environment comes last).
+#[cfg(test)]
+fn wait_for_program(pid: u32) {
+    let begin = std::time::Instant::now();
+    while std::fs::read(format!("/proc/{pid}/environ")).expect("it lives").is_empty() {
+        assert!(begin.elapsed().as_secs() < 10, "its environment never came");
+        std::thread::yield_now();
+    }
+}

@@ -183,6 +183,7 @@ mod tests {
             .envs(variables.iter().copied())
             .spawn()
             .expect("sleep starts");
+        crate::process::wait_for_program(child.id());
         let target = Target::open(child.id()).expect("lives");
         (child, target)
     }

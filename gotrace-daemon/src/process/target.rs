@@ -489,6 +489,7 @@ mod tests {
         let path = directory.path().join(name);
         std::fs::copy("/bin/sleep", &path).expect("copied");
         let mut child = Command::new(&path).arg("60").spawn().expect("sleep starts");
+        crate::process::wait_for_program(child.id());
         std::fs::remove_file(&path).expect("removed");
         let target = Target::open(child.id());
         let found = target

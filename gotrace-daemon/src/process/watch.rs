@@ -72,6 +72,15 @@ impl Watch {
         Ok(())
     }
 
+    /// CPU time of all its threads so far, user and system, in nanoseconds; the kernel tells it in clock
+    /// ticks (10 ms). `None` when it is gone.
+    #[must_use]
+    pub fn cpu_time_ns(&self) -> Option<u64> {
+        let stat = read_stat(&self.directory, self.pid).ok()?;
+        let ticks_per_second = procfs::ticks_per_second();
+        (stat.utime + stat.stime).checked_mul(1_000_000_000)?.checked_div(ticks_per_second)
+    }
+
     /// Whether it runs another program than when the watch began, or the same one anew. `false` when
     /// it has ended: ask [`Self::has_ended`].
     #[must_use]
@@ -170,6 +179,7 @@ mod tests {
                 .stdout(Stdio::null())
                 .spawn()
                 .expect("sh starts");
+            crate::process::wait_for_program(child.id());
             let watch = Target::open(child.id()).expect("lives").watch().expect("lives");
             assert!(!watch.has_executed_another_program());
             std::io::Write::write_all(child.stdin.as_mut().expect("piped"), b"go\n").expect("sh reads");

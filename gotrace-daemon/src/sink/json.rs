@@ -85,13 +85,14 @@ fn state(interval: &Interval) -> Json {
         "waits": interval.waits.iter().map(|(k, h)| (k.to_string(), counted(h))).collect::<Json>(),
         "schedule_delay_ns": counted(&interval.schedule),
         "syscall_ns": counted(&interval.syscalls),
+        "probe_cost_share": interval.probe_cost_share,
         "sites": interval.sites.iter().map(|s| site(s, false)).collect::<Vec<_>>(),
     })
 }
 
 fn site(site: &Site, total: bool) -> Json {
     json!({
-        "entry": location(&site.entry),
+        "entry": site.entry.is_known().then(|| location(&site.entry)),
         "created_by": site.created_by.as_deref().map(location),
         "alive": site.alive,
         "born": if total { site.born_total } else { site.born },
@@ -160,6 +161,7 @@ mod tests {
         assert_eq!(site["waiting"]["chan receive"], 10);
         assert_eq!(site["wait_ns"]["max"], 2_000_000);
         assert_eq!(site["oldest_ns"], 7_000_000_000_u64);
+        assert_eq!(interval["sites"][1]["entry"], Json::Null);
         assert_eq!(interval["sites"][1]["created_by"], Json::Null);
         assert_eq!(interval["sites"][1]["wait_ns"]["p50"], Json::Null);
     }

@@ -16,6 +16,17 @@ pub struct Location {
     pub line: u32,
 }
 
+impl Location {
+    /// Stands for the place of goroutines that are older than the attachment, as people read it.
+    pub const BORN_BEFORE: &str = "(born before attaching)";
+
+    /// Whether this is a place, and not [`Self::BORN_BEFORE`].
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        &*self.function != Self::BORN_BEFORE
+    }
+}
+
 /// An attribute's value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
@@ -167,7 +178,8 @@ pub struct Interval {
     pub engine: &'static str,
     /// `lifecycle`, `waits` or `full`.
     pub level: &'static str,
-    /// Estimated cost of the probes as a share of the target's CPU time; `None` when not known.
+    /// Estimated cost of the probes as a share of the target's CPU time over the interval: hits times
+    /// what calibration found for one. `None` when not known.
     pub probe_cost_share: Option<f64>,
 }
 
@@ -201,10 +213,11 @@ pub struct Site {
 /// What a run came to, printed at its end.
 #[derive(Clone, Debug)]
 pub struct Summary {
-    /// The last state; its `start_unix_nano` is when the run began.
+    /// The last state; its `start_unix_nano` is when the run began, and its `probe_cost_share` is that of
+    /// the whole run.
     pub last: Interval,
-    /// Nanoseconds that one event cost the target, by the kernel's own account or calibration;
-    /// `None` when not known.
+    /// Nanoseconds of CPU time that one event cost the target, by calibration on this host; `None` when
+    /// not known.
     pub cost_ns_per_event: Option<f64>,
     /// Spans handed to the exporter.
     pub spans: u64,

@@ -34,11 +34,12 @@ pub fn interval(out: &mut impl Write, interval: &Interval) -> io::Result<()> {
         let [entry, creator] = [place(&site.entry), creator(site)];
         writeln!(
             out,
-            "  {:>7} alive {:>7.0} born/s {:>7.0} died/s  {entry}  by {creator}{}{}",
+            "  {:>7} alive {:>7.0} born/s {:>7.0} died/s  {entry}  by {creator}{}{}{}",
             site.alive,
             rate(site.born),
             rate(site.died),
             waiting(&site.waiting),
+            waited(site),
             oldest(site),
         )?;
     }
@@ -57,7 +58,7 @@ pub fn summary(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
     let Summary { last, spans, spans_dropped, ended, cost_ns_per_event } = summary;
     let seconds = last.end_unix_nano.saturating_sub(last.start_unix_nano) as f64 / 1e9;
     let name = match last.resource.attributes.get("process.executable.name") {
-        Some(Value::Text(name)) => format!(" ({name})"),
+        Some(Value::Text(name)) => format!(" ({})", clean(name)),
         _ => String::new(),
     };
     writeln!(out, "\npid {}{name}: {seconds:.1} s at level {}, ended: {ended}", last.pid, last.level)?;
@@ -117,7 +118,10 @@ pub fn summary(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
     let events: u64 = last.events.values().sum();
     write!(out, "  events       {events}")?;
     if let Some(cost) = cost_ns_per_event {
-        write!(out, ", about {cost:.0} ns of the target's time each")?;
+        write!(out, ", about {cost:.0} ns of the target's CPU time each")?;
+        if let Some(share) = last.probe_cost_share {
+            write!(out, " ({:.1}% of it)", share * 100.0)?;
+        }
     }
     writeln!(out, "{}", if last.lost.is_empty() { ", none lost".into() } else { lost(&last.lost) })?;
     write!(out, "  spans        {spans}")?;
@@ -135,16 +139,21 @@ fn by_count<T>(map: &BTreeMap<Arc<str>, T>, count: impl Fn(&T) -> u64) -> Vec<(&
 }
 
 fn place(location: &Location) -> String {
-    location.function.to_string()
+    clean(&location.function)
+}
+
+/// A name comes from a file that may be hostile: it must not steer the terminal.
+fn clean(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 fn creator(site: &Site) -> String {
     match &site.created_by {
         Some(location) if location.line > 0 => {
             let file = location.file.rsplit('/').next().unwrap_or(&location.file);
-            format!("{} ({file}:{})", location.function, location.line)
+            clean(&format!("{} ({file}:{})", location.function, location.line))
         }
-        Some(location) => location.function.to_string(),
+        Some(location) => clean(&location.function),
         None => "?".into(),
     }
 }
@@ -154,6 +163,16 @@ fn waiting(waiting: &BTreeMap<Arc<str>, u64>) -> String {
         return String::new();
     }
     format!("  waiting: {}", list(by_count(waiting, |n| *n).into_iter().map(|(k, n)| (k, *n))))
+}
+
+/// How long waits of at least the threshold took.
+fn waited(site: &Site) -> String {
+    let waits = &site.waits;
+    if waits.count == 0 {
+        return String::new();
+    }
+    let [p50, p99] = [0.5, 0.99].map(|q| duration(waits.quantile_ns(q)));
+    format!("  waited p50 {p50} p99 {p99} max {}", duration(Some(waits.max_ns)))
 }
 
 fn oldest(site: &Site) -> String {
@@ -251,7 +270,7 @@ pub(super) mod tests {
                     waits,
                     Some(7_000_000_000),
                 ),
-                site(location("(born before attaching)", 0), None, 2, 10, BTreeMap::new(), empty, None),
+                site(location(Location::BORN_BEFORE, 0), None, 2, 10, BTreeMap::new(), empty, None),
             ],
             engine: "events",
             level: "waits",
@@ -271,9 +290,17 @@ pub(super) mod tests {
             text(|out| interval(out, &sample())),
             "pid 42: at least 12 alive, 5 born/s, 1 died/s, LOST: 3 ring_create\n  \
              \u{20}    10 alive       5 born/s       1 died/s  main.worker  by main.main (main.go:30)  waiting: 10 chan \
-             receive  oldest 7.0s\n  \
+             receive  waited p50 1.8ms p99 2.0ms max 2.0ms  oldest 7.0s\n  \
              \u{20}     2 alive       5 born/s       1 died/s  (born before attaching)  by ?\n"
         );
+    }
+
+    #[test]
+    fn names_do_not_steer_the_terminal() {
+        let mut evil = sample();
+        evil.sites[0].entry = Arc::new(Location { function: "evil\x1b[2J".into(), file: "".into(), line: 0 });
+        let text = text(|out| interval(out, &evil));
+        assert!(text.contains("evil\u{fffd}[2J") && !text.contains('\x1b'), "{text}");
     }
 
     #[test]

@@ -22,11 +22,9 @@ use crate::{
 };
 
 /// `g`s that are read, and looked at again, together: small enough that little time lies between.
-const BATCH: usize = 4096;
-/// Longest list that is believed: 2^27 `g`s have 60 GB.
-const MAX_ALLGS: u64 = 1 << 27;
-/// Bytes of a stack that are read at first; most parked goroutines need no more.
-const FIRST_WINDOW: u64 = 512;
+const BATCH: usize = 1024;
+/// Longest list that is believed: so many goroutines have 80 GB of stacks.
+const MAX_ALLGS: u64 = 1 << 25;
 /// Most bytes of a stack that are read at all.
 const LAST_WINDOW: u64 = 8 << 20;
 /// `g`s this far apart are read together with what lies between.
@@ -51,6 +49,36 @@ pub struct Engine {
     labels: Labels,
     pub(super) pieces: Pieces,
     scratch: Vec<StackFrame>,
+    /// The list of the last snapshot, and the same sorted.
+    list: Vec<u64>,
+    sorted: Vec<u64>,
+    windows: Windows,
+}
+
+/// How many bytes of a stack are read at first: as many as nine of ten need.
+#[derive(Debug, Default)]
+struct Windows([u64; 8]);
+
+impl Windows {
+    const STEP: u64 = 128;
+
+    fn note(&mut self, bytes: u64) {
+        let n = usize::try_from(bytes.div_ceil(Self::STEP)).unwrap_or(usize::MAX).clamp(1, self.0.len());
+        self.0[n - 1] += 1;
+    }
+
+    fn first(&self) -> u64 {
+        let all: u64 = self.0.iter().sum();
+        if all < 100 {
+            return 4 * Self::STEP;
+        }
+        let mut sum = 0;
+        let enough = |&n: &u64| {
+            sum += n;
+            sum >= all / 10 * 9
+        };
+        (self.0.iter().position(enough).unwrap_or(self.0.len()) as u64 + 1) * Self::STEP
+    }
 }
 
 /// Goroutines of a batch: the address of each `g`, what was seen of it, and the stack.
@@ -83,6 +111,9 @@ impl Engine {
             labels: Labels::default(),
             pieces: Pieces::default(),
             scratch: Vec::new(),
+            list: Vec::new(),
+            sorted: Vec::new(),
+            windows: Windows::default(),
         })
     }
 
@@ -105,7 +136,7 @@ impl Engine {
     pub fn take(&mut self, memory: &dyn ReadMemory, options: Options) -> Result<Snapshot, SnapshotError> {
         let clock = Clock::measure();
         let begin = Clock::now_monotonic_ns();
-        let mut gs = self.list(memory, u64::MAX)?;
+        let gs = self.list(memory, u64::MAX)?;
         let mut snapshot = Snapshot {
             monotonic_ns: begin,
             time_unix_nano: clock.unix_nano(begin),
@@ -113,11 +144,11 @@ impl Engine {
             ..Snapshot::default()
         };
         snapshot.counts.allgs = gs.len() as u64;
-        gs.sort_unstable();
-        gs.dedup();
+        let gs = self.sorted(gs);
         snapshot.counts.implausible += snapshot.counts.allgs - gs.len() as u64;
+        snapshot.goroutines.reserve_exact(gs.len().min(1 << 21));
         self.interner = Interner::default();
-        self.waits.begin(gs.len());
+        self.waits.begin(if options.waits { gs.len() } else { 0 });
         self.labels.begin();
         let mut batch = Batch::default();
         for addresses in gs.chunks(BATCH) {
@@ -131,7 +162,8 @@ impl Engine {
                 again = self.batch(memory, options, &again, &mut batch, &mut snapshot, retry)?;
             }
         }
-        drop(gs);
+        self.sorted = gs;
+        self.waits.merge(&mut snapshot.waits, &mut snapshot.objects);
         self.finish(&mut snapshot)?;
         snapshot.duration_ns = Clock::now_monotonic_ns().saturating_sub(begin);
         Ok(snapshot)
@@ -150,6 +182,27 @@ impl Engine {
         let options = Options { stacks: false, waits: false, labels: false };
         self.batch(memory, options, &gs, &mut Batch::default(), &mut snapshot, false)?;
         self.finish(&mut snapshot)
+    }
+
+    /// Sorts the list, each address once. The runtime only ever adds to it, so that what was sorted for the
+    /// last snapshot need not be again.
+    fn sorted(&mut self, gs: Vec<u64>) -> Vec<u64> {
+        let mut sorted = std::mem::take(&mut self.sorted);
+        let added = match gs.strip_prefix(&self.list[..]) {
+            Some(added) if !sorted.is_empty() => added,
+            _ => {
+                sorted.clear();
+                &gs[..]
+            }
+        };
+        if !added.is_empty() {
+            sorted.extend_from_slice(added);
+            // Stable sorting finds the part that is sorted.
+            sorted.sort();
+            sorted.dedup();
+        }
+        self.list = gs;
+        sorted
     }
 
     fn implausible(&self, why: String) -> SnapshotError {
@@ -293,7 +346,7 @@ impl Engine {
             .filter_map(|(n, (_, seen))| Some((n, seen.as_ref()?.start()?, seen.as_ref()?.stack.1)))
             .collect();
         open.sort_unstable_by_key(|&(_, start, _)| start.sp);
-        let mut window = FIRST_WINDOW;
+        let mut window = self.windows.first();
         while !open.is_empty() {
             let items: Vec<(u64, u32)> =
                 open.iter().map(|&(_, start, hi)| (start.sp, (hi - start.sp).min(window) as u32)).collect();
@@ -305,11 +358,12 @@ impl Engine {
                     let (n, start, hi) = open[rest + i];
                     let len = items[rest + i].1;
                     let Some(bytes) = self.pieces.item(i, len as usize) else { continue };
-                    let end = self.places.unwind(&self.binary, start, bytes, &mut self.scratch);
+                    let (end, used) = self.places.unwind(&self.binary, start, bytes, &mut self.scratch);
                     if end == End::NeedsMore && u64::from(len) < (hi - start.sp).min(LAST_WINDOW) {
                         more.push((n, start, hi));
                         continue;
                     }
+                    self.windows.note(used);
                     let begin = batch.frames.len();
                     batch.frames.extend_from_slice(&self.scratch);
                     batch.stacks[n] = (begin..batch.frames.len(), end);
@@ -446,7 +500,8 @@ impl Engine {
             );
             return Err(self.implausible(why));
         }
-        goroutines.sort_unstable_by_key(|g| g.goid);
+        // Moves each once: they are large.
+        goroutines.sort_by_cached_key(|g| g.goid);
         goroutines.dedup_by(|later, first| {
             let same = later.goid == first.goid;
             counts.duplicates += u64::from(same);

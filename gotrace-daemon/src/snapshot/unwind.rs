@@ -116,10 +116,24 @@ impl Places {
     }
 
     /// Follows a stack; `bytes` is what is at `start.sp` and above. The frames replace those in `frames`.
+    /// Tells as well how many of the bytes were behind it at the end.
     pub fn unwind(
         &mut self,
         binary: &Binary,
         start: Start,
+        bytes: &[u8],
+        frames: &mut Vec<StackFrame>,
+    ) -> (End, u64) {
+        let mut sp = start.sp;
+        let end = self.follow(binary, start, &mut sp, bytes, frames);
+        (end, sp.saturating_sub(start.sp))
+    }
+
+    fn follow(
+        &mut self,
+        binary: &Binary,
+        start: Start,
+        top: &mut u64,
         bytes: &[u8],
         frames: &mut Vec<StackFrame>,
     ) -> End {
@@ -141,6 +155,7 @@ impl Places {
         }
         let (mut innermost, mut exact) = (true, false);
         while frames.len() < MAX_FRAMES {
+            *top = sp;
             let place = self.get(binary, pc);
             if place.flags & GO_CODE == 0 {
                 return End::Incomplete;

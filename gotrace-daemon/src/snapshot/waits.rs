@@ -7,10 +7,10 @@
 //! goroutine points to, so that only the kind is told. The lists are untrusted: each entry must name its
 //! goroutine, and their number is bounded.
 
-use std::ops::Range;
+use std::{hash::BuildHasher as _, ops::Range};
 
 use foldhash::fast::FixedState;
-use hashbrown::HashMap;
+use hashbrown::HashTable;
 
 use super::{
     Counts, ObjectId, ObjectKind, Op, Wait, WaitObject,
@@ -89,9 +89,12 @@ struct Chan {
 pub(super) struct Waits {
     entries: Vec<Entry>,
     ranges: Vec<Range<usize>>,
-    chans: HashMap<u64, Option<Chan>, FixedState>,
+    /// Channels of the batch, by address.
+    chans: Vec<(u64, Option<Chan>)>,
     pieces: Pieces,
-    objects: HashMap<(u64, ObjectKind), ObjectId, FixedState>,
+    /// Objects of the snapshot, by address and kind.
+    objects: HashTable<ObjectId>,
+    hasher: FixedState,
     budget: usize,
 }
 
@@ -180,7 +183,7 @@ impl Waits {
             for (i, &(address, _)) in now.iter().enumerate() {
                 let chan = self.pieces.item(i, len).and_then(|b| Chan::parse(b, layout));
                 counts.waits_unreadable += u64::from(chan.is_none());
-                self.chans.insert(address, chan);
+                self.chans.push((address, chan));
             }
             rest = later;
         }
@@ -202,7 +205,7 @@ impl Waits {
             let address = self.entries.get(range.start).filter(|_| !range.is_empty()).map_or(0, |e| e.elem);
             if let Some((kind, op, distance)) = lock(family, roles) {
                 let address = if address == 0 { 0 } else { address.saturating_sub(distance) };
-                let object = self.object(address, kind, None, objects);
+                let object = self.object(address, kind, None, false, objects);
                 if let Some(o) = objects.get_mut(object.index()) {
                     o.receivers += 1;
                 }
@@ -215,13 +218,15 @@ impl Waits {
             if entry.chan == 0 {
                 continue;
             }
-            let chan = self.chans.get(&entry.chan).copied().flatten();
+            let known = self.chans.binary_search_by_key(&entry.chan, |&(address, _)| address);
+            let chan = known.ok().and_then(|i| self.chans[i].1);
             let op = match family {
                 Family::Send => Some(Op::Send),
                 Family::Receive => Some(Op::Receive),
                 _ => chan.and_then(|c| c.op(entry.sudog)),
             };
-            let object = self.object(entry.chan, ObjectKind::Chan, chan, objects);
+            let alone = chan.is_some_and(|c| c.has_only(entry.sudog));
+            let object = self.object(entry.chan, ObjectKind::Chan, chan, alone, objects);
             if let Some(o) = objects.get_mut(object.index()) {
                 match op {
                     Some(Op::Send) => o.senders += 1,
@@ -233,28 +238,73 @@ impl Waits {
         }
     }
 
+    /// The object at an address. `alone`: nobody else waited on it, so that it is new and not looked for,
+    /// which would cost more than all else; see [`Waits::merge`].
     fn object(
         &mut self,
         address: u64,
         kind: ObjectKind,
         chan: Option<Chan>,
+        alone: bool,
         objects: &mut Vec<WaitObject>,
     ) -> ObjectId {
-        *self.objects.entry((address, kind)).or_insert_with(|| {
-            let id = ObjectId(u32::try_from(objects.len()).unwrap_or(u32::MAX));
-            objects.push(WaitObject {
-                address,
-                len: chan.map_or(0, |c| c.len),
-                cap: chan.map_or(0, |c| c.cap),
-                senders: 0,
-                receivers: 0,
-                elem_size: chan.map_or(0, |c| c.elem_size),
-                kind,
-                closed: chan.is_some_and(|c| c.closed),
-                known: chan.is_some(),
-            });
-            id
-        })
+        let hash = |address: u64, kind: ObjectKind| self.hasher.hash_one(address ^ kind as u64);
+        let of = |id: &ObjectId| objects.get(id.index()).map(|o| (o.address, o.kind));
+        let this = hash(address, kind);
+        let id = ObjectId(u32::try_from(objects.len()).unwrap_or(u32::MAX));
+        if !alone {
+            if let Some(&id) = self.objects.find(this, |id| of(id) == Some((address, kind))) {
+                return id;
+            }
+            self.objects
+                .insert_unique(this, id, |id| of(id).map_or(0, |(address, kind)| hash(address, kind)));
+        }
+        objects.push(WaitObject {
+            address,
+            len: chan.map_or(0, |c| c.len),
+            cap: chan.map_or(0, |c| c.cap),
+            senders: 0,
+            receivers: 0,
+            elem_size: chan.map_or(0, |c| c.elem_size),
+            kind,
+            closed: chan.is_some_and(|c| c.closed),
+            known: chan.is_some(),
+        });
+        id
+    }
+
+    /// Puts entries of the same channel together: somebody may have come to one while the snapshot was
+    /// taken, after it was seen with one goroutine alone.
+    pub fn merge(&self, waits: &mut [Wait], objects: &mut [WaitObject]) {
+        let mut moved: Vec<(ObjectId, ObjectId)> = Vec::new();
+        if self.objects.is_empty() {
+            return;
+        }
+        for n in 0..objects.len() {
+            let WaitObject { address, kind, senders, receivers, .. } = objects[n];
+            let this = ObjectId(u32::try_from(n).unwrap_or(u32::MAX));
+            let hash = self.hasher.hash_one(address ^ kind as u64);
+            let same = |id: &ObjectId| {
+                objects.get(id.index()).is_some_and(|o| (o.address, o.kind) == (address, kind))
+            };
+            let Some(&id) = self.objects.find(hash, same).filter(|&&id| id != this) else { continue };
+            if let Some(o) = objects.get_mut(id.index()) {
+                o.senders += senders;
+                o.receivers += receivers;
+            }
+            // Nothing names it any more.
+            objects[n].senders = 0;
+            objects[n].receivers = 0;
+            moved.push((this, id));
+        }
+        if moved.is_empty() {
+            return;
+        }
+        for wait in waits {
+            if let Ok(at) = moved.binary_search_by_key(&wait.object, |&(from, _)| from) {
+                wait.object = moved[at].1;
+            }
+        }
     }
 }
 
@@ -272,6 +322,13 @@ impl Chan {
             senders: queue(layout.chan_sendq),
         };
         (this.len <= this.cap && closed <= 1).then_some(this)
+    }
+
+    /// Whether this entry is the only one on either side.
+    fn has_only(&self, sudog: u64) -> bool {
+        let sole = (sudog, sudog);
+        let none = |(first, _): (u64, u64)| first == 0;
+        self.receivers == sole && none(self.senders) || self.senders == sole && none(self.receivers)
     }
 
     /// What the owner of an entry wants of the channel.

@@ -117,7 +117,7 @@ fn location(frame: Frame) -> Location {
 
 fn unknown(address: u64) -> Location {
     let function =
-        if address == 0 { "(born before attaching)".into() } else { format!("? ({address:#x})").into() };
+        if address == 0 { Location::BORN_BEFORE.into() } else { format!("? ({address:#x})").into() };
     Location { function, file: "".into(), line: 0 }
 }
 

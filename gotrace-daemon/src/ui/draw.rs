@@ -13,26 +13,36 @@ use super::{
     state::{Row, State},
 };
 
+/// Which columns give way to each other where there is no room for all.
+#[derive(Clone, Copy, PartialEq)]
+enum Group {
+    Always,
+    Rates,
+    Durations,
+}
+
 /// A column of fixed width, and the least width of the screen that it is shown at.
 struct Column {
     title: &'static str,
-    width: u16,
     from_width: u16,
-    waits: bool,
+    group: Group,
     text: fn(&Row) -> &str,
 }
 
 const NUMBERS: [Column; 7] = [
-    Column { title: "alive", width: 6, from_width: 0, waits: false, text: |r| &r.alive },
-    Column { title: "born/s", width: 6, from_width: 50, waits: false, text: |r| &r.born },
-    Column { title: "died/s", width: 6, from_width: 60, waits: false, text: |r| &r.died },
-    Column { title: "p50", width: 6, from_width: 100, waits: true, text: |r| &r.p50 },
-    Column { title: "p99", width: 6, from_width: 90, waits: true, text: |r| &r.p99 },
-    Column { title: "max", width: 6, from_width: 110, waits: true, text: |r| &r.max },
-    Column { title: "oldest", width: 6, from_width: 70, waits: false, text: |r| &r.oldest },
+    Column { title: "alive", from_width: 0, group: Group::Always, text: |r| &r.alive },
+    Column { title: "born/s", from_width: 34, group: Group::Rates, text: |r| &r.born },
+    Column { title: "died/s", from_width: 40, group: Group::Rates, text: |r| &r.died },
+    Column { title: "p50", from_width: 40, group: Group::Durations, text: |r| &r.p50 },
+    Column { title: "p99", from_width: 34, group: Group::Durations, text: |r| &r.p99 },
+    Column { title: "max", from_width: 46, group: Group::Durations, text: |r| &r.max },
+    Column { title: "oldest", from_width: 54, group: Group::Always, text: |r| &r.oldest },
 ];
-const CREATED_BY_FROM: u16 = 100;
-const WAITING_FROM: u16 = 80;
+/// Width of each of them.
+const NUMBER: u16 = 6;
+/// From this width on all columns have room.
+const ALL_FROM: u16 = 110;
+const WAITING_FROM: u16 = 72;
 
 pub(super) fn draw(frame: &mut Frame<'_>, state: &mut State) {
     let [top, body, bottom] =
@@ -42,51 +52,81 @@ pub(super) fn draw(frame: &mut Frame<'_>, state: &mut State) {
     state.visible = usize::from(body.height.saturating_sub(1));
     state.clamp();
     table(frame, body, state);
+    frame.render_widget(Line::styled(footer(state, bottom.width), dim(state)), bottom);
+}
+
+fn footer(state: &State, width: u16) -> String {
+    let mut line = String::from("q quit · ↑↓ scroll");
+    if state.with_waits && width < ALL_FROM {
+        line += if state.durations { " · w rates" } else { " · w durations" };
+    }
     let hidden = state.rows.len().saturating_sub(state.top + state.visible);
-    let more = if hidden > 0 { format!(" · {hidden} more below") } else { String::new() };
-    let note = if state.with_waits { " · p50 p99 max: of waits of at least --min-wait" } else { "" };
-    let line = Line::styled(format!("q quits · ↑ ↓ scroll{more}{note}"), dim(state));
-    frame.render_widget(line, bottom);
+    if hidden > 0 {
+        line += &format!(" · {hidden} more below");
+    }
+    if state.with_waits && (width >= ALL_FROM || state.durations) {
+        line += " · p50 p99 max: of waits of at least --min-wait";
+    }
+    line
 }
 
 fn header(frame: &mut Frame<'_>, area: Rect, state: &State) {
-    let Some(header) = &state.header else {
-        frame.render_widget(Line::styled("gotrace: waiting for the first interval …", dim(state)), area);
-        return;
-    };
     let bold = Style::new().add_modifier(Modifier::BOLD);
     let width = usize::from(area.width);
-    let process = format::shorten(&header.process, width.saturating_sub(header.elapsed.len() + 3));
-    let mut totals = vec![
-        Span::styled(format!("alive {}", header.alive), bold),
-        Span::raw(format!("   born/s {}   died/s {}   ", header.born, header.died)),
-    ];
-    if header.lost.is_empty() {
-        totals.push(Span::styled("lost 0", dim(state)));
+    let Some(header) = &state.header else {
+        let lines = vec![
+            Line::styled(format::shorten(&state.about, width), bold),
+            Line::styled("waiting for the first interval …", dim(state)),
+        ];
+        frame.render_widget(Paragraph::new(lines), area);
+        return;
+    };
+    let rates = format!("   born/s {}   died/s {}", header.born, header.died);
+    let mut losses = if header.lost.is_empty() {
+        vec![Span::styled("lost 0", dim(state))]
     } else {
         let mut alarm = Style::new().add_modifier(Modifier::BOLD);
         if state.color {
             alarm = alarm.fg(Color::Red);
         }
-        totals.push(Span::styled(format!("lost {}", header.lost), alarm));
+        vec![Span::styled(format!("lost {}", header.lost), alarm)]
+    };
+    if !header.cost.is_empty() {
+        losses.push(Span::styled(format!("   probes about {} of its CPU", header.cost), dim(state)));
     }
-    let mut lines =
-        vec![Line::from(vec![Span::styled(process, bold), Span::raw(format!(" · {}", header.elapsed))])];
-    lines.push(Line::from(totals));
+    let mut lines = vec![
+        Line::styled(header.process(width), bold),
+        Line::from(vec![Span::styled(format!("alive {}", header.alive), bold), Span::raw(rates)]),
+        Line::from(losses),
+    ];
     if state.with_waits {
         let waiting = if header.waiting.is_empty() { "nobody" } else { &header.waiting };
-        lines.push(Line::raw(format::shorten(&format!("waiting: {waiting}"), width)));
+        lines.push(Line::raw(cut(&format!("waiting: {waiting}"), width)));
     }
     frame.render_widget(Paragraph::new(lines), area);
 }
 
+/// The first `width` characters: lists begin with what matters most.
+fn cut(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_owned();
+    }
+    text.chars().take(width.saturating_sub(1)).chain(['…']).take(width).collect()
+}
+
 fn table(frame: &mut Frame<'_>, area: Rect, state: &State) {
     let width = area.width;
+    let hidden = match (state.with_waits, state.durations) {
+        (false, _) => Some(Group::Durations),
+        _ if width >= ALL_FROM => None,
+        (true, true) => Some(Group::Rates),
+        (true, false) => Some(Group::Durations),
+    };
     let numbers: Vec<&Column> =
-        NUMBERS.iter().filter(|c| width >= c.from_width && (state.with_waits || !c.waits)).collect();
-    let with_created_by = width >= CREATED_BY_FROM;
-    let with_waiting = state.with_waits && width >= WAITING_FROM;
-    let taken: u16 = numbers.iter().map(|c| c.width + 1).sum();
+        NUMBERS.iter().filter(|c| width >= c.from_width && Some(c.group) != hidden).collect();
+    let with_created_by = width >= ALL_FROM;
+    let with_waiting = state.with_waits && width >= WAITING_FROM && (width >= ALL_FROM || !state.durations);
+    let taken: u16 = numbers.iter().map(|_| NUMBER + 1).sum();
     let free = width.saturating_sub(taken);
     let created_by_width = if with_created_by { free / 5 } else { 0 };
     let waiting_width = if with_waiting { free * 2 / 5 } else { 0 };
@@ -94,13 +134,14 @@ fn table(frame: &mut Frame<'_>, area: Rect, state: &State) {
     let entry_width = free.saturating_sub(created_by_width + waiting_width + gaps);
 
     let mut constraints = vec![Constraint::Length(entry_width)];
-    let mut titles = vec![Cell::from("goroutines by entry function")];
+    let mut titles =
+        vec![Cell::from(if entry_width < 28 { "entry function" } else { "goroutines by entry function" })];
     if with_created_by {
         constraints.push(Constraint::Length(created_by_width));
         titles.push("created at".into());
     }
     for column in &numbers {
-        constraints.push(Constraint::Length(column.width));
+        constraints.push(Constraint::Length(NUMBER));
         titles.push(Text::from(column.title).right_aligned().into());
     }
     if with_waiting {
@@ -116,7 +157,7 @@ fn table(frame: &mut Frame<'_>, area: Rect, state: &State) {
             cells.push(Text::from((column.text)(row)).right_aligned().into());
         }
         if with_waiting {
-            cells.push(Cell::from(row.waiting.as_str()));
+            cells.push(Cell::from(cut(&row.waiting, usize::from(waiting_width))));
         }
         TableRow::new(cells)
     });
@@ -136,7 +177,10 @@ mod tests {
     use crate::ui::state::tests::interval;
 
     fn screen(width: u16, height: u16, color: bool) -> (Buffer, String) {
-        let mut state = State::new(color);
+        screen_of(State::new("gotrace".into(), color), width, height)
+    }
+
+    fn screen_of(mut state: State, width: u16, height: u16) -> (Buffer, String) {
         state.update(&interval());
         let mut terminal = Terminal::new(TestBackend::new(width, height)).expect("in memory");
         terminal.draw(|frame| draw(frame, &mut state)).expect("in memory");
@@ -154,8 +198,9 @@ mod tests {
     fn a_wide_screen_shows_everything() {
         let (_, text) = screen(140, 10, true);
         for part in [
-            "pid 1234 · /srv/shop/server · go1.24.3 · level waits · 2.0s",
-            "alive ≥1250   born/s 50.0   died/s 25.0   lost ring_wait 7",
+            "pid 1234 · /srv/shop/server · go1.24.3 · engine events · level waits · 2.0s",
+            "alive ≥1250   born/s 50.0   died/s 25.0",
+            "lost ring_wait 7   probes about 0.42% of its CPU",
             "waiting: chan receive 900, select 100",
             "net/http.(*conn).serve",
             "main.go:30",
@@ -174,7 +219,21 @@ mod tests {
         let (_, text) = screen(60, 8, true);
         let line = text.lines().find(|l| l.contains("func1")).expect("the second site");
         assert!(line.contains('…') && line.contains("250"), "{text}");
-        assert!(!text.contains("p50  "), "{text}");
+        assert!(text.contains("born/s") && !text.contains("p50"), "{text}");
+        let (_, text) = screen(40, 10, true);
+        for part in ["pid 1234", "alive ≥1250", "lost ring_wait 7", "waiting: chan receive 900", "died/s"] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_key_switches_to_the_columns_without_room() {
+        let mut state = State::new(String::new(), true);
+        state.durations = true;
+        let (_, text) = screen_of(state, 80, 10);
+        for part in ["p50", "p99", "max", "100ms", "w rates", "oldest"] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
     }
 
     #[test]

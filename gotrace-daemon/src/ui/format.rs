@@ -54,6 +54,20 @@ pub(super) fn rate(n: u64, interval_ns: u64) -> String {
     }
 }
 
+/// A share as a percentage: `0.42%`, `12%`, `<0.01%`.
+pub(super) fn share(share: f64) -> String {
+    let percent = share * 100.0;
+    if percent <= 0.0 {
+        "0%".into()
+    } else if percent < 0.01 {
+        "<0.01%".into()
+    } else if percent < 9.95 {
+        format!("{percent:.2}%")
+    } else {
+        format!("{percent:.0}%")
+    }
+}
+
 /// Shortens a name to `width` characters by leaving out its middle: a package's begin and a
 /// function's end tell most.
 pub(super) fn shorten(name: &str, width: usize) -> String {
@@ -107,6 +121,13 @@ mod tests {
         assert_eq!(rate(5, 2_000_000_000), "2.5");
         assert_eq!(rate(200_000, 1_000_000_000), "200k");
         assert_eq!(rate(1, 3_600_000_000_000), "<0.1");
+    }
+
+    #[test]
+    fn shares_are_percentages() {
+        for (value, text) in [(0.0, "0%"), (0.00001, "<0.01%"), (0.0042, "0.42%"), (0.123, "12%")] {
+            assert_eq!(share(value), text);
+        }
     }
 
     #[test]

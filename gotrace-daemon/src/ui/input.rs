@@ -24,6 +24,8 @@ pub(super) enum Action {
     Scroll(isize),
     /// Back to the first row.
     Top,
+    /// The other columns, where not all fit.
+    SwitchColumns,
     /// The size has changed.
     Redraw,
     /// A key without a meaning.
@@ -33,7 +35,15 @@ pub(super) enum Action {
 pub(super) fn enter() -> io::Result<()> {
     terminal::enable_raw_mode()?;
     TAKEN.store(true, Ordering::Release);
-    execute!(io::stdout(), terminal::EnterAlternateScreen, cursor::Hide).inspect_err(|_| leave())
+    // Cleared here: ratatui's way to clear asks the terminal where the cursor is, and waits for an answer
+    // that not every terminal gives.
+    execute!(
+        io::stdout(),
+        terminal::EnterAlternateScreen,
+        terminal::Clear(terminal::ClearType::All),
+        cursor::Hide
+    )
+    .inspect_err(|_| leave())
 }
 
 /// Gives the terminal back; does nothing when it was not taken. Errors mean that it is gone.
@@ -64,6 +74,7 @@ fn action(event: &Event) -> Action {
             KeyCode::PageDown | KeyCode::Char(' ') => Action::Scroll(10),
             KeyCode::PageUp => Action::Scroll(-10),
             KeyCode::Home => Action::Top,
+            KeyCode::Tab | KeyCode::Char('w') => Action::SwitchColumns,
             _ => Action::Nothing,
         },
         _ => Action::Nothing,
@@ -83,6 +94,8 @@ mod tests {
         assert_eq!(key(KeyCode::Char('c'), KeyModifiers::CONTROL), Action::Quit);
         assert_eq!(key(KeyCode::Char('c'), KeyModifiers::NONE), Action::Nothing);
         assert_eq!(key(KeyCode::Up, KeyModifiers::NONE), Action::Scroll(-1));
+        assert_eq!(key(KeyCode::Esc, KeyModifiers::NONE), Action::Quit);
+        assert_eq!(key(KeyCode::Char('w'), KeyModifiers::NONE), Action::SwitchColumns);
         assert_eq!(action(&Event::Resize(1, 1)), Action::Redraw);
     }
 }

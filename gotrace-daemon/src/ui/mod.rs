@@ -1,27 +1,27 @@
 //! The live view on a terminal: input, state and drawing apart. The only room that names ratatui.
 //!
 //! Takes [`Interval`]s and the user's keys; gives back only the wish to end. The terminal is put back
-//! on every way out: [`Ui::finish`], drop, panic. In raw mode Ctrl-C is a key, so whoever owns the loop
-//! asks [`Ui::poll_quit`]; signals from elsewhere end the loop there, which drops the view.
+//! on every way out: [`View::finish`], drop, panic. In raw mode Ctrl-C is a key like `q`; signals from
+//! elsewhere are for whoever owns the [`View`], and end it by dropping it.
 
 mod draw;
 mod format;
 mod input;
-mod plain;
 mod state;
+mod view;
 
-use std::{io, time::Duration};
+use std::{io, os::fd::AsFd as _, time::Duration};
 
 use ratatui::{Terminal, backend::CrosstermBackend};
 
-pub use plain::plain;
+pub use view::View;
 
 use crate::sink::model::Interval;
 use input::Action;
 use state::State;
 
 /// The view, for as long as it owns the terminal.
-pub struct Ui {
+struct Ui {
     terminal: Terminal<CrosstermBackend<io::Stdout>>,
     state: State,
     restored: bool,
@@ -31,17 +31,14 @@ impl Ui {
     /// Takes the terminal of stdout: alternate screen, raw mode, no cursor.
     ///
     /// # Errors
-    /// When stdout is not a terminal that can be set up so.
-    pub fn start() -> io::Result<Self> {
+    /// When stdout is not a terminal that can be set up so, or is another job's.
+    fn start(about: String) -> io::Result<Self> {
+        refuse_background()?;
         restore_on_panic();
         input::enter()?;
         let terminal = Terminal::new(CrosstermBackend::new(io::stdout()));
-        let mut terminal = terminal.inspect_err(|_| input::leave())?;
-        if let Err(e) = terminal.clear() {
-            input::leave();
-            return Err(e);
-        }
-        let mut this = Self { terminal, state: State::new(color_wanted()), restored: false };
+        let terminal = terminal.inspect_err(|_| input::leave())?;
+        let mut this = Self { terminal, state: State::new(about, color_wanted()), restored: false };
         this.redraw()?;
         Ok(this)
     }
@@ -50,7 +47,7 @@ impl Ui {
     ///
     /// # Errors
     /// When the terminal is gone.
-    pub fn draw(&mut self, interval: &Interval) -> io::Result<()> {
+    fn draw(&mut self, interval: &Interval) -> io::Result<()> {
         self.state.update(interval);
         self.redraw()
     }
@@ -60,7 +57,7 @@ impl Ui {
     ///
     /// # Errors
     /// When the terminal is gone.
-    pub fn poll_quit(&mut self, timeout: Duration) -> io::Result<bool> {
+    fn poll_quit(&mut self, timeout: Duration) -> io::Result<bool> {
         let mut wait = timeout;
         while let Some(action) = input::next(wait)? {
             wait = Duration::ZERO;
@@ -68,6 +65,7 @@ impl Ui {
                 Action::Quit => return Ok(true),
                 Action::Scroll(by) => self.state.scroll(by),
                 Action::Top => self.state.scroll(isize::MIN),
+                Action::SwitchColumns => self.state.durations = !self.state.durations,
                 Action::Redraw => {}
                 Action::Nothing => continue,
             }
@@ -77,7 +75,7 @@ impl Ui {
     }
 
     /// Gives the terminal back.
-    pub fn finish(mut self) {
+    fn finish(mut self) {
         self.restore();
     }
 
@@ -103,6 +101,17 @@ impl Drop for Ui {
 impl std::fmt::Debug for Ui {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Ui").field("restored", &self.restored).finish_non_exhaustive()
+    }
+}
+
+/// A job in the background must not touch the terminal's settings: the system would stop it.
+fn refuse_background() -> io::Result<()> {
+    match rustix::termios::tcgetpgrp(io::stdout().as_fd()) {
+        Ok(foreground) if foreground != rustix::process::getpgrp() => {
+            Err(io::Error::other("gotrace runs in the background"))
+        }
+        // A terminal without jobs has no background.
+        _ => Ok(()),
     }
 }
 

@@ -26,8 +26,12 @@ pub(super) struct Row {
 /// The totals above the rows.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Header {
-    /// pid, executable, Go version, level.
-    pub process: String,
+    pub pid: u32,
+    /// Path of the executable.
+    pub path: String,
+    pub go_version: String,
+    pub engine: &'static str,
+    pub level: &'static str,
     pub elapsed: String,
     pub alive: String,
     pub born: String,
@@ -36,11 +40,33 @@ pub(super) struct Header {
     pub lost: String,
     /// All that wait, by reason.
     pub waiting: String,
+    /// What the probes cost, as a share of the process's CPU time; empty while not known.
+    pub cost: String,
+}
+
+impl Header {
+    /// The process in at most `width` characters: its path gives way first.
+    pub(super) fn process(&self, width: usize) -> String {
+        let Self { pid, path, go_version, engine, level, elapsed, .. } = self;
+        let full = |path: &str| {
+            format!("pid {pid} · {path} · {go_version} · engine {engine} · level {level} · {elapsed}")
+        };
+        let for_path = width.saturating_sub(full("").chars().count());
+        if for_path >= path.chars().count().min(16) {
+            return full(&format::shorten(path, for_path));
+        }
+        let name = path.rsplit('/').next().unwrap_or(path);
+        let short = |name: &str| format!("pid {pid} · {name} · {engine}/{level} · {elapsed}");
+        let for_name = width.saturating_sub(short("").chars().count());
+        format::shorten(&short(&format::shorten(name, for_name)), width)
+    }
 }
 
 /// The view's state.
 #[derive(Debug)]
 pub(super) struct State {
+    /// Shown until there is a header.
+    pub about: String,
     pub header: Option<Header>,
     pub rows: Vec<Row>,
     pub with_waits: bool,
@@ -49,18 +75,22 @@ pub(super) struct State {
     /// Rows that the last drawing had room for.
     pub visible: usize,
     pub color: bool,
+    /// Whether durations of waits are shown where there is no room for all columns.
+    pub durations: bool,
     began_unix_nano: Option<u64>,
 }
 
 impl State {
-    pub(super) fn new(color: bool) -> Self {
+    pub(super) fn new(about: String, color: bool) -> Self {
         Self {
+            about,
             header: None,
             rows: Vec::new(),
             with_waits: true,
             top: 0,
             visible: 0,
             color,
+            durations: false,
             began_unix_nano: None,
         }
     }
@@ -89,7 +119,11 @@ pub(super) fn header(interval: &Interval, began_unix_nano: u64) -> Header {
     let path = text(&interval.resource, "process.executable.path").unwrap_or("?");
     let version = text(&interval.resource, "process.runtime.version").unwrap_or("Go version unknown");
     Header {
-        process: format!("pid {} · {path} · {version} · level {}", interval.pid, interval.level),
+        pid: interval.pid,
+        path: path.into(),
+        go_version: version.into(),
+        engine: interval.engine,
+        level: interval.level,
         elapsed: format::duration(interval.end_unix_nano.saturating_sub(began_unix_nano)),
         alive: format!(
             "{}{}",
@@ -106,6 +140,7 @@ pub(super) fn header(interval: &Interval, began_unix_nano: u64) -> Header {
             .collect::<Vec<_>>()
             .join(", "),
         waiting: reasons(&interval.waiting, usize::MAX),
+        cost: interval.probe_cost_share.map_or_else(String::new, format::share),
     }
 }
 
@@ -226,7 +261,7 @@ pub(super) mod tests {
             ],
             engine: "events",
             level: "waits",
-            probe_cost_share: None,
+            probe_cost_share: Some(0.0042),
         }
     }
 
@@ -234,7 +269,14 @@ pub(super) mod tests {
     fn an_interval_becomes_text() {
         let interval = interval();
         let header = header(&interval, 990_000_000_000);
-        assert_eq!(header.process, "pid 1234 · /srv/shop/server · go1.24.3 · level waits");
+        assert_eq!(
+            header.process(80),
+            "pid 1234 · /srv/shop/server · go1.24.3 · engine events · level waits · 12s"
+        );
+        assert_eq!(header.process(40), "pid 1234 · server · events/waits · 12s");
+        assert_eq!(header.process(36), "pid 1234 · se…r · events/waits · 12s");
+        assert!((0..80).all(|width| header.process(width).chars().count() <= width));
+        assert_eq!(header.cost, "0.42%");
         assert_eq!((header.elapsed.as_str(), header.alive.as_str()), ("12s", "≥1250"));
         assert_eq!((header.born.as_str(), header.died.as_str()), ("50.0", "25.0"));
         assert_eq!(header.lost, "ring_wait 7");
@@ -248,7 +290,7 @@ pub(super) mod tests {
 
     #[test]
     fn scrolling_stays_within_the_rows() {
-        let mut state = State::new(false);
+        let mut state = State::new(String::new(), false);
         state.update(&interval());
         state.visible = 1;
         state.scroll(50);

@@ -22,11 +22,11 @@ fn main() -> Result<()> {
     let stacks = Options { stacks: true, ..heads };
     for (what, options) in [("heads", heads), ("stacks", stacks), ("everything", Options::default())] {
         for _ in 0..times {
-            let begin = Instant::now();
+            let (begin, cpu) = (Instant::now(), cpu_ms());
             let snapshot = live.take(options)?;
-            let took = begin.elapsed();
+            let (took, cpu) = (begin.elapsed(), cpu_ms() - cpu);
             println!(
-                "{what}: {} goroutines, {} stacks, {} objects in {:.0} ms; peak memory {} MiB; {:?}",
+                "{what}: {} goroutines, {} stacks, {} objects in {:.0} ms ({cpu:.0} ms of CPU); peak memory {} MiB; {:?}",
                 snapshot.goroutines.len(),
                 snapshot.stacks.len(),
                 snapshot.objects.len(),
@@ -37,6 +37,13 @@ fn main() -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn cpu_ms() -> f64 {
+    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `t` is a live timespec.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut t) };
+    t.tv_sec as f64 * 1e3 + t.tv_nsec as f64 / 1e6
 }
 
 fn peak_mib() -> Result<u64> {

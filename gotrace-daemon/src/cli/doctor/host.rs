@@ -1,15 +1,17 @@
-//! What `/proc` and `/sys` say about this host. Explains the trials; decides nothing by itself.
+//! What `/proc` and `/sys` say about this host, and whether the memory-lock limit matters. Explains the
+//! trials; decides nothing by itself.
 
 use std::fs;
 
 use super::Check;
+use crate::kernel::{Error, Kernel, Options};
 
 /// Capabilities that tracing may need: name, number (`linux/capability.h`), what for.
 const CAPABILITIES: [(&str, u32, &str); 5] = [
-    ("CAP_BPF", 39, "to load eBPF programs (Linux 5.8 and later)"),
-    ("CAP_PERFMON", 38, "to attach probes"),
+    ("CAP_BPF", 39, "to load eBPF programs (or CAP_SYS_ADMIN)"),
+    ("CAP_PERFMON", 38, "to load those that trace (or CAP_SYS_ADMIN)"),
     ("CAP_SYS_PTRACE", 19, "to read other users' processes"),
-    ("CAP_SYS_ADMIN", 21, "stands for CAP_BPF and CAP_PERFMON, and the only way before Linux 5.8"),
+    ("CAP_SYS_ADMIN", 21, "to put uprobes in place by perf_event_open(2)"),
     ("CAP_SYS_RESOURCE", 24, "to raise the memory-lock limit before Linux 5.11"),
 ];
 
@@ -86,12 +88,14 @@ fn capabilities() -> Check {
 }
 
 /// Capabilities that gotrace lacks and that nothing it has stands for.
-pub(super) fn missing_capabilities() -> Vec<&'static str> {
-    let admin = has_capability("CAP_SYS_ADMIN");
-    ["CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE"]
-        .into_iter()
-        .filter(|name| !has_capability(name) && (!admin || *name == "CAP_SYS_PTRACE"))
-        .collect()
+fn missing_capabilities() -> Vec<&'static str> {
+    ["CAP_SYS_ADMIN", "CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE"].into_iter().filter(|c| lacks(c)).collect()
+}
+
+/// Whether gotrace lacks this capability, and one that stands for it.
+pub(super) fn lacks(name: &str) -> bool {
+    let admin_serves = matches!(name, "CAP_BPF" | "CAP_PERFMON");
+    !(has_capability(name) || admin_serves && has_capability("CAP_SYS_ADMIN"))
 }
 
 fn has_capability(name: &str) -> bool {
@@ -103,12 +107,28 @@ fn memory_lock() -> Check {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock);
     let found = limit.current.map_or("unlimited".into(), |n| format!("{n} bytes"));
     match limit.current {
-        Some(n) if n < 64 << 20 && !has_capability("CAP_SYS_RESOURCE") => Check::degraded(
-            "memory-lock limit",
-            found,
-            "before Linux 5.11 the maps count against it, and gotrace may not raise it",
-            "ulimit -l unlimited, LimitMEMLOCK=infinity, or CAP_SYS_RESOURCE",
-        ),
+        // Before Linux 5.11 the maps count against it: tried with the sizes that tracing uses.
+        Some(n) if n < 64 << 20 && !has_capability("CAP_SYS_RESOURCE") => {
+            match Kernel::load(&Options::default()) {
+                Ok(_) => Check::ok(
+                    "memory-lock limit",
+                    format!("{found}, and the maps had room"),
+                    "this kernel does not count the maps against it, or they fit",
+                ),
+                Err(Error::Permission { .. }) => Check::degraded(
+                    "memory-lock limit",
+                    found,
+                    "whether the maps fit below it could not be tried: see the eBPF object below",
+                    "see the eBPF object below",
+                ),
+                Err(_) => Check::degraded(
+                    "memory-lock limit",
+                    found,
+                    "the maps may not fit below it, and gotrace may not raise it",
+                    "ulimit -l unlimited, LimitMEMLOCK=infinity, or CAP_SYS_RESOURCE",
+                ),
+            }
+        }
         _ => Check::ok("memory-lock limit", found, "the maps have room"),
     }
 }
@@ -158,7 +178,7 @@ fn pid_namespace() -> Check {
 }
 
 fn sysctls() -> Vec<Check> {
-    let privileged = missing_capabilities().is_empty();
+    let privileged = !lacks("CAP_PERFMON");
     let mut checks = Vec::new();
     if let Some(value) = sysctl("kernel/unprivileged_bpf_disabled") {
         checks.push(Check::ok(

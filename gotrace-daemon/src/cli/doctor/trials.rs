@@ -16,7 +16,13 @@ static MARK: u64 = 0x676f_7472_6163_6521;
 pub(super) fn trials() -> (Vec<Check>, Option<Level>) {
     let mut checks = Vec::new();
     let ring = preflight::try_ring_buffer();
-    checks.push(check("ring buffer", "made one", "records reach gotrace in order and without copies", &ring));
+    checks.push(check(
+        "ring buffer",
+        "made one",
+        "records reach gotrace in order and without copies",
+        &["CAP_BPF"],
+        &ring,
+    ));
     let (programs, level) = programs();
     checks.extend(programs);
     let memory = memory();
@@ -39,7 +45,7 @@ fn programs() -> (Vec<Check>, Option<Level>) {
         Ok(kernel) => kernel,
         Err(e) => {
             let meaning = "no probe can be put in place";
-            return (vec![failure("eBPF object", meaning, &e)], None);
+            return (vec![failure("eBPF object", meaning, &["CAP_BPF"], &e)], None);
         }
     };
     let mut checks = vec![Check::ok("eBPF object", "loaded, with its maps", "tracing state can be kept")];
@@ -48,6 +54,7 @@ fn programs() -> (Vec<Check>, Option<Level>) {
         "uprobe",
         "put one on gotrace itself; it counted every call",
         "the Go runtime's functions can be probed",
+        &["CAP_SYS_ADMIN", "CAP_PERFMON"],
         &uprobe,
     ));
     // Its own kernel side: a program is loaded once.
@@ -61,6 +68,9 @@ fn programs() -> (Vec<Check>, Option<Level>) {
                     format!("the kernel accepted all {accepted}"),
                     "every level works",
                 )),
+                Some((_, first @ Error::Permission { .. })) if accepted == 0 => {
+                    checks.push(failure("eBPF programs", "no probe can do anything", &["CAP_PERFMON"], first))
+                }
                 Some((_, first)) => {
                     let names: Vec<&str> = refused.iter().map(|(name, _)| name.as_str()).collect();
                     checks.push(Check::degraded(
@@ -83,8 +93,8 @@ fn programs() -> (Vec<Check>, Option<Level>) {
         Err(e) => Check::degraded(
             "raw tracepoint",
             e.to_string(),
-            "exec --follow-children does not work; attach and plain exec do",
-            e.help(),
+            "exec --follow-children does not work",
+            remedy(&["CAP_PERFMON"], e),
         ),
     });
     (checks, uprobe.ok().and_then(|()| level(&refused)))
@@ -118,25 +128,38 @@ fn memory() -> Result<(), ProcessError> {
     }
 }
 
-fn check(name: &'static str, found: &str, meaning: &str, result: &Result<(), Error>) -> Check {
+/// `wanted`: the capabilities that the thing tried takes.
+fn check(
+    name: &'static str,
+    found: &str,
+    meaning: &str,
+    wanted: &[&str],
+    result: &Result<(), Error>,
+) -> Check {
     match result {
         Ok(()) => Check::ok(name, found, meaning),
-        Err(e) => failure(name, &format!("tracing needs it: {meaning}"), e),
+        Err(e) => failure(name, &format!("without it this does not hold: {meaning}"), wanted, e),
     }
 }
 
-fn failure(name: &'static str, meaning: &str, error: &Error) -> Check {
-    let remedy = match (error, host::missing_capabilities().as_slice()) {
-        (Error::Permission { .. }, missing @ [_, ..]) => format!(
+fn failure(name: &'static str, meaning: &str, wanted: &[&str], error: &Error) -> Check {
+    Check::missing(name, error.to_string(), meaning, remedy(wanted, error))
+}
+
+fn remedy(wanted: &[&str], error: &Error) -> String {
+    let missing: Vec<&str> = wanted.iter().copied().filter(|c| host::lacks(c)).collect();
+    match (error, missing.as_slice()) {
+        (Error::Permission { .. }, []) => {
+            "the capabilities for it are there: a seccomp filter, a security module or lockdown refuses \
+             bpf(2) or perf_event_open(2); see above"
+                .into()
+        }
+        (Error::Permission { .. }, missing) => format!(
             "give gotrace {}: run it as root, `setcap`, docker --cap-add, or securityContext.capabilities.add",
-            missing.join(", ")
+            missing.join(" and ")
         ),
-        (Error::Permission { .. }, []) => "all capabilities are there: a seccomp filter, a security module \
-                                           or lockdown refuses bpf(2) or perf_event_open(2); see above"
-            .into(),
         _ => error.help().to_owned(),
-    };
-    Check::missing(name, error.to_string(), meaning, remedy)
+    }
 }
 
 #[cfg(test)]

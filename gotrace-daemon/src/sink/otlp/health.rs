@@ -68,6 +68,12 @@ impl Health {
     pub async fn end(self, deadline: tokio::time::Instant) {
         let Self { provider, account } = self;
         if account.stats().collector_trouble.is_some() {
+            // Dropping it tries to report once more, and waits for that.
+            let thread =
+                std::thread::Builder::new().name("gotrace-health".into()).spawn(move || drop(provider));
+            if let Err(error) = thread {
+                tracing::debug!(%error, "the end of the report of gotrace's own health");
+            }
             return;
         }
         // The SDK's shutdown blocks. A thread of the runtime would hold up the runtime's own end.

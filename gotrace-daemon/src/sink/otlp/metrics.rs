@@ -425,7 +425,9 @@ fn attributes(series: &Series) -> Vec<KeyValue> {
         Series::Overflow => vec![overflow_attribute()],
         Series::Site((entry, created_by)) => {
             let mut attributes = Vec::with_capacity(6);
-            convert::place(&mut attributes, &CODE, entry);
+            if entry.is_known() {
+                convert::place(&mut attributes, &CODE, entry);
+            }
             if let Some(location) = created_by {
                 convert::place(&mut attributes, &CREATED_BY, location);
             }

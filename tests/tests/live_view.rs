@@ -1,0 +1,180 @@
+//! The live table on a terminal: taken, refreshed, given back, however it ends. Needs root, and no Go.
+
+use std::{
+    fs::File,
+    io::{Read as _, Write as _},
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::process::CommandExt as _,
+    },
+    process::{Child, Command, ExitStatus},
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use gotrace_tests::{
+    demo::Demo,
+    gotrace::{binary, privileged},
+};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const ENTER: &str = "\x1b[?1049h";
+const LEAVE: &str = "\x1b[?1049l";
+
+/// gotrace on a terminal of its own.
+struct OnTerminal {
+    child: Child,
+    master: File,
+    screen: Arc<Mutex<String>>,
+}
+
+impl OnTerminal {
+    fn attach(pid: u32, more: &[&str]) -> Self {
+        let (mut master, mut slave) = (0, 0);
+        let size = libc::winsize { ws_row: 24, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
+        // SAFETY: both descriptors are written by the call; name and settings may be null.
+        let result = unsafe {
+            libc::openpty(
+                &raw mut master,
+                &raw mut slave,
+                std::ptr::null_mut(),
+                std::ptr::null(),
+                &raw const size,
+            )
+        };
+        assert_eq!(result, 0, "a terminal");
+        // SAFETY: the call has just made these descriptors; nobody else owns them.
+        let (master, slave) =
+            unsafe { (File::from(OwnedFd::from_raw_fd(master)), File::from(OwnedFd::from_raw_fd(slave))) };
+        let mut command = Command::new(binary().expect("built"));
+        command.args(["attach", "--interval", "200ms", "--pid", &pid.to_string()]).args(more);
+        command.env("TERM", "xterm").env_remove("NO_COLOR");
+        for set in [Command::stdin, Command::stdout, Command::stderr] {
+            set(&mut command, slave.try_clone().expect("a descriptor"));
+        }
+        // SAFETY: setsid and ioctl may be called between fork and exec, and touch no memory.
+        unsafe {
+            command.pre_exec(|| {
+                if libc::setsid() < 0 || libc::ioctl(0, libc::TIOCSCTTY, 0) < 0 {
+                    return Err(std::io::Error::last_os_error());
+                }
+                Ok(())
+            });
+        }
+        let child = command.spawn().expect("it starts");
+        drop((slave, command));
+        let screen = Arc::new(Mutex::new(String::new()));
+        let mut reader = master.try_clone().expect("a descriptor");
+        let shown = Arc::clone(&screen);
+        thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            // An error is the end: nobody has the other side open any more.
+            while let Ok(n @ 1..) = reader.read(&mut bytes) {
+                shown.lock().expect("whole").push_str(&String::from_utf8_lossy(&bytes[..n]));
+            }
+        });
+        Self { child, master, screen }
+    }
+
+    fn shown(&self) -> String {
+        self.screen.lock().expect("whole").clone()
+    }
+
+    fn wait_for(&self, text: &str) {
+        let begin = Instant::now();
+        while !self.shown().contains(text) {
+            assert!(begin.elapsed() < PATIENCE, "{text:?} never came:\n{}", self.shown());
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn end(&mut self) -> ExitStatus {
+        let begin = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("ours") {
+                return status;
+            }
+            assert!(begin.elapsed() < PATIENCE, "it does not end:\n{}", self.shown());
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Whether lines are edited and echoed, as a shell left it.
+    fn is_cooked(&self) -> bool {
+        // SAFETY: zeroes are a value of this plain structure, which the call fills.
+        let mut settings: libc::termios = unsafe { std::mem::zeroed() };
+        // SAFETY: the descriptor is a terminal's and open; `settings` is live.
+        let result = unsafe { libc::tcgetattr(self.master.as_raw_fd(), &raw mut settings) };
+        assert_eq!(result, 0);
+        settings.c_lflag & (libc::ICANON | libc::ECHO) == libc::ICANON | libc::ECHO
+    }
+
+    /// It has ended: the terminal is as before, and behind the view stands the summary.
+    fn check_end(mut self, why: &str) {
+        assert!(self.end().success(), "{}", self.shown());
+        self.wait_for("spans   ");
+        let shown = self.shown();
+        let (_, after) = shown.rsplit_once(LEAVE).expect("the view was left");
+        assert!(after.contains(&format!("ended: {why}")), "{after}");
+        assert!(self.is_cooked());
+    }
+}
+
+impl Drop for OnTerminal {
+    fn drop(&mut self) {
+        // Both fail only where it has ended, which is what is wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn the_table_is_shown_in_place_and_left_by_key_and_signal() {
+    if !privileged("live_view") {
+        return;
+    }
+    let demo = Demo::start("120s").expect("it starts");
+    for keys in ["q", "\x1b", "\x03"] {
+        let mut view = OnTerminal::attach(demo.pid(), &[]);
+        view.wait_for(ENTER);
+        for part in ["engine", "events", "alive", "born/s", "main.waitForever", "lost", "q quit"] {
+            view.wait_for(part);
+        }
+        assert!(!view.is_cooked());
+        view.master.write_all(keys.as_bytes()).expect("a key");
+        view.check_end("interrupted");
+    }
+    let view = OnTerminal::attach(demo.pid(), &[]);
+    view.wait_for("main.waitForever");
+    // SAFETY: a signal to our own child, which has not been waited for.
+    unsafe { libc::kill(view.child.id().cast_signed(), libc::SIGTERM) };
+    view.check_end("interrupted");
+}
+
+#[test]
+fn the_table_ends_with_its_target() {
+    if !privileged("live_view") {
+        return;
+    }
+    let demo = Demo::start("120s").expect("it starts");
+    let view = OnTerminal::attach(demo.pid(), &[]);
+    view.wait_for("main.waitForever");
+    drop(demo);
+    view.check_end("the process ended");
+}
+
+#[test]
+fn json_and_quiet_leave_the_terminal_alone() {
+    if !privileged("live_view") {
+        return;
+    }
+    let demo = Demo::start("120s").expect("it starts");
+    let mut json = OnTerminal::attach(demo.pid(), &["--format", "json", "--duration", "500ms"]);
+    assert!(json.end().success());
+    json.wait_for("\"summary\"");
+    assert!(!json.shown().contains('\x1b'), "{}", json.shown());
+    let mut quiet = OnTerminal::attach(demo.pid(), &["--quiet", "--duration", "500ms"]);
+    assert!(quiet.end().success());
+    assert_eq!(quiet.shown(), "");
+}
