@@ -167,6 +167,25 @@ fn the_table_holds_against_debug_information() {
 }
 
 #[test]
+fn the_list_of_goroutines_is_found_in_code_where_the_symbol_table_has_it() {
+    let mut compared = 0;
+    for version in VERSIONS {
+        for arch in [Arch::Amd64, Arch::Arm64] {
+            for &mode in modes(arch).iter().filter(|m| m.exists(version, arch)) {
+                let data = read(version, mode, arch);
+                let name = format!("Go {version}, {}, {}", mode.name(), arch.name());
+                let whole = Binary::parse(&data).expect("parses");
+                let bare = Binary::parse(&without_sections(data)).expect("parses without sections");
+                assert_eq!(bare.sources()["allgs"], Source::Code, "{name}");
+                assert_eq!(bare.allgs(), whole.allgs(), "{name}");
+                compared += usize::from(whole.sources()["allgs"] == Source::Symtab);
+            }
+        }
+    }
+    assert!(compared > 80, "only {compared} symbol tables");
+}
+
+#[test]
 fn without_section_headers_nothing_changes() {
     for version in VERSIONS {
         for arch in [Arch::Amd64, Arch::Arm64] {

@@ -70,9 +70,6 @@ pub struct DumpArgs {
     /// The runtime's own goroutines too
     #[arg(long)]
     pub system: bool,
-    /// Save the memory that was read to this file, for gotrace's own tests. It can hold secrets
-    #[arg(long, value_name = "FILE", hide = true)]
-    pub save_image: Option<PathBuf>,
 }
 
 /// How `dump` answers.

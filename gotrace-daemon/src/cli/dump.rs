@@ -24,16 +24,7 @@ pub fn run(args: &DumpArgs) -> Result<Exit, CliError> {
     }
     let binary = Arc::new(binary);
     let mut live = Live::new(&target, Arc::clone(&binary)).map_err(|e| error(args.pid, &e))?;
-    let snapshot = match &args.save_image {
-        None => live.take(Options::default()).map_err(|e| error(args.pid, &e))?,
-        Some(path) => {
-            let (snapshot, image) = live.record(Options::default()).map_err(|e| error(args.pid, &e))?;
-            std::fs::File::create(path).and_then(|file| image.write(file)).map_err(|e| {
-                CliError::failure(format!("cannot write the memory image {}: {e}", path.display()))
-            })?;
-            snapshot
-        }
-    };
+    let snapshot = live.take(Options::default()).map_err(|e| error(args.pid, &e))?;
     let mut names = live.names(&target);
     let header = Header { executable: &executable, go_version: &binary.go_version().text };
     let mut out = Stdout::lock();

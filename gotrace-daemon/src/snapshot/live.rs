@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{
-    Engine, Image, Names, Options, Recording, References, Snapshot, SnapshotError, Suspect,
-};
+use super::{Engine, Names, Options, References, Snapshot, SnapshotError, Suspect};
 use crate::{
     gobin::Binary,
     process::{Memory, ProcessError, Target},
@@ -36,17 +34,6 @@ impl Live {
         let mut snapshot = self.engine.take(&self.memory, options)?;
         snapshot.pid = self.pid;
         Ok(snapshot)
-    }
-
-    /// Reads all goroutines now, and keeps the memory that was read.
-    ///
-    /// # Errors
-    /// As [`Engine::take`].
-    pub fn record(&mut self, options: Options) -> Result<(Snapshot, Image), SnapshotError> {
-        let recording = Recording::new(&self.memory);
-        let mut snapshot = self.engine.take(&recording, options)?;
-        snapshot.pid = self.pid;
-        Ok((snapshot, recording.image(self.engine.bias())))
     }
 
     /// Who holds the addresses that suspects wait on.
