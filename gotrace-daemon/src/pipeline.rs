@@ -4,6 +4,7 @@
 //! One thread drains the ring and does everything up to the exporter's bounded queue, so that events
 //! are in order and nothing is locked. It never waits for anything but the ring.
 
+mod behind;
 mod cost;
 mod report;
 mod traced;
@@ -29,6 +30,7 @@ use crate::{
         otlp::Exporter,
     },
 };
+pub use behind::LeftProcess;
 pub use traced::Traced;
 
 /// How long the ring may be left alone. At half full the kernel side wakes the reader before that.
@@ -65,6 +67,8 @@ pub struct LineConfig {
     pub resource: ResourceOptions,
     /// Level of the kernel side's own diagnostics, 0 to 5.
     pub kernel_log_level: u8,
+    /// Whether to tell which goroutines a program leaves behind when it ends.
+    pub left_behind: bool,
     /// A file that every record is written to.
     pub record: Option<PathBuf>,
 }
@@ -199,6 +203,7 @@ pub struct Line {
     log: Option<EventLog>,
     traced: Vec<Traced>,
     summaries: Vec<Summary>,
+    left: Vec<LeftProcess>,
     next_process: u32,
     /// The first process, whose descendants are followed.
     root_pid: Option<u32>,
@@ -241,6 +246,7 @@ impl Line {
             log,
             traced: Vec::new(),
             summaries: Vec::new(),
+            left: Vec::new(),
             next_process: 1,
             root_pid: None,
             undecodable: 0,
@@ -332,6 +338,7 @@ impl Line {
                 return Ok(());
             }
             if !busy {
+                self.traced.iter_mut().for_each(Traced::look_at_stacks);
                 self.look_after_processes(report)?;
                 if self.traced.is_empty() && !self.config.follow_children {
                     return Ok(());
@@ -352,6 +359,11 @@ impl Line {
             _ => Ok(()),
         };
         (summaries, recorded)
+    }
+
+    /// What processes that have ended left behind, if that was wanted, in the order of their ends.
+    pub fn take_left_behind(&mut self) -> Vec<LeftProcess> {
+        std::mem::take(&mut self.left)
     }
 
     /// Takes what is in the ring; returns how many records that were.
@@ -463,6 +475,9 @@ impl Line {
         if let Some(exporter) = &self.exporter {
             exporter.interval(&last);
         }
+        if let Some(behind) = traced.behind.take().filter(|_| traced.has_ended()) {
+            self.left.push(behind.conclude(&traced, !last.lost.is_empty()));
+        }
         self.summaries.push(traced.summary(&last, why));
         traced.detach();
     }
@@ -508,6 +523,9 @@ fn read_open_waits(kernel: &Kernel, traced: &mut [Traced]) {
             let wait =
                 OpenWait { process: key.process, time_ns, goid: key.goid, start_ns, reason, g: state.g };
             traced.open_wait(&wait);
+            if let Some(behind) = &mut traced.behind {
+                behind.waits(key.goid, start_ns, reason, state.wake_ns != 0);
+            }
         }
     });
     if let Err(error) = result {

@@ -37,6 +37,7 @@ Examples:
   gotrace exec -- ./server --port 8080
   gotrace exec --export spans.json -- ./service.test -test.run TestPool
   gotrace exec --follow-children --export spans.json -- go test ./...
+  gotrace exec --fail-on left_behind -- go test ./...
 
 Signals, standard streams and the exit status of the command pass through. gotrace's own results
 go to stderr, as stdout belongs to the command.")]
@@ -44,6 +45,11 @@ pub struct ExecArgs {
     /// Trace the Go programs, too, that the command starts
     #[arg(long)]
     pub follow_children: bool,
+    /// Tell which goroutines the program leaves behind when it ends, and end with exit code 10 if it
+    /// succeeded but left some. Test programs that the command starts are judged too; needs the events of
+    /// --level full
+    #[arg(long, value_parser = ["left_behind"], hide_possible_values = true, value_name = "left_behind")]
+    pub fail_on: Option<String>,
     /// How to trace and what to do with it.
     #[command(flatten)]
     pub trace: TraceArgs,

@@ -1,11 +1,15 @@
 //! `gotrace exec`: starts a command with the probes in place.
 
-use std::thread;
+use std::{
+    io::{self, Write as _},
+    thread,
+};
 
-use super::{CliError, ExecArgs, Exit, trace};
+use super::{CliError, ExecArgs, Exit, Format, trace};
 use crate::{
-    pipeline::{Line, LineError, Stop},
+    pipeline::{LeftProcess, Line, LineError, Stop},
     process::{Forwarder, Spawned},
+    sink::leaks::{self, Header, When},
 };
 
 /// Runs the command and ends with its exit status.
@@ -23,13 +27,16 @@ pub fn run(args: ExecArgs) -> Result<Exit, CliError> {
     let mut child = Spawned::prepare(command, arguments)?;
     let pid = child.pid();
     let background = trace::Background::start(&args.trace)?;
-    let mut line = Line::new(args.trace.line_config(args.follow_children), background.exporter())?;
+    let judge = args.fail_on.is_some();
+    // The program that runs a test is a child of `go test`.
+    let follow_children = args.follow_children || judge;
+    let mut line = Line::new(args.trace.line_config(follow_children, judge), background.exporter())?;
     let ended = Stop::default();
     let mut display = trace::Display::new(&args.trace, true);
     match child.target().map_err(LineError::from).and_then(|target| line.trace(target)) {
         Ok(traced) => display.began(traced, &ended)?,
         Err(error @ LineError::Program { .. }) => {
-            let children = if args.follow_children { ", only Go programs that it starts" } else { "" };
+            let children = if follow_children { ", only Go programs that it starts" } else { "" };
             eprintln!("gotrace: {error}: it runs without probes{children}");
             line.follow(pid);
         }
@@ -50,12 +57,13 @@ pub fn run(args: ExecArgs) -> Result<Exit, CliError> {
             status
         })
     };
-    let result = if line.tracing() > 0 || args.follow_children {
+    let result = if line.tracing() > 0 || follow_children {
         trace::run(&mut line, &ended, args.trace.duration, &mut display)
     } else {
         Ok(())
     };
     // With --duration the tracing may end first: the probes go, the command goes on.
+    let left = line.take_left_behind();
     let finished = trace::finish(line, background, display);
     let status = waiter
         .join()
@@ -80,5 +88,45 @@ pub fn run(args: ExecArgs) -> Result<Exit, CliError> {
             exit = error.exit();
         }
     }
-    Ok(exit)
+    let found = left_behind(left, args.trace.format)?;
+    Ok(if exit == Exit::DONE && found { Exit::FINDINGS } else { exit })
+}
+
+/// Tells what was left behind, on stderr, as stdout belongs to the command; whether it was anything.
+fn left_behind(left: Vec<LeftProcess>, format: Format) -> io::Result<bool> {
+    let mut found = false;
+    let mut out = io::stderr().lock();
+    for process in left {
+        if process.unknown > 0 || process.lossy {
+            tracing::warn!(
+                pid = process.pid,
+                born_unseen = process.unknown,
+                events_lost = process.lossy,
+                "what the program left behind is not known exactly"
+            );
+        }
+        if process.findings.is_empty() && format == Format::Table {
+            continue;
+        }
+        found |= !process.findings.is_empty();
+        let header = Header {
+            pid: process.pid,
+            executable: &process.executable,
+            go_version: &process.go_version,
+            engine: "events",
+            time_unix_nano: process.time_unix_nano,
+            duration_ns: 0,
+            looks: 0,
+            goroutines: process.alive,
+            when: When::AtItsEnd,
+            references_complete: true,
+        };
+        let mut names = process.names;
+        match format {
+            Format::Table => leaks::text::write(&mut out, header, &process.findings, &mut names)?,
+            Format::Json => leaks::json::write(&mut out, header, &process.findings, &mut names)?,
+        }
+    }
+    out.flush()?;
+    Ok(found)
 }

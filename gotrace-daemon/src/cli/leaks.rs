@@ -17,7 +17,7 @@ use crate::{
     gobin::Binary,
     leak::{Finding, Graph, Settings, Verdict, Watch, judge, suspects},
     process::Target,
-    sink::leaks::{Header, graph, json, text},
+    sink::leaks::{Header, When, graph, json, text},
     snapshot::{Live, Options, Reference, References, Snapshot, SnapshotError, Suspect},
 };
 
@@ -119,11 +119,12 @@ pub fn run(args: &LeaksArgs) -> Result<Exit, CliError> {
         pid: args.pid,
         executable: &executable,
         go_version: &binary.go_version().text,
+        engine: "snapshot",
         time_unix_nano: 0,
         duration_ns: 0,
         looks: 1,
         goroutines: 0,
-        watched: args.watch.is_some(),
+        when: if args.watch.is_some() { When::Watched } else { When::Once },
         references_complete: true,
     };
     if let Some(format) = args.graph {

@@ -10,6 +10,7 @@ use tokio::runtime::Runtime;
 
 use super::{CliError, Format, TraceArgs, diagnostics::HoldBack, is_broken_pipe};
 use crate::{
+    level::Level,
     pipeline::{Line, LineConfig, LineError, Stop, Traced},
     process::ResourceOptions,
     sink::{
@@ -26,9 +27,10 @@ const FLUSH_WITHIN: Duration = Duration::from_secs(5);
 
 impl TraceArgs {
     /// The line's configuration.
-    pub(super) fn line_config(&self, follow_children: bool) -> LineConfig {
+    pub(super) fn line_config(&self, follow_children: bool, left_behind: bool) -> LineConfig {
         LineConfig {
-            level: self.level,
+            // A goroutine that somebody has woken is not left behind, and only the fullest level sees that.
+            level: if left_behind { Level::Full } else { self.level },
             min_wait: self.min_wait,
             stack_depth: self.stack_depth,
             interval: self.interval,
@@ -39,6 +41,7 @@ impl TraceArgs {
             follow_children,
             resource: ResourceOptions { command_args: self.resource_command_args },
             kernel_log_level: self.kernel_log,
+            left_behind,
             record: self.record.clone(),
         }
     }

@@ -101,6 +101,8 @@ pub struct Finding {
     pub goids: Vec<u64>,
     /// What is known and what is not, in a sentence.
     pub why: String,
+    /// The test that made them, by its function; only for [`Verdict::LeftBehind`].
+    pub test: Option<String>,
 }
 
 impl Finding {

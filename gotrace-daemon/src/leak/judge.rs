@@ -389,6 +389,7 @@ fn finding(
         waits_on_total,
         goids,
         why,
+        test: None,
     })
 }
 

@@ -8,6 +8,7 @@
 //!
 //! [`Watch`] keeps what is needed of each goroutine between two looks, not the snapshots.
 
+mod behind;
 mod finding;
 mod graph;
 mod judge;
@@ -18,6 +19,7 @@ mod tests;
 mod trend;
 mod watch;
 
+pub use behind::{Left, is_machinery, left_behind, test_function};
 pub use finding::{AtLeastAtMost, Finding, Growth, Verdict};
 pub use graph::{Edge, EdgeKind, Graph, GraphGroup, GraphObject};
 pub use judge::{judge, suspects};

@@ -28,7 +28,7 @@ pub fn json(out: &mut impl Write, header: Header<'_>, graph: &Graph, names: &mut
             "pid": header.pid,
             "executable": header.executable,
             "go_version": header.go_version,
-            "engine": "snapshot",
+            "engine": header.engine,
             "duration_ns": header.duration_ns,
             "references_complete": header.references_complete,
         }),

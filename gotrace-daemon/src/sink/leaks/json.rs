@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use serde_json::{Value, json};
 
-use super::Header;
+use super::{Header, When};
 use crate::{
     leak::{AtLeastAtMost, Finding},
     sink::dump::json::{frames, line, object_of_wait, place, reason},
@@ -33,10 +33,10 @@ pub fn write(
             "pid": header.pid,
             "executable": header.executable,
             "go_version": header.go_version,
-            "engine": "snapshot",
+            "engine": header.engine,
             "duration_ns": header.duration_ns,
             "looks": header.looks,
-            "watched": header.watched,
+            "watched": header.when == When::Watched,
             "references_complete": header.references_complete,
         }),
     )?;
@@ -61,6 +61,7 @@ fn object(finding: &Finding, names: &mut Names) -> Value {
         "waits_on_total": finding.waits_on_total,
         "goids": finding.goids,
         "retained_bytes": null,
+        "test": finding.test,
         "why": finding.why,
     })
 }

@@ -16,6 +16,8 @@ pub struct Header<'a> {
     pub executable: &'a str,
     /// As the binary has it, experiments included.
     pub go_version: &'a str,
+    /// Where the figures come from: `snapshot` or `events`.
+    pub engine: &'static str,
     /// Begin of the first look, since Unix epoch.
     pub time_unix_nano: u64,
     /// From the begin of the first look to the end of the last.
@@ -24,8 +26,19 @@ pub struct Header<'a> {
     pub looks: usize,
     /// Goroutines at the last look, without the runtime's own.
     pub goroutines: u64,
-    /// Whether growing and stuck could be told, for which it must be watched.
-    pub watched: bool,
+    /// When it was looked at.
+    pub when: When,
     /// Whether who refers to what could be looked for in all stacks and variables.
     pub references_complete: bool,
+}
+
+/// When a process was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// Once: growing and stuck cannot be told.
+    Once,
+    /// Again and again.
+    Watched,
+    /// When it had ended.
+    AtItsEnd,
 }

@@ -2,10 +2,10 @@
 
 use std::io::{self, Write};
 
-use super::Header;
+use super::{Header, When};
 use crate::{
     gobin::Frame,
-    leak::{AtLeastAtMost, Finding},
+    leak::{AtLeastAtMost, Finding, Verdict},
     snapshot::{Names, ObjectKind},
 };
 
@@ -33,10 +33,10 @@ pub fn write(
     names: &mut Names,
 ) -> io::Result<()> {
     let name = header.executable.rsplit('/').next().unwrap_or(header.executable);
-    let looked = if header.watched {
-        format!("watched for {} in {} looks", duration(header.duration_ns), header.looks)
-    } else {
-        "looked at once".to_owned()
+    let looked = match header.when {
+        When::Watched => format!("watched for {} in {} looks", duration(header.duration_ns), header.looks),
+        When::Once => "looked at once".to_owned(),
+        When::AtItsEnd => "alive when it ended".to_owned(),
     };
     let found = match findings.len() {
         0 => "nothing found".to_owned(),
@@ -44,7 +44,7 @@ pub fn write(
         n => format!("{n} findings"),
     };
     writeln!(out, "pid {} ({name}): {found}, {} goroutines, {looked}", header.pid, header.goroutines)?;
-    if !header.watched {
+    if header.when == When::Once {
         writeln!(out, "  growing and stuck goroutines are told with --watch 60s")?;
     }
     for finding in findings {
@@ -60,7 +60,11 @@ fn finding(out: &mut impl Write, finding: &Finding, names: &mut Names) -> io::Re
     if let Some(growth) = finding.growth {
         write!(out, ", +{:.2} to +{:.2} a second", growth.low, growth.high)?;
     }
-    writeln!(out, ", {}", age(finding.oldest, count))?;
+    let lives = if finding.verdict == Verdict::LeftBehind { "lived" } else { "waits" };
+    writeln!(out, ", {}", age(finding.oldest, count, lives))?;
+    if let Some(test) = &finding.test {
+        writeln!(out, "{INDENT}made in {test}")?;
+    }
     let entry = names.entry(finding.entry_pc).map_or("?".to_owned(), |f| f.function.clone());
     let made = names.created_by(finding.created_pc).first().map_or("?".to_owned(), position);
     writeln!(out, "{INDENT}{entry}  by {made}")?;
@@ -86,8 +90,8 @@ fn finding(out: &mut impl Write, finding: &Finding, names: &mut Names) -> io::Re
     Ok(())
 }
 
-fn age(oldest: AtLeastAtMost, count: usize) -> String {
-    let who = if count == 1 { "waits" } else { "the oldest waits" };
+fn age(oldest: AtLeastAtMost, count: usize, does: &str) -> String {
+    let who = if count == 1 { does.to_owned() } else { format!("the oldest {does}") };
     match (oldest.at_least_ns, oldest.at_most_ns) {
         (least, Some(most)) if duration(least) == duration(most) => format!("{who} {}", duration(least)),
         (least, Some(most)) => format!("{who} {} to {}", duration(least), duration(most)),
@@ -155,8 +159,8 @@ mod tests {
     #[test]
     fn ages_say_what_is_known() {
         let bounds = |at_least_ns, at_most_ns| AtLeastAtMost { at_least_ns, at_most_ns };
-        assert_eq!(age(bounds(0, None), 1), "waits for an unknown time");
-        assert_eq!(age(bounds(5_000_000_000, None), 2), "the oldest waits at least 5.0s");
-        assert_eq!(age(bounds(4_000_000_000, Some(5_000_000_000)), 1), "waits 4.0s to 5.0s");
+        assert_eq!(age(bounds(0, None), 1, "waits"), "waits for an unknown time");
+        assert_eq!(age(bounds(5_000_000_000, None), 2, "waits"), "the oldest waits at least 5.0s");
+        assert_eq!(age(bounds(4_000_000_000, Some(5_000_000_000)), 1, "waits"), "waits 4.0s to 5.0s");
     }
 }
