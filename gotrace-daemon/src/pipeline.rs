@@ -30,7 +30,7 @@ use crate::{
         otlp::Exporter,
     },
 };
-pub use behind::LeftProcess;
+pub use behind::{LeftBehind, LeftProcess};
 pub use traced::Traced;
 
 /// How long the ring may be left alone. At half full the kernel side wakes the reader before that.
@@ -67,8 +67,8 @@ pub struct LineConfig {
     pub resource: ResourceOptions,
     /// Level of the kernel side's own diagnostics, 0 to 5.
     pub kernel_log_level: u8,
-    /// Whether to tell which goroutines a program leaves behind when it ends.
-    pub left_behind: bool,
+    /// Whose goroutines to tell that are left behind at the end.
+    pub left_behind: LeftBehind,
     /// A file that every record is written to.
     pub record: Option<PathBuf>,
 }
@@ -414,7 +414,12 @@ impl Line {
         if !self.config.follow_children || !descends_from(pid, root) {
             return;
         }
-        match Target::open(pid).map_err(LineError::from).and_then(|target| self.trace(target).map(|_| ())) {
+        let wanted = |target: &Target| self.config.left_behind.follows(&target.executable);
+        let target = match Target::open(pid) {
+            Ok(target) if !wanted(&target) => return,
+            target => target,
+        };
+        match target.map_err(LineError::from).and_then(|target| self.trace(target).map(|_| ())) {
             Ok(()) => {}
             // Most programs are not Go's, and many are gone before they can be looked at.
             Err(error @ (LineError::Program { .. } | LineError::Process(_))) => {

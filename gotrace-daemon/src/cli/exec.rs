@@ -1,11 +1,11 @@
 //! `gotrace exec`: starts a command with the probes in place.
 
 use std::{
-    io::{self, Write as _},
+    io::{self, Write},
     thread,
 };
 
-use super::{CliError, ExecArgs, Exit, Format, trace};
+use super::{CliError, ExecArgs, Exit, Format, go_test, trace};
 use crate::{
     pipeline::{LeftProcess, Line, LineError, Stop},
     process::{Forwarder, Spawned},
@@ -18,19 +18,26 @@ use crate::{
 /// When it cannot be started, with the exit code of a shell: 127 or 126; when it cannot be traced
 /// though it is a Go program. What goes wrong later is said, and is the exit status of a command that
 /// ended well.
-pub fn run(args: ExecArgs) -> Result<Exit, CliError> {
+pub fn run(mut args: ExecArgs) -> Result<Exit, CliError> {
     args.trace.check()?;
+    let format = args.trace.format;
+    if args.left_behind_to.is_some() {
+        // Of what is for others nothing is shown.
+        args.trace.format = Format::Table;
+    }
     let Some((command, arguments)) = args.command.split_first() else {
         return Err(CliError::usage("no command to execute"));
     };
+    if let Some(run) = go_test::Run::of(&args) {
+        return run.run();
+    }
     // Forks, so it comes before there are threads.
     let mut child = Spawned::prepare(command, arguments)?;
     let pid = child.pid();
     let background = trace::Background::start(&args.trace)?;
-    let judge = args.fail_on.is_some();
     // The program that runs a test is a child of `go test`.
-    let follow_children = args.follow_children || judge;
-    let mut line = Line::new(args.trace.line_config(follow_children, judge), background.exporter())?;
+    let follow_children = args.follow_children || args.fail_on.is_some();
+    let mut line = Line::new(args.trace.line_config(follow_children, args.left_behind()), background.exporter())?;
     let ended = Stop::default();
     let mut display = trace::Display::new(&args.trace, true);
     match child.target().map_err(LineError::from).and_then(|target| line.trace(target)) {
@@ -88,14 +95,23 @@ pub fn run(args: ExecArgs) -> Result<Exit, CliError> {
             exit = error.exit();
         }
     }
-    let found = left_behind(left, args.trace.format)?;
+    let found = match &args.left_behind_to {
+        None => left_behind(&mut io::stderr().lock(), left, format)?,
+        Some(directory) => {
+            let mut text = Vec::new();
+            if left_behind(&mut text, left, format)? {
+                go_test::leave(directory, pid, &text)?;
+            }
+            // Whoever asked for it tells.
+            false
+        }
+    };
     Ok(if exit == Exit::DONE && found { Exit::FINDINGS } else { exit })
 }
 
-/// Tells what was left behind, on stderr, as stdout belongs to the command; whether it was anything.
-fn left_behind(left: Vec<LeftProcess>, format: Format) -> io::Result<bool> {
+/// Tells what was left behind; whether it was anything.
+fn left_behind(out: &mut impl Write, left: Vec<LeftProcess>, format: Format) -> io::Result<bool> {
     let mut found = false;
-    let mut out = io::stderr().lock();
     for process in left {
         if process.unknown > 0 || process.lossy {
             tracing::warn!(
@@ -123,8 +139,8 @@ fn left_behind(left: Vec<LeftProcess>, format: Format) -> io::Result<bool> {
         };
         let mut names = process.names;
         match format {
-            Format::Table => leaks::text::write(&mut out, header, &process.findings, &mut names)?,
-            Format::Json => leaks::json::write(&mut out, header, &process.findings, &mut names)?,
+            Format::Table => leaks::text::write(out, header, &process.findings, &mut names)?,
+            Format::Json => leaks::json::write(out, header, &process.findings, &mut names)?,
         }
     }
     out.flush()?;

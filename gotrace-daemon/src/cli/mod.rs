@@ -13,6 +13,7 @@ mod doctor;
 mod dump;
 mod error;
 mod exec;
+mod go_test;
 mod leaks;
 mod man;
 mod output;

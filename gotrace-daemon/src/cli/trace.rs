@@ -11,7 +11,7 @@ use tokio::runtime::Runtime;
 use super::{CliError, Format, TraceArgs, diagnostics::HoldBack, is_broken_pipe};
 use crate::{
     level::Level,
-    pipeline::{Line, LineConfig, LineError, Stop, Traced},
+    pipeline::{LeftBehind, Line, LineConfig, LineError, Stop, Traced},
     process::ResourceOptions,
     sink::{
         json,
@@ -27,10 +27,10 @@ const FLUSH_WITHIN: Duration = Duration::from_secs(5);
 
 impl TraceArgs {
     /// The line's configuration.
-    pub(super) fn line_config(&self, follow_children: bool, left_behind: bool) -> LineConfig {
+    pub(super) fn line_config(&self, follow_children: bool, left_behind: LeftBehind) -> LineConfig {
         LineConfig {
             // A goroutine that somebody has woken is not left behind, and only the fullest level sees that.
-            level: if left_behind { Level::Full } else { self.level },
+            level: if left_behind != LeftBehind::Nobody { Level::Full } else { self.level },
             min_wait: self.min_wait,
             stack_depth: self.stack_depth,
             interval: self.interval,

@@ -6,6 +6,7 @@
 //! at the end is that of the snapshot if its last wait began before; otherwise it is not known.
 
 use std::{
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -29,6 +30,26 @@ const REST: u32 = 10;
 const MAX_KEPT: usize = 1 << 20;
 /// Generations that are looked through for a test.
 const MAX_GENERATIONS: usize = 64;
+
+/// Whose goroutines are told that are left behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LeftBehind {
+    /// Nobody's.
+    #[default]
+    Nobody,
+    /// The command's, and those of programs that run tests; other children are not traced, so that there is
+    /// time for those.
+    Tests,
+    /// The same, and all children are traced.
+    Everybody,
+}
+
+impl LeftBehind {
+    /// Whether a child with this executable is traced. `go test` names its programs so.
+    pub(super) fn follows(self, executable: &Path) -> bool {
+        self != Self::Tests || executable.extension().is_some_and(|e| e == "test")
+    }
+}
 
 /// What a process left behind.
 pub struct LeftProcess {
@@ -88,7 +109,7 @@ impl Behind {
         file: Option<Arc<std::fs::File>>,
         is_command: bool,
     ) -> Option<Self> {
-        (config.left_behind && is_judged(binary, is_command)).then(|| Self {
+        (config.left_behind != LeftBehind::Nobody && is_judged(binary, is_command)).then(|| Self {
             names: Names::new(Arc::clone(binary), 0, file),
             live: None,
             failed: false,
