@@ -316,11 +316,10 @@ impl Binary {
         elf::load_bias(&self.segments, mapping_start, mapping_file_offset)
     }
 
-    /// Link-time addresses of what is loaded, first and behind the last, and whether it may be written to.
-    pub fn loaded(&self) -> impl Iterator<Item = (std::ops::Range<u64>, bool)> + '_ {
-        self.segments.iter().map(|s| {
-            (s.address..s.address.saturating_add(s.memory_size), s.flags & object::elf::PF_W.0 != 0)
-        })
+    /// Link-time addresses of what is writable: the program's variables.
+    pub fn variables(&self) -> impl Iterator<Item = std::ops::Range<u64>> + '_ {
+        let writable = self.segments.iter().filter(|s| s.flags & object::elf::PF_W.0 != 0);
+        writable.map(|s| s.address..s.address.saturating_add(s.memory_size))
     }
 }
 

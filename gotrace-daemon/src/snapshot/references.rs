@@ -1,11 +1,10 @@
 //! Who holds what a goroutine waits on, as far as stacks tell: looks for the addresses of channels and
-//! locks in the stacks of all other goroutines, in the program's variables, and in what those point to.
+//! locks in the stacks of all other goroutines and in the program's variables.
 //!
 //! Input: memory of the running process, a [`Snapshot`] of it, and suspects. Output: [`References`].
 //! Conservative: every word may be a pointer, also one that was left behind in a frame, so that a holder
-//! may be seen where there is none. The heap is followed for [`HOPS`] pointers only, and of each object
-//! only the first bytes are looked at: a holder that is farther away is **not** seen. So "nobody holds it"
-//! is a suspicion, never a proof.
+//! may be seen where there is none. The heap is **not** searched: a holder that keeps the address in a
+//! structure there is not seen. So "nobody holds it" is a suspicion, never a proof.
 
 use foldhash::fast::FixedState;
 use hashbrown::{HashMap, HashSet};
@@ -17,16 +16,14 @@ use super::{
 };
 use crate::process::{ProcessError, ReadMemory};
 
-/// Pointers that are followed from a stack or a variable.
-pub const HOPS: u32 = 0;
-/// Bytes of an object that are looked at.
-pub const OBJECT_BYTES: u64 = 256;
-/// Most bytes of one stack, or one part of the program's variables.
-const MAX_RANGE: u64 = 4 << 20;
-/// Most objects that are looked into.
-const MAX_OBJECTS: usize = 2 << 20;
+/// Most bytes of one stack.
+const MAX_STACK: u64 = 4 << 20;
+/// Most bytes of one part of the program's variables.
+const MAX_VARIABLES: u64 = 256 << 20;
 /// Goroutines named for each address.
 const MAX_NAMED: usize = 64;
+/// The program's variables are read in pieces of this many bytes.
+const PIECE: u64 = 1 << 16;
 /// Ranges that are read together.
 const CHUNK: usize = 4096;
 
@@ -53,7 +50,7 @@ pub struct Suspect {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct References {
     /// Goids, ascending, of the suspects of which nothing is referred to by a goroutine that is no suspect,
-    /// by a variable, by what those point to, or by a suspect that is itself held.
+    /// by a variable, or by a suspect that is itself held.
     pub unheld: Vec<u64>,
     /// For each address, goids of those whose stack has exactly this word, suspects included, ascending; not
     /// all of them where there are many.
@@ -68,15 +65,11 @@ struct Search {
     held: Vec<bool>,
     exact: Vec<Vec<u64>>,
     longest_reach: u64,
-    /// Objects that were or will be looked into, by address / 8.
-    visited: HashSet<u64, FixedState>,
-    /// Addresses of code and constants, which point to nothing.
-    constant: Vec<std::ops::Range<u64>>,
     complete: bool,
 }
 
 impl Search {
-    fn new(suspects: &[Suspect], constant: Vec<std::ops::Range<u64>>) -> Self {
+    fn new(suspects: &[Suspect]) -> Self {
         let mut sought: Vec<Reference> = suspects.iter().flat_map(|s| s.waits_on.iter().copied()).collect();
         sought.sort_unstable_by_key(|r| (r.address, std::cmp::Reverse(r.reach)));
         sought.dedup_by_key(|r| r.address);
@@ -85,8 +78,6 @@ impl Search {
             exact: vec![Vec::new(); sought.len()],
             longest_reach: sought.iter().map(|r| r.reach).max().unwrap_or(0),
             sought,
-            visited: HashSet::default(),
-            constant,
             complete: true,
         }
     }
@@ -95,54 +86,24 @@ impl Search {
         self.sought.binary_search_by_key(&address, |r| r.address).ok()
     }
 
-    /// Tells which addresses a word refers to.
-    fn matches(&self, word: u64, mut tell: impl FnMut(usize)) {
+    /// Takes in a word that somebody holds.
+    fn take(&mut self, word: u64) {
         let (Some(first), Some(last)) = (self.sought.first(), self.sought.last()) else { return };
         if word < first.address.saturating_sub(self.longest_reach) || word > last.address {
             return;
         }
         let begin = self.sought.partition_point(|r| r.address < word);
-        for (n, r) in self.sought.iter().enumerate().skip(begin) {
+        for (r, held) in self.sought.iter().zip(&mut self.held).skip(begin) {
             let distance = r.address - word;
             if distance > self.longest_reach {
                 break;
             }
-            if distance <= r.reach {
-                tell(n);
-            }
+            *held |= distance <= r.reach;
         }
     }
 
-    /// Takes in a word that somebody holds; it is followed if `next` is given.
-    fn take(&mut self, word: u64, next: Option<&mut Vec<u64>>) {
-        let mut found = [usize::MAX; 8];
-        let mut count = 0;
-        self.matches(word, |n| {
-            if count < found.len() {
-                found[count] = n;
-                count += 1;
-            }
-        });
-        for &n in &found[..count] {
-            self.held[n] = true;
-        }
-        // More than those few on so little memory: look no further, all of them are held.
-        if count == found.len() {
-            let mut all = Vec::new();
-            self.matches(word, |n| all.push(n));
-            for n in all {
-                self.held[n] = true;
-            }
-        }
-        let Some(next) = next else { return };
-        let plausible = (1 << 16..1 << 52).contains(&word) && !self.constant.iter().any(|r| r.contains(&word));
-        if plausible && self.visited.insert(word / 8) {
-            if self.visited.len() > MAX_OBJECTS {
-                self.complete = false;
-                return;
-            }
-            next.push(word & !7);
-        }
+    fn is_held(&self, suspect: &Suspect) -> bool {
+        suspect.waits_on.iter().any(|r| self.index(r.address).is_none_or(|n| self.held[n]))
     }
 }
 
@@ -158,26 +119,24 @@ impl Engine {
         snapshot: &Snapshot,
         suspects: &[Suspect],
     ) -> Result<References, ProcessError> {
-        let bias = self.bias;
-        let shift = |r: std::ops::Range<u64>| r.start.wrapping_add(bias)..r.end.wrapping_add(bias);
-        let part = |writable| move |(r, w): (std::ops::Range<u64>, bool)| (w == writable).then(|| shift(r));
-        let variables: Vec<_> = self.binary.loaded().filter_map(part(true)).collect();
-        let mut search = Search::new(suspects, self.binary.loaded().filter_map(part(false)).collect());
+        let mut search = Search::new(suspects);
         if search.sought.is_empty() {
             return Ok(References { complete: true, ..References::default() });
         }
         let mut open: HashMap<u64, &Suspect, FixedState> = suspects.iter().map(|s| (s.goid, s)).collect();
 
-        let mut next = Vec::new();
         let mut ranges = Vec::new();
-        for range in variables {
-            let mut at = range.start & !7;
-            while at < range.end {
-                ranges.push((at, (range.end - at).min(1 << 16) as u32));
-                at += 1 << 16;
-            }
+        for range in self.binary.variables() {
+            let (begin, end) = (range.start.wrapping_add(self.bias), range.end.wrapping_add(self.bias));
+            let begin = begin & !7;
+            let pieces = end.saturating_sub(begin).min(MAX_VARIABLES).div_ceil(PIECE);
+            search.complete &= end.saturating_sub(begin) <= MAX_VARIABLES;
+            ranges.extend((0..pieces).map(|n| {
+                let at = begin + n * PIECE;
+                (at, (end - at).min(PIECE) as u32)
+            }));
         }
-        self.words(memory, &ranges, |_, word| search.take(word, Some(&mut next)))?;
+        self.words(memory, &ranges, |_, word| search.take(word))?;
         for goroutine in snapshot.goroutines.iter().filter(|g| !open.contains_key(&g.goid)) {
             for wait in snapshot.waits_of(goroutine) {
                 let address = snapshot.object(wait.object).map_or(0, |o| o.address);
@@ -199,27 +158,21 @@ impl Engine {
                 exact.push(goid);
             }
             if !open.contains_key(&goid) {
-                search.take(word, Some(&mut next));
+                search.take(word);
             }
         })?;
-        self.follow(memory, &mut search, next)?;
 
         // Who is held can act, and holds what its stack refers to.
-        loop {
-            let held = |s: &Suspect| s.waits_on.iter().any(|r| search.index(r.address).is_none_or(|n| search.held[n]));
-            let woken: Vec<u64> = open.values().filter(|s| held(s)).map(|s| s.goid).collect();
-            if woken.is_empty() || !search.complete {
+        while search.complete {
+            let woken: HashSet<u64, FixedState> =
+                open.values().filter(|s| search.is_held(s)).map(|s| s.goid).collect();
+            if woken.is_empty() {
                 break;
             }
-            for goid in &woken {
-                open.remove(goid);
-            }
-            let woken: HashSet<u64, FixedState> = woken.into_iter().collect();
+            open.retain(|goid, _| !woken.contains(goid));
             let stacks = self.stacks(memory, snapshot, |goid| woken.contains(&goid), &mut search.complete)?;
             let ranges: Vec<_> = stacks.iter().map(|&(_, at, len)| (at, len)).collect();
-            let mut next = Vec::new();
-            self.words(memory, &ranges, |_, word| search.take(word, Some(&mut next)))?;
-            self.follow(memory, &mut search, next)?;
+            self.words(memory, &ranges, |_, word| search.take(word))?;
         }
         let mut unheld: Vec<u64> = open.into_keys().collect();
         unheld.sort_unstable();
@@ -229,28 +182,6 @@ impl Engine {
             (r.address, goids)
         });
         Ok(References { unheld, stacks: stacks.collect(), complete: search.complete })
-    }
-
-    /// Follows pointers, each once, for as many hops as there are.
-    fn follow(
-        &mut self,
-        memory: &dyn ReadMemory,
-        search: &mut Search,
-        mut objects: Vec<u64>,
-    ) -> Result<(), ProcessError> {
-        for hop in 1..=HOPS {
-            objects.sort_unstable();
-            // Go's heap grows by whole multiples of this; nothing is read beyond its end.
-            let within = |at: u64| OBJECT_BYTES.min((1 << 22) - at % (1 << 22)) as u32;
-            let ranges: Vec<_> = objects.iter().map(|&at| (at, within(at))).collect();
-            let mut next = Vec::new();
-            self.words(memory, &ranges, |_, word| search.take(word, (hop < HOPS).then_some(&mut next)))?;
-            objects = next;
-            if !search.complete {
-                break;
-            }
-        }
-        Ok(())
     }
 
     /// The part of each wanted goroutine's stack that is in use: goid, address, length; all of it for one
@@ -275,8 +206,8 @@ impl Engine {
                 let Holds::Goroutine(seen) = Seen::parse(bytes, &self.layout) else { continue };
                 let (lo, hi) = seen.stack;
                 let from = seen.start().map_or(lo, |s| s.sp);
-                *complete &= hi - from <= MAX_RANGE;
-                stacks.push((seen.goid, from & !7, (hi - from).min(MAX_RANGE) as u32));
+                *complete &= hi - from <= MAX_STACK;
+                stacks.push((seen.goid, from & !7, (hi - from).min(MAX_STACK) as u32));
             }
             rest = &rest[done..];
         }
@@ -295,7 +226,7 @@ impl Engine {
         let mut first = 0;
         while first < ranges.len() {
             let now = &ranges[first..ranges.len().min(first + CHUNK)];
-            let done = self.pieces.read(memory, now, OBJECT_BYTES)?;
+            let done = self.pieces.read(memory, now, 0)?;
             for (n, &(_, len)) in now.iter().enumerate().take(done) {
                 let Some(bytes) = self.pieces.item(n, len as usize) else { continue };
                 for at in (0..bytes.len() / 8 * 8).step_by(8) {
