@@ -129,7 +129,8 @@ fn at_once_only_what_is_sure_at_once() {
     let groups: Vec<&Value> = lines.iter().filter_map(|l| l.get("group")).collect();
     let group = groups.iter().find(|g| g["entry"]["function"] == "main.selectDead").expect("in the graph");
     let id = &group["id"];
-    let edges: Vec<&Value> = lines.iter().filter_map(|l| l.get("edge")).filter(|e| e["group"] == *id).collect();
+    let edges: Vec<&Value> =
+        lines.iter().filter_map(|l| l.get("edge")).filter(|e| e["group"] == *id).collect();
     assert_eq!(edges.iter().filter(|e| e["kind"] == "waits").count(), 1, "{edges:?}");
     let dot = leaks(leaking.pid(), &["--graph", "dot"]).expect("gotrace runs");
     let dot = String::from_utf8_lossy(&dot.stdout).into_owned();

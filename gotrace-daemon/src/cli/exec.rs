@@ -37,7 +37,8 @@ pub fn run(mut args: ExecArgs) -> Result<Exit, CliError> {
     let background = trace::Background::start(&args.trace)?;
     // The program that runs a test is a child of `go test`.
     let follow_children = args.follow_children || args.fail_on.is_some();
-    let mut line = Line::new(args.trace.line_config(follow_children, args.left_behind()), background.exporter())?;
+    let mut line =
+        Line::new(args.trace.line_config(follow_children, args.left_behind()), background.exporter())?;
     let ended = Stop::default();
     let mut display = trace::Display::new(&args.trace, true);
     match child.target().map_err(LineError::from).and_then(|target| line.trace(target)) {

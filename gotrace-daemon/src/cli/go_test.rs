@@ -76,8 +76,9 @@ impl<'a> Run<'a> {
 /// Leaves what was found for the gotrace that started `go test`.
 pub(super) fn leave(directory: &Path, pid: u32, text: &[u8]) -> Result<(), CliError> {
     let file = directory.join(format!("{pid:010}"));
-    fs::write(&file, text)
-        .map_err(|e| CliError::failure(format!("cannot write what was left behind to {}: {e}", file.display())))
+    fs::write(&file, text).map_err(|e| {
+        CliError::failure(format!("cannot write what was left behind to {}: {e}", file.display()))
+    })
 }
 
 /// A directory of this run only; goes away with it.
@@ -120,7 +121,8 @@ impl Drop for Directory {
 
 /// A word as `go` takes the value of `-exec` apart (`cmd/internal/quoted`).
 fn quoted(path: &Path) -> Result<String, CliError> {
-    let odd = || CliError::failure(format!("go test cannot be told to run {}: odd characters", path.display()));
+    let odd =
+        || CliError::failure(format!("go test cannot be told to run {}: odd characters", path.display()));
     let text = path.to_str().ok_or_else(odd)?;
     match (text.contains([' ', '\t', '\n', '"', '\'']), text.contains('\''), text.contains('"')) {
         (false, ..) => Ok(text.to_owned()),
@@ -146,7 +148,9 @@ mod tests {
     #[test]
     fn go_test_is_recognized() {
         assert!(is_run("gotrace exec --fail-on left_behind -- go test ./..."));
-        assert!(is_run("gotrace exec --fail-on left_behind -- /usr/local/go/bin/go test -run exec -args -exec x"));
+        assert!(is_run(
+            "gotrace exec --fail-on left_behind -- /usr/local/go/bin/go test -run exec -args -exec x"
+        ));
         for other in [
             "gotrace exec -- go test ./...",
             "gotrace exec --fail-on left_behind -- go build ./...",

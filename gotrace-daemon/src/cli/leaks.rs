@@ -336,8 +336,11 @@ impl Interrupts {
     fn listen() -> Result<Self, CliError> {
         use tokio::signal::unix::{SignalKind, signal};
         let failed = |e: io::Error| CliError::failure(format!("cannot listen for signals: {e}"));
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().map_err(failed)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .map_err(failed)?;
         let told = Arc::new(tokio::sync::Notify::new());
         {
             let _in_runtime = runtime.enter();
@@ -356,8 +359,7 @@ impl Interrupts {
 
     /// Whether the user wanted to end before the time came.
     fn wait_until(&self, time: Instant) -> bool {
-        self.runtime.block_on(async {
-            tokio::time::timeout_at(time.into(), self.told.notified()).await.is_ok()
-        })
+        self.runtime
+            .block_on(async { tokio::time::timeout_at(time.into(), self.told.notified()).await.is_ok() })
     }
 }

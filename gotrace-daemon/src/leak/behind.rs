@@ -160,7 +160,9 @@ mod tests {
 
     #[test]
     fn machinery_is_no_ones_leak() {
-        for machinery in ["testing.tRunner", "testing/fstest.x", "runtime/pprof.profileWriter", "os/signal.loop"] {
+        for machinery in
+            ["testing.tRunner", "testing/fstest.x", "runtime/pprof.profileWriter", "os/signal.loop"]
+        {
             assert!(is_machinery(machinery), "{machinery}");
         }
         for own in ["testingtools.run", "main.main.func1", "example.com/runtime.x", "os/signal.other"] {

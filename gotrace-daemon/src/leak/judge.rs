@@ -59,7 +59,11 @@ pub(super) fn places<'a>(watch: &'a Watch, snapshot: &'a Snapshot) -> BTreeMap<u
         }
         let waits = snapshot.waits_of(goroutine);
         let member = Member { goroutine, track, reason, waits };
-        places.entry(track.group).or_insert_with(|| Place { group, members: Vec::new() }).members.push(member);
+        places
+            .entry(track.group)
+            .or_insert_with(|| Place { group, members: Vec::new() })
+            .members
+            .push(member);
     }
     places
 }
@@ -157,8 +161,7 @@ fn doubtful(watch: &Watch, snapshot: &Snapshot, member: &Member<'_>, doubt: Doub
     let timer = member.has_timer(snapshot);
     match doubt {
         Doubt::Orphaned => {
-            let clear =
-                receives && !timer && !member.has_stop_signal(snapshot) && !member.shares(snapshot);
+            let clear = receives && !timer && !member.has_stop_signal(snapshot) && !member.shares(snapshot);
             member.is_creator_gone(snapshot) && (names_itself || clear)
         }
         Doubt::Stuck => {
@@ -176,9 +179,8 @@ fn doubtful(watch: &Watch, snapshot: &Snapshot, member: &Member<'_>, doubt: Doub
 pub fn suspects(watch: &Watch, snapshot: &Snapshot) -> (Vec<Suspect>, Vec<Suspect>) {
     let (mut others, mut locks) = (Vec::new(), Vec::new());
     for place in places(watch, snapshot).values() {
-        let suspect = |m: &Member<'_>| {
-            Some(Suspect { goid: m.goroutine.goid, waits_on: m.references(snapshot)? })
-        };
+        let suspect =
+            |m: &Member<'_>| Some(Suspect { goid: m.goroutine.goid, waits_on: m.references(snapshot)? });
         let (for_locks, for_others): (Vec<&Member<'_>>, Vec<_>) =
             place.members.iter().partition(|m| m.is_for_lock(snapshot));
         locks.extend(for_locks.into_iter().filter(|m| stands_long(watch, m)).filter_map(suspect));
@@ -294,7 +296,9 @@ fn why_unheld(watch: &Watch, kind: Doubt, members: &[Member<'_>], all_unheld: bo
         Doubt::Orphaned => format!(
             "the goroutine that made it has ended{referred}: a suspicion, not a proof; not moved for at least {least}."
         ),
-        Doubt::Stuck => format!("not moved for at least {least} while other goroutines did{siblings}{referred}."),
+        Doubt::Stuck => {
+            format!("not moved for at least {least} while other goroutines did{siblings}{referred}.")
+        }
     }
 }
 
@@ -305,8 +309,9 @@ fn growing<'a>(
     place: &Place<'a>,
 ) -> Option<(Vec<Member<'a>>, Growth, String)> {
     // Whoever has a timer ends by itself: more come only until the first end.
-    let members =
-        pick(place, |m| m.track.looks >= 2 && !m.is_main() && !(m.reason == Reason::Select && m.has_timer(snapshot)));
+    let members = pick(place, |m| {
+        m.track.looks >= 2 && !m.is_main() && !(m.reason == Reason::Select && m.has_timer(snapshot))
+    });
     let series = watch.series(place.group);
     let (first, last) = (series.first()?, series.last()?);
     let grown = last.1 - first.1;

@@ -1,9 +1,7 @@
 //! Verdicts on series made by hand: for each the leak, and the healthy program that looks like it.
 
 use super::*;
-use crate::snapshot::{
-    Builder, ObjectKind, Op, References, Snapshot, Status,
-};
+use crate::snapshot::{Builder, ObjectKind, Op, References, Snapshot, Status};
 
 const SECOND: u64 = 1_000_000_000;
 const REASONS: [&str; 10] = [
@@ -144,7 +142,8 @@ fn a_nil_channel_is_for_ever_at_once() {
 
 #[test]
 fn locks_in_a_circle_are_a_deadlock() {
-    let (a, b) = (g(20, 5, MUTEX).on(0x1000, ObjectKind::Mutex), g(21, 6, MUTEX).on(0x9000, ObjectKind::Mutex));
+    let (a, b) =
+        (g(20, 5, MUTEX).on(0x1000, ObjectKind::Mutex), g(21, 6, MUTEX).on(0x9000, ObjectKind::Mutex));
     let looks = still(8, &[a.clone(), b.clone()]);
     let found = verdicts_with(&looks, &[(0x1000, &[20, 21]), (0x9000, &[20, 21])]);
     assert_eq!(names(&found), [("deadlock", 1), ("deadlock", 1)]);
@@ -165,7 +164,8 @@ fn two_that_wait_for_one_lock_are_no_circle() {
 
 #[test]
 fn locks_that_others_may_hold_are_no_deadlock() {
-    let (a, b) = (g(20, 5, MUTEX).on(0x1000, ObjectKind::Mutex), g(21, 6, MUTEX).on(0x9000, ObjectKind::Mutex));
+    let (a, b) =
+        (g(20, 5, MUTEX).on(0x1000, ObjectKind::Mutex), g(21, 6, MUTEX).on(0x9000, ObjectKind::Mutex));
     let looks = still(8, &[a, b]);
     let watch = watch_of(&looks);
     let last = looks.last().expect("looks");
@@ -184,9 +184,8 @@ fn a_lock_that_is_contended_moves() {
 
 #[test]
 fn a_program_in_which_nothing_moves_is_not_stuck() {
-    let frozen: Vec<_> = (0..20)
-        .map(|at| look(at, &[g(2, 2, SLEEP), g(20, 5, MUTEX).on(0, ObjectKind::Mutex)]))
-        .collect();
+    let frozen: Vec<_> =
+        (0..20).map(|at| look(at, &[g(2, 2, SLEEP), g(20, 5, MUTEX).on(0, ObjectKind::Mutex)])).collect();
     assert!(verdicts(&frozen).is_empty(), "stopped by a signal, or without work");
 }
 
@@ -215,7 +214,9 @@ fn requests_that_come_and_go_do_not_grow() {
     // A rising load: more at once each second, each for less than a second.
     let looks: Vec<_> = (0..20_u64)
         .map(|at| {
-            let now: Vec<G> = (0..at * 5).map(|n| g(1000 * (at + 1) + n, 5, RECEIVE).chan(0x1000 + n * 96, Op::Receive)).collect();
+            let now: Vec<G> = (0..at * 5)
+                .map(|n| g(1000 * (at + 1) + n, 5, RECEIVE).chan(0x1000 + n * 96, Op::Receive))
+                .collect();
             look(at, &now)
         })
         .collect();
@@ -226,7 +227,8 @@ fn requests_that_come_and_go_do_not_grow() {
 fn a_pool_that_filled_up_does_not_grow() {
     let looks: Vec<_> = (0..20_u64)
         .map(|at| {
-            let workers: Vec<G> = (0..(at * 2).min(16)).map(|n| g(100 + n, 5, RECEIVE).chan(0x1000, Op::Receive)).collect();
+            let workers: Vec<G> =
+                (0..(at * 2).min(16)).map(|n| g(100 + n, 5, RECEIVE).chan(0x1000, Op::Receive)).collect();
             look(at, &workers)
         })
         .collect();
@@ -240,7 +242,8 @@ fn one_burst_is_no_growth() {
     let looks: Vec<_> = (0..20_u64)
         .map(|at| {
             let n = if at < 10 { 2 } else { 40 };
-            let some: Vec<G> = (0..n).map(|n| g(100 + n, 5, RECEIVE).chan_of(0x1000 + n * 96, Op::Receive, 0, 0)).collect();
+            let some: Vec<G> =
+                (0..n).map(|n| g(100 + n, 5, RECEIVE).chan_of(0x1000 + n * 96, Op::Receive, 0, 0)).collect();
             look(at, &some)
         })
         .collect();
@@ -293,7 +296,11 @@ fn a_sender_that_nobody_refers_to_is_orphaned() {
     let looks = still(1, std::slice::from_ref(&one));
     let found = verdicts(&looks);
     assert_eq!(names(&found), [("orphaned", 1)]);
-    assert!(found[0].why.contains("suspicion") && found[0].why.contains("heap was not searched"), "{}", found[0].why);
+    assert!(
+        found[0].why.contains("suspicion") && found[0].why.contains("heap was not searched"),
+        "{}",
+        found[0].why
+    );
     assert_eq!(found[0].oldest.at_least_ns, SECOND - 1_000_000);
     // One look says nothing: whoever will receive may be running.
     assert!(verdicts(&[look(1, std::slice::from_ref(&one))]).is_empty());
@@ -377,7 +384,8 @@ fn who_outlives_its_siblings_by_far_is_stuck() {
 
 #[test]
 fn what_wakes_by_itself_or_from_outside_is_healthy() {
-    let healthy: Vec<G> = (0..40).map(|n| g(20 + n, 5, if n % 2 == 0 { IO } else { SLEEP }).orphan()).collect();
+    let healthy: Vec<G> =
+        (0..40).map(|n| g(20 + n, 5, if n % 2 == 0 { IO } else { SLEEP }).orphan()).collect();
     assert!(verdicts(&still(60, &healthy)).is_empty());
     let growing: Vec<_> = (0..20_u64)
         .map(|at| look(at, &(0..at * 4).map(|n| g(20 + n, 5, IO).orphan()).collect::<Vec<_>>()))
@@ -436,7 +444,11 @@ fn the_graph_puts_equal_ones_together() {
     edges.sort_unstable();
     assert_eq!(
         edges,
-        [(EdgeKind::Waits(Some(Op::Send)), 100), (EdgeKind::Waits(Some(Op::Receive)), 3), (EdgeKind::Refers, 1)]
+        [
+            (EdgeKind::Waits(Some(Op::Send)), 100),
+            (EdgeKind::Waits(Some(Op::Receive)), 3),
+            (EdgeKind::Refers, 1)
+        ]
     );
 }
 

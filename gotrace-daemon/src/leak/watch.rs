@@ -254,8 +254,7 @@ impl Watch {
 
     /// Whether, since a time, others came, went or moved at most looks, and at the last one.
     pub(super) fn others_move_since(&self, ns: u64) -> bool {
-        let within: Vec<bool> =
-            self.looks.iter().filter(|l| l.begin_ns >= ns).map(|l| l.moved > 0).collect();
+        let within: Vec<bool> = self.looks.iter().filter(|l| l.begin_ns >= ns).map(|l| l.moved > 0).collect();
         within.last() == Some(&true) && within.iter().filter(|m| **m).count() * 2 > within.len()
     }
 

@@ -137,11 +137,7 @@ impl Traced {
             cost: ProbeCost::new(&plan),
             watch,
             bias_known: bias.is_some(),
-            symbolizer: Symbolizer::new(
-                binary,
-                file,
-                bias.unwrap_or(0),
-            ),
+            symbolizer: Symbolizer::new(binary, file, bias.unwrap_or(0)),
             table: Table::new(u64::try_from(line.trace_root_age.as_nanos()).unwrap_or(u64::MAX)),
             resource,
             key: target.identity.key(),

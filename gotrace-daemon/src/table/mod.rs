@@ -269,9 +269,7 @@ impl Table {
 
     /// Those that are known to live, in no order.
     pub fn living(&self) -> impl Iterator<Item = Living> + '_ {
-        self.goroutines
-            .iter()
-            .map(|(&goid, g)| Living { goid, birth_ns: g.birth_seen.then_some(g.birth_ns) })
+        self.goroutines.iter().map(|(&goid, g)| Living { goid, birth_ns: g.birth_seen.then_some(g.birth_ns) })
     }
 
     /// How many goroutines are known to live.

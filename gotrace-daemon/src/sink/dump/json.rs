@@ -76,7 +76,11 @@ fn object(snapshot: &Snapshot, goroutine: &Goroutine, names: &mut Names, stack: 
     let reason = reason(names, goroutine.status.is_waiting().then_some(goroutine.wait_reason));
     let labels: serde_json::Map<String, Value> =
         snapshot.labels_of(goroutine).iter().map(|(k, v)| (k.to_string(), v.to_string().into())).collect();
-    let waits: Vec<_> = snapshot.waits_of(goroutine).iter().map(|w| snapshot.object(w.object).map_or(Value::Null, |o| object_of_wait(*w, o))).collect();
+    let waits: Vec<_> = snapshot
+        .waits_of(goroutine)
+        .iter()
+        .map(|w| snapshot.object(w.object).map_or(Value::Null, |o| object_of_wait(*w, o)))
+        .collect();
     // When a wait began is not known from memory: `g.waitsince` bounds nothing.
     let wait_ns = match goroutine.status {
         Status::Waiting | Status::Leaked => json!({"at_least": 0, "at_most": null}),
