@@ -7,13 +7,16 @@ use std::{
 };
 
 use clap::Parser;
-use gotrace::cli::{self, Cli, Diagnostics, Exit};
+use gotrace::{
+    cli::{self, Cli, Diagnostics, Exit},
+    sink::otlp::SDK_LOG_TARGET,
+};
 use tracing_subscriber::{EnvFilter, filter::ParseError};
 
 /// What is logged: as `--log` says, and what `--kernel-log` asks for.
 fn filter(cli: &Cli) -> Result<EnvFilter, ParseError> {
     // The SDK repeats what the exporter says about the same collector.
-    let filter = EnvFilter::try_new(format!("opentelemetry_sdk=off,{}", cli.log))?;
+    let filter = EnvFilter::try_new(format!("{SDK_LOG_TARGET}=off,{}", cli.log))?;
     match cli.probe_log_target() {
         Some(target) => Ok(filter.add_directive(format!("{target}=trace").parse()?)),
         None => Ok(filter),

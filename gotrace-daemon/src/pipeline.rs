@@ -349,7 +349,6 @@ impl Line {
 
     /// What each traced process came to, in the order of their ends; and whether the event log, if one
     /// was wanted, is complete ([`LineError::Record`]).
-    #[must_use]
     pub fn finish(self) -> (Vec<Summary>, Result<(), LineError>) {
         let Self { summaries, log, config, .. } = self;
         let recorded = match (log, config.record) {

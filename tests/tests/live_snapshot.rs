@@ -20,7 +20,7 @@ fn all(arch: Arch, cases: impl Iterator<Item = (&'static str, Mode)>) {
             .and_then(|program| if arch == Arch::HOST { check(&program) } else { check_emulated(&program) })
         {
             Ok(agreed) => {
-                eprintln!("{name}: {} goroutines with {} frames agree", agreed.goroutines, agreed.frames)
+                eprintln!("{name}: {} goroutines with {} frames agree", agreed.goroutines, agreed.frames);
             }
             Err(e) => {
                 eprintln!("{name}: {e:#}");

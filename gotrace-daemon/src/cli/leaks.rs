@@ -148,7 +148,8 @@ pub fn run(args: &LeaksArgs) -> Result<Exit, CliError> {
     let seen = watching(args, &mut process, &mut watch, first.clone());
     let (last, findings, complete, gone) = match seen {
         Ok(last) => conclude(&mut process, &mut watch, last)?,
-        Err(Ended { last, error }) => {
+        Err(ended) => {
+            let Ended { last, error } = *ended;
             let none = References::default();
             let findings = judge(&watch, &last, (&none, &none));
             (last, findings, false, Some(error))
@@ -254,7 +255,7 @@ fn watching(
     process: &mut Process,
     watch: &mut Watch,
     first: Snapshot,
-) -> Result<Snapshot, Ended> {
+) -> Result<Snapshot, Box<Ended>> {
     let mut last = first;
     let Some(length) = args.watch else {
         std::thread::sleep(SHORT);
@@ -262,7 +263,7 @@ fn watching(
     };
     let interrupted = match Interrupts::listen() {
         Ok(interrupted) => interrupted,
-        Err(error) => return Err(Ended { last, error }),
+        Err(error) => return Err(Box::new(Ended { last, error })),
     };
     let wanted = args.interval.unwrap_or_else(|| (length / LOOKS).clamp(SHORTEST, LONGEST));
     let begin = Instant::now();
@@ -275,7 +276,7 @@ fn watching(
                 watch.observe(&snapshot);
                 last = snapshot;
             }
-            Err(error) => return Err(Ended { last, error }),
+            Err(error) => return Err(Box::new(Ended { last, error })),
         }
         if progress {
             let (seen, count) = (watch.looks(), last.counts.goroutines - last.counts.system);

@@ -35,11 +35,14 @@ const SETTLED_NS: u64 = 10_000_000;
 const OLD_NS: u64 = 1_000_000_000;
 const BRIEFLY_NS: u64 = 1_000_000;
 
+/// What those have in common that are told together: test, entry, creation site, reason, stack.
+type Alike = (Option<String>, u64, u64, u8, Option<Vec<u64>>);
+
 /// What was left behind by a program that ended at `end_ns`; those of one test, site, reason and stack
 /// together.
 #[must_use]
 pub fn left_behind(end_ns: u64, left: Vec<Left>) -> Vec<Finding> {
-    let mut groups: BTreeMap<(Option<String>, u64, u64, u8, Option<Vec<u64>>), Vec<Left>> = BTreeMap::new();
+    let mut groups: BTreeMap<Alike, Vec<Left>> = BTreeMap::new();
     for left in left {
         let parked = end_ns.saturating_sub(left.parked_ns);
         let old = left.birth_ns.is_none_or(|b| end_ns.saturating_sub(b) >= OLD_NS);

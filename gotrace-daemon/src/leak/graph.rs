@@ -54,6 +54,13 @@ pub struct Edge {
     pub count: usize,
 }
 
+/// What makes a group: entry, creation site, stack, status, wait reason.
+type Key = (u64, u64, usize, u8, u8);
+/// Edges of one object, and of how many goroutines each is.
+type Edges = BTreeMap<(Key, EdgeKind), usize>;
+/// Objects that are one node: kind, whether closed, edges.
+type Alike = (ObjectKind, bool, Vec<(Key, EdgeKind)>);
+
 /// The graph.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Graph {
@@ -70,14 +77,11 @@ impl Graph {
     /// object nor refer to one.
     #[must_use]
     pub fn new(snapshot: &Snapshot, references: Option<&References>) -> Self {
-        // Every object with its edges: (group key, kind) -> how many.
-        type Key = (u64, u64, usize, u8, u8);
         let key = |g: &Goroutine| -> Key {
             let stack = g.stack.map_or(usize::MAX, |s| s.index());
             (g.entry_pc, g.created_pc, stack, g.status as u8, g.wait_reason)
         };
-        let mut by_object: BTreeMap<(u64, ObjectKind), (WaitObject, BTreeMap<(Key, EdgeKind), usize>)> =
-            BTreeMap::new();
+        let mut by_object: BTreeMap<(u64, ObjectKind), (WaitObject, Edges)> = BTreeMap::new();
         for goroutine in snapshot.goroutines.iter().filter(|g| !g.is_system()) {
             for wait in snapshot.waits_of(goroutine) {
                 let Some(object) = snapshot.object(wait.object).filter(|o| o.address != 0) else { continue };
@@ -119,7 +123,7 @@ impl Graph {
                 group.goids.push(goroutine.goid);
             }
         }
-        let mut same: BTreeMap<(ObjectKind, bool, Vec<(Key, EdgeKind)>), usize> = BTreeMap::new();
+        let mut same: BTreeMap<Alike, usize> = BTreeMap::new();
         let mut counts: BTreeMap<(usize, usize, EdgeKind), usize> = BTreeMap::new();
         for (object, edges) in by_object.into_values() {
             let keys: Vec<(Key, EdgeKind)> = edges.keys().copied().collect();

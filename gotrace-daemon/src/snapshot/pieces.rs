@@ -81,13 +81,12 @@ impl Pieces {
     ) -> Result<(), ProcessError> {
         let begin = self.first.get(piece).copied().unwrap_or_default();
         let end = self.first.get(piece + 1).copied().unwrap_or(self.at.len());
-        for item in begin..end {
-            let (address, len) = items[item];
-            let at = self.at[item] as usize;
-            let alone = end - begin == 1;
+        let alone = end - begin == 1;
+        for (place, &(address, len)) in self.at.iter_mut().zip(items).take(end).skip(begin) {
+            let at = *place as usize;
             let target = self.buffer.get_mut(at..at + len as usize).unwrap_or_default();
             if alone || !memory.read_at(address, target)? {
-                self.at[item] = UNREADABLE;
+                *place = UNREADABLE;
             }
         }
         Ok(())

@@ -400,7 +400,7 @@ mod tests {
 
     #[test]
     fn locks_are_told_by_reason_and_frames() {
-        let kind = |family, frames| lock(family, frames).map(|(kind, op, distance)| (kind, op, distance));
+        let kind = lock;
         assert_eq!(kind(Family::Mutex, roles::MUTEX), Some((ObjectKind::Mutex, Some(Op::Lock), 4)));
         let behind = Some((ObjectKind::RwMutex, Some(Op::Lock), 4));
         assert_eq!(kind(Family::Mutex, roles::MUTEX | roles::RW_LOCK), behind);

@@ -69,7 +69,12 @@ fn programs() -> (Vec<Check>, Option<Level>) {
                     "every level works",
                 )),
                 Some((_, first @ Error::Permission { .. })) if accepted == 0 => {
-                    checks.push(failure("eBPF programs", "no probe can do anything", &["CAP_PERFMON"], first))
+                    checks.push(failure(
+                        "eBPF programs",
+                        "no probe can do anything",
+                        &["CAP_PERFMON"],
+                        first,
+                    ));
                 }
                 Some((_, first)) => {
                     let names: Vec<&str> = refused.iter().map(|(name, _)| name.as_str()).collect();

@@ -24,6 +24,9 @@ use super::{
     transport::Transport,
 };
 
+/// Where the SDK logs: it says again what the exporter says of the same collector.
+pub const SDK_LOG_TARGET: &str = "opentelemetry_sdk";
+
 /// Time between two reports.
 const INTERVAL: Duration = Duration::from_secs(60);
 

@@ -9,7 +9,7 @@
 //! Every arrow is bounded ([`MAX_QUEUED_SPANS`], [`MAX_QUEUED_BYTES`]) and every loss is counted by why
 //! and by process ([`ExportStats`]). Spans and process metrics are `opentelemetry-proto` messages sent
 //! by tonic or reqwest: the SDK knows one resource a provider, drops partial success on the floor and
-//! takes no finished histograms. gotrace's own health does go through the SDK ([`health`]).
+//! takes no finished histograms. gotrace's own health does go through the SDK (`health`).
 
 mod batch;
 mod collector;
@@ -39,6 +39,7 @@ use std::{
 
 pub use config::{ConfigError, Environment, ExportConfig, OtlpConfig, OtlpFlags, Temporality};
 pub use dispatch::MAX_QUEUED_BYTES;
+pub use health::SDK_LOG_TARGET;
 pub use lane::MAX_QUEUED_SPANS;
 pub use series::MAX_SERIES;
 pub use stats::{Dropped, ExportStats, WARNING_INTERVAL};
