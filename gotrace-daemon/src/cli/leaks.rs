@@ -129,7 +129,7 @@ pub fn run(args: &LeaksArgs) -> Result<Exit, CliError> {
     };
     if let Some(format) = args.graph {
         let (snapshot, references) = process.whole_graph()?;
-        let header = header_of(header, &snapshot, &snapshot, 1, references.complete);
+        let header = header_of(header, Begin::of(&snapshot), &snapshot, 1, references.complete);
         let graph = Graph::new(&snapshot, Some(&references));
         let mut out = Stdout::lock();
         match format {
@@ -145,7 +145,8 @@ pub fn run(args: &LeaksArgs) -> Result<Exit, CliError> {
     let mut watch = Watch::new(Settings { stuck_after_ns }, binary.wait_reasons());
     let first = process.look()?;
     watch.observe(&first);
-    let seen = watching(args, &mut process, &mut watch, first.clone());
+    let begin = Begin::of(&first);
+    let seen = watching(args, &mut process, &mut watch, first);
     let (last, findings, complete, gone) = match seen {
         Ok(last) => conclude(&mut process, &mut watch, last)?,
         Err(ended) => {
@@ -155,7 +156,7 @@ pub fn run(args: &LeaksArgs) -> Result<Exit, CliError> {
             (last, findings, false, Some(error))
         }
     };
-    let header = header_of(header, &first, &last, watch.looks(), complete);
+    let header = header_of(header, begin, &last, watch.looks(), complete);
     let mut out = Stdout::lock();
     match args.format {
         TextOrJson::Text => text::write(&mut out, header, &findings, &mut names)?,
@@ -178,16 +179,29 @@ pub fn run(args: &LeaksArgs) -> Result<Exit, CliError> {
     }
 }
 
+/// When the first look began, by both clocks.
+#[derive(Clone, Copy)]
+struct Begin {
+    unix_nano: u64,
+    monotonic_ns: u64,
+}
+
+impl Begin {
+    fn of(first: &Snapshot) -> Self {
+        Self { unix_nano: first.time_unix_nano, monotonic_ns: first.monotonic_ns }
+    }
+}
+
 fn header_of<'a>(
     header: Header<'a>,
-    first: &Snapshot,
+    begin: Begin,
     last: &Snapshot,
     looks: usize,
     complete: bool,
 ) -> Header<'a> {
     Header {
-        time_unix_nano: first.time_unix_nano,
-        duration_ns: (last.monotonic_ns + last.duration_ns).saturating_sub(first.monotonic_ns),
+        time_unix_nano: begin.unix_nano,
+        duration_ns: (last.monotonic_ns + last.duration_ns).saturating_sub(begin.monotonic_ns),
         looks,
         goroutines: last.counts.goroutines.saturating_sub(last.counts.system),
         references_complete: complete,
