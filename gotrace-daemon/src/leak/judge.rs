@@ -268,7 +268,7 @@ pub fn judge(watch: &Watch, snapshot: &Snapshot, held: (&References, &References
             if kind == Doubt::Orphaned && is_alone(snapshot, &members.iter().collect::<Vec<_>>()) {
                 members.clear();
             }
-            let why = why_unheld(watch, kind, &members, members.iter().all(unheld));
+            let why = why_unheld(watch, snapshot, kind, &members, members.iter().all(unheld));
             report(verdict, None, &members, why);
         }
     }
@@ -280,7 +280,13 @@ fn pick<'a>(place: &Place<'a>, mut wanted: impl FnMut(&Member<'a>) -> bool) -> V
     place.members.iter().filter(|m| wanted(m)).copied().collect()
 }
 
-fn why_unheld(watch: &Watch, kind: Doubt, members: &[Member<'_>], all_unheld: bool) -> String {
+fn why_unheld(
+    watch: &Watch,
+    snapshot: &Snapshot,
+    kind: Doubt,
+    members: &[Member<'_>],
+    all_unheld: bool,
+) -> String {
     let least = seconds(oldest(watch, members).at_least_ns);
     let siblings = members
         .first()
@@ -297,7 +303,9 @@ fn why_unheld(watch: &Watch, kind: Doubt, members: &[Member<'_>], all_unheld: bo
             "the goroutine that made it has ended{referred}: a suspicion, not a proof; not moved for at least {least}."
         ),
         Doubt::Stuck => {
-            format!("not moved for at least {least} while other goroutines did{siblings}{referred}.")
+            let gone = !members.is_empty() && members.iter().all(|m| m.is_creator_gone(snapshot));
+            let gone = if gone { "; the goroutine that made it has ended" } else { "" };
+            format!("not moved for at least {least} while other goroutines did{siblings}{gone}{referred}.")
         }
     }
 }

@@ -406,7 +406,8 @@ fn the_worst_comes_first_and_nobody_is_told_twice() {
         })
         .collect();
     let found = verdicts(&looks);
-    assert_eq!(names(&found), [("deadlock", 1), ("growing", 30), ("stuck", 1), ("orphaned", 1)]);
+    assert_eq!(names(&found), [("deadlock", 1), ("growing", 30), ("stuck", 1), ("stuck", 1)]);
+    assert!(found[3].why.contains("that made it has ended"), "{}", found[3].why);
     let mut goids: Vec<u64> = found.iter().flat_map(|f| f.goids.clone()).collect();
     let many = goids.len();
     goids.sort_unstable();
