@@ -29,7 +29,7 @@ pub enum DecodeError {
 }
 
 /// Program counters of a wait, innermost first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Frames<'a>(&'a [u8]);
 
 impl Frames<'_> {

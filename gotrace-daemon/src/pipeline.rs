@@ -5,14 +5,18 @@
 //! are in order and nothing is locked. It never waits for anything but the ring.
 
 mod behind;
+mod config;
 mod cost;
+mod error;
 mod report;
+mod seed;
+mod snapshots;
 mod traced;
 
 use std::{
     num::NonZeroU32,
-    path::PathBuf,
-    sync::{Arc, OnceLock},
+    sync::Arc,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -21,16 +25,17 @@ use gotrace_common::ROW_SYSCALL;
 use crate::{
     decode::{Event, OpenWait, decode},
     eventlog::EventLog,
-    gobin,
-    kernel::{self, Calibration, Kernel, Ring, Scope},
+    kernel::{self, Calibration, HitCost, Kernel, Ring, Scope},
     level::Level,
-    process::{Clock, ProcessError, ResourceOptions, Target},
+    process::{Clock, ProcessError, Target, descends_from},
     sink::{
         model::{Interval, Span, Summary},
         otlp::Exporter,
     },
 };
 pub use behind::{LeftBehind, LeftProcess};
+pub use config::{Engine, LineConfig, Stop};
+pub use error::LineError;
 pub use traced::Traced;
 
 /// How long the ring may be left alone. At half full the kernel side wakes the reader before that.
@@ -42,163 +47,52 @@ const CALIBRATION_WITHIN: Duration = Duration::from_millis(100);
 /// Spans handed to the exporter at once.
 const SPAN_BATCH: usize = 1024;
 
-/// How to trace.
-#[derive(Clone, Debug)]
-pub struct LineConfig {
-    /// How much.
-    pub level: Level,
-    /// Waits at least this long become spans.
-    pub min_wait: Duration,
-    /// Frames of a wait's stack, at most [`gotrace_common::DEEP_FRAMES`].
-    pub stack_depth: u8,
-    /// Time between two reports.
-    pub interval: Duration,
-    /// Goroutines made by one older than this begin a trace.
-    pub trace_root_age: Duration,
-    /// Share of the traces that are exported, 0 to 1.
-    pub span_ratio: f64,
-    /// Bytes of the ring.
-    pub ring_bytes: u32,
-    /// Goroutines that waits are kept for at once.
-    pub goroutines: u32,
-    /// Whether Go programs that descendants of the first process execute are traced too.
-    pub follow_children: bool,
-    /// What to put into the resource.
-    pub resource: ResourceOptions,
-    /// Level of the kernel side's own diagnostics, 0 to 5.
-    pub kernel_log_level: u8,
-    /// Whose goroutines to tell that are left behind at the end.
-    pub left_behind: LeftBehind,
-    /// A file that every record is written to.
-    pub record: Option<PathBuf>,
+/// The kernel's part of the line.
+struct Probes {
+    kernel: Kernel,
+    ring: Ring,
+    calibration: Calibration,
 }
 
-/// Why a process cannot be traced.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum LineError {
-    /// The process cannot be looked at.
-    #[error(transparent)]
-    Process(#[from] ProcessError),
-    /// Its program is not one that gotrace traces.
-    #[error("process {pid}: {executable}: {error}")]
-    Program {
-        /// The process.
-        pid: u32,
-        /// Its program.
-        executable: String,
-        /// Why not.
-        error: gobin::Error,
-    },
-    /// The plan lacks the probes without which there is nothing to show.
-    #[error("process {pid}: {executable} has no place to probe for {what}")]
-    NoProbe {
-        /// The process.
-        pid: u32,
-        /// Its program.
-        executable: String,
-        /// The events that cannot be seen.
-        what: String,
-    },
-    /// The kernel refused.
-    #[error(transparent)]
-    Kernel(#[from] kernel::Error),
-    /// As many processes are traced as there is room for.
-    #[error("process {pid} is not traced: {limit} processes are traced already")]
-    TooMany {
-        /// The process.
-        pid: u32,
-        /// The limit.
-        limit: u32,
-    },
-    /// What the probes read makes no sense.
-    #[error(
-        "process {pid}: {go_version}: the runtime's structures are not laid out as gotrace expects ({source_} \
-         offsets): {seen} goroutines began at addresses where no function begins"
-    )]
-    Implausible {
-        /// The process.
-        pid: u32,
-        /// Its version of Go.
-        go_version: String,
-        /// Where the offsets came from.
-        source_: String,
-        /// How many.
-        seen: u64,
-    },
-    /// The event log cannot be written.
-    #[error("cannot record events to {path}: {error}")]
-    Record {
-        /// The file.
-        path: String,
-        /// What the system said.
-        error: std::io::Error,
-    },
-    /// Waiting for the ring failed.
-    #[error("cannot wait for events: {0}")]
-    Ring(std::io::Error),
-}
-
-impl LineError {
-    /// Exit code of the command line.
-    #[must_use]
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Process(e) => e.exit_code(),
-            Self::Program { .. } | Self::NoProbe { .. } | Self::Implausible { .. } => 4,
-            Self::Kernel(e) => e.exit_code(),
-            Self::TooMany { .. } | Self::Record { .. } | Self::Ring(_) => 1,
+impl Probes {
+    fn load(config: &LineConfig) -> Result<Self, kernel::Error> {
+        let options = kernel::Options {
+            ring_bytes: config.ring_bytes,
+            goroutines: if config.level == Level::Lifecycle { 1 } else { config.goroutines },
+            processes: if config.follow_children { 64 } else { 2 },
+            follow_all: config.follow_children,
+            log_level: config.kernel_log_level,
+        };
+        let mut kernel = Kernel::load(&options)?;
+        if config.follow_children {
+            kernel.watch_executions()?;
         }
+        let ring = kernel.ring()?;
+        Ok(Self { kernel, ring, calibration: Calibration::start() })
     }
 
-    /// What the user can do about it.
-    #[must_use]
-    pub fn help(&self) -> Option<String> {
-        match self {
-            Self::Process(e) => e.help(),
-            Self::Kernel(e) => Some(e.help().into()),
-            Self::Program { error, .. } => Some(error.help().into()),
-            Self::NoProbe { .. } => Some("`gotrace inspect` shows what was found in the file".into()),
-            Self::Implausible { .. } => Some(
-                "`gotrace inspect` shows the offsets; a build of Go that changes them cannot be traced"
-                    .into(),
-            ),
-            Self::TooMany { .. } => None,
-            Self::Record { .. } => Some("choose another place with --record".into()),
-            Self::Ring(_) => None,
+    fn put_in_place(&mut self, traced: &mut Traced) -> Result<(), kernel::Error> {
+        let pid = traced.pid();
+        self.kernel.configure(pid, traced.process_config())?;
+        let scope = NonZeroU32::new(pid).map_or(Scope::File, Scope::Process);
+        match self.kernel.attach(traced.probe_path(), scope, traced.probes()) {
+            Ok(attachment) => traced.attached(attachment),
+            Err(error) => {
+                self.kernel.forget(pid);
+                return Err(error);
+            }
         }
-    }
-}
-
-/// Set by whoever wants the line to end: a signal, a key, a child that exited.
-#[derive(Clone, Debug, Default)]
-pub struct Stop(Arc<OnceLock<&'static str>>);
-
-impl Stop {
-    /// Asks the line to end, as the user or the system wants it.
-    pub fn set(&self) {
-        self.set_because("interrupted");
-    }
-
-    /// Asks the line to end. The first one who asks gives the reason.
-    pub fn set_because(&self, why: &'static str) {
-        // Refused when someone has asked before.
-        let _ = self.0.set(why);
-    }
-
-    /// Why the line is to end; `None` when nobody asked.
-    #[must_use]
-    pub fn why(&self) -> Option<&'static str> {
-        self.0.get().copied()
+        Ok(())
     }
 }
 
 /// The line.
 pub struct Line {
     config: LineConfig,
-    kernel: Kernel,
-    ring: Ring,
-    calibration: Calibration,
+    /// `None` where snapshots are all there is.
+    probes: Option<Probes>,
+    /// Why they are, when they were not asked for.
+    fallback: Option<kernel::Error>,
     exporter: Option<Arc<Exporter>>,
     log: Option<EventLog>,
     traced: Vec<Traced>,
@@ -207,24 +101,20 @@ pub struct Line {
     next_process: u32,
     /// The first process, whose descendants are followed.
     root_pid: Option<u32>,
+    /// Probes of processes that are not traced any more, on their way out: that takes long, and others
+    /// are traced meanwhile.
+    detaching: Vec<JoinHandle<()>>,
     /// Records that could not be decoded, or are of no process that is traced.
     undecodable: u64,
     stray: u64,
 }
 
 impl Line {
-    /// Loads the kernel side. Nothing is traced yet.
+    /// Loads the kernel side, unless there is to be none. Nothing is traced yet.
     ///
     /// # Errors
-    /// [`LineError::Kernel`], [`LineError::Record`].
+    /// [`LineError::Kernel`], unless snapshots may stand in; [`LineError::Record`].
     pub fn new(config: LineConfig, exporter: Option<Arc<Exporter>>) -> Result<Self, LineError> {
-        let options = kernel::Options {
-            ring_bytes: config.ring_bytes,
-            goroutines: if config.level == Level::Lifecycle { 1 } else { config.goroutines },
-            processes: if config.follow_children { 64 } else { 2 },
-            follow_all: config.follow_children,
-            log_level: config.kernel_log_level,
-        };
         let log = match &config.record {
             None => None,
             Some(path) => Some(
@@ -232,16 +122,18 @@ impl Line {
                     .map_err(|error| LineError::Record { path: path.display().to_string(), error })?,
             ),
         };
-        let mut kernel = Kernel::load(&options)?;
-        if config.follow_children {
-            kernel.watch_executions()?;
-        }
-        let ring = kernel.ring()?;
+        let (probes, fallback) = match config.engine {
+            Engine::Snapshot => (None, None),
+            engine => match Probes::load(&config) {
+                Ok(probes) => (Some(probes), None),
+                Err(error) if engine == Engine::Auto => (None, Some(error)),
+                Err(error) => return Err(error.into()),
+            },
+        };
         Ok(Self {
             config,
-            kernel,
-            ring,
-            calibration: Calibration::start(),
+            probes,
+            fallback,
             exporter,
             log,
             traced: Vec::new(),
@@ -249,41 +141,59 @@ impl Line {
             left: Vec::new(),
             next_process: 1,
             root_pid: None,
+            detaching: Vec::new(),
             undecodable: 0,
             stray: 0,
         })
     }
 
-    /// Puts the probes in place for a process and begins to trace it.
+    /// Why snapshots stand in for the events that were not asked to be done without; `None` when they do
+    /// not.
+    #[must_use]
+    pub fn fallback(&self) -> Option<&kernel::Error> {
+        self.fallback.as_ref()
+    }
+
+    /// Looks whether what a process holds makes sense, puts the probes in place and begins to trace it.
     ///
     /// # Errors
     /// See [`LineError`]; nothing is left in place then.
-    pub fn trace(&mut self, target: Target) -> Result<&Traced, LineError> {
+    pub fn trace(&mut self, target: Target) -> Result<(), LineError> {
+        self.trace_at(target, false)
+    }
+
+    /// `beginning`: it has only just executed its program, which does not wait: there is nothing to be
+    /// looked at yet, and each birth before the probes are in place is missed.
+    fn trace_at(&mut self, target: Target, beginning: bool) -> Result<(), LineError> {
         let pid = target.pid();
         let limit = if self.config.follow_children { 64 } else { 2 };
         let slot = (0..limit)
             .find(|slot| self.traced.iter().all(|t| t.slot() != *slot))
             .ok_or(LineError::TooMany { pid, limit })?;
-        let mut traced = Traced::prepare(target, &self.config, self.next_process, slot)?;
+        let mut traced =
+            Traced::prepare(target, &self.config, self.next_process, slot, self.probes.is_none())?;
         self.next_process += 1;
-        self.kernel.configure(pid, traced.process_config())?;
-        let scope = NonZeroU32::new(pid).map_or(Scope::File, Scope::Process);
-        match self.kernel.attach(traced.probe_path(), scope, traced.probes()) {
-            Ok(attachment) => traced.attached(attachment, &self.kernel),
-            Err(error) => {
-                self.kernel.forget(pid);
-                // The kernel says so in many ways.
-                return Err(if traced.has_ended() {
-                    ProcessError::Gone { pid }.into()
-                } else {
-                    error.into()
-                });
-            }
+        if !beginning {
+            traced.check_layout()?;
         }
+        match self.probes.as_mut().map_or(Ok(()), |probes| probes.put_in_place(&mut traced)) {
+            Ok(()) => {}
+            // The kernel says so in many ways.
+            Err(_) if traced.has_ended() => return Err(ProcessError::Gone { pid }.into()),
+            Err(error) if self.config.engine == Engine::Auto && self.traced.is_empty() => {
+                self.probes = None;
+                self.fallback = Some(error);
+                traced.become_sampled();
+                if !beginning {
+                    traced.check_layout()?;
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        traced.begin(&self.config, beginning);
         self.root_pid.get_or_insert(pid);
         self.traced.push(traced);
-        // Just pushed.
-        self.traced.last().ok_or(LineError::TooMany { pid, limit })
+        Ok(())
     }
 
     /// The descendants of this process are followed, though it is not traced itself.
@@ -300,6 +210,12 @@ impl Line {
             Some(traced) => traced.has_begun(),
             None => Ok(()),
         }
+    }
+
+    /// The first process that is traced now.
+    #[must_use]
+    pub fn first(&self) -> Option<&Traced> {
+        self.traced.first()
     }
 
     /// How many processes are traced now.
@@ -320,20 +236,32 @@ impl Line {
         report: &mut dyn FnMut(&Arc<Interval>),
     ) -> Result<(), LineError> {
         let mut next_report = Instant::now() + self.config.interval;
+        let mut at_once = false;
         loop {
             let now = Instant::now();
             let until = deadline.map_or(next_report, |d| d.min(next_report)).saturating_duration_since(now);
-            self.ring.wait(until.min(DRAIN_EVERY)).map_err(LineError::Ring)?;
+            self.wait(if at_once { Duration::ZERO } else { until.min(DRAIN_EVERY) })?;
             let busy = self.drain()? == DRAIN_LIMIT;
             let now = Instant::now();
-            if now >= next_report {
-                self.report_all(report);
+            at_once = false;
+            for traced in &mut self.traced {
+                at_once |= traced.tend_snapshots(now, !busy, &self.config)?;
+            }
+            if self.probes.is_none() {
+                // What there is to be said comes with each snapshot.
+                self.report(Traced::take_fresh, report);
+                next_report = now + self.config.interval;
+            } else if now >= next_report {
+                self.report(|_| true, report);
                 next_report = (next_report + self.config.interval).max(now);
             }
             let why = stop.why().or_else(|| deadline.is_some_and(|d| now >= d).then_some("duration"));
             if let Some(why) = why {
                 // A process that has ended by itself was not interrupted.
                 self.look_after_processes(report)?;
+                for traced in self.traced.iter_mut().filter(|t| t.is_sampled()) {
+                    traced.look_once_more(&self.config)?;
+                }
                 self.end_all(why, report)?;
                 return Ok(());
             }
@@ -347,10 +275,26 @@ impl Line {
         }
     }
 
-    /// What each traced process came to, in the order of their ends; and whether the event log, if one
+    /// Until the ring wants to be read, or the time is over.
+    fn wait(&self, time: Duration) -> Result<(), LineError> {
+        match &self.probes {
+            Some(probes) => probes.ring.wait(time).map_err(LineError::Ring),
+            None => {
+                thread::sleep(time);
+                Ok(())
+            }
+        }
+    }
+
+    /// Waits until no probe is in place any more. What each traced process came to, in the order of their
+    /// ends; and whether the event log, if one
     /// was wanted, is complete ([`LineError::Record`]).
     pub fn finish(self) -> (Vec<Summary>, Result<(), LineError>) {
-        let Self { summaries, log, config, .. } = self;
+        let Self { summaries, log, config, detaching, .. } = self;
+        for thread in detaching {
+            // What could not be removed was logged, and goes when gotrace ends.
+            let _ = thread.join();
+        }
         let recorded = match (log, config.record) {
             (Some(log), Some(path)) => {
                 log.finish().map_err(|error| LineError::Record { path: path.display().to_string(), error })
@@ -367,8 +311,9 @@ impl Line {
 
     /// Takes what is in the ring; returns how many records that were.
     fn drain(&mut self) -> Result<usize, LineError> {
-        self.kernel.log_diagnostics();
-        let Self { ring, traced, exporter, log, undecodable, stray, config, .. } = self;
+        let Self { probes, traced, exporter, log, undecodable, stray, config, .. } = self;
+        let Some(Probes { kernel, ring, .. }) = probes else { return Ok(0) };
+        kernel.log_diagnostics();
         let mut spans: Vec<Span> = Vec::new();
         let mut executions = Vec::new();
         let count = ring.drain(DRAIN_LIMIT, |bytes| {
@@ -418,7 +363,7 @@ impl Line {
             Ok(target) if !wanted(&target) => return,
             target => target,
         };
-        match target.map_err(LineError::from).and_then(|target| self.trace(target).map(|_| ())) {
+        match target.map_err(LineError::from).and_then(|target| self.trace_at(target, true)) {
             Ok(()) => {}
             // Most programs are not Go's, and many are gone before they can be looked at.
             Err(error @ (LineError::Program { .. } | LineError::Process(_))) => {
@@ -443,7 +388,7 @@ impl Line {
             let pid = traced.pid();
             self.end(traced, &why, report);
             if executed {
-                match Target::open(pid).map_err(LineError::from).and_then(|t| self.trace(t).map(|_| ())) {
+                match Target::open(pid).map_err(LineError::from).and_then(|t| self.trace_at(t, true)) {
                     Ok(()) => {
                         tracing::info!(pid, "the process executed another Go program, which is traced now");
                     }
@@ -460,9 +405,8 @@ impl Line {
 
     fn end_all(&mut self, why: &str, report: &mut dyn FnMut(&Arc<Interval>)) -> Result<(), LineError> {
         // No new events, then what is left of the old ones.
-        for traced in &mut self.traced {
-            self.kernel.forget(traced.pid());
-        }
+        let pids: Vec<u32> = self.traced.iter().map(Traced::pid).collect();
+        pids.into_iter().for_each(|pid| self.forget(pid));
         while self.drain()? == DRAIN_LIMIT {}
         for traced in std::mem::take(&mut self.traced) {
             self.end(traced, why, report);
@@ -471,10 +415,11 @@ impl Line {
     }
 
     fn end(&mut self, mut traced: Traced, why: &str, report: &mut dyn FnMut(&Arc<Interval>)) {
-        self.kernel.forget(traced.pid());
-        read_open_waits(&self.kernel, std::slice::from_mut(&mut traced));
-        let cost = self.calibration.cost(CALIBRATION_WITHIN);
-        let last = Arc::new(traced.interval(&self.kernel, cost, self.undecodable, self.stray));
+        self.forget(traced.pid());
+        read_open_waits(self.probes.as_ref(), std::slice::from_mut(&mut traced));
+        let cost = self.cost(CALIBRATION_WITHIN);
+        let kernel = self.probes.as_ref().map(|p| &p.kernel);
+        let last = Arc::new(traced.interval(kernel, cost, self.undecodable, self.stray));
         report(&last);
         if let Some(exporter) = &self.exporter {
             exporter.interval(&last);
@@ -483,20 +428,38 @@ impl Line {
             self.left.push(behind.conclude(&traced, !last.lost.is_empty()));
         }
         self.summaries.push(traced.summary(&last, why));
-        traced.detach();
+        let Some(attachment) = traced.take_attachment() else { return };
+        self.detaching.retain(|thread| !thread.is_finished());
+        self.detaching.push(thread::spawn(move || attachment.detach()));
     }
 
-    fn report_all(&mut self, report: &mut dyn FnMut(&Arc<Interval>)) {
-        if self.config.level > Level::Lifecycle {
-            read_open_waits(&self.kernel, &mut self.traced);
+    /// Reports on those that are `wanted`.
+    fn report(&mut self, wanted: impl Fn(&mut Traced) -> bool, report: &mut dyn FnMut(&Arc<Interval>)) {
+        let wanted: Vec<bool> = self.traced.iter_mut().map(wanted).collect();
+        if !wanted.contains(&true) {
+            return;
         }
-        let cost = self.calibration.cost(Duration::ZERO);
-        for traced in &mut self.traced {
-            let interval = Arc::new(traced.interval(&self.kernel, cost, self.undecodable, self.stray));
+        if self.config.level > Level::Lifecycle || self.probes.is_none() {
+            read_open_waits(self.probes.as_ref(), &mut self.traced);
+        }
+        let cost = self.cost(Duration::ZERO);
+        let kernel = self.probes.as_ref().map(|p| &p.kernel);
+        for (traced, _) in self.traced.iter_mut().zip(wanted).filter(|(_, wanted)| *wanted) {
+            let interval = Arc::new(traced.interval(kernel, cost, self.undecodable, self.stray));
             if let Some(exporter) = &self.exporter {
                 exporter.interval(&interval);
             }
             report(&interval);
+        }
+    }
+
+    fn cost(&mut self, within: Duration) -> Option<HitCost> {
+        self.probes.as_mut().and_then(|p| p.calibration.cost(within))
+    }
+
+    fn forget(&mut self, pid: u32) {
+        if let Some(probes) = &mut self.probes {
+            probes.kernel.forget(pid);
         }
     }
 }
@@ -511,11 +474,12 @@ fn export(exporter: Option<&Exporter>, spans: &mut Vec<Span>) {
     }
 }
 
-/// Tells the tables who waits now.
-fn read_open_waits(kernel: &Kernel, traced: &mut [Traced]) {
+/// Tells the tables who waits now; without probes the last snapshot has.
+fn read_open_waits(probes: Option<&Probes>, traced: &mut [Traced]) {
     for traced in traced.iter_mut() {
         traced.begin_open_waits();
     }
+    let Some(Probes { kernel, .. }) = probes else { return };
     let time_ns = Clock::now_monotonic_ns();
     let result = kernel.goroutines(|key, state| {
         let (start_ns, reason) = match (state.park_ns, state.syscall_ns) {
@@ -535,17 +499,4 @@ fn read_open_waits(kernel: &Kernel, traced: &mut [Traced]) {
     if let Err(error) = result {
         tracing::warn!(%error, "who waits now is not known");
     }
-}
-
-/// Whether `pid` has `ancestor` among its parents.
-fn descends_from(mut pid: u32, ancestor: u32) -> bool {
-    // Deeper trees exist only to confuse.
-    for _ in 0..64 {
-        if pid == ancestor {
-            return true;
-        }
-        let Some(parent) = crate::process::parent_of(pid) else { return false };
-        pid = parent;
-    }
-    false
 }

@@ -62,11 +62,22 @@ pub fn privileged(test: &str) -> bool {
     false
 }
 
+/// Reads everything in a thread of its own.
+fn read_all(mut from: impl Read + Send + 'static) -> thread::JoinHandle<String> {
+    thread::spawn(move || {
+        let mut text = String::new();
+        let _ = from.read_to_string(&mut text);
+        text
+    })
+}
+
 /// A running `gotrace`.
 #[derive(Debug)]
 pub struct Gotrace {
     child: Child,
     lines: mpsc::Receiver<String>,
+    /// Lines among them that are not JSON.
+    said: String,
     errors: thread::JoinHandle<String>,
     export: PathBuf,
     dir: tempfile::TempDir,
@@ -79,7 +90,7 @@ pub struct Outcome {
     pub status: ExitStatus,
     /// Its lines of JSON after the header.
     pub lines: Vec<Value>,
-    /// Its standard error.
+    /// Whatever it printed beside them; after `exec` also what the command printed.
     pub stderr: String,
     /// What it exported.
     pub export: Export,
@@ -166,20 +177,21 @@ impl Gotrace {
             .spawn()
             .with_context(|| format!("starting {gotrace:?}"))?;
         let stdout = child.stdout.take().context("its standard output is a pipe")?;
-        let mut stderr = child.stderr.take().context("its standard error is a pipe")?;
-        let errors = thread::spawn(move || {
-            let mut text = String::new();
-            let _ = stderr.read_to_string(&mut text);
-            text
-        });
-        let this = Self { child, lines: read_lines(stdout), errors, export, dir };
+        let stderr = child.stderr.take().context("its standard error is a pipe")?;
+        // `exec` leaves its standard output to the command, and writes its results to standard error.
+        let (lines, errors) = if command.is_empty() {
+            (read_lines(stdout), read_all(stderr))
+        } else {
+            (read_lines(stderr), read_all(stdout))
+        };
+        let mut this = Self { child, lines, said: String::new(), errors, export, dir };
         let deadline = Instant::now() + PATIENCE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match this.lines.recv_timeout(left) {
                 Ok(line) if line.contains("\"schema\":\"gotrace.attach/1\"") => return Ok(this),
-                // What the command that `exec` runs prints goes to the same place.
-                Ok(_) => {}
+                // What else is said, and what the command that `exec` runs says, goes to the same place.
+                Ok(line) => this.said += &(line + "\n"),
                 Err(mpsc::RecvTimeoutError::Timeout) => {
                     bail!("gotrace {args:?} printed no header within {PATIENCE:?}")
                 }
@@ -236,10 +248,13 @@ impl Gotrace {
                     serde_json::from_str(&line)
                         .with_context(|| format!("gotrace printed a line that is not JSON: {line}"))?,
                 );
+            } else {
+                self.said += &(line + "\n");
             }
         }
         let errors = std::mem::replace(&mut self.errors, thread::spawn(String::new));
-        let stderr = errors.join().map_err(|_| anyhow!("reading gotrace's standard error"))?;
+        let stderr = errors.join().map_err(|_| anyhow!("reading what gotrace says"))?
+            + &std::mem::take(&mut self.said);
         let export = match fs::read_to_string(&self.export) {
             Ok(text) => Export::parse(&text).with_context(|| format!("reading the export\n{stderr}"))?,
             Err(_) => Export::default(),

@@ -6,6 +6,7 @@
 
 pub mod compare;
 pub mod demo;
+pub mod dump;
 pub mod export;
 pub mod fixture;
 pub mod gobuild;

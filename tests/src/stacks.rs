@@ -85,12 +85,20 @@ impl Stacks {
     /// # Errors
     /// Where it has ended.
     pub fn own(&mut self) -> Result<BTreeMap<u64, traceback::Goroutine>> {
+        Ok(parse(&self.own_text()?))
+    }
+
+    /// The text of `runtime.Stack` of all goroutines.
+    ///
+    /// # Errors
+    /// Where it has ended.
+    pub fn own_text(&mut self) -> Result<String> {
         self.stdin.write_all(b"stacks\n")?;
         let mut text = String::new();
         loop {
             let line = self.line()?;
             if line == "END" {
-                return Ok(parse(&text));
+                return Ok(text);
             }
             text.push_str(&line);
             text.push('\n');

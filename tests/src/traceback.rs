@@ -91,7 +91,8 @@ fn state_is_locked<'a>(mut attributes: impl Iterator<Item = &'a str>) -> bool {
 }
 
 /// Where the arguments of a frame begin: at the parenthesis that the last one closes.
-fn arguments(line: &str) -> Option<usize> {
+#[must_use]
+pub fn arguments(line: &str) -> Option<usize> {
     let line = line.strip_suffix(')')?;
     let mut depth = 1;
     for (at, c) in line.char_indices().rev() {

@@ -93,7 +93,7 @@ fn each_missing_capability_is_named() {
         command.args(["--bounding-set", &dropped, "--inh-caps", &dropped, "--"]);
         run(command.arg(binary().expect("built")).args(args))
     };
-    let attach = ["attach", "--pid", &pid, "--duration", "200ms", "--quiet"];
+    let attach = ["attach", "--pid", &pid, "--duration", "200ms", "--quiet", "--engine", "events"];
     // What CAP_SYS_ADMIN stands for may be missing.
     for capabilities in ["bpf", "perfmon", "bpf,perfmon"] {
         let output = without(capabilities, &attach);

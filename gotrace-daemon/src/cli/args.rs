@@ -62,33 +62,6 @@ pub struct ExecArgs {
     pub command: Vec<OsString>,
 }
 
-/// Arguments of `dump`.
-#[derive(Clone, Debug, Args)]
-#[command(before_help = "\
-Examples:
-  gotrace dump --pid 1234
-  gotrace dump --pid 1234 | jq 'select(.state == \"waiting\") | .wait_reason'
-
-Reads the process's memory; it is neither stopped nor changed, and eBPF is not needed.")]
-pub struct DumpArgs {
-    /// The process whose goroutines to show
-    #[arg(short, long, value_name = "PID", value_parser = value_parser!(u32).range(1..=i64::from(i32::MAX)))]
-    pub pid: u32,
-    /// One object a line (schema gotrace.dump/1)
-    #[arg(long, value_enum, default_value_t = DumpFormat::Json, value_name = "FORMAT")]
-    pub format: DumpFormat,
-    /// The runtime's own goroutines too
-    #[arg(long)]
-    pub system: bool,
-}
-
-/// How `dump` answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum DumpFormat {
-    /// For programs
-    Json,
-}
-
 /// Arguments of `inspect`.
 #[derive(Clone, Debug, Args)]
 #[command(before_help = "\
@@ -118,8 +91,9 @@ Examples:
   gotrace doctor
   gotrace doctor --format json | jq '.checks[] | select(.state != \"ok\")'
 
-Tells by trying: makes a ring buffer, loads programs, puts a probe on gotrace itself. Ends with
-0 when the events engine works here, with 3 when something is missing.")]
+Tells by trying: makes a ring buffer, loads programs, puts a probe on gotrace itself, reads the
+memory of a child. Ends with 0 when the events engine works here, with 3 when only snapshots or
+nothing does.")]
 pub struct DoctorArgs {
     /// Text for people, or one JSON object (schema gotrace.doctor/1)
     #[arg(long, value_enum, default_value_t = TextOrJson::Text, value_name = "FORMAT")]
@@ -168,9 +142,13 @@ pub struct TraceArgs {
     /// Put the program's arguments into its resource. They can hold secrets
     #[arg(long, help_heading = "Spans")]
     pub resource_command_args: bool,
-    /// Where figures come from. `snapshot` is not available yet in this version
+    /// Where figures come from
     #[arg(long, value_enum, default_value_t = Engine::Auto, value_name = "ENGINE", help_heading = "Engine")]
     pub engine: Engine,
+    /// Time between two snapshots of all goroutines that the table is held against, so that what was lost
+    /// is mended; more when they take long, at most 1% of a core. 0 for the first one only
+    #[arg(long, value_parser = values::duration, default_value = "10s", value_name = "TIME", help_heading = "Engine")]
+    pub reconcile: Duration,
     /// Size of the ring buffer between kernel and gotrace (65536 or 64K to 1G)
     #[arg(long, value_parser = values::ring_bytes, default_value = "8M", value_name = "BYTES", help_heading = "Engine")]
     pub ring_bytes: u32,
@@ -178,11 +156,11 @@ pub struct TraceArgs {
     #[arg(long, value_name = "FILE", help_heading = "Engine")]
     pub record: Option<PathBuf>,
     /// Goroutines that waits are kept for at once
-    #[arg(long, value_parser = value_parser!(u32).range(1..=1 << 24), default_value_t = 1 << 17, value_name = "N", help_heading = "Engine", hide_short_help = true)]
+    #[arg(long, value_parser = value_parser!(u32).range(1..=1 << 24), default_value_t = 1 << 17, value_name = "N", help_heading = "Engine")]
     pub max_goroutines: u32,
     /// What the probes say of their own work, on stderr: 0 nothing (and free), 4 each event that is
     /// dropped and why, 5 also hits in processes that are not traced
-    #[arg(long, value_parser = value_parser!(u8).range(0..=5), default_value_t = 0, value_name = "N", help_heading = "Engine", hide_short_help = true)]
+    #[arg(long, value_parser = value_parser!(u8).range(0..=5), default_value_t = 0, value_name = "N", help_heading = "Engine")]
     pub kernel_log: u8,
 }
 
@@ -242,11 +220,11 @@ pub enum TextOrJson {
 /// Where figures come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Engine {
-    /// The best that this host allows
+    /// events, or where the kernel refuses eBPF, snapshot
     Auto,
-    /// eBPF probes
+    /// eBPF probes see each birth, wait and death; snapshots add who was there before
     Events,
-    /// Reading memory, without eBPF
+    /// No eBPF: the process's memory is read each --interval; births and deaths are the differences
     Snapshot,
 }
 
@@ -263,15 +241,15 @@ impl ExecArgs {
 }
 
 impl TraceArgs {
-    /// Refuses what this version cannot do and what makes no sense, before anything is touched.
+    /// Refuses what makes no sense, before anything is touched.
     ///
     /// # Errors
-    /// When the engine asked for is not there, or a flag or variable of OTLP cannot be followed.
+    /// When flags contradict each other, or a flag or variable of OTLP cannot be followed.
     pub fn check(&self) -> Result<(), CliError> {
-        if self.engine == Engine::Snapshot {
-            return Err(CliError::usage("--engine snapshot: not available yet in this version").help(
-                "use --engine events, which needs eBPF; `gotrace doctor` tells whether it works here",
-            ));
+        if self.engine == Engine::Snapshot && self.record.is_some() {
+            return Err(
+                CliError::usage("--record needs the events engine").help("leave --engine snapshot out")
+            );
         }
         self.export_config().map(|_| ())
     }

@@ -18,7 +18,11 @@ pub fn run(args: AttachArgs) -> Result<Exit, CliError> {
     background.stop_on_signals(&stop)?;
     let mut line = Line::new(args.trace.line_config(false, LeftBehind::Nobody), background.exporter())?;
     let mut display = trace::Display::new(&args.trace, false);
-    display.began(line.trace(target)?, &stop)?;
+    line.trace(target)?;
+    trace::say_engine(&line, &args.trace, false);
+    if let Some(traced) = line.first() {
+        display.began(traced, &stop)?;
+    }
     let result = trace::run(&mut line, &stop, args.trace.duration, &mut display);
     trace::finish(line, background, display)?;
     result?;

@@ -1,8 +1,9 @@
 //! `gotrace doctor`: what this host allows, found out by trying.
 //!
 //! Trials decide; what `/proc` and `/sys` say explains them. Output: text for people or one JSON
-//! object, schema `gotrace.doctor/1`: `kernel`, `arch`, `engine` (`events` or null), `level` (the most
-//! detailed one that works, or null), `checks` (each `name`, `state` ok|degraded|missing, `found`,
+//! object, schema `gotrace.doctor/1`: `kernel`, `arch`, `engine` (`events`, `snapshot` or null: what
+//! `--engine auto` comes to), `engines` (all that work), `level` (the most detailed one of the events engine
+//! that works, or null), `checks` (each `name`, `state` ok|degraded|missing, `found`,
 //! `meaning`, `remedy` or null).
 
 mod host;
@@ -79,21 +80,36 @@ impl Check {
 }
 
 pub(super) fn run(args: &DoctorArgs) -> Result<Exit, CliError> {
-    let (trials, level) = trials::trials();
+    let trials::Trials { checks: trials, level, snapshots } = trials::trials();
     let mut checks = host::checks();
     checks.extend(trials);
     let works = level.is_some() && checks.iter().all(|c| c.state != State::Missing);
-    let level = level.filter(|_| works);
+    let result = Engines { level: level.filter(|_| works), snapshots };
     let mut out = Stdout::lock();
     match args.format {
-        TextOrJson::Text => text(&mut out, &checks, level)?,
-        TextOrJson::Json => json(&mut out, &checks, level)?,
+        TextOrJson::Text => text(&mut out, &checks, result)?,
+        TextOrJson::Json => json(&mut out, &checks, result)?,
     }
     out.flush()?;
     Ok(if works { Exit::DONE } else { Exit::PERMISSION })
 }
 
-fn text(out: &mut impl Write, checks: &[Check], level: Option<Level>) -> io::Result<()> {
+/// What works.
+#[derive(Clone, Copy, Debug)]
+struct Engines {
+    /// The most detailed level of the events engine.
+    level: Option<Level>,
+    snapshots: bool,
+}
+
+impl Engines {
+    fn names(self) -> Vec<&'static str> {
+        let events = self.level.map(|_| "events");
+        events.into_iter().chain(self.snapshots.then_some("snapshot")).collect()
+    }
+}
+
+fn text(out: &mut impl Write, checks: &[Check], engines: Engines) -> io::Result<()> {
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
     let color = io::stdout().is_terminal() && !no_color;
     for check in checks {
@@ -113,24 +129,33 @@ fn text(out: &mut impl Write, checks: &[Check], level: Option<Level>) -> io::Res
         }
     }
     writeln!(out)?;
-    match level {
-        Some(level) => {
-            let whom = if host::lacks("CAP_SYS_PTRACE") {
-                ", for processes of gotrace's own user without privileges (CAP_SYS_PTRACE is missing)"
-            } else {
-                ""
-            };
-            writeln!(out, "result   events engine (eBPF), up to level {level}{whom}")
+    let whom = if host::lacks("CAP_SYS_PTRACE") {
+        ", for processes of gotrace's own user without privileges (CAP_SYS_PTRACE is missing)"
+    } else {
+        ""
+    };
+    match engines {
+        Engines { level: Some(level), snapshots: true } => {
+            writeln!(out, "result   events engine (eBPF), up to level {level}, and snapshots{whom}")
         }
-        None => writeln!(
+        Engines { level: Some(level), snapshots: false } => writeln!(
             out,
-            "result   the events engine (eBPF) does not work here; see what is missing above. Reading \
-             memory without eBPF (--engine snapshot) is not available yet in this version"
+            "result   events engine (eBPF), up to level {level}{whom}; without snapshots goroutines older than the \
+             attachment are known once they have waited, and `gotrace dump` does not work"
         ),
+        Engines { level: None, snapshots: true } => writeln!(
+            out,
+            "result   snapshot engine (no eBPF){whom}: --engine auto takes it. It samples: no spans, no durations of \
+             waits, nothing of goroutines that live shorter than --interval. For the events engine see what is \
+             missing above"
+        ),
+        Engines { level: None, snapshots: false } => {
+            writeln!(out, "result   neither engine works here; see what is missing above")
+        }
     }
 }
 
-fn json(out: &mut impl Write, checks: &[Check], level: Option<Level>) -> io::Result<()> {
+fn json(out: &mut impl Write, checks: &[Check], engines: Engines) -> io::Result<()> {
     let uname = rustix::system::uname();
     let checks: Vec<_> = checks
         .iter()
@@ -148,8 +173,9 @@ fn json(out: &mut impl Write, checks: &[Check], level: Option<Level>) -> io::Res
         "schema": "gotrace.doctor/1",
         "kernel": uname.release().to_string_lossy(),
         "arch": host::arch(),
-        "engine": level.map(|_| "events"),
-        "level": level.map(Level::name),
+        "engine": engines.names().first(),
+        "engines": engines.names(),
+        "level": engines.level.map(Level::name),
         "checks": checks,
     });
     serde_json::to_writer(&mut *out, &report)?;

@@ -25,6 +25,11 @@ pub fn run(mut args: ExecArgs) -> Result<Exit, CliError> {
         // Of what is for others nothing is shown.
         args.trace.format = Format::Table;
     }
+    if args.follow_children && args.trace.engine == super::args::Engine::Snapshot {
+        return Err(CliError::usage("--follow-children needs the events engine").help(
+            "leave --engine out, or trace one program: gotrace exec --engine snapshot -- ./package.test",
+        ));
+    }
     let Some((command, arguments)) = args.command.split_first() else {
         return Err(CliError::usage("no command to execute"));
     };
@@ -42,7 +47,12 @@ pub fn run(mut args: ExecArgs) -> Result<Exit, CliError> {
     let ended = Stop::default();
     let mut display = trace::Display::new(&args.trace, true);
     match child.target().map_err(LineError::from).and_then(|target| line.trace(target)) {
-        Ok(traced) => display.began(traced, &ended)?,
+        Ok(()) => {
+            trace::say_engine(&line, &args.trace, follow_children);
+            if let Some(traced) = line.first() {
+                display.began(traced, &ended)?;
+            }
+        }
         Err(error @ LineError::Program { .. }) => {
             let children = if follow_children { ", only Go programs that it starts" } else { "" };
             eprintln!("gotrace: {error}: it runs without probes{children}");

@@ -1,8 +1,12 @@
 //! `gotrace man DIR`: hidden; `cargo xtask dist` calls it. One page a subcommand.
 
-use std::path::PathBuf;
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use clap::{Args, CommandFactory};
+use clap_mangen::Man;
 
 use super::{Cli, CliError, Exit};
 
@@ -15,8 +19,62 @@ pub struct ManArgs {
 
 pub(super) fn run(args: &ManArgs) -> Result<Exit, CliError> {
     let directory = &args.directory;
-    std::fs::create_dir_all(directory)
-        .and_then(|()| clap_mangen::generate_to(Cli::command(), directory))
+    write_pages(directory)
         .map_err(|e| CliError::failure(format!("cannot write man pages to {}: {e}", directory.display())))?;
     Ok(Exit::DONE)
+}
+
+fn write_pages(directory: &Path) -> io::Result<()> {
+    fs::create_dir_all(directory)?;
+    let mut root = Cli::command().disable_help_subcommand(true);
+    root.build();
+    let shown = root.get_subcommands().filter(|c| !c.is_hide_set()).cloned();
+    for command in std::iter::once(root.clone()).chain(shown) {
+        let examples = command.get_before_help().map(ToString::to_string);
+        let man = Man::new(command);
+        let mut page = Vec::new();
+        man.render(&mut page)?;
+        if let Some(examples) = examples {
+            page.extend_from_slice(section(&examples).as_bytes());
+        }
+        fs::write(directory.join(man.get_filename()), page)?;
+    }
+    Ok(())
+}
+
+/// What the help shows before anything else, as it stands: lines are not filled.
+fn section(examples: &str) -> String {
+    let text = examples.strip_prefix("Examples:\n").unwrap_or(examples);
+    let mut section = String::from(".SH EXAMPLES\n.nf\n");
+    for line in text.lines() {
+        let line = line.replace('\\', "\\e").replace('-', "\\-");
+        // A line that begins so would be a request.
+        if line.starts_with(['.', '\'']) {
+            section += "\\&";
+        }
+        section += &line;
+        section.push('\n');
+    }
+    section + ".fi\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_command_has_a_page_with_examples() {
+        let directory = tempfile::tempdir().expect("a directory");
+        write_pages(directory.path()).expect("written");
+        for name in ["gotrace", "gotrace-attach", "gotrace-exec", "gotrace-inspect", "gotrace-doctor"] {
+            let page = fs::read_to_string(directory.path().join(format!("{name}.1"))).expect("a page");
+            assert!(page.contains(".SH OPTIONS") && page.contains(".SH EXAMPLES\n.nf\n  gotrace "), "{page}");
+        }
+        assert!(!directory.path().join("gotrace-man.1").exists());
+    }
+
+    #[test]
+    fn lines_stay_as_they_are() {
+        assert_eq!(section("Examples:\n.a \\ --b"), ".SH EXAMPLES\n.nf\n\\&.a \\e \\-\\-b\n.fi\n");
+    }
 }

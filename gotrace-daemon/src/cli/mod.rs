@@ -9,8 +9,10 @@ mod attach;
 mod binary;
 mod completions;
 mod diagnostics;
+mod diff;
 mod doctor;
 mod dump;
+mod dump_args;
 mod error;
 mod exec;
 mod go_test;
@@ -23,10 +25,10 @@ mod values;
 use clap::{ColorChoice, Parser, Subcommand};
 
 pub use args::{
-    AttachArgs, DoctorArgs, DumpArgs, DumpFormat, Engine, ExecArgs, Format, InspectArgs, OtlpArgs,
-    TextOrJson, TraceArgs,
+    AttachArgs, DoctorArgs, Engine, ExecArgs, Format, InspectArgs, OtlpArgs, TextOrJson, TraceArgs,
 };
 pub use diagnostics::Diagnostics;
+pub use dump_args::{DiffArgs, DumpArgs, DumpFormat};
 pub use error::{CliError, Exit};
 pub use leaks::{GraphFormat, LeaksArgs};
 pub use output::{Stdout, is_broken_pipe};
@@ -87,6 +89,7 @@ Examples:
   gotrace attach --pid 1234 --duration 10s --export spans.json
   gotrace dump --pid 1234                       every goroutine now, without eBPF
   gotrace leaks --pid 1234 --watch 60s          what will not finish, and why
+  gotrace diff before.json pid:1234             what grew since that dump
   gotrace exec -- ./server --port 8080          from goroutine 1 on
   gotrace inspect ./server                      what the binary tells";
 
@@ -101,6 +104,8 @@ pub enum Command {
     Dump(DumpArgs),
     /// Show goroutines that will not finish, and why that is believed
     Leaks(leaks::LeaksArgs),
+    /// Compare two dumps: which goroutines are new, more, fewer, gone
+    Diff(DiffArgs),
     /// Show what a Go binary tells, and where it would be probed
     Inspect(InspectArgs),
     /// Try what this host allows, and say what is missing and what to do
@@ -123,6 +128,7 @@ pub fn run(cli: Cli) -> Result<Exit, CliError> {
         Command::Exec(args) => exec::run(args),
         Command::Dump(args) => dump::run(&args),
         Command::Leaks(args) => leaks::run(&args),
+        Command::Diff(args) => diff::run(&args),
         Command::Inspect(args) => binary::run(args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => completions::run(&args),

@@ -11,7 +11,7 @@ use tokio::runtime::Runtime;
 use super::{CliError, Format, TraceArgs, diagnostics::HoldBack, is_broken_pipe};
 use crate::{
     level::Level,
-    pipeline::{LeftBehind, Line, LineConfig, LineError, Stop, Traced},
+    pipeline::{Engine, LeftBehind, Line, LineConfig, LineError, Stop, Traced},
     process::ResourceOptions,
     sink::{
         json,
@@ -29,11 +29,19 @@ impl TraceArgs {
     /// The line's configuration.
     pub(super) fn line_config(&self, follow_children: bool, left_behind: LeftBehind) -> LineConfig {
         LineConfig {
+            engine: match self.engine {
+                // Only events tell who was there at the end.
+                _ if left_behind != LeftBehind::Nobody => Engine::Events,
+                super::args::Engine::Auto => Engine::Auto,
+                super::args::Engine::Events => Engine::Events,
+                super::args::Engine::Snapshot => Engine::Snapshot,
+            },
             // A goroutine that somebody has woken is not left behind, and only the fullest level sees that.
             level: if left_behind != LeftBehind::Nobody { Level::Full } else { self.level },
             min_wait: self.min_wait,
             stack_depth: self.stack_depth,
             interval: self.interval,
+            reconcile: Some(self.reconcile).filter(|every| !every.is_zero()),
             trace_root_age: self.trace_root_age,
             span_ratio: self.span_ratio,
             ring_bytes: self.ring_bytes,
@@ -135,7 +143,9 @@ impl Display {
     /// The probes of a process are in place. `stop` is for the user to set.
     pub(super) fn began(&mut self, traced: &Traced, stop: &Stop) -> io::Result<()> {
         match self.format {
-            Format::Json => self.announce(traced.resource(), traced.pid(), traced.level().name()),
+            Format::Json => {
+                self.announce(traced.resource(), traced.pid(), traced.engine(), traced.level_name())
+            }
             Format::Table => {
                 if !self.quiet && !self.to_stderr && io::stdout().is_terminal() {
                     self.take_terminal(traced, stop);
@@ -147,7 +157,12 @@ impl Display {
 
     fn take_terminal(&mut self, traced: &Traced, stop: &Stop) {
         let executable = traced.target().executable.display();
-        let about = format!("pid {} · {executable} · level {}", traced.pid(), traced.level().name());
+        let about = format!(
+            "pid {} · {executable} · engine {} · level {}",
+            traced.pid(),
+            traced.engine(),
+            traced.level_name()
+        );
         let hold_back = HoldBack::begin();
         let stop = stop.clone();
         match View::start(about, move || stop.set()) {
@@ -157,12 +172,12 @@ impl Display {
         }
     }
 
-    fn announce(&mut self, resource: &Arc<Resource>, pid: u32, level: &str) -> io::Result<()> {
+    fn announce(&mut self, resource: &Arc<Resource>, pid: u32, engine: &str, level: &str) -> io::Result<()> {
         if self.announced.iter().any(|r| Arc::ptr_eq(r, resource)) {
             return Ok(());
         }
         self.announced.push(Arc::clone(resource));
-        json::header(&mut self.out(), resource, pid, level)
+        json::header(&mut self.out(), resource, pid, engine, level)
     }
 
     fn report(&mut self, interval: &Arc<Interval>) -> io::Result<()> {
@@ -177,7 +192,7 @@ impl Display {
             Format::Table if self.to_stderr => Ok(()),
             Format::Table => text::interval(&mut self.out(), interval),
             Format::Json => {
-                self.announce(&interval.resource, interval.pid, interval.level)?;
+                self.announce(&interval.resource, interval.pid, interval.engine, interval.level)?;
                 json::interval(&mut self.out(), interval)
             }
         }
@@ -197,7 +212,7 @@ impl Display {
             match self.format {
                 Format::Json => {
                     let Summary { last, .. } = summary;
-                    self.announce(&last.resource, last.pid, last.level)?;
+                    self.announce(&last.resource, last.pid, last.engine, last.level)?;
                     json::summary(&mut out, summary)?;
                 }
                 Format::Table if self.quiet => warn_of_losses(summary),
@@ -206,6 +221,19 @@ impl Display {
         }
         out.flush()
     }
+}
+
+/// Says which engine runs, and what that one cannot tell, where it is not the one that people expect.
+pub(super) fn say_engine(line: &Line, args: &TraceArgs, follow_children: bool) {
+    let Some(refusal) = line.fallback() else { return };
+    let children =
+        if follow_children { ", and programs that the command starts are not followed" } else { "" };
+    eprintln!(
+        "gotrace: eBPF does not work here ({refusal}): the snapshot engine runs instead, every {}. Goroutines \
+         that live shorter are missed, there are no spans and no durations of waits{children}; `gotrace doctor` \
+         tells what is missing",
+        text::duration(u64::try_from(args.interval.as_nanos()).ok())
+    );
 }
 
 /// Who wants to see nothing still wants to know that something is missing.

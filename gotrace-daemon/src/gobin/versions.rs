@@ -89,6 +89,11 @@ pub(super) fn offsets(minor: u32) -> impl Iterator<Item = (&'static str, u32)> {
     FIELDS.iter().copied().zip(row.1).filter(|&(_, offset)| offset != NONE)
 }
 
+/// The first version of each class of versions, oldest first.
+pub(super) fn classes() -> impl Iterator<Item = u32> {
+    ROWS.iter().map(|&(first, _)| first)
+}
+
 /// Offset of `moduledata.gofunc`.
 pub(super) const fn gofunc_offset(minor: u32) -> u64 {
     match minor {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use gotrace_common::{Counters, Histogram, Hit, Lost, REASON_ROWS, ROW_OTHER, ROW_SCHEDULE, ROW_SYSCALL};
 
-use super::traced::Traced;
+use super::{seed::Snapshots, traced::Traced};
 use crate::{
     kernel::{HitCost, Kernel},
     level::Level,
@@ -16,15 +16,17 @@ impl Traced {
     /// The state now, and what changed since the last call.
     pub(super) fn interval(
         &mut self,
-        kernel: &Kernel,
+        kernel: Option<&Kernel>,
         cost: Option<HitCost>,
         undecodable: u64,
         stray: u64,
     ) -> Interval {
         let now_ns = Clock::now_monotonic_ns();
-        let counters = kernel.counters(self.slot).unwrap_or_else(|error| {
-            tracing::warn!(%error, "what the kernel side lost is not known");
-            Counters::default()
+        let counters = kernel.map_or_else(Counters::default, |kernel| {
+            kernel.counters(self.slot).unwrap_or_else(|error| {
+                tracing::warn!(%error, "what the kernel side lost is not known");
+                Counters::default()
+            })
         });
         let totals = self.table.totals();
         let alive = self.table.alive();
@@ -37,13 +39,17 @@ impl Traced {
             start_unix_nano: self.clock.unix_nano(self.reported_ns),
             end_unix_nano: self.clock.unix_nano(now_ns),
             alive,
-            // Goroutines older than the attachment are known once they have waited.
-            alive_is_lower_bound: !self.traced_from_its_start(),
+            // Without a snapshot, goroutines older than the attachment are known once they have waited.
+            alive_is_lower_bound: !self.table.is_seeded(),
             born: totals.born - born_before,
             died: totals.died - died_before,
             born_total: totals.born,
             died_total: totals.died,
             lost: self.lost(&counters, undecodable, stray),
+            repaired: [("birth", totals.births_mended), ("death", totals.deaths_mended)]
+                .into_iter()
+                .filter(|(_, n)| *n > 0)
+                .collect(),
             events: Hit::NAMES
                 .iter()
                 .zip(counters.hits)
@@ -55,16 +61,13 @@ impl Traced {
             schedule: self.kernel_histogram(kernel, ROW_SCHEDULE, Level::Full),
             syscalls: self.kernel_histogram(kernel, ROW_SYSCALL, Level::Full),
             sites,
-            engine: "events",
-            level: self.level.name(),
+            snapshots: self.snapshots.as_ref().map(Snapshots::durations).unwrap_or_default(),
+            engine: self.engine(),
+            level: self.level_name(),
             probe_cost_share: self.cost.interval(&counters.hits, self.watch.cpu_time_ns(), cost),
         };
         self.reported_ns = now_ns;
         interval
-    }
-
-    fn traced_from_its_start(&self) -> bool {
-        self.table.totals().born > 0 && self.table.knows_main()
     }
 
     fn lost(&self, counters: &Counters, undecodable: u64, stray: u64) -> BTreeMap<&'static str, u64> {
@@ -79,10 +82,8 @@ impl Traced {
         Lost::NAMES.iter().copied().zip(counters.lost).chain(here).filter(|(_, n)| *n > 0).collect()
     }
 
-    fn kernel_histogram(&self, kernel: &Kernel, row: u32, level: Level) -> Histogram {
-        if self.level < level {
-            return Histogram::default();
-        }
+    fn kernel_histogram(&self, kernel: Option<&Kernel>, row: u32, level: Level) -> Histogram {
+        let Some(kernel) = kernel.filter(|_| self.level >= level) else { return Histogram::default() };
         kernel.histogram(self.slot, row).unwrap_or_else(|error| {
             tracing::warn!(%error, "a histogram is not known");
             Histogram::default()
@@ -90,9 +91,9 @@ impl Traced {
     }
 
     /// The short waits, which the kernel side counted, and those that it sent.
-    fn waits(&self, kernel: &Kernel) -> BTreeMap<Arc<str>, Histogram> {
+    fn waits(&self, kernel: Option<&Kernel>) -> BTreeMap<Arc<str>, Histogram> {
         let mut waits: BTreeMap<Arc<str>, Histogram> = BTreeMap::new();
-        if self.level < Level::Waits {
+        if self.level < Level::Waits || self.is_sampled() {
             return waits;
         }
         for row in 0..REASON_ROWS.min(ROW_OTHER) {
@@ -132,6 +133,7 @@ impl Traced {
                 waiting: BTreeMap::new(),
                 waits: stats.waits(),
                 lifetimes: stats.lifetimes(),
+                oldest_is_lower_bound: stats.oldest_is_lower_bound,
                 oldest_ns: stats.oldest_birth_ns.map(|birth_ns| now_ns.saturating_sub(birth_ns)),
             });
         }

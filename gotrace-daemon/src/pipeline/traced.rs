@@ -1,26 +1,26 @@
 //! One traced process: its program, table, symbols and probes.
 
-use std::{collections::HashSet, path::Path, sync::Arc};
+use std::{collections::HashSet, path::Path, sync::Arc, time::Instant};
 
 use foldhash::fast::FixedState;
 use gotrace_common::{ProcessConfig, ROW_SYSCALL, flags};
 
-use super::{LineConfig, LineError, behind::Behind, cost::ProbeCost};
+use super::{LineConfig, LineError, behind::Behind, cost::ProbeCost, seed::Snapshots};
 use crate::{
     decode::{Event, OpenWait},
     gobin::{Binary, Event as ProbeEvent, Plan, Probe, Source},
     ids::ProcessKey,
-    kernel::{Attachment, Kernel},
+    kernel::Attachment,
     level::Level,
     process::{Clock, GoFacts, Target, Watch, resource},
     sink::model::{GoroutineSpan, Resource, Span, WaitSpan, Waker},
+    snapshot::Live,
     symbolize::Symbolizer,
     table::{Ended, Output, Table, Waited, Waker as TableWaker},
 };
 
 /// Births with an impossible entry address that are put down to chance before tracing is given up.
 const IMPLAUSIBLE_LIMIT: u64 = 3;
-
 /// A process that is traced.
 pub struct Traced {
     pub(super) number: u32,
@@ -29,7 +29,7 @@ pub struct Traced {
     pub(super) watch: Watch,
     pub(super) cost: ProbeCost,
     pub(super) symbolizer: Symbolizer,
-    bias_known: bool,
+    pub(super) bias_known: bool,
     pub(super) table: Table,
     pub(super) resource: Arc<Resource>,
     key: ProcessKey,
@@ -48,9 +48,18 @@ pub struct Traced {
     pub(super) sampled_out: u64,
     outputs: Vec<Output>,
     executed: bool,
-    yet_to_execute: bool,
+    pub(super) yet_to_execute: bool,
     expects_execution: bool,
     pub(super) behind: Option<Behind>,
+    /// Whether births and deaths come from snapshots only.
+    pub(super) sampled: bool,
+    /// Until the thread that takes snapshots has it.
+    pub(super) live: Option<Live>,
+    pub(super) snapshots: Option<Snapshots>,
+    /// `None` when there are to be none.
+    pub(super) first_snapshot: Option<Instant>,
+    /// Whether a snapshot was held against the table since the last report.
+    pub(super) fresh: bool,
 }
 
 impl Traced {
@@ -60,6 +69,7 @@ impl Traced {
         line: &LineConfig,
         number: u32,
         slot: u32,
+        sampled: bool,
     ) -> Result<Self, LineError> {
         let pid = target.pid();
         let watch = target.watch()?;
@@ -83,19 +93,11 @@ impl Traced {
             .filter(|event| plan.probes.iter().all(|p| p.event != *event))
             .map(ProbeEvent::name)
             .collect();
-        if !missing.is_empty() {
+        if !missing.is_empty() && !sampled {
             return Err(LineError::NoProbe { pid, executable: executable(), what: missing.join(", ") });
         }
-        for warning in &plan.warnings {
+        for warning in plan.warnings.iter().filter(|_| !sampled) {
             tracing::warn!(pid, "{warning}");
-        }
-        if binary.layout_is_extrapolated() {
-            tracing::warn!(
-                pid,
-                "{} is newer than this gotrace knows: it is traced with the newest known layout, as long as what \
-                 is read makes sense",
-                binary.go_version().text
-            );
         }
         let config = ProcessConfig {
             process: number,
@@ -159,15 +161,52 @@ impl Traced {
             yet_to_execute: target.is_yet_to_execute(),
             expects_execution: target.is_yet_to_execute(),
             behind,
+            sampled,
+            live: None,
+            snapshots: None,
+            first_snapshot: None,
+            fresh: false,
             target,
         })
     }
 
-    pub(super) fn attached(&mut self, attachment: Attachment, _kernel: &Kernel) {
+    pub(super) fn attached(&mut self, attachment: Attachment) {
         self.attachment = Some(attachment);
+    }
+
+    /// There are no probes after all.
+    pub(super) fn become_sampled(&mut self) {
+        self.sampled = true;
+    }
+
+    /// The probes are in place, or there are none: tracing begins now. `beginning`: so has its program.
+    pub(super) fn begin(&mut self, line: &LineConfig, beginning: bool) {
         self.cost.begin(self.watch.cpu_time_ns());
         self.began_ns = Clock::now_monotonic_ns();
         self.reported_ns = self.began_ns;
+        self.table.begin(self.began_ns);
+        self.expect_snapshots(line, beginning);
+    }
+
+    /// Whether a snapshot has been held against the table since this was asked.
+    pub(super) fn take_fresh(&mut self) -> bool {
+        std::mem::take(&mut self.fresh)
+    }
+
+    pub(super) fn is_sampled(&self) -> bool {
+        self.sampled
+    }
+
+    /// Where its figures come from.
+    #[must_use]
+    pub fn engine(&self) -> &'static str {
+        if self.sampled { "snapshot" } else { "events" }
+    }
+
+    /// How much is known of it: the level, or that it is sampled.
+    #[must_use]
+    pub fn level_name(&self) -> &'static str {
+        if self.sampled { "sampled" } else { self.level.name() }
     }
 
     /// Its number within the line.
@@ -184,12 +223,6 @@ impl Traced {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.target.pid()
-    }
-
-    /// How much is traced of it.
-    #[must_use]
-    pub fn level(&self) -> Level {
-        self.level
     }
 
     /// Its program.
@@ -359,18 +392,26 @@ impl Traced {
         if self.implausible < IMPLAUSIBLE_LIMIT || !self.plausible_entries.is_empty() {
             return Ok(());
         }
+        Err(self.implausible_because(format!(
+            "{} goroutines began at addresses where no function begins",
+            self.implausible
+        )))
+    }
+
+    pub(super) fn implausible_because(&self, why: String) -> LineError {
         let binary = self.symbolizer.binary();
         let from_dwarf = binary.offsets().0.values().any(|o| o.source == Source::Dwarf);
-        Err(LineError::Implausible {
+        LineError::Implausible {
             pid: self.pid(),
             go_version: binary.go_version().text.clone(),
             source_: if from_dwarf { "DWARF" } else { "built-in" }.into(),
-            seen: self.implausible,
-        })
+            why,
+        }
     }
 
+    /// Whether it has ended, or is about to: its executable is taken away a little before.
     pub(super) fn has_ended(&self) -> bool {
-        self.watch.has_ended()
+        self.watch.has_ended() || std::fs::metadata(self.probe_path()).is_err()
     }
 
     /// `None` while it runs what it ran when tracing began.
@@ -392,10 +433,8 @@ impl Traced {
         self.executed
     }
 
-    pub(super) fn detach(mut self) {
-        if let Some(attachment) = self.attachment.take() {
-            attachment.detach();
-        }
+    pub(super) fn take_attachment(&mut self) -> Option<Attachment> {
+        self.attachment.take()
     }
 }
 

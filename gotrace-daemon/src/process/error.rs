@@ -2,6 +2,8 @@
 
 use std::io;
 
+use super::permission::{Access, Obstacle, in_own_pid_namespace, obstacles};
+
 /// Why a process cannot be traced or read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -43,6 +45,8 @@ pub enum ProcessError {
         uid: u32,
         /// What was tried.
         what: String,
+        /// What stands in the way, as far as it can be told.
+        obstacles: Vec<Obstacle>,
     },
     /// `/proc` shows other processes than the ones that gotrace can name.
     #[error(
@@ -105,9 +109,20 @@ fn of_user(uid: u32) -> String {
 impl ProcessError {
     /// Sorts an error of the system: the process is gone, permission is missing, or something else.
     pub(super) fn from_io(pid: u32, uid: u32, what: impl Into<String>, source: io::Error) -> Self {
+        Self::of_access(pid, uid, Access::Look, what, source)
+    }
+
+    /// The same of reading its memory.
+    pub(super) fn from_memory(pid: u32, uid: u32, what: impl Into<String>, source: io::Error) -> Self {
+        Self::of_access(pid, uid, Access::Memory, what, source)
+    }
+
+    fn of_access(pid: u32, uid: u32, access: Access, what: impl Into<String>, source: io::Error) -> Self {
         match source.raw_os_error() {
             Some(libc::ESRCH) => Self::Gone { pid },
-            Some(libc::EPERM | libc::EACCES) => Self::NotPermitted { pid, uid, what: what.into() },
+            Some(libc::EPERM | libc::EACCES) => {
+                Self::NotPermitted { pid, uid, what: what.into(), obstacles: obstacles(pid, access) }
+            }
             _ => Self::Io { pid, what: what.into(), source },
         }
     }
@@ -116,22 +131,26 @@ impl ProcessError {
     #[must_use]
     pub fn help(&self) -> Option<String> {
         Some(match self {
+            Self::Gone { .. } if in_own_pid_namespace() => {
+                "gotrace is in a PID namespace of its own, and sees the processes of that one only: use the pid \
+                 that the process has there, share the process's (shareProcessNamespace: true, docker --pid), or \
+                 run on the host (hostPID: true)"
+                    .into()
+            }
             Self::Gone { .. } => "list the Go programs with `ps -e`; in a container, use the pid that the \
                                   process has in gotrace's own PID namespace, or share the target's"
                 .into(),
             Self::Zombie { .. } => "there is nothing left to trace; look at its parent instead".into(),
             Self::KernelThread { .. } => "name a process that runs a Go program".into(),
             Self::Thread { tgid, .. } => format!("use --pid {tgid}"),
-            Self::NotPermitted { uid: u32::MAX, .. } => {
+            Self::NotPermitted { obstacles, .. } if !obstacles.is_empty() => {
+                obstacles.iter().map(ToString::to_string).collect::<Vec<_>>().join("; and ")
+            }
+            Self::NotPermitted { .. } => {
                 "run gotrace with CAP_SYS_PTRACE, which root has unless a container takes it away; `gotrace \
                  doctor` tells what is missing"
                     .into()
             }
-            Self::NotPermitted { uid, .. } => format!(
-                "run gotrace with CAP_SYS_PTRACE, which root has unless a container takes it away, or as user \
-                 {uid} if the process has no privileges (kernel.yama.ptrace_scope and its being dumpable matter \
-                 then); `gotrace doctor` tells what is missing"
-            ),
             Self::ForeignProc { .. } => {
                 "mount the /proc of gotrace's own PID namespace, or start gotrace in \
                                          the namespace of the mounted one (docker: --pid=host; Kubernetes: \

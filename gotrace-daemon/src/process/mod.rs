@@ -8,6 +8,7 @@
 mod clock;
 mod error;
 mod memory;
+mod permission;
 mod resource;
 mod signals;
 mod spawn;
@@ -17,6 +18,7 @@ mod watch;
 pub use clock::Clock;
 pub use error::ProcessError;
 pub use memory::{Memory, Piece, ReadMemory};
+pub use permission::{Obstacle, descends_from};
 pub use resource::{GoFacts, ResourceOptions, resource};
 pub use signals::Forwarder;
 pub use spawn::{ExecutableKind, SpawnError, Spawned};

@@ -26,7 +26,13 @@ fn attribute<'a>(resource: &'a Resource, name: &str) -> Option<&'a Arc<str>> {
 ///
 /// # Errors
 /// What the writer says.
-pub fn header(out: &mut impl Write, resource: &Resource, pid: u32, level: &str) -> io::Result<()> {
+pub fn header(
+    out: &mut impl Write,
+    resource: &Resource,
+    pid: u32,
+    engine: &str,
+    level: &str,
+) -> io::Result<()> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let line = json!({
         "schema": SCHEMA,
@@ -34,7 +40,7 @@ pub fn header(out: &mut impl Write, resource: &Resource, pid: u32, level: &str) 
         "pid": pid,
         "executable": attribute(resource, "process.executable.path"),
         "go_version": attribute(resource, "process.runtime.version"),
-        "engine": "events",
+        "engine": engine,
         "level": level,
     });
     write(out, &line)
@@ -80,11 +86,13 @@ fn state(interval: &Interval) -> Json {
         "born": interval.born,
         "died": interval.died,
         "lost": interval.lost,
+        "repaired": interval.repaired,
         "events": interval.events,
         "waiting": interval.waiting.iter().map(|(k, n)| (k.to_string(), json!(n))).collect::<Json>(),
         "waits": interval.waits.iter().map(|(k, h)| (k.to_string(), counted(h))).collect::<Json>(),
         "schedule_delay_ns": counted(&interval.schedule),
         "syscall_ns": counted(&interval.syscalls),
+        "snapshot_ns": counted(&interval.snapshots),
         "probe_cost_share": interval.probe_cost_share,
         "sites": interval.sites.iter().map(|s| site(s, false)).collect::<Vec<_>>(),
     })
@@ -101,6 +109,7 @@ fn site(site: &Site, total: bool) -> Json {
         "wait_ns": quantiles(&site.waits),
         "lifetime_ns": quantiles(&site.lifetimes),
         "oldest_ns": site.oldest_ns,
+        "oldest_is_lower_bound": site.oldest_is_lower_bound,
     })
 }
 
@@ -161,6 +170,9 @@ mod tests {
         assert_eq!(site["waiting"]["chan receive"], 10);
         assert_eq!(site["wait_ns"]["max"], 2_000_000);
         assert_eq!(site["oldest_ns"], 7_000_000_000_u64);
+        assert_eq!(site["oldest_is_lower_bound"], false);
+        assert_eq!(interval["repaired"]["death"], 2);
+        assert_eq!(interval["snapshot_ns"]["count"], 0);
         assert_eq!(interval["sites"][1]["entry"], Json::Null);
         assert_eq!(interval["sites"][1]["created_by"], Json::Null);
         assert_eq!(interval["sites"][1]["wait_ns"]["p50"], Json::Null);
@@ -185,7 +197,7 @@ mod tests {
 
     #[test]
     fn the_header_says_what_is_not_known() {
-        let header = line(|out| header(out, &Resource::default(), 7, "waits"));
+        let header = line(|out| header(out, &Resource::default(), 7, "events", "waits"));
         assert_eq!(header["schema"], SCHEMA);
         assert_eq!((&header["pid"], &header["go_version"]), (&json!(7), &Json::Null));
     }

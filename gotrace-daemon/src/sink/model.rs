@@ -150,7 +150,7 @@ pub struct Interval {
     pub end_unix_nano: u64,
     /// Goroutines known to live at the end.
     pub alive: u64,
-    /// Whether goroutines may live that are not known (born before attaching and never seen).
+    /// Whether goroutines may live that are not known (born before attaching, and no snapshot saw all).
     pub alive_is_lower_bound: bool,
     /// Born within the interval.
     pub born: u64,
@@ -162,9 +162,13 @@ pub struct Interval {
     pub died_total: u64,
     /// Lost since attaching, by kind. Kinds with 0 are left out.
     pub lost: BTreeMap<&'static str, u64>,
+    /// What snapshots found missing in the table and mended since attaching, by kind (`birth`, `death`).
+    /// Kinds with 0 are left out.
+    pub repaired: BTreeMap<&'static str, u64>,
     /// Events since attaching, by kind.
     pub events: BTreeMap<&'static str, u64>,
-    /// Goroutines waiting at the end, by reason. Empty below level `waits`.
+    /// Goroutines waiting at the end, by reason; those that have waited since before attaching as of the
+    /// last snapshot. Empty at level `lifecycle`.
     pub waiting: BTreeMap<Arc<str>, u64>,
     /// All waits since attaching, by reason, short ones included.
     pub waits: BTreeMap<Arc<str>, Histogram>,
@@ -174,9 +178,11 @@ pub struct Interval {
     pub syscalls: Histogram,
     /// By creation site, most alive first.
     pub sites: Vec<Site>,
+    /// How long snapshots took since attaching.
+    pub snapshots: Histogram,
     /// Engine that gave the figures: `events`, `snapshot`, `replay`.
     pub engine: &'static str,
-    /// `lifecycle`, `waits` or `full`.
+    /// `lifecycle`, `waits` or `full`; `sampled` without events.
     pub level: &'static str,
     /// Estimated cost of the probes as a share of the target's CPU time over the interval: hits times
     /// what calibration found for one. `None` when not known.
@@ -208,6 +214,8 @@ pub struct Site {
     pub lifetimes: Histogram,
     /// Age of the oldest one alive; `None` when none is.
     pub oldest_ns: Option<u64>,
+    /// Whether the oldest may be older: births of some alive were not seen.
+    pub oldest_is_lower_bound: bool,
 }
 
 /// What a run came to, printed at its end.

@@ -61,7 +61,7 @@ pub fn summary(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
         Some(Value::Text(name)) => format!(" ({})", clean(name)),
         _ => String::new(),
     };
-    writeln!(out, "\npid {}{name}: {seconds:.1} s at level {}, ended: {ended}", last.pid, last.level)?;
+    writeln!(out, "\npid {}{name}: {seconds:.1} s {}, ended: {ended}", last.pid, how(last))?;
     writeln!(
         out,
         "  goroutines   {} born, {} died, {}{} alive at the end",
@@ -115,6 +115,9 @@ pub fn summary(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
             )?;
         }
     }
+    if last.engine == "snapshot" {
+        return snapshots(out, last);
+    }
     let events: u64 = last.events.values().sum();
     write!(out, "  events       {events}")?;
     if let Some(cost) = cost_ns_per_event {
@@ -124,12 +127,41 @@ pub fn summary(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
         }
     }
     writeln!(out, "{}", if last.lost.is_empty() { ", none lost".into() } else { lost(&last.lost) })?;
+    if !last.repaired.is_empty() {
+        writeln!(out, "  mended       {}, found missing by snapshots", repaired(&last.repaired))?;
+    }
     write!(out, "  spans        {spans}")?;
     if !spans_dropped.is_empty() {
         write!(out, ", NOT DELIVERED: {}", list(spans_dropped.iter().map(|(k, n)| (k, *n))))?;
     }
     writeln!(out)?;
     out.flush()
+}
+
+fn how(interval: &Interval) -> String {
+    match interval.engine {
+        "snapshot" => "by snapshots".into(),
+        _ => format!("at level {}", interval.level),
+    }
+}
+
+/// What there is instead of events and spans.
+fn snapshots(out: &mut impl Write, last: &Interval) -> io::Result<()> {
+    let taken = &last.snapshots;
+    writeln!(
+        out,
+        "  snapshots    {}, p50 {}, max {}; goroutines that lived between two of them are not among those above",
+        taken.count,
+        duration(taken.quantile_ns(0.5)),
+        duration((taken.count > 0).then_some(taken.max_ns)),
+    )?;
+    out.flush()
+}
+
+/// `3 births, 1 death`.
+fn repaired(repaired: &BTreeMap<&'static str, u64>) -> String {
+    let plural = |n: u64| if n == 1 { "" } else { "s" };
+    repaired.iter().map(|(kind, n)| format!("{n} {kind}{}", plural(*n))).collect::<Vec<_>>().join(", ")
 }
 
 fn by_count<T>(map: &BTreeMap<Arc<str>, T>, count: impl Fn(&T) -> u64) -> Vec<(&Arc<str>, &T)> {
@@ -176,7 +208,8 @@ fn waited(site: &Site) -> String {
 }
 
 fn oldest(site: &Site) -> String {
-    site.oldest_ns.map_or_else(String::new, |ns| format!("  oldest {}", duration(Some(ns))))
+    let more = if site.oldest_is_lower_bound { ">" } else { "" };
+    site.oldest_ns.map_or_else(String::new, |ns| format!("  oldest {more}{}", duration(Some(ns))))
 }
 
 fn lost(lost: &BTreeMap<&'static str, u64>) -> String {
@@ -239,6 +272,7 @@ pub(super) mod tests {
             waits,
             lifetimes: empty,
             oldest_ns,
+            oldest_is_lower_bound: false,
         };
         let receive: BTreeMap<Arc<str>, u64> = [("chan receive".into(), 10)].into();
         Interval {
@@ -255,6 +289,7 @@ pub(super) mod tests {
             born_total: 100,
             died_total: 88,
             lost: [("ring_create", 3)].into(),
+            repaired: [("death", 2)].into(),
             events: [("create", 100), ("exit", 88)].into(),
             waiting: receive.clone(),
             waits: [("chan receive".into(), waits)].into(),
@@ -272,6 +307,7 @@ pub(super) mod tests {
                 ),
                 site(location(Location::BORN_BEFORE, 0), None, 2, 10, BTreeMap::new(), empty, None),
             ],
+            snapshots: empty,
             engine: "events",
             level: "waits",
             probe_cost_share: None,
@@ -318,10 +354,31 @@ pub(super) mod tests {
             "100 born, 88 died, at least 12 alive",
             "chan receive                                2     1.8ms     2.0ms     2.0ms",
             "events       188, LOST: 3 ring_create",
+            "mended       2 deaths, found missing by snapshots",
             "spans        9, NOT DELIVERED: 2 unreachable",
         ] {
             assert!(text.contains(part), "{part:?} in\n{text}");
         }
+    }
+
+    #[test]
+    fn what_is_sampled_says_so() {
+        let mut last = sample();
+        (last.engine, last.level, last.lost) = ("snapshot", "sampled", BTreeMap::new());
+        last.snapshots.add(3_000_000);
+        last.sites[0].oldest_is_lower_bound = true;
+        let summary_of = Summary {
+            last,
+            cost_ns_per_event: None,
+            spans: 0,
+            spans_dropped: BTreeMap::new(),
+            ended: "interrupted".into(),
+        };
+        let text = text(|out| summary(out, &summary_of));
+        assert!(text.contains("1.0 s by snapshots, ended: interrupted"), "{text}");
+        assert!(text.contains("snapshots    1, p50 ") && text.contains("max 3.0ms"), "{text}");
+        assert!(text.contains("oldest >7.0s"), "{text}");
+        assert!(!text.contains("events ") && !text.contains("spans "), "{text}");
     }
 
     #[test]

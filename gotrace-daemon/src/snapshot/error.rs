@@ -31,6 +31,9 @@ pub enum SnapshotError {
         /// What was found where.
         why: String,
     },
+    /// Its runtime has not made its first goroutine.
+    #[error("the program has no goroutines yet: its Go runtime has not started")]
+    NotStarted,
     /// A saved image is not one.
     #[error("not a memory image of gotrace: {what}")]
     Image {
@@ -53,6 +56,7 @@ impl SnapshotError {
                  gotrace or changed; `gotrace inspect` shows what is known of it"
                     .into(),
             ),
+            Self::NotStarted => Some("try again: the process has only just been started".into()),
             Self::Image { .. } => None,
         }
     }
@@ -63,7 +67,7 @@ impl SnapshotError {
         match self {
             Self::Process(e) => e.exit_code(),
             Self::NoAllgs | Self::NoField { .. } | Self::Implausible { .. } => 4,
-            Self::Image { .. } => 1,
+            Self::NotStarted | Self::Image { .. } => 1,
         }
     }
 }

@@ -1,10 +1,10 @@
 //! Where the fields are that a snapshot reads, for one program: offsets resolved once, and checked reads.
 
 use super::SnapshotError;
-use crate::gobin::{Arch, Binary};
+use crate::gobin::{Arch, Binary, Offsets};
 
 /// Offsets in bytes. Optional fields are `None` where the version of Go does not have them.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Layout {
     pub arm64: bool,
     pub stack_lo: usize,
@@ -51,9 +51,13 @@ pub(super) struct Layout {
 const LONGEST: usize = 4096;
 
 impl Layout {
-    /// Resolves the offsets.
+    /// Resolves the offsets of the binary's own version.
     pub fn new(binary: &Binary) -> Result<Self, SnapshotError> {
-        let offsets = binary.offsets();
+        Self::of(binary, binary.go_version().minor, binary.offsets())
+    }
+
+    /// Resolves offsets as a minor version has them.
+    pub fn of(binary: &Binary, minor: u32, offsets: &Offsets) -> Result<Self, SnapshotError> {
         let get =
             |field: &'static str| {
                 offsets.get(field).map(|o| o as usize).filter(|&o| o <= LONGEST).ok_or_else(|| {
@@ -101,7 +105,7 @@ impl Layout {
             chan_recvq: get("hchan.recvq")?,
             chan_sendq: get("hchan.sendq")?,
             chan_len: 0,
-            labels_are_a_map: binary.go_version().minor <= 23,
+            labels_are_a_map: minor <= 23,
         };
         let g = [
             this.stack_lo,

@@ -41,7 +41,7 @@ impl Live {
     /// # Errors
     /// As [`Engine::find_references`].
     pub fn find_references(
-        &mut self,
+        &self,
         snapshot: &Snapshot,
         suspects: &[Suspect],
     ) -> Result<References, ProcessError> {
@@ -57,11 +57,23 @@ impl Live {
         self.engine.check_layout(&self.memory)
     }
 
+    /// What must be known before its snapshots are believed; told after the first look.
+    #[must_use]
+    pub fn warning(&self) -> Option<&str> {
+        self.engine.warning()
+    }
+
     /// Names for its addresses.
     #[must_use]
     pub fn names(&self, target: &Target) -> Names {
         let file = target.executable_file().try_clone().ok().map(Arc::new);
         Names::new(Arc::clone(self.engine.binary()), self.engine.bias(), file)
+    }
+
+    /// Mapped address less link-time address.
+    #[must_use]
+    pub fn bias(&self) -> u64 {
+        self.engine.bias()
     }
 
     /// Its program.

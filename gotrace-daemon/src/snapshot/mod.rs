@@ -1,7 +1,7 @@
 //! Goroutines out of memory: every goroutine of a running process with its full stack, without eBPF and
 //! without stopping it.
 //!
-//! Input: a parsed [`Binary`](crate::gobin::Binary), where it is mapped, and a [`ReadMemory`]: a living
+//! Input: a parsed [`Binary`](crate::gobin::Binary), where it is mapped, and a `ReadMemory`: a living
 //! process or a saved image. Output: a [`Snapshot`]. The process runs on meanwhile; each goroutine is
 //! looked at before and after its stack is read, one that moved is read again, and one that does not stand
 //! still is reported as running without a stack. Refuses what does not look like a Go runtime of that
@@ -15,9 +15,11 @@ mod image;
 mod labels;
 mod layout;
 mod live;
+mod merge;
 mod model;
 mod names;
 mod pieces;
+mod reader;
 mod references;
 mod seen;
 mod unwind;

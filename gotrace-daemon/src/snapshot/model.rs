@@ -126,6 +126,12 @@ impl Goroutine {
         self.flags & Self::LOCKED != 0
     }
 
+    /// Without a stack.
+    pub(super) const fn forget_stack(&mut self) {
+        self.stack = None;
+        self.flags &= !Self::COMPLETE;
+    }
+
     /// Whether its stack was followed to the goroutine's first function. `false` without a stack.
     #[must_use]
     pub const fn is_stack_complete(&self) -> bool {
@@ -482,6 +488,42 @@ pub struct Counts {
     pub waits_unreadable: u64,
     /// Label sets that could not be read, or whose form is not known.
     pub labels_unreadable: u64,
+}
+
+impl Counts {
+    /// Adds what was counted of other goroutines.
+    pub(super) fn add(&mut self, other: &Self) {
+        let Self {
+            allgs,
+            dead,
+            goroutines,
+            system,
+            running,
+            stacks_incomplete,
+            stacks_missing,
+            reread,
+            torn,
+            unreadable,
+            implausible,
+            duplicates,
+            waits_unreadable,
+            labels_unreadable,
+        } = other;
+        self.allgs += allgs;
+        self.dead += dead;
+        self.goroutines += goroutines;
+        self.system += system;
+        self.running += running;
+        self.stacks_incomplete += stacks_incomplete;
+        self.stacks_missing += stacks_missing;
+        self.reread += reread;
+        self.torn += torn;
+        self.unreadable += unreadable;
+        self.implausible += implausible;
+        self.duplicates += duplicates;
+        self.waits_unreadable += waits_unreadable;
+        self.labels_unreadable += labels_unreadable;
+    }
 }
 
 const _: () = assert!(size_of::<Goroutine>() <= 88);

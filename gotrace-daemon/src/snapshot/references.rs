@@ -12,6 +12,7 @@ use hashbrown::{HashMap, HashSet};
 use super::{
     Engine, Snapshot,
     layout::word,
+    pieces::Pieces,
     seen::{Holds, Seen},
 };
 use crate::process::{ProcessError, ReadMemory};
@@ -114,7 +115,7 @@ impl Engine {
     /// # Errors
     /// When the process is gone, or its memory may not be read.
     pub fn find_references(
-        &mut self,
+        &self,
         memory: &dyn ReadMemory,
         snapshot: &Snapshot,
         suspects: &[Suspect],
@@ -136,7 +137,7 @@ impl Engine {
                 (at, (end - at).min(PIECE) as u32)
             }));
         }
-        self.words(memory, &ranges, |_, word| search.take(word))?;
+        Self::words(memory, &ranges, |_, word| search.take(word))?;
         for goroutine in snapshot.goroutines.iter().filter(|g| !open.contains_key(&g.goid)) {
             for wait in snapshot.waits_of(goroutine) {
                 let address = snapshot.object(wait.object).map_or(0, |o| o.address);
@@ -149,7 +150,7 @@ impl Engine {
         // Everybody's stack once: those of suspects for the account of exact words only.
         let stacks = self.stacks(memory, snapshot, |_| true, &mut search.complete)?;
         let ranges: Vec<_> = stacks.iter().map(|&(_, at, len)| (at, len)).collect();
-        self.words(memory, &ranges, |n, word| {
+        Self::words(memory, &ranges, |n, word| {
             let goid = stacks[n].0;
             if let Some(exact) = search.index(word).and_then(|i| search.exact.get_mut(i))
                 && exact.last() != Some(&goid)
@@ -172,7 +173,7 @@ impl Engine {
             open.retain(|goid, _| !woken.contains(goid));
             let stacks = self.stacks(memory, snapshot, |goid| woken.contains(&goid), &mut search.complete)?;
             let ranges: Vec<_> = stacks.iter().map(|&(_, at, len)| (at, len)).collect();
-            self.words(memory, &ranges, |_, word| search.take(word))?;
+            Self::words(memory, &ranges, |_, word| search.take(word))?;
         }
         let mut unheld: Vec<u64> = open.into_keys().collect();
         unheld.sort_unstable();
@@ -187,7 +188,7 @@ impl Engine {
     /// The part of each wanted goroutine's stack that is in use: goid, address, length; all of it for one
     /// that runs.
     fn stacks(
-        &mut self,
+        &self,
         memory: &dyn ReadMemory,
         snapshot: &Snapshot,
         wanted: impl Fn(u64) -> bool,
@@ -198,11 +199,12 @@ impl Engine {
         let len = self.layout.g_len;
         let items: Vec<(u64, u32)> = gs.into_iter().map(|g| (g, len as u32)).collect();
         let mut stacks = Vec::with_capacity(items.len());
+        let mut pieces = Pieces::default();
         let mut rest = &items[..];
         while !rest.is_empty() {
-            let done = self.pieces.read(memory, rest, 512)?;
+            let done = pieces.read(memory, rest, 512)?;
             for n in 0..done {
-                let Some(bytes) = self.pieces.item(n, len) else { continue };
+                let Some(bytes) = pieces.item(n, len) else { continue };
                 let Holds::Goroutine(seen) = Seen::parse(bytes, &self.layout) else { continue };
                 let (lo, hi) = seen.stack;
                 let from = seen.start().map_or(lo, |s| s.sp);
@@ -218,17 +220,16 @@ impl Engine {
     /// Reads ranges (address, length), sorted, and tells each word with the number of its range. What is not
     /// readable is left out: nothing that is alive is there.
     fn words(
-        &mut self,
         memory: &dyn ReadMemory,
         ranges: &[(u64, u32)],
         mut tell: impl FnMut(usize, u64),
     ) -> Result<(), ProcessError> {
-        let mut first = 0;
+        let (mut first, mut pieces) = (0, Pieces::default());
         while first < ranges.len() {
             let now = &ranges[first..ranges.len().min(first + CHUNK)];
-            let done = self.pieces.read(memory, now, 0)?;
+            let done = pieces.read(memory, now, 0)?;
             for (n, &(_, len)) in now.iter().enumerate().take(done) {
-                let Some(bytes) = self.pieces.item(n, len as usize) else { continue };
+                let Some(bytes) = pieces.item(n, len as usize) else { continue };
                 for at in (0..bytes.len() / 8 * 8).step_by(8) {
                     tell(first + n, word(bytes, at));
                 }

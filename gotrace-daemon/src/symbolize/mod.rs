@@ -49,7 +49,7 @@ impl Symbolizer {
         &self.binary
     }
 
-    /// The same, to be kept.
+    /// The program, to be shared.
     #[must_use]
     pub fn shared_binary(&self) -> &Arc<Binary> {
         &self.binary

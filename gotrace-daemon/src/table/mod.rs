@@ -1,38 +1,60 @@
 //! The goroutine table of one process: who lives, who made whom, where from.
 //!
-//! Pure: events in, [`Output`]s out, time is in the events. It refuses to guess: a death whose birth
-//! was not seen makes no span, a goroutine first met in a wait has an unknown creation site.
+//! Pure: events and snapshots in, [`Output`]s out, time is in both. It refuses to guess: a death whose birth
+//! was not seen makes no span, a goroutine first met in a wait has an unknown creation site until a
+//! snapshot tells it.
 //!
 //! A live goroutine costs its 40 bytes and as many more once it has waited, at the hash tables' load (at
 //! most 94 bytes each, 188 in all); sites cost more and are as many as the program has `go` statements.
 
 mod output;
+mod reconcile;
 mod site;
 
 use foldhash::fast::FixedState;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use crate::decode::{Create, Event, Exit, OpenWait, Wait};
 use gotrace_common::{Histogram, WakerKind};
 
 pub use output::{Ended, Output, Waited, Waker};
+pub use reconcile::{Look, Sighting};
 pub use site::{SiteKey, SiteStats};
 
 /// The creation site of goroutines whose birth was not seen.
 const UNKNOWN_SITE: u32 = 0;
+/// No wait reason.
+const NO_WAIT: u8 = u8::MAX;
 
-/// A live goroutine.
+/// A live goroutine. 32 bytes.
 #[derive(Clone, Copy, Debug)]
 struct Goroutine {
+    /// Birth; without [`Self::BIRTH_SEEN`] a time at which it lived.
     birth_ns: u64,
     parent_goid: u64,
-    /// When `begins_trace`: the goroutine with which its creator's trace begins. Else the one with which
-    /// its own begins.
+    /// With [`Self::BEGINS_TRACE`]: the goroutine with which its creator's trace begins. Else the one with
+    /// which its own begins.
     trace: u64,
     site: u32,
-    begins_trace: bool,
-    birth_seen: bool,
-    has_waited: bool,
+    flags: u8,
+    /// The last snapshot that it was seen in; 0 for none.
+    mark: u8,
+    /// What that snapshot saw it wait for, where events do not tell; [`NO_WAIT`] for nothing.
+    wait: u8,
+}
+
+impl Goroutine {
+    const BEGINS_TRACE: u8 = 1;
+    const BIRTH_SEEN: u8 = 2;
+    /// It has sums of waits.
+    const HAS_WAITED: u8 = 4;
+    /// The kernel side keeps track of its waits, which it does from the first park after attaching on.
+    const PARK_SEEN: u8 = 8;
+
+    /// Whether any of these holds.
+    fn is(&self, flags: u8) -> bool {
+        self.flags & flags != 0
+    }
 }
 
 /// A goroutine that lives.
@@ -58,6 +80,10 @@ pub struct Totals {
     pub died_unknown: u64,
     /// Births of a goid that was alive: a death was lost. Mended.
     pub repaired: u64,
+    /// Goroutines that only a snapshot showed: their birth was lost. Among `born`.
+    pub births_mended: u64,
+    /// Goroutines that snapshots no longer showed: their death was lost. Among `died`.
+    pub deaths_mended: u64,
 }
 
 /// The table of one process.
@@ -72,6 +98,14 @@ pub struct Table {
     totals: Totals,
     knows_main: bool,
     trace_root_age_ns: u64,
+    began_ns: u64,
+    reconciling: Option<Box<reconcile::Reconciling>>,
+    /// Who the last snapshot did not show.
+    missing: HashSet<u64, FixedState>,
+    /// Number of the last snapshot, 1 to 255.
+    generation: u8,
+    seeded: bool,
+    sampled: bool,
 }
 
 impl Table {
@@ -88,6 +122,12 @@ impl Table {
             totals: Totals::default(),
             knows_main: false,
             trace_root_age_ns,
+            began_ns: 0,
+            reconciling: None,
+            missing: HashSet::default(),
+            generation: 0,
+            seeded: false,
+            sampled: false,
         }
     }
 
@@ -103,36 +143,46 @@ impl Table {
     }
 
     fn create(&mut self, create: &Create) {
-        let key = SiteKey { created_pc: create.created_pc, entry_pc: create.entry_pc };
-        let sites = &mut self.sites;
-        let site = *self.site_index.entry(key).or_insert_with(|| {
-            sites.push(SiteStats::new(key));
-            // As many as the program has `go` statements: far below 2^32.
-            u32::try_from(sites.len() - 1).unwrap_or(UNKNOWN_SITE)
-        });
+        let site = self.site_of(SiteKey { created_pc: create.created_pc, entry_pc: create.entry_pc });
         let (begins_trace, trace) = self.place_in_trace(create.parent_goid, create.time_ns);
         let goroutine = Goroutine {
             birth_ns: create.time_ns,
             parent_goid: create.parent_goid,
             trace,
             site,
-            begins_trace,
-            birth_seen: true,
-            has_waited: false,
+            flags: Goroutine::BIRTH_SEEN | if begins_trace { Goroutine::BEGINS_TRACE } else { 0 },
+            mark: 0,
+            wait: NO_WAIT,
         };
         if let Some(old) = self.goroutines.insert(create.goid, goroutine) {
-            if old.birth_seen {
+            if old.is(Goroutine::BIRTH_SEEN) {
                 // Goids are never used twice: its death must have been lost.
                 self.totals.repaired += 1;
+                self.site_mut(old.site).leave(None);
+            } else {
+                // It was met before its birth.
+                self.site_mut(old.site).unmeet();
             }
-            self.site_mut(old.site).leave(None);
-            if old.has_waited {
+            if old.is(Goroutine::HAS_WAITED) {
                 self.waits_by_reason.remove(&create.goid);
             }
         }
         self.totals.born += 1;
         self.knows_main |= create.goid == 1;
         self.site_mut(site).born();
+    }
+
+    /// The site's number; a new one where it is new.
+    fn site_of(&mut self, key: SiteKey) -> u32 {
+        if key.entry_pc == 0 {
+            return UNKNOWN_SITE;
+        }
+        let sites = &mut self.sites;
+        *self.site_index.entry(key).or_insert_with(|| {
+            sites.push(SiteStats::new(key));
+            // As many as the program has `go` statements: far below 2^32.
+            u32::try_from(sites.len() - 1).unwrap_or(UNKNOWN_SITE)
+        })
     }
 
     /// Whether a goroutine made by `parent` at `now_ns` begins a trace; and the beginning of its own
@@ -146,13 +196,13 @@ impl Table {
             Some(creator) => {
                 let root = self.root_of(parent, creator);
                 let old = now_ns.saturating_sub(creator.birth_ns) > self.trace_root_age_ns;
-                (parent == 1 || !creator.birth_seen || old, root)
+                (parent == 1 || !creator.is(Goroutine::BIRTH_SEEN) || old, root)
             }
         }
     }
 
     fn root_of(&self, goid: u64, goroutine: &Goroutine) -> u64 {
-        if goroutine.begins_trace { goid } else { goroutine.trace }
+        if goroutine.is(Goroutine::BEGINS_TRACE) { goid } else { goroutine.trace }
     }
 
     /// The goroutine with which the trace of `goid` begins; itself when it is not known.
@@ -162,11 +212,13 @@ impl Table {
     }
 
     fn exit(&mut self, exit: &Exit, out: &mut Vec<Output>) {
+        self.remember_exit(exit.goid);
         let Some(goroutine) = self.goroutines.remove(&exit.goid) else {
             self.totals.died_unknown += 1;
             return;
         };
-        let waits_by_reason = if goroutine.has_waited {
+        let birth_seen = goroutine.is(Goroutine::BIRTH_SEEN);
+        let waits_by_reason = if goroutine.is(Goroutine::HAS_WAITED) {
             self.waits_by_reason.remove(&exit.goid).unwrap_or_default()
         } else {
             ByReason::new()
@@ -174,16 +226,17 @@ impl Table {
         self.totals.died += 1;
         let lifetime_ns = exit.time_ns.saturating_sub(goroutine.birth_ns);
         let site = self.site_mut(goroutine.site);
-        site.leave(goroutine.birth_seen.then_some(lifetime_ns));
+        site.leave(birth_seen.then_some(lifetime_ns));
         let SiteKey { created_pc, entry_pc } = site.key;
-        if !goroutine.birth_seen {
+        if !birth_seen {
             return;
         }
         out.push(Output::Ended(Ended {
             goid: exit.goid,
             parent_goid: goroutine.parent_goid,
             root: self.root_of(exit.goid, &goroutine),
-            creator_root: (goroutine.begins_trace && goroutine.parent_goid != 0).then_some(goroutine.trace),
+            creator_root: (goroutine.is(Goroutine::BEGINS_TRACE) && goroutine.parent_goid != 0)
+                .then_some(goroutine.trace),
             birth_ns: goroutine.birth_ns,
             exit_ns: exit.time_ns,
             created_pc,
@@ -196,8 +249,8 @@ impl Table {
 
     fn wait(&mut self, wait: &Wait<'_>, out: &mut Vec<Output>) {
         let duration_ns = wait.end_ns.saturating_sub(wait.start_ns);
-        let goroutine = self.meet(wait.goid);
-        goroutine.has_waited = true;
+        let goroutine = self.meet(wait.goid, wait.start_ns);
+        goroutine.flags |= Goroutine::HAS_WAITED;
         let (site, goroutine) = (goroutine.site, *goroutine);
         self.site_mut(site).waits_mut().add(duration_ns);
         if let Some(slot) = self.waits.get_mut(usize::from(wait.reason)) {
@@ -229,23 +282,28 @@ impl Table {
         }));
     }
 
-    /// The goroutine, which is noted as born unseen when it was not known.
-    fn meet(&mut self, goid: u64) -> &mut Goroutine {
+    /// The goroutine, of which the kernel side has seen a wait that began at `start_ns`. It is noted as
+    /// born unseen when it was not known.
+    fn meet(&mut self, goid: u64, start_ns: u64) -> &mut Goroutine {
+        self.heard_of(goid);
         let sites = &mut self.sites;
-        self.goroutines.entry(goid).or_insert_with(|| {
+        let goroutine = self.goroutines.entry(goid).or_insert_with(|| {
             if let Some(site) = sites.first_mut() {
                 site.met();
             }
             Goroutine {
-                birth_ns: 0,
+                birth_ns: start_ns,
                 parent_goid: 0,
                 trace: 0,
                 site: UNKNOWN_SITE,
-                begins_trace: true,
-                birth_seen: false,
-                has_waited: false,
+                flags: Goroutine::BEGINS_TRACE,
+                mark: 0,
+                wait: NO_WAIT,
             }
-        })
+        });
+        goroutine.flags |= Goroutine::PARK_SEEN;
+        goroutine.wait = NO_WAIT;
+        goroutine
     }
 
     /// Begins a new reading of who waits: what the last one found is forgotten.
@@ -257,7 +315,7 @@ impl Table {
     }
 
     fn open_wait(&mut self, wait: &OpenWait) {
-        let site = self.meet(wait.goid).site;
+        let site = self.meet(wait.goid, wait.start_ns).site;
         *self.waiting.entry(wait.reason).or_default() += 1;
         *self.site_mut(site).waiting.entry(wait.reason).or_default() += 1;
     }
@@ -269,7 +327,9 @@ impl Table {
 
     /// Those that are known to live, in no order.
     pub fn living(&self) -> impl Iterator<Item = Living> + '_ {
-        self.goroutines.iter().map(|(&goid, g)| Living { goid, birth_ns: g.birth_seen.then_some(g.birth_ns) })
+        self.goroutines
+            .iter()
+            .map(|(&goid, g)| Living { goid, birth_ns: g.is(Goroutine::BIRTH_SEEN).then_some(g.birth_ns) })
     }
 
     /// How many goroutines are known to live.
@@ -301,21 +361,30 @@ impl Table {
         self.waits.iter().enumerate().filter_map(|(i, h)| Some((u8::try_from(i).ok()?, h.as_deref()?)))
     }
 
-    /// How many wait now, by reason, as of the last reading.
+    /// How many wait now, by reason: as of the last reading, and, once [`Self::sites`] was called, as of the
+    /// last snapshot those of which events do not tell.
     pub fn waiting(&self) -> impl Iterator<Item = (u8, u64)> {
         self.waiting.iter().map(|(reason, n)| (*reason, *n))
     }
 
-    /// The sites, with `oldest_birth_ns` brought up to date. Walks over all goroutines.
+    /// The sites, with ages and what the last snapshot tells of waits brought up to date. Walks over all
+    /// goroutines; once after each reading of who waits.
     pub fn sites(&mut self) -> &mut [SiteStats] {
         for site in &mut self.sites {
             site.oldest_birth_ns = None;
+            site.oldest_is_lower_bound = false;
         }
-        for goroutine in self.goroutines.values().filter(|g| g.birth_seen) {
-            if let Some(site) = self.sites.get_mut(goroutine.site as usize) {
-                let oldest = site.oldest_birth_ns.get_or_insert(goroutine.birth_ns);
-                *oldest = (*oldest).min(goroutine.birth_ns);
+        for goroutine in self.goroutines.values() {
+            let Some(site) = self.sites.get_mut(goroutine.site as usize) else { continue };
+            let oldest = site.oldest_birth_ns.get_or_insert(goroutine.birth_ns);
+            *oldest = (*oldest).min(goroutine.birth_ns);
+            site.oldest_is_lower_bound |= !goroutine.is(Goroutine::BIRTH_SEEN);
+            if goroutine.wait != NO_WAIT {
+                site.sampled_wait(goroutine.wait);
             }
+        }
+        for site in &mut self.sites {
+            site.add_sampled_waits(&mut self.waiting);
         }
         &mut self.sites
     }

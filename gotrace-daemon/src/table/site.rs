@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use foldhash::fast::FixedState;
 use gotrace_common::Histogram;
+use hashbrown::HashMap;
+use smallvec::SmallVec;
 
 /// A creation site: the `go` statement and what it starts, as addresses in the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,12 +29,15 @@ pub struct SiteStats {
     pub died: u64,
     /// How many wait now, by reason, as of the last reading.
     pub waiting: BTreeMap<u8, u64>,
-    /// Birth of the oldest one alive; `None` when none is, or no birth was seen.
+    /// Birth of the oldest one alive, as far as is known; `None` when none is.
     pub oldest_birth_ns: Option<u64>,
+    /// Whether births were not seen of some alive: the oldest may be older.
+    pub oldest_is_lower_bound: bool,
     /// Births and deaths that were reported before; for differences between reports.
     pub reported: (u64, u64),
     waits: Option<Box<Histogram>>,
     lifetimes: Option<Box<Histogram>>,
+    sampled_waits: SmallVec<[(u8, u64); 2]>,
 }
 
 impl SiteStats {
@@ -43,9 +49,11 @@ impl SiteStats {
             died: 0,
             waiting: BTreeMap::new(),
             oldest_birth_ns: None,
+            oldest_is_lower_bound: false,
             reported: (0, 0),
             waits: None,
             lifetimes: None,
+            sampled_waits: SmallVec::new(),
         }
     }
 
@@ -57,6 +65,27 @@ impl SiteStats {
     /// One that was born earlier is met for the first time.
     pub(super) fn met(&mut self) {
         self.alive += 1;
+    }
+
+    /// One that was met comes from elsewhere.
+    pub(super) fn unmeet(&mut self) {
+        self.alive = self.alive.saturating_sub(1);
+    }
+
+    /// One that a snapshot saw waiting.
+    pub(super) fn sampled_wait(&mut self, reason: u8) {
+        match self.sampled_waits.iter_mut().find(|(r, _)| *r == reason) {
+            Some((_, n)) => *n += 1,
+            None => self.sampled_waits.push((reason, 1)),
+        }
+    }
+
+    /// Adds them to those that a reading showed, here and in the sum of all sites.
+    pub(super) fn add_sampled_waits(&mut self, all: &mut HashMap<u8, u64, FixedState>) {
+        for (reason, n) in self.sampled_waits.drain(..) {
+            *self.waiting.entry(reason).or_default() += n;
+            *all.entry(reason).or_default() += n;
+        }
     }
 
     pub(super) fn leave(&mut self, lifetime_ns: Option<u64>) {

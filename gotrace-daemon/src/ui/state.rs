@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::format;
-use crate::sink::model::{Interval, Location, Resource, Value};
+use crate::sink::model::{Interval, Location, Resource, Site, Value};
 
 /// A creation site as a row.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -160,9 +160,15 @@ pub(super) fn rows(interval: &Interval) -> Vec<Row> {
             p50: or_dash(site.waits.quantile_ns(0.5)),
             p99: or_dash(site.waits.quantile_ns(0.99)),
             max: or_dash((site.waits.count > 0).then_some(site.waits.max_ns)),
-            oldest: or_dash(site.oldest_ns),
+            oldest: oldest(site),
         })
         .collect()
+}
+
+/// `2m05s`; `>2m05s` when it may be more.
+fn oldest(site: &Site) -> String {
+    let more = if site.oldest_is_lower_bound { ">" } else { "" };
+    site.oldest_ns.map_or_else(|| "-".into(), |ns| format!("{more}{}", format::duration(ns)))
 }
 
 /// `pool.go:12`, which is short and found at once.
@@ -199,7 +205,6 @@ pub(super) mod tests {
     use gotrace_common::Histogram;
 
     use super::*;
-    use crate::sink::model::Site;
 
     pub(in crate::ui) fn interval() -> Interval {
         let location = |function: &str, file: &str, line| {
@@ -227,6 +232,7 @@ pub(super) mod tests {
             waits,
             lifetimes: Histogram::default(),
             oldest_ns: Some(65_000_000_000),
+            oldest_is_lower_bound: entry.starts_with("net/http"),
         };
         Interval {
             resource: Arc::new(resource),
@@ -240,6 +246,7 @@ pub(super) mod tests {
             born_total: 1000,
             died_total: 500,
             lost: BTreeMap::from([("ring_wait", 7)]),
+            repaired: BTreeMap::new(),
             events: BTreeMap::new(),
             waiting: BTreeMap::from([("chan receive".into(), 900), ("select".into(), 100)]),
             waits: BTreeMap::new(),
@@ -259,6 +266,7 @@ pub(super) mod tests {
                     Histogram::default(),
                 ),
             ],
+            snapshots: Histogram::default(),
             engine: "events",
             level: "waits",
             probe_cost_share: Some(0.0042),
@@ -284,7 +292,8 @@ pub(super) mod tests {
         let rows = rows(&interval);
         assert_eq!(rows[0].waiting, "select 5, sleep 3, x 2, other 1");
         assert_eq!(rows[0].created_by, "main.go:30");
-        assert_eq!((rows[0].max.as_str(), rows[0].oldest.as_str()), ("100ms", "1m05s"));
+        assert_eq!((rows[0].max.as_str(), rows[0].oldest.as_str()), ("100ms", ">1m05s"));
+        assert_eq!(rows[1].oldest, "1m05s");
         assert_eq!(rows[1].p99, "-");
     }
 

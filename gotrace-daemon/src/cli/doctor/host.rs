@@ -205,10 +205,10 @@ fn sysctls() -> Vec<Check> {
         let found = format!("kernel.yama.ptrace_scope = {value}");
         checks.push(match value.as_str() {
             "0" => Check::ok("ptrace scope", found, "processes of the same user can be read"),
-            "3" => Check::missing(
+            "3" => Check::degraded(
                 "ptrace scope",
                 found,
-                "no process can be read, until the next boot",
+                "no process's memory can be read, until the next boot",
                 "boot with another value of kernel.yama.ptrace_scope",
             ),
             _ if has_capability("CAP_SYS_PTRACE") => {

@@ -12,8 +12,17 @@ use crate::{
 /// A value whose place in memory is the same in a forked child.
 static MARK: u64 = 0x676f_7472_6163_6521;
 
-/// Runs all trials. The level is the most detailed one whose programs the kernel takes.
-pub(super) fn trials() -> (Vec<Check>, Option<Level>) {
+/// How the trials came out.
+pub(super) struct Trials {
+    pub checks: Vec<Check>,
+    /// The most detailed level whose programs the kernel takes.
+    pub level: Option<Level>,
+    /// Whether memory can be read.
+    pub snapshots: bool,
+}
+
+/// Runs all trials.
+pub(super) fn trials() -> Trials {
     let mut checks = Vec::new();
     let ring = preflight::try_ring_buffer();
     checks.push(check(
@@ -27,17 +36,19 @@ pub(super) fn trials() -> (Vec<Check>, Option<Level>) {
     checks.extend(programs);
     let memory = memory();
     checks.push(match &memory {
-        Ok(()) => {
-            Check::ok("process memory", "read a child's with process_vm_readv", "layouts can be checked")
-        }
-        Err(e) => Check::missing(
+        Ok(()) => Check::ok(
+            "process memory",
+            "read a child's with process_vm_readv or /proc/PID/mem",
+            "snapshots work, and layouts can be checked",
+        ),
+        Err(e) => Check::degraded(
             "process memory",
             e.to_string(),
-            "the layout of a process cannot be checked before it is traced",
+            "no snapshots, and the layout of a process is checked only as its events come",
             e.help().unwrap_or_else(|| "allow process_vm_readv and /proc/PID/mem".into()),
         ),
     });
-    (checks, level.filter(|_| ring.is_ok() && memory.is_ok()))
+    Trials { checks, level: level.filter(|_| ring.is_ok()), snapshots: memory.is_ok() }
 }
 
 fn programs() -> (Vec<Check>, Option<Level>) {

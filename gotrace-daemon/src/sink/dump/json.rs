@@ -1,56 +1,222 @@
 //! `dump --format json`: one object a line, schema `gotrace.dump/1`: a header, a line a goroutine by
-//! ascending goid, a summary. Unknown is `null`; addresses are strings.
+//! ascending goid (or, grouped, a line a group, the largest first), a summary. Unknown is `null`; addresses
+//! are strings.
 
-use std::io::{self, Write};
+use std::{
+    borrow::Cow,
+    io::{self, Write},
+};
 
-use serde_json::{Value, json};
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+use serde::Serialize;
+use serde_json::{Value, json, value::RawValue};
 
-use super::{Header, Selection};
+use super::{Dump, Group, Rendered, wait_reason};
 use crate::{
     gobin::Frame,
-    snapshot::{Goroutine, Names, ObjectKind, Snapshot, StackFrame, Status, Wait, WaitObject},
+    snapshot::{Goroutine, Names, ObjectKind, Snapshot, StackFrame, Wait},
 };
 
 /// The schema of these lines.
 pub const SCHEMA: &str = "gotrace.dump/1";
 
-/// Writes a snapshot.
+/// Writes a line a goroutine.
 ///
 /// # Errors
 /// What the writer says.
-pub fn write(
-    out: &mut impl Write,
-    header: Header<'_>,
-    snapshot: &Snapshot,
+pub fn write(out: &mut dyn Write, dump: &Dump<'_>, names: &mut Names) -> io::Result<()> {
+    let mut known = Known::new(dump);
+    header(out, dump, false)?;
+    for &goroutine in &dump.goroutines {
+        let snapshot = dump.snapshot;
+        let place = known.place(goroutine, names)?;
+        let labels = snapshot.labels_of(goroutine).iter().map(|(k, v)| (&**k, &**v));
+        let waits = snapshot.waits_of(goroutine).iter().map(|w| wait(snapshot, *w));
+        line(
+            out,
+            &GoroutineLine {
+                goid: goroutine.goid,
+                parent_goid: goroutine.parent_goid,
+                thread_id: (goroutine.thread_id != 0).then_some(goroutine.thread_id),
+                place,
+                waits_on: waits.collect(),
+                labels: labels.collect(),
+            },
+        )?;
+    }
+    summary(out, dump)
+}
+
+/// Writes a line a group.
+///
+/// # Errors
+/// What the writer says.
+pub fn write_groups(
+    out: &mut dyn Write,
+    dump: &Dump<'_>,
+    groups: &[Group<'_>],
     names: &mut Names,
-    selection: Selection,
 ) -> io::Result<()> {
+    let mut known = Known::new(dump);
+    header(out, dump, true)?;
+    for group in groups {
+        let place = known.place(group.first, names)?;
+        line(
+            out,
+            &GroupLine {
+                group: GroupObject {
+                    count: group.count,
+                    first_goid: group.first.goid,
+                    last_goid: group.last_goid,
+                    parent_goid: group.first.parent_goid.filter(|_| group.same_parent),
+                    place,
+                },
+            },
+        )?;
+    }
+    summary(out, dump)
+}
+
+#[derive(Serialize)]
+struct GoroutineLine<'a> {
+    goid: u64,
+    #[serde(flatten)]
+    place: Place<'a>,
+    parent_goid: Option<u64>,
+    thread_id: Option<u32>,
+    waits_on: Vec<Value>,
+    labels: std::collections::BTreeMap<&'a str, &'a str>,
+}
+
+#[derive(Serialize)]
+struct GroupLine<'a> {
+    group: GroupObject<'a>,
+}
+
+#[derive(Serialize)]
+struct GroupObject<'a> {
+    count: u64,
+    first_goid: u64,
+    last_goid: u64,
+    #[serde(flatten)]
+    place: Place<'a>,
+    parent_goid: Option<u64>,
+}
+
+/// What goroutines of a group have in common.
+#[derive(Serialize)]
+struct Place<'a> {
+    state: &'a str,
+    wait_reason: Option<Cow<'static, str>>,
+    wait_ns: Option<WaitNs>,
+    system: bool,
+    locked_to_thread: bool,
+    entry: &'a RawValue,
+    created_by: &'a RawValue,
+    stack: &'a RawValue,
+    stack_complete: bool,
+}
+
+/// When a wait began is not known from memory: `g.waitsince` bounds nothing.
+#[derive(Serialize)]
+struct WaitNs {
+    at_least: u64,
+    at_most: Option<u64>,
+}
+
+/// What is the same for many goroutines, written once.
+struct Known<'a> {
+    dump: &'a Dump<'a>,
+    stacks: Rendered,
+    entries: HashMap<u64, Box<RawValue>, FixedState>,
+    created: HashMap<u64, Box<RawValue>, FixedState>,
+}
+
+impl<'a> Known<'a> {
+    fn new(dump: &'a Dump<'a>) -> Self {
+        Self {
+            dump,
+            stacks: Rendered::new(dump.snapshot),
+            entries: HashMap::default(),
+            created: HashMap::default(),
+        }
+    }
+
+    fn place(&mut self, goroutine: &Goroutine, names: &mut Names) -> io::Result<Place<'_>> {
+        let Self { dump, stacks, entries, created } = self;
+        let text = match goroutine.stack {
+            None => "[]",
+            Some(id) => stacks.get(id.index(), || frames(dump.snapshot.stacks.frames(id), names)),
+        };
+        let wait_reason = wait_reason(goroutine, names);
+        Ok(Place {
+            state: goroutine.status.name(),
+            wait_reason,
+            wait_ns: goroutine.status.is_waiting().then_some(WaitNs { at_least: 0, at_most: None }),
+            system: goroutine.is_system(),
+            locked_to_thread: goroutine.is_locked_to_thread(),
+            entry: match entries.entry(goroutine.entry_pc) {
+                hashbrown::hash_map::Entry::Occupied(known) => known.into_mut(),
+                hashbrown::hash_map::Entry::Vacant(new) => {
+                    new.insert(place(names.entry(goroutine.entry_pc))?)
+                }
+            },
+            created_by: match created.entry(goroutine.created_pc) {
+                hashbrown::hash_map::Entry::Occupied(known) => known.into_mut(),
+                hashbrown::hash_map::Entry::Vacant(new) => {
+                    new.insert(place(names.created_by(goroutine.created_pc).first())?)
+                }
+            },
+            stack: serde_json::from_str(text)?,
+            stack_complete: goroutine.is_stack_complete(),
+        })
+    }
+}
+
+fn line(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, value)?;
+    out.write_all(b"\n")
+}
+
+#[derive(Serialize)]
+struct HeaderLine<'a> {
+    schema: &'static str,
+    time_unix_nano: u64,
+    pid: u32,
+    executable: &'a str,
+    go_version: &'a str,
+    engine: &'static str,
+    duration_ns: u64,
+    filter: Value,
+    grouped: bool,
+}
+
+fn header(out: &mut dyn Write, dump: &Dump<'_>, grouped: bool) -> io::Result<()> {
+    let Dump { header, snapshot, filter, .. } = dump;
     line(
         out,
-        &json!({
-            "schema": SCHEMA,
-            "time_unix_nano": snapshot.time_unix_nano,
-            "pid": snapshot.pid,
-            "executable": header.executable,
-            "go_version": header.go_version,
-            "engine": "snapshot",
-            "duration_ns": snapshot.duration_ns,
-        }),
-    )?;
-    // The same stack many times: written down once.
-    let mut stacks: Vec<Option<Value>> = vec![None; snapshot.stacks.len()];
-    for goroutine in snapshot.goroutines.iter().filter(|g| selection.system || !g.is_system()) {
-        let stack = goroutine.stack.and_then(|id| {
-            let known = stacks.get_mut(id.index())?;
-            Some(known.get_or_insert_with(|| frames(snapshot.frames(goroutine), names)).clone())
-        });
-        line(out, &object(snapshot, goroutine, names, stack))?;
-    }
-    let counts = &snapshot.counts;
+        &HeaderLine {
+            schema: SCHEMA,
+            time_unix_nano: snapshot.time_unix_nano,
+            pid: snapshot.pid,
+            executable: header.executable,
+            go_version: header.go_version,
+            engine: "snapshot",
+            duration_ns: snapshot.duration_ns,
+            filter: filter.to_json(),
+            grouped,
+        },
+    )
+}
+
+fn summary(out: &mut dyn Write, dump: &Dump<'_>) -> io::Result<()> {
+    let counts = &dump.snapshot.counts;
     line(
         out,
         &json!({"summary": {
             "goroutines": counts.goroutines,
+            "written": dump.goroutines.len(),
             "system": counts.system,
             "running": counts.running,
             "stacks_incomplete": counts.stacks_incomplete,
@@ -66,80 +232,55 @@ pub fn write(
     )
 }
 
-/// One object a line.
-pub(in crate::sink) fn line(out: &mut impl Write, value: &Value) -> io::Result<()> {
-    serde_json::to_writer(&mut *out, value)?;
-    out.write_all(b"\n")
+#[derive(Serialize)]
+struct PlaceObject<'a> {
+    function: &'a str,
+    file: Option<&'a str>,
+    line: Option<u32>,
 }
 
-fn object(snapshot: &Snapshot, goroutine: &Goroutine, names: &mut Names, stack: Option<Value>) -> Value {
-    let reason = reason(names, goroutine.status.is_waiting().then_some(goroutine.wait_reason));
-    let labels: serde_json::Map<String, Value> =
-        snapshot.labels_of(goroutine).iter().map(|(k, v)| (k.to_string(), v.to_string().into())).collect();
-    let waits: Vec<_> = snapshot
-        .waits_of(goroutine)
-        .iter()
-        .map(|w| snapshot.object(w.object).map_or(Value::Null, |o| object_of_wait(*w, o)))
-        .collect();
-    // When a wait began is not known from memory: `g.waitsince` bounds nothing.
-    let wait_ns = match goroutine.status {
-        Status::Waiting | Status::Leaked => json!({"at_least": 0, "at_most": null}),
-        _ => Value::Null,
-    };
-    json!({
-        "goid": goroutine.goid,
-        "state": goroutine.status.name(),
-        "wait_reason": reason,
-        "wait_ns": wait_ns,
-        "system": goroutine.is_system(),
-        "locked_to_thread": goroutine.is_locked_to_thread(),
-        "parent_goid": goroutine.parent_goid,
-        "thread_id": (goroutine.thread_id != 0).then_some(goroutine.thread_id),
-        "entry": place(names.entry(goroutine.entry_pc)),
-        "created_by": place(names.created_by(goroutine.created_pc).first()),
-        "stack": stack.unwrap_or_else(|| json!([])),
-        "stack_complete": goroutine.is_stack_complete(),
-        "waits_on": waits,
-        "labels": labels,
-    })
+#[derive(Serialize)]
+struct FrameObject<'a> {
+    #[serde(flatten)]
+    place: PlaceObject<'a>,
+    pc: String,
+    inlined: bool,
+    internal: bool,
 }
 
-/// A wait reason by its number; `null` for none.
-pub(in crate::sink) fn reason(names: &Names, reason: Option<u8>) -> Value {
-    let name = reason.and_then(|r| names.binary().wait_reasons().get(usize::from(r)));
-    match (reason, name) {
-        (None, _) | (_, Some(&"")) => Value::Null,
-        (_, Some(name)) => (*name).into(),
-        (Some(number), None) => format!("reason {number}").into(),
+impl<'a> From<&'a Frame> for PlaceObject<'a> {
+    fn from(frame: &'a Frame) -> Self {
+        Self {
+            function: &frame.function,
+            file: (!frame.file.is_empty()).then_some(&frame.file),
+            line: (frame.line != 0).then_some(frame.line),
+        }
     }
 }
 
-/// Function, file, line.
-pub(in crate::sink) fn place(frame: Option<&Frame>) -> Value {
-    frame.map_or(
-        Value::Null,
-        |f| json!({"function": f.function, "file": text(&f.file), "line": number(f.line)}),
-    )
+/// A place in the source, or `null`.
+fn place(frame: Option<&Frame>) -> io::Result<Box<RawValue>> {
+    Ok(serde_json::value::to_raw_value(&frame.map(PlaceObject::from))?)
 }
 
-/// A stack, innermost frame first.
-pub(in crate::sink) fn frames(stack: &[StackFrame], names: &mut Names) -> Value {
-    let named = names.stack(stack);
-    let frames = named.iter().map(|n| {
-        json!({
-            "function": n.frame.function,
-            "file": text(&n.frame.file),
-            "line": number(n.frame.line),
-            "pc": format!("{:#x}", n.pc),
-            "inlined": n.frame.inlined,
-            "internal": n.internal,
+/// The frames of a stack.
+fn frames(physical: &[StackFrame], names: &mut Names) -> String {
+    let named = names.stack(physical);
+    let frames: Vec<_> = named
+        .iter()
+        .map(|n| FrameObject {
+            place: n.frame.into(),
+            pc: format!("{:#x}", n.pc),
+            inlined: n.frame.inlined,
+            internal: n.internal,
         })
-    });
-    Value::Array(frames.collect())
+        .collect();
+    // Strings and numbers always have a form.
+    serde_json::to_string(&frames).unwrap_or_else(|_| "[]".to_owned())
 }
 
-/// An object that is waited on.
-pub(in crate::sink) fn object_of_wait(wait: Wait, object: &WaitObject) -> Value {
+fn wait(snapshot: &Snapshot, wait: Wait) -> Value {
+    let Some(object) = snapshot.object(wait.object) else { return Value::Null };
     let chan = (object.kind == ObjectKind::Chan && object.known).then_some(object);
     let is_chan = object.kind == ObjectKind::Chan;
     json!({
@@ -153,12 +294,4 @@ pub(in crate::sink) fn object_of_wait(wait: Wait, object: &WaitObject) -> Value 
         "senders": is_chan.then_some(object.senders),
         "receivers": is_chan.then_some(object.receivers),
     })
-}
-
-pub(in crate::sink) fn text(text: &str) -> Option<&str> {
-    (!text.is_empty()).then_some(text)
-}
-
-pub(in crate::sink) fn number(line: u32) -> Option<u32> {
-    (line != 0).then_some(line)
 }

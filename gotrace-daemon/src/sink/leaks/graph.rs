@@ -5,10 +5,12 @@ use std::io::{self, Write};
 
 use serde_json::{Value, json};
 
-use super::Header;
+use super::{
+    Header,
+    values::{frames, line, place, reason},
+};
 use crate::{
     leak::{EdgeKind, Graph},
-    sink::dump::json::{frames, line, place, reason},
     snapshot::{Names, ObjectKind},
 };
 

@@ -5,10 +5,12 @@ use std::io::{self, Write};
 
 use serde_json::{Value, json};
 
-use super::{Header, When};
+use super::{
+    Header, When,
+    values::{frames, line, object_of_wait, place, reason},
+};
 use crate::{
     leak::{AtLeastAtMost, Finding},
-    sink::dump::json::{frames, line, object_of_wait, place, reason},
     snapshot::Names,
 };
 

@@ -6,6 +6,7 @@
 pub mod graph;
 pub mod json;
 pub mod text;
+mod values;
 
 /// What is said beside the findings.
 #[derive(Clone, Copy, Debug)]

@@ -130,12 +130,14 @@ impl Report<'_> {
             born_total: _,
             died_total: _,
             lost,
+            repaired,
             events,
             waiting,
             waits,
             schedule,
             syscalls,
             sites,
+            snapshots,
             engine,
             level,
             probe_cost_share,
@@ -165,6 +167,20 @@ impl Report<'_> {
             "gotrace.lost.kind",
             lost,
         );
+        self.named(
+            "gotrace.table.repaired",
+            "{goroutine}",
+            "Births and deaths that were lost, found by snapshots and mended.",
+            "gotrace.repaired.kind",
+            repaired,
+        );
+        if snapshots.count > 0 {
+            self.histogram(
+                "gotrace.snapshot.duration",
+                "How long reading every goroutine of the process took.",
+                vec![(Series::Only, *snapshots)],
+            );
+        }
         self.named(
             "gotrace.spans.dropped",
             "{span}",

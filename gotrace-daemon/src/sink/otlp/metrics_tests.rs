@@ -85,7 +85,9 @@ fn every_metric_of_a_full_interval() {
             ("gotrace.goroutine.wait.duration", "s"),
             ("gotrace.level", "1"),
             ("gotrace.probe.cost", "1"),
+            ("gotrace.snapshot.duration", "s"),
             ("gotrace.spans.dropped", "{span}"),
+            ("gotrace.table.repaired", "{goroutine}"),
         ]
     );
     assert_eq!(numbers(&got["go.goroutine.count"]), owned(&[("", 6)]));
@@ -107,6 +109,7 @@ fn every_metric_of_a_full_interval() {
     );
     assert_eq!(numbers(&got["gotrace.events.lost"]), owned(&[("gotrace.lost.kind=ring_wait", 3)]));
     assert_eq!(numbers(&got["gotrace.spans.dropped"]), owned(&[("gotrace.dropped.reason=queue_full", 5)]));
+    assert_eq!(numbers(&got["gotrace.table.repaired"]), owned(&[("gotrace.repaired.kind=death", 2)]));
     assert_eq!(numbers(&got["gotrace.level"]), owned(&[("gotrace.level=full", 1)]));
     assert_eq!(
         numbers(&got["gotrace.engine"]),

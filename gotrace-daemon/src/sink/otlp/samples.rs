@@ -119,6 +119,7 @@ pub(crate) fn site(name: &str, born: u64, died: u64) -> Site {
         waits: histogram(&[1_000_000, 3_000_000]),
         lifetimes: histogram(&vec![5_000_000; usize::try_from(died).expect("small")]),
         oldest_ns: (born > died).then_some(9_000_000),
+        oldest_is_lower_bound: false,
     }
 }
 
@@ -136,12 +137,14 @@ pub(crate) fn interval(resource: &Arc<Resource>, seconds: u64, sites: Vec<Site>)
         born_total: sum(|s| s.born_total),
         died_total: sum(|s| s.died_total),
         lost: BTreeMap::from([("ring_wait", 3)]),
+        repaired: BTreeMap::from([("death", 2)]),
         events: BTreeMap::from([("create", sum(|s| s.born_total)), ("exit", sum(|s| s.died_total))]),
         waiting: BTreeMap::from([("chan receive".into(), 2), ("syscall".into(), 1)]),
         waits: BTreeMap::from([("chan receive".into(), histogram(&[900, 1_000_000, 3_000_000]))]),
         schedule: histogram(&[1_200, 4_000]),
         syscalls: histogram(&[50_000]),
         sites,
+        snapshots: histogram(&[2_000_000]),
         engine: "events",
         level: "full",
         probe_cost_share: Some(0.0125),

@@ -1,0 +1,79 @@
+//! What a run of the line is told at its beginning, and how it is told to end.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use super::LeftBehind;
+use crate::{level::Level, process::ResourceOptions};
+
+/// Where figures come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// eBPF probes, or where the kernel refuses them, snapshots.
+    Auto,
+    /// eBPF probes.
+    Events,
+    /// Snapshots of the process's memory.
+    Snapshot,
+}
+
+/// How to trace.
+#[derive(Clone, Debug)]
+pub struct LineConfig {
+    /// With what.
+    pub engine: Engine,
+    /// How much.
+    pub level: Level,
+    /// Waits at least this long become spans.
+    pub min_wait: Duration,
+    /// Frames of a wait's stack, at most [`gotrace_common::DEEP_FRAMES`].
+    pub stack_depth: u8,
+    /// Time between two reports.
+    pub interval: Duration,
+    /// Time between two snapshots that the table is held against; `None` for the first one only.
+    pub reconcile: Option<Duration>,
+    /// Goroutines made by one older than this begin a trace.
+    pub trace_root_age: Duration,
+    /// Share of the traces that are exported, 0 to 1.
+    pub span_ratio: f64,
+    /// Bytes of the ring.
+    pub ring_bytes: u32,
+    /// Goroutines that waits are kept for at once.
+    pub goroutines: u32,
+    /// Whether Go programs that descendants of the first process execute are traced too.
+    pub follow_children: bool,
+    /// What to put into the resource.
+    pub resource: ResourceOptions,
+    /// Level of the kernel side's own diagnostics, 0 to 5.
+    pub kernel_log_level: u8,
+    /// Whose goroutines to tell that are left behind at the end.
+    pub left_behind: LeftBehind,
+    /// A file that every record is written to.
+    pub record: Option<PathBuf>,
+}
+
+/// Set by whoever wants the line to end: a signal, a key, a child that exited.
+#[derive(Clone, Debug, Default)]
+pub struct Stop(Arc<OnceLock<&'static str>>);
+
+impl Stop {
+    /// Asks the line to end, as the user or the system wants it.
+    pub fn set(&self) {
+        self.set_because("interrupted");
+    }
+
+    /// Asks the line to end. The first one who asks gives the reason.
+    pub fn set_because(&self, why: &'static str) {
+        // Refused when someone has asked before.
+        let _ = self.0.set(why);
+    }
+
+    /// Why the line is to end; `None` when nobody asked.
+    #[must_use]
+    pub fn why(&self) -> Option<&'static str> {
+        self.0.get().copied()
+    }
+}

@@ -1,0 +1,166 @@
+//! `dump --format text`: the grammar of Go's own goroutine traceback (`runtime/traceback.go`,
+//! `goroutineheader`, `traceback2`, `printcreatedby`, Go 1.21 to 1.27; before 1.21 without the creator's
+//! goid), so that what reads those reads this.
+//!
+//! What differs by nature: arguments are `(...)`; no minutes, as memory does not tell when a wait began; all
+//! frames, however deep. A stack that was not followed to its end ends in `...additional frames elided...`.
+//! A goroutine of which Go would show no frame has all of them.
+
+use std::io::{self, Write};
+
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+
+use super::{Dump, Group, Rendered, doing};
+use crate::{
+    gobin::Frame,
+    snapshot::{Goroutine, NamedFrame, Names, Status},
+};
+
+/// Writes one goroutine after the other.
+///
+/// # Errors
+/// What the writer says.
+pub fn write(out: &mut dyn Write, dump: &Dump<'_>, names: &mut Names) -> io::Result<()> {
+    let mut bodies = Bodies::new(dump);
+    for (n, goroutine) in dump.goroutines.iter().enumerate() {
+        if n > 0 {
+            out.write_all(b"\n")?;
+        }
+        writeln!(out, "goroutine {} [{}]:", goroutine.goid, attributes(goroutine, names))?;
+        out.write_all(bodies.of(goroutine, names).as_bytes())?;
+        bodies.created_by(out, goroutine, goroutine.parent_goid, names)?;
+    }
+    Ok(())
+}
+
+/// Writes groups: each as a goroutine, with a header that counts.
+///
+/// # Errors
+/// What the writer says.
+pub fn write_groups(
+    out: &mut dyn Write,
+    dump: &Dump<'_>,
+    groups: &[Group<'_>],
+    names: &mut Names,
+) -> io::Result<()> {
+    let mut bodies = Bodies::new(dump);
+    for (n, group) in groups.iter().enumerate() {
+        if n > 0 {
+            out.write_all(b"\n")?;
+        }
+        let first = group.first;
+        let attributes = attributes(first, names);
+        match group.count {
+            1 => writeln!(out, "1 goroutine [{attributes}], goid {}:", first.goid)?,
+            n => {
+                writeln!(out, "{n} goroutines [{attributes}], goids {} to {}:", first.goid, group.last_goid)?;
+            }
+        }
+        out.write_all(bodies.of(first, names).as_bytes())?;
+        bodies.created_by(out, first, first.parent_goid.filter(|_| group.same_parent), names)?;
+    }
+    Ok(())
+}
+
+/// What stands between the brackets.
+fn attributes(goroutine: &Goroutine, names: &Names) -> String {
+    let mut text = doing(goroutine, names).into_owned();
+    if goroutine.status == Status::Leaked {
+        text.push_str(" (leaked)");
+    }
+    if goroutine.is_locked_to_thread() {
+        text.push_str(", locked to thread");
+    }
+    text
+}
+
+/// The lines below the headers, each stack's and each creation's once.
+struct Bodies<'a> {
+    dump: &'a Dump<'a>,
+    stacks: Rendered,
+    created: HashMap<u64, Option<(String, String)>, FixedState>,
+    offsets: HashMap<u64, u64, FixedState>,
+}
+
+impl<'a> Bodies<'a> {
+    fn new(dump: &'a Dump<'a>) -> Self {
+        let stacks = Rendered::new(dump.snapshot);
+        Self { dump, stacks, created: HashMap::default(), offsets: HashMap::default() }
+    }
+
+    fn of(&mut self, goroutine: &Goroutine, names: &mut Names) -> &str {
+        let Self { dump, stacks, offsets, .. } = self;
+        // The only line that the grammar has for it.
+        let Some(id) = goroutine.stack else { return UNAVAILABLE };
+        stacks.get(id.index(), || {
+            let physical = dump.snapshot.stacks.frames(id);
+            for frame in physical {
+                offsets.entry(frame.pc()).or_insert_with(|| offset(names, dump, frame.pc()));
+            }
+            frames(&names.stack(physical), goroutine.is_stack_complete(), offsets)
+        })
+    }
+
+    /// `created by main.main in goroutine 1`, and where. The traceback names the compiled function, and
+    /// the innermost place in it.
+    fn created_by(
+        &mut self,
+        out: &mut dyn Write,
+        goroutine: &Goroutine,
+        parent: Option<u64>,
+        names: &mut Names,
+    ) -> io::Result<()> {
+        let pc = goroutine.created_pc;
+        let made = self.created.entry(pc).or_insert_with(|| {
+            let offset = offset(names, self.dump, pc);
+            let frames = names.created_by(pc);
+            let (first, compiled) = (frames.first()?, frames.last()?);
+            let shown = !compiled.is_internal_below(Some(""));
+            shown.then(|| (printed(compiled).to_owned(), position(first, offset)))
+        });
+        let Some((function, place)) = made else { return Ok(()) };
+        match parent {
+            None | Some(0) => writeln!(out, "created by {function}")?,
+            Some(goid) => writeln!(out, "created by {function} in goroutine {goid}")?,
+        }
+        out.write_all(place.as_bytes())
+    }
+}
+
+const UNAVAILABLE: &str = "\tgoroutine running on other thread; stack unavailable\n";
+
+fn frames(named: &[NamedFrame<'_>], complete: bool, offsets: &HashMap<u64, u64, FixedState>) -> String {
+    let mut text = String::new();
+    let all = named.iter().all(|f| f.internal);
+    for NamedFrame { frame, pc, .. } in named.iter().filter(|f| all || !f.internal) {
+        let offset = if frame.inlined { 0 } else { offsets.get(pc).copied().unwrap_or(0) };
+        text.push_str(printed(frame));
+        text.push_str("(...)\n");
+        text.push_str(&position(frame, offset));
+    }
+    if named.is_empty() {
+        text.push_str(UNAVAILABLE);
+    } else if !complete {
+        text.push_str("...additional frames elided...\n");
+    }
+    text
+}
+
+/// How far an address lies behind its function's first; 0 outside of Go code.
+fn offset(names: &Names, dump: &Dump<'_>, pc: u64) -> u64 {
+    let link_time = pc.wrapping_sub(dump.snapshot.bias);
+    names.binary().function_at(link_time).map_or(0, |f| link_time.wrapping_sub(f.entry))
+}
+
+fn printed(frame: &Frame) -> &str {
+    if frame.function == "runtime.gopanic" { "panic" } else { &frame.function }
+}
+
+fn position(frame: &Frame, offset: u64) -> String {
+    let file = if frame.file.is_empty() { "?" } else { &frame.file };
+    match offset {
+        0 => format!("\t{file}:{}\n", frame.line),
+        _ => format!("\t{file}:{} +{offset:#x}\n", frame.line),
+    }
+}
