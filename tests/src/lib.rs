@@ -11,6 +11,7 @@ pub mod export;
 pub mod fixture;
 pub mod gobuild;
 pub mod gotrace;
+pub mod leaks;
 pub mod live;
 pub mod receiver;
 pub mod rotel;

@@ -174,7 +174,7 @@ pub(super) fn write_to(
     done.map_err(|e| CliError::failure(format!("cannot write the results to {}: {e}", path.display())))
 }
 
-fn error(pid: u32, e: &SnapshotError) -> CliError {
+pub(super) fn error(pid: u32, e: &SnapshotError) -> CliError {
     let what = match e {
         SnapshotError::Process(_) => e.to_string(),
         _ => format!("process {pid}: {e}"),

@@ -330,6 +330,12 @@ impl Binary {
     pub fn load_bias(&self, mapping_start: u64, mapping_file_offset: u64) -> Option<u64> {
         elf::load_bias(&self.segments, mapping_start, mapping_file_offset)
     }
+
+    /// Link-time addresses of what is writable: the program's variables.
+    pub fn variables(&self) -> impl Iterator<Item = std::ops::Range<u64>> + '_ {
+        let writable = self.segments.iter().filter(|s| s.flags & object::elf::PF_W.0 != 0);
+        writable.map(|s| s.address..s.address.saturating_add(s.memory_size))
+    }
 }
 
 /// Fields that the kernel side reads.

@@ -5,7 +5,7 @@ use std::{collections::HashSet, path::Path, sync::Arc, time::Instant};
 use foldhash::fast::FixedState;
 use gotrace_common::{ProcessConfig, ROW_SYSCALL, flags};
 
-use super::{LineConfig, LineError, cost::ProbeCost, seed::Snapshots};
+use super::{LineConfig, LineError, behind::Behind, cost::ProbeCost, seed::Snapshots};
 use crate::{
     decode::{Event, OpenWait},
     gobin::{Binary, Event as ProbeEvent, Plan, Probe, Source},
@@ -50,6 +50,7 @@ pub struct Traced {
     executed: bool,
     pub(super) yet_to_execute: bool,
     expects_execution: bool,
+    pub(super) behind: Option<Behind>,
     /// Whether births and deaths come from snapshots only.
     pub(super) sampled: bool,
     /// Until the thread that takes snapshots has it.
@@ -129,17 +130,16 @@ impl Traced {
             });
         }
         let bias = bias_of(&target, &binary);
+        let binary = Arc::new(binary);
+        let file = target.executable_file().try_clone().ok().map(Arc::new);
+        let behind = Behind::new(line, &binary, file.clone(), number == 1);
         Ok(Self {
             number,
             slot,
             cost: ProbeCost::new(&plan),
             watch,
             bias_known: bias.is_some(),
-            symbolizer: Symbolizer::new(
-                Arc::new(binary),
-                target.executable_file().try_clone().ok().map(Arc::new),
-                bias.unwrap_or(0),
-            ),
+            symbolizer: Symbolizer::new(binary, file, bias.unwrap_or(0)),
             table: Table::new(u64::try_from(line.trace_root_age.as_nanos()).unwrap_or(u64::MAX)),
             resource,
             key: target.identity.key(),
@@ -160,6 +160,7 @@ impl Traced {
             executed: false,
             yet_to_execute: target.is_yet_to_execute(),
             expects_execution: target.is_yet_to_execute(),
+            behind,
             sampled,
             live: None,
             snapshots: None,
@@ -279,9 +280,15 @@ impl Traced {
             self.executed = !std::mem::take(&mut self.expects_execution);
             return;
         }
+        if let (Event::Create(create), Some(behind)) = (event, &mut self.behind) {
+            behind.born(create.goid, create.parent_goid, create.entry_pc, create.created_pc);
+        }
         let mut outputs = std::mem::take(&mut self.outputs);
         self.table.apply(event, &mut outputs);
         for output in outputs.drain(..) {
+            if let (Output::Waited(waited), Some(behind)) = (&output, &mut self.behind) {
+                behind.waited(waited.goid, &waited.frames);
+            }
             let root = match &output {
                 Output::Ended(e) => e.root,
                 Output::Waited(w) => w.root,
@@ -349,6 +356,20 @@ impl Traced {
 
     pub(super) fn begin_open_waits(&mut self) {
         self.table.begin_open_waits();
+        if let Some(behind) = &mut self.behind {
+            behind.begin_waits();
+        }
+    }
+
+    /// Looks at the stacks, if it is to be known who is left behind.
+    pub(super) fn look_at_stacks(&mut self) {
+        if self.yet_to_execute {
+            return;
+        }
+        if let Some(mut behind) = self.behind.take() {
+            behind.look(self);
+            self.behind = Some(behind);
+        }
     }
 
     pub(super) fn open_wait(&mut self, wait: &OpenWait) {

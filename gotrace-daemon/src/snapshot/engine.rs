@@ -24,10 +24,10 @@ const TWO_THREADS: usize = 50_000;
 /// Takes snapshots of one program in one process, and keeps what does not change between them.
 #[derive(Debug)]
 pub struct Engine {
-    binary: Arc<Binary>,
-    bias: u64,
+    pub(super) binary: Arc<Binary>,
+    pub(super) bias: u64,
     allgs: Allgs,
-    layout: Layout,
+    pub(super) layout: Layout,
     /// One a thread.
     readers: Vec<Reader>,
     /// Whether the layout is known to be that of the process.

@@ -25,6 +25,8 @@ pub(super) struct Layout {
     pub entry_pc: usize,
     pub waiting: usize,
     pub labels: usize,
+    /// Counts, modulo 256, how often it stopped running; see [`super::Goroutine::park_mark`].
+    pub tracking_seq: Option<usize>,
     /// As much of a `g` as is read.
     pub g_len: usize,
     pub m_procid: usize,
@@ -87,6 +89,7 @@ impl Layout {
             entry_pc: get("g.startpc")?,
             waiting: get("g.waiting")?,
             labels: get("g.labels")?,
+            tracking_seq: offsets.get("g.trackingSeq").map(|o| o as usize).filter(|&o| o <= LONGEST),
             g_len: 0,
             m_procid: get("m.procid")?,
             m_curg: get("m.curg")?,
@@ -123,6 +126,7 @@ impl Layout {
             this.entry_pc,
             this.waiting,
             this.labels,
+            this.tracking_seq.unwrap_or(0),
         ];
         this.g_len = end(&g, 8);
         this.sudog_len = end(&[this.sudog_g, this.sudog_elem, this.sudog_waitlink, this.sudog_c], 8);

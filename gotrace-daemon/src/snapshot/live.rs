@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{Engine, Names, Options, Snapshot, SnapshotError};
+use super::{Engine, Names, Options, References, Snapshot, SnapshotError, Suspect};
 use crate::{
     gobin::Binary,
-    process::{Memory, Target},
+    process::{Memory, ProcessError, Target},
 };
 
 /// A process that snapshots are taken of.
@@ -34,6 +34,18 @@ impl Live {
         let mut snapshot = self.engine.take(&self.memory, options)?;
         snapshot.pid = self.pid;
         Ok(snapshot)
+    }
+
+    /// Who holds the addresses that suspects wait on.
+    ///
+    /// # Errors
+    /// As [`Engine::find_references`].
+    pub fn find_references(
+        &self,
+        snapshot: &Snapshot,
+        suspects: &[Suspect],
+    ) -> Result<References, ProcessError> {
+        self.engine.find_references(&self.memory, snapshot, suspects)
     }
 
     /// Whether the process looks like a Go program of its version: cheap, for a check before anything is

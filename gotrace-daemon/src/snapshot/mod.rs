@@ -7,6 +7,8 @@
 //! still is reported as running without a stack. Refuses what does not look like a Go runtime of that
 //! version. No memory, however hostile, makes it panic, loop, or allocate without bound.
 
+#[cfg(test)]
+mod builder;
 mod engine;
 mod error;
 mod image;
@@ -18,10 +20,13 @@ mod model;
 mod names;
 mod pieces;
 mod reader;
+mod references;
 mod seen;
 mod unwind;
 mod waits;
 
+#[cfg(test)]
+pub(crate) use builder::Builder;
 pub use engine::Engine;
 pub use error::SnapshotError;
 pub use image::{Image, Recording};
@@ -32,6 +37,7 @@ pub use model::{
 };
 
 pub use names::{NamedFrame, Names};
+pub use references::{Reference, References, Suspect};
 
 /// What to read. The default is everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -67,7 +67,7 @@ impl Snapshot {
     }
 }
 
-/// One goroutine. 88 bytes.
+/// One goroutine. At most 88 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Goroutine {
     /// Its id, never 0. Unique in the process's life.
@@ -86,6 +86,11 @@ pub struct Goroutine {
     /// now less this is no lower bound of the wait. Not 0 says only that the goroutine waited already when
     /// the last scan came by.
     pub wait_since_ns: u64,
+    /// Differs between two snapshots if the goroutine ran between them, but for one chance in 256: it
+    /// holds the place it is parked at and `g.trackingSeq`, in which the runtime counts, modulo 256, how
+    /// often a goroutine stopped running (`runtime/proc.go`, `casgstatus`, Go 1.17 to 1.27; a switch of
+    /// coroutines is not counted). Means something only for the same goid, and only while it waits.
+    pub park_mark: u64,
     /// The thread that runs it or is in a system call for it, else the one that it is locked to, as the
     /// process's own PID namespace numbers threads; 0 for none.
     pub thread_id: u32,

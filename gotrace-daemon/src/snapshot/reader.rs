@@ -350,6 +350,7 @@ impl Reader {
             created_pc: if seen.goid == 1 { 0 } else { seen.created_pc },
             entry_pc: seen.entry_pc,
             wait_since_ns: seen.wait_since,
+            park_mark: seen.park_mark(),
             thread_id,
             stack,
             waits: WaitRange {
