@@ -111,6 +111,14 @@ pub fn run(args: &LeaksArgs) -> Result<Exit, CliError> {
     for warning in binary.warnings() {
         tracing::warn!(pid = args.pid, "{warning}");
     }
+    if binary.layout_is_extrapolated() {
+        tracing::warn!(
+            pid = args.pid,
+            "{} is newer than this gotrace knows: whether goroutines move cannot be told, and of verdicts only the \
+             deadlock of nil channels",
+            binary.go_version().text
+        );
+    }
     let binary = Arc::new(binary);
     let live = Live::new(&target, Arc::clone(&binary)).map_err(|e| super::dump::error(args.pid, &e))?;
     let mut names = live.names(&target);

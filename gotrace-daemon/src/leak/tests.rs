@@ -416,6 +416,18 @@ fn the_worst_comes_first_and_nobody_is_told_twice() {
 }
 
 #[test]
+fn without_knowing_who_moves_nobody_is_accused() {
+    let unknown: Vec<G> = [
+        g(20, 5, MUTEX).on(0x1000, ObjectKind::Mutex),
+        g(21, 6, SEND).chan(0x2000, Op::Send).orphan(),
+        g(22, 7, NIL),
+    ]
+    .map(|g| g.mark(0))
+    .to_vec();
+    assert_eq!(names(&verdicts(&still(60, &unknown))), [("deadlock", 1)]);
+}
+
+#[test]
 fn looks_out_of_order_and_reused_ids_do_no_harm() {
     let mut watch = watch_of(&still(3, &[g(20, 5, SEND).chan(0x1000, Op::Send)]));
     let before = watch.looks();

@@ -165,7 +165,8 @@ impl Watch {
                 born_after_ns: known.map_or(not_before_ns, |t| t.born_after_ns),
             };
             let stood = known.filter(|t| {
-                goroutine.status.is_waiting() && group != NONE && t.group == group && t.mark == fresh.mark
+                let known = fresh.mark != 0 && group != NONE;
+                goroutine.status.is_waiting() && known && t.group == group && t.mark == fresh.mark
             });
             if let Some(stood) = stood {
                 let looks = stood.looks.saturating_add(1);

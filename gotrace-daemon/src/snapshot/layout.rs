@@ -89,7 +89,11 @@ impl Layout {
             entry_pc: get("g.startpc")?,
             waiting: get("g.waiting")?,
             labels: get("g.labels")?,
-            tracking_seq: offsets.get("g.trackingSeq").map(|o| o as usize).filter(|&o| o <= LONGEST),
+            // No look at a process tells whether it is there.
+            tracking_seq: offsets
+                .get("g.trackingSeq")
+                .map(|o| o as usize)
+                .filter(|&o| o <= LONGEST && !binary.layout_is_extrapolated()),
             g_len: 0,
             m_procid: get("m.procid")?,
             m_curg: get("m.curg")?,

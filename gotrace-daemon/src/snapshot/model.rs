@@ -89,7 +89,8 @@ pub struct Goroutine {
     /// Differs between two snapshots if the goroutine ran between them, but for one chance in 256: it
     /// holds the place it is parked at and `g.trackingSeq`, in which the runtime counts, modulo 256, how
     /// often a goroutine stopped running (`runtime/proc.go`, `casgstatus`, Go 1.17 to 1.27; a switch of
-    /// coroutines is not counted). Means something only for the same goid, and only while it waits.
+    /// coroutines is not counted). Means something only for the same goid, and only while it waits; 0 where
+    /// the version of Go is not known, so that nothing can be said.
     pub park_mark: u64,
     /// The thread that runs it or is in a system call for it, else the one that it is locked to, as the
     /// process's own PID namespace numbers threads; 0 for none.
