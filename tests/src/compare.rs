@@ -1,6 +1,6 @@
 //! Holds what gotrace exported against what the program says of itself.
 //!
-//! Input: an [`Account`] and the spans of an [`Export`]. Output: one sentence a disagreement; none
+//! Input: an [`Account`] and the spans of an [`Export`](crate::export::Export). Output: one sentence a disagreement; none
 //! when they agree. The rules say what is exact (who, by whom, where, how often) and what a clock or a
 //! scheduler may move (times, by [`Rules`]).
 
