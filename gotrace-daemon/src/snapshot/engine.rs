@@ -7,7 +7,8 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
 use super::{
-    Goroutine, Options, Snapshot, SnapshotError, StackFrame, Status,
+    Arguments, Goroutine, Options, Snapshot, SnapshotError, StackFrame, Status,
+    arguments::Kept,
     labels::Labels,
     layout::{Layout, word},
     model::WaitRange,
@@ -49,6 +50,10 @@ pub struct Engine {
     labels: Labels,
     pieces: Pieces,
     scratch: Vec<StackFrame>,
+    /// Where the arguments of those begin.
+    bases: Vec<u64>,
+    /// Of the snapshot that is being taken, where asked for.
+    arguments: Option<Arguments>,
     /// The list of the last snapshot, and the same sorted.
     list: Vec<u64>,
     sorted: Vec<u64>,
@@ -87,6 +92,7 @@ struct Batch {
     gs: Vec<(u64, Option<Seen>)>,
     stacks: Vec<(Range<usize>, End)>,
     frames: Vec<StackFrame>,
+    arguments: Vec<Kept>,
 }
 
 impl Engine {
@@ -111,6 +117,8 @@ impl Engine {
             labels: Labels::default(),
             pieces: Pieces::default(),
             scratch: Vec::new(),
+            bases: Vec::new(),
+            arguments: None,
             list: Vec::new(),
             sorted: Vec::new(),
             windows: Windows::default(),
@@ -150,6 +158,7 @@ impl Engine {
         self.interner = Interner::default();
         self.waits.begin(if options.waits { gs.len() } else { 0 });
         self.labels.begin();
+        self.arguments = options.arguments.then(Arguments::default);
         let mut batch = Batch::default();
         for addresses in gs.chunks(BATCH) {
             let mut again = self.batch(memory, options, addresses, &mut batch, &mut snapshot, true)?;
@@ -164,6 +173,7 @@ impl Engine {
         }
         self.sorted = gs;
         self.waits.merge(&mut snapshot.waits, &mut snapshot.objects);
+        snapshot.arguments = self.arguments.take();
         self.finish(&mut snapshot)?;
         snapshot.duration_ns = Clock::now_monotonic_ns().saturating_sub(begin);
         Ok(snapshot)
@@ -179,7 +189,7 @@ impl Engine {
         gs.sort_unstable();
         gs.dedup();
         let mut snapshot = Snapshot::default();
-        let options = Options { stacks: false, waits: false, labels: false };
+        let options = Options { stacks: false, waits: false, labels: false, arguments: false };
         self.batch(memory, options, &gs, &mut Batch::default(), &mut snapshot, false)?;
         self.finish(&mut snapshot)
     }
@@ -341,6 +351,10 @@ impl Engine {
         batch.frames.clear();
         batch.stacks.clear();
         batch.stacks.resize(batch.gs.len(), (0..0, End::Incomplete));
+        batch.arguments.clear();
+        if self.arguments.is_some() {
+            batch.arguments.resize(batch.gs.len(), Kept::default());
+        }
         let mut open: Vec<(usize, Start, u64)> = batch
             .gs
             .iter()
@@ -360,12 +374,23 @@ impl Engine {
                     let (n, start, hi) = open[rest + i];
                     let len = items[rest + i].1;
                     let Some(bytes) = self.pieces.item(i, len as usize) else { continue };
-                    let (end, used) = self.places.unwind(&self.binary, start, bytes, &mut self.scratch);
-                    if end == End::NeedsMore && u64::from(len) < (hi - start.sp).min(LAST_WINDOW) {
+                    let bases = self.arguments.as_ref().map(|_| &mut self.bases);
+                    let (end, used) =
+                        self.places.unwind(&self.binary, start, bytes, &mut self.scratch, bases);
+                    let (frames, bases) = (&self.scratch, &self.bases);
+                    let reach = match &mut self.arguments {
+                        Some(a) => a.reach(memory, (&self.binary, self.bias), start.sp, frames, bases)?,
+                        None => 0,
+                    };
+                    let enough = end != End::NeedsMore && reach <= u64::from(len);
+                    if !enough && u64::from(len) < (hi - start.sp).min(LAST_WINDOW) {
                         more.push((n, start, hi));
                         continue;
                     }
-                    self.windows.note(used);
+                    self.windows.note(used.max(reach));
+                    if let Some(arguments) = &mut self.arguments {
+                        batch.arguments[n] = arguments.keep(start.sp, frames, bases, bytes);
+                    }
                     let begin = batch.frames.len();
                     batch.frames.extend_from_slice(&self.scratch);
                     batch.stacks[n] = (begin..batch.frames.len(), end);
@@ -440,6 +465,12 @@ impl Engine {
                 flags |= Goroutine::COMPLETE;
             }
             counts.stacks_incomplete += u64::from(stack.is_some() && end != End::Complete);
+            if let (Some(arguments), Some(kept), Some(_)) =
+                (&mut self.arguments, batch.arguments.get(n), stack)
+            {
+                arguments.add(g, *kept);
+                counts.arguments_unreadable += kept.unreadable;
+            }
         }
         let kind = self.entries.get(&seen.entry_pc).copied().flatten();
         let system = match kind {
@@ -500,6 +531,9 @@ impl Engine {
                 counts.unreadable
             );
             return Err(self.implausible(why));
+        }
+        if let Some(arguments) = &mut snapshot.arguments {
+            arguments.finish();
         }
         // Moves each once: they are large.
         goroutines.sort_by_cached_key(|g| g.goid);

@@ -7,6 +7,7 @@
 //! still is reported as running without a stack. Refuses what does not look like a Go runtime of that
 //! version. No memory, however hostile, makes it panic, loop, or allocate without bound.
 
+mod arguments;
 mod engine;
 mod error;
 mod image;
@@ -20,6 +21,7 @@ mod seen;
 mod unwind;
 mod waits;
 
+pub use arguments::Arguments;
 pub use engine::Engine;
 pub use error::SnapshotError;
 pub use image::{Image, Recording};
@@ -31,7 +33,7 @@ pub use model::{
 
 pub use names::{NamedFrame, Names};
 
-/// What to read. The default is everything.
+/// What to read. The default is everything but arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Stacks; without them about twice as fast.
@@ -40,10 +42,12 @@ pub struct Options {
     pub waits: bool,
     /// pprof labels.
     pub labels: bool,
+    /// What functions were called with; needs stacks.
+    pub arguments: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { stacks: true, waits: true, labels: true }
+        Self { stacks: true, waits: true, labels: true, arguments: false }
     }
 }

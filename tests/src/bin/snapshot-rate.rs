@@ -18,7 +18,7 @@ fn main() -> Result<()> {
     let target = Target::open(pid)?;
     let binary = Arc::new(Binary::parse(&target.exe_bytes()?)?);
     let mut live = Live::new(&target, binary)?;
-    let heads = Options { stacks: false, waits: false, labels: false };
+    let heads = Options { stacks: false, waits: false, labels: false, arguments: false };
     let stacks = Options { stacks: true, ..heads };
     for (what, options) in [("heads", heads), ("stacks", stacks), ("everything", Options::default())] {
         for _ in 0..times {
