@@ -371,6 +371,20 @@ impl<'a> View<'a> {
         (file, line)
     }
 
+    /// The address in the function's own code that the inlined calls at an address come from; that address
+    /// itself where nothing is inlined.
+    pub fn outer_pc(&self, f: &Func, mut pc: u32) -> u32 {
+        let (Some(tree), Some(index)) = (self.inline_tree(f), self.pcdata(f, PCDATA_INLINE_INDEX)) else {
+            return pc;
+        };
+        for _ in 0..MAX_INLINE_DEPTH {
+            let entry = self.value_at(index, f, pc).and_then(|n| self.inline_entry(tree, n));
+            let Some(next) = entry.and_then(|(_, _, parent)| f.entry.checked_add(parent)) else { break };
+            pc = next;
+        }
+        pc
+    }
+
     /// The frames of an address relative to the text's beginning, innermost first.
     pub fn frames(&self, f: &Func, pc: u32) -> Vec<RawFrame<'a>> {
         let mut frames = Vec::new();

@@ -88,7 +88,9 @@ impl Binary {
                 pc -= 1;
                 f = view.func(view.index_at(pc)?)?;
             }
-            Some(view.arguments(&f, pc))
+            // Up to Go 1.20 what is live is looked up where the outermost inlined call comes from.
+            let at = if self.version.minor <= 20 { view.outer_pc(&f, pc) } else { pc };
+            Some(view.arguments(&f, at))
         };
         let Some(found) = find() else { return ArgumentTables::Unknown };
         let Some((table, liveness)) = found else { return ArgumentTables::None };

@@ -1,11 +1,11 @@
 //! What functions were called with, as Go's tracebacks print it (`runtime/traceback.go`, `printArgs`, the
-//! same from Go 1.18 to 1.27): the words that the compiler's table of a function names, in the bytes of a
-//! stack that was read.
+//! same from Go 1.18 to 1.27 but for where it looks up what is live): the words that the compiler's table of
+//! a function names, in the bytes of a stack that was read.
 //!
 //! Input: the tables, in the process's read-only data, where [`Binary::argument_tables`] tells, and the bytes
 //! of a stack. Output: [`Arguments`], bytes and how to print them. Both inputs are untrusted: a table without
 //! an end within the length that the compiler keeps to is none, and no more than [`MAX_BYTES`] are kept.
-//! What could not be read is printed as nothing, and counted.
+//! What could not be read is not known, and counted.
 
 use std::fmt::Write as _;
 
@@ -22,7 +22,7 @@ use crate::{
 const MAX_TABLE: u64 = 171;
 /// The smallest unit in which memory can be missing.
 const PAGE: u64 = 4096;
-/// Bytes of all goroutines together: a million have about a third of it.
+/// Bytes of all goroutines together; the arguments of frames beyond are not known.
 const MAX_BYTES: usize = 512 << 20;
 
 const END: u8 = 0xff;

@@ -20,7 +20,7 @@ fn prints_as_the_runtime_does() {
     // func(x int, s string, b bool)
     let table = [0, 8, OPEN, 8, 8, 16, 8, CLOSE, 24, 1, END];
     let mut bytes = Vec::new();
-    bytes.extend(0xc000_0121_20u64.to_le_bytes());
+    bytes.extend(0xc0_0001_2120u64.to_le_bytes());
     bytes.extend(0x4b_2c3du64.to_le_bytes());
     bytes.extend(5u64.to_le_bytes());
     bytes.push(1);
