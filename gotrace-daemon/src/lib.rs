@@ -8,6 +8,7 @@ pub mod eventlog;
 pub mod gobin;
 pub mod ids;
 pub mod kernel;
+pub mod leak;
 pub mod level;
 pub mod pipeline;
 pub mod process;

@@ -4,17 +4,19 @@
 //! One thread drains the ring and does everything up to the exporter's bounded queue, so that events
 //! are in order and nothing is locked. It never waits for anything but the ring.
 
+mod behind;
 mod config;
 mod cost;
 mod error;
 mod report;
 mod seed;
+mod snapshots;
 mod traced;
 
 use std::{
     num::NonZeroU32,
     sync::Arc,
-    thread,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -31,6 +33,7 @@ use crate::{
         otlp::Exporter,
     },
 };
+pub use behind::{LeftBehind, LeftProcess};
 pub use config::{Engine, LineConfig, Stop};
 pub use error::LineError;
 pub use traced::Traced;
@@ -94,9 +97,13 @@ pub struct Line {
     log: Option<EventLog>,
     traced: Vec<Traced>,
     summaries: Vec<Summary>,
+    left: Vec<LeftProcess>,
     next_process: u32,
     /// The first process, whose descendants are followed.
     root_pid: Option<u32>,
+    /// Probes of processes that are not traced any more, on their way out: that takes long, and others
+    /// are traced meanwhile.
+    detaching: Vec<JoinHandle<()>>,
     /// Records that could not be decoded, or are of no process that is traced.
     undecodable: u64,
     stray: u64,
@@ -131,8 +138,10 @@ impl Line {
             log,
             traced: Vec::new(),
             summaries: Vec::new(),
+            left: Vec::new(),
             next_process: 1,
             root_pid: None,
+            detaching: Vec::new(),
             undecodable: 0,
             stray: 0,
         })
@@ -257,6 +266,7 @@ impl Line {
                 return Ok(());
             }
             if !busy {
+                self.traced.iter_mut().for_each(Traced::look_at_stacks);
                 self.look_after_processes(report)?;
                 if self.traced.is_empty() && !self.config.follow_children {
                     return Ok(());
@@ -276,10 +286,15 @@ impl Line {
         }
     }
 
-    /// What each traced process came to, in the order of their ends; and whether the event log, if one
+    /// Waits until no probe is in place any more. What each traced process came to, in the order of their
+    /// ends; and whether the event log, if one
     /// was wanted, is complete ([`LineError::Record`]).
     pub fn finish(self) -> (Vec<Summary>, Result<(), LineError>) {
-        let Self { summaries, log, config, .. } = self;
+        let Self { summaries, log, config, detaching, .. } = self;
+        for thread in detaching {
+            // What could not be removed was logged, and goes when gotrace ends.
+            let _ = thread.join();
+        }
         let recorded = match (log, config.record) {
             (Some(log), Some(path)) => {
                 log.finish().map_err(|error| LineError::Record { path: path.display().to_string(), error })
@@ -287,6 +302,11 @@ impl Line {
             _ => Ok(()),
         };
         (summaries, recorded)
+    }
+
+    /// What processes that have ended left behind, if that was wanted, in the order of their ends.
+    pub fn take_left_behind(&mut self) -> Vec<LeftProcess> {
+        std::mem::take(&mut self.left)
     }
 
     /// Takes what is in the ring; returns how many records that were.
@@ -338,7 +358,12 @@ impl Line {
         if !self.config.follow_children || !descends_from(pid, root) {
             return;
         }
-        match Target::open(pid).map_err(LineError::from).and_then(|target| self.trace_at(target, true)) {
+        let wanted = |target: &Target| self.config.left_behind.follows(&target.executable);
+        let target = match Target::open(pid) {
+            Ok(target) if !wanted(&target) => return,
+            target => target,
+        };
+        match target.map_err(LineError::from).and_then(|target| self.trace_at(target, true)) {
             Ok(()) => {}
             // Most programs are not Go's, and many are gone before they can be looked at.
             Err(error @ (LineError::Program { .. } | LineError::Process(_))) => {
@@ -399,8 +424,13 @@ impl Line {
         if let Some(exporter) = &self.exporter {
             exporter.interval(&last);
         }
+        if let Some(behind) = traced.behind.take().filter(|_| traced.has_ended()) {
+            self.left.push(behind.conclude(&traced, !last.lost.is_empty()));
+        }
         self.summaries.push(traced.summary(&last, why));
-        traced.detach();
+        let Some(attachment) = traced.take_attachment() else { return };
+        self.detaching.retain(|thread| !thread.is_finished());
+        self.detaching.push(thread::spawn(move || attachment.detach()));
     }
 
     /// Reports on those that are `wanted`.
@@ -461,6 +491,9 @@ fn read_open_waits(probes: Option<&Probes>, traced: &mut [Traced]) {
             let wait =
                 OpenWait { process: key.process, time_ns, goid: key.goid, start_ns, reason, g: state.g };
             traced.open_wait(&wait);
+            if let Some(behind) = &mut traced.behind {
+                behind.waits(key.goid, start_ns, reason, state.wake_ns != 0);
+            }
         }
     });
     if let Err(error) = result {

@@ -21,6 +21,9 @@ pub const VERSIONS: [&str; 9] =
 /// The versions on which every build mode is tried: the oldest, one in the middle, the newest.
 pub const CORNER_VERSIONS: [&str; 3] = ["1.19.13", "1.24.11", "1.27.3"];
 
+/// The Go program whose profile [`Mode::Pgo`] uses.
+const PROFILED: &str = "account";
+
 /// How a Go program is built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Mode {
@@ -170,7 +173,7 @@ pub fn build(program: &str, version: &str, mode: Mode, arch: Arch) -> Result<Pat
     if !out.exists() {
         let fresh = out.with_extension("new");
         let profile = match mode {
-            Mode::Pgo => Some(profile(version, &dir, &hash)?),
+            Mode::Pgo => Some(profile(version)?),
             _ => None,
         };
         go_build(&source, version, mode, arch, profile.as_deref(), &fresh)?;
@@ -226,14 +229,18 @@ fn go_build(
     Ok(())
 }
 
-/// A CPU profile of the program of that version running hot in the scheduler.
-fn profile(version: &str, dir: &Path, hash: &str) -> Result<PathBuf> {
-    let out = dir.join(format!("go{version}-{hash}.pgo"));
+/// A CPU profile, with that version, of the program that can run hot in the scheduler. It serves every
+/// program: what is hot in it are the runtime's functions.
+fn profile(version: &str) -> Result<PathBuf> {
+    let source = workspace().join("tests/go").join(PROFILED);
+    let hash = source_hash(&source).with_context(|| format!("reading {}", source.display()))?;
+    let plain = build(PROFILED, version, Mode::Plain, Arch::HOST)?;
+    let out = target_dir().join("fixtures").join(PROFILED).join(format!("go{version}-{hash}.pgo"));
+    // Builds of several programs may want it at once.
+    let _lock = Lock::take(&out.with_extension("pgo.lock"))?;
     if out.exists() {
         return Ok(out);
     }
-    let program = dir.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
-    let plain = build(&program, version, Mode::Plain, Arch::HOST)?;
     let fresh = out.with_extension("new");
     let done = Command::new(&plain)
         .args(["-now", "-scenario", "pingpong,churn,births", "-rate", "0", "-n", "300000", "-cpuprofile"])

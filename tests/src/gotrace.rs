@@ -253,8 +253,8 @@ impl Gotrace {
             }
         }
         let errors = std::mem::replace(&mut self.errors, thread::spawn(String::new));
-        let stderr =
-            errors.join().map_err(|_| anyhow!("reading what gotrace says"))? + &std::mem::take(&mut self.said);
+        let stderr = errors.join().map_err(|_| anyhow!("reading what gotrace says"))?
+            + &std::mem::take(&mut self.said);
         let export = match fs::read_to_string(&self.export) {
             Ok(text) => Export::parse(&text).with_context(|| format!("reading the export\n{stderr}"))?,
             Err(_) => Export::default(),

@@ -6,10 +6,12 @@
 
 pub mod compare;
 pub mod demo;
+pub mod dump;
 pub mod export;
 pub mod fixture;
 pub mod gobuild;
 pub mod gotrace;
+pub mod leaks;
 pub mod live;
 pub mod receiver;
 pub mod rotel;

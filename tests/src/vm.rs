@@ -69,7 +69,19 @@ while kill -0 $G 2>/dev/null && [ $i -lt 300 ]; do i=$((i + 1)); usleep 100000; 
 kill -9 $G 2>/dev/null
 wait $G
 echo "GOTRACE-VM gotrace $?"
-for f in account export stdout stderr fixture; do
+mkfifo stdin2
+GOTRACEBACK=system /stacks <stdin2 >own 2>quit &
+S=$!
+exec 4>stdin2
+said READY own $S
+echo stacks >&4
+said '^END' own $S
+/gotrace dump --pid $S --system --format json >dump 2>dump-stderr 4>&-
+echo "GOTRACE-VM dump $?"
+kill -QUIT $S
+wait $S
+echo "GOTRACE-VM stacks $?"
+for f in account export stdout stderr fixture own quit dump dump-stderr; do
 	[ -f $f ] || continue
 	echo "GOTRACE-VM begin $f"
 	gzip -c $f | base64
@@ -84,9 +96,10 @@ poweroff -f
 pub struct Left {
     /// Release of its kernel.
     pub kernel: String,
-    /// Exit statuses of `fixture` and `gotrace`.
+    /// Exit statuses of `fixture`, `gotrace` (attach), `dump` and `stacks`.
     pub statuses: BTreeMap<String, String>,
-    /// Files by name: `account`, `export`, `stdout`, `stderr`, `fixture`.
+    /// Files by name: `account`, `export`, `stdout`, `stderr`, `fixture`; of the program whose stacks were
+    /// dumped `own` (`runtime.Stack`), `quit` (what it printed on SIGQUIT); `dump`, `dump-stderr`.
     pub files: BTreeMap<String, String>,
     /// Everything that the console showed, but for the files.
     pub console: String,
@@ -94,12 +107,12 @@ pub struct Left {
     pub took: Duration,
 }
 
-/// Boots a kernel and runs the Go program under gotrace in it.
+/// Boots a kernel, runs the Go program `fixture` under gotrace in it, and dumps the program `stacks`.
 ///
 /// # Errors
 /// Where something that the machine is made of is missing, or it does not come to its end; with the
 /// last lines of its console.
-pub fn boot(series: &str, arch: Arch, fixture: &Path) -> Result<Left> {
+pub fn boot(series: &str, arch: Arch, fixture: &Path, stacks: &Path) -> Result<Left> {
     let cache = cache_dir().join("vm");
     let kernel = cache.join(format!("{series}-{}", arch.name())).join("vmlinuz");
     let busybox = cache.join(format!("busybox-{}", arch.name()));
@@ -111,7 +124,9 @@ pub fn boot(series: &str, arch: Arch, fixture: &Path) -> Result<Left> {
     let gotrace = stripped_gotrace(arch, dir.path())?;
     let mut archive = Archive::create(&initrd)?;
     archive.directory("bin")?;
-    for (name, path) in [("bin/busybox", &*busybox), ("gotrace", &*gotrace), ("fixture", fixture)] {
+    let programs =
+        [("bin/busybox", &*busybox), ("gotrace", &*gotrace), ("fixture", fixture), ("stacks", stacks)];
+    for (name, path) in programs {
         let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
         archive.program(name, &bytes)?;
     }
@@ -220,7 +235,7 @@ fn parse(console: &str) -> Result<Left> {
                 }
             }
             ["kernel", release] => left.kernel = release.to_owned(),
-            [who @ ("fixture" | "gotrace"), status] => {
+            [who @ ("fixture" | "gotrace" | "dump" | "stacks"), status] => {
                 left.statuses.insert(who.to_owned(), status.to_owned());
             }
             _ => match &mut file {

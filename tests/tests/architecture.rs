@@ -48,7 +48,12 @@ const RULES: [Rule; 7] = [
     },
     Rule { within: &[DAEMON], except: &["gotrace-daemon/src/ui/"], words: &["ratatui", "crossterm"] },
     Rule {
-        within: &["gotrace-daemon/src/gobin", "gotrace-daemon/src/decode.rs", "gotrace-daemon/src/table"],
+        within: &[
+            "gotrace-daemon/src/gobin",
+            "gotrace-daemon/src/decode.rs",
+            "gotrace-daemon/src/table",
+            "gotrace-daemon/src/leak",
+        ],
         except: &[],
         words: &[
             "tokio",

@@ -1,11 +1,14 @@
 //! The same static binary with its embedded eBPF object attaches on every supported kernel and
-//! architecture, and its account agrees with the Go program's there. Needs `go` and qemu, not root.
+//! architecture, its account agrees with the Go program's there, and so do the stacks that it dumps.
+//! Needs `go` and qemu, not root.
 
 use gotrace_tests::{
     compare::{Rules, compare},
+    dump::{Dump, disagreements},
     export::Export,
     fixture::Account,
     gobuild::{Arch, Mode, build},
+    traceback,
     vm::{Left, SERIES, boot, tail},
 };
 
@@ -55,13 +58,49 @@ fn lost(stdout: &str) -> u64 {
     lost.map_or(0, |kinds| kinds.values().filter_map(serde_json::Value::as_u64).sum())
 }
 
+/// Holds the dump of one machine against both tracebacks of the program: its own, and on SIGQUIT.
+fn judge_dump(left: &Left) -> Result<String, String> {
+    let file = |name: &str| left.files.get(name).map_or("", String::as_str);
+    let about = || format!("statuses {:?}\n{}", left.statuses, tail(file("dump-stderr"), 30));
+    if left.statuses.get("dump").map(String::as_str) != Some("0") {
+        return Err(format!("gotrace dump did not end well; {}", about()));
+    }
+    let mut wrong = Vec::new();
+    let mut frames = 0;
+    for (name, whole) in [("own", false), ("quit", true)] {
+        let dump = Dump::parse(file("dump"), whole).map_err(|e| format!("{e:#}; {}", about()))?;
+        if dump.unread() != 0 {
+            return Err(format!("a program that stands still is dumped with {}", dump.summary));
+        }
+        let mut theirs = traceback::parse(file(name));
+        if !whole {
+            // It printed this while it ran.
+            theirs.remove(&1);
+        }
+        if theirs.len() < 40 {
+            return Err(format!("{name} has only {} goroutines; {}", theirs.len(), about()));
+        }
+        if whole && dump.goroutines.len() != theirs.len() {
+            wrong.push(format!("{} goroutines, not {}", dump.goroutines.len(), theirs.len()));
+        }
+        frames += disagreements(&dump.goroutines, &theirs, whole, &mut wrong);
+    }
+    if wrong.is_empty() {
+        return Ok(format!("{frames} dumped frames agree"));
+    }
+    Err(format!("{} disagreements of the dump:\n  {}", wrong.len(), wrong.join("\n  ")))
+}
+
 fn every_kernel(arch: Arch, version: &str) {
     let fixture = build("account", version, Mode::Stripped, arch).expect("the fixture builds");
+    let stacks = build("stacks", version, Mode::Stripped, arch).expect("the program builds");
     let mut failed = Vec::new();
     for series in SERIES {
         let name = format!("kernel {series} {} go{version}", arch.name());
-        let got = boot(series, arch, &fixture).map_err(|e| format!("{e:#}"));
-        match got.and_then(|left| judge(&left).map(|ok| format!("{}: {ok}", left.kernel))) {
+        let got = boot(series, arch, &fixture, &stacks).map_err(|e| format!("{e:#}"));
+        let judged =
+            got.and_then(|left| Ok(format!("{}: {}; {}", left.kernel, judge(&left)?, judge_dump(&left)?)));
+        match judged {
             Ok(line) => eprintln!("{name}: {line}"),
             Err(e) => {
                 eprintln!("{name}: {e}");

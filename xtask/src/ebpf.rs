@@ -171,6 +171,7 @@ fn compile() -> Result<(Record, BTreeMap<String, Vec<u8>>)> {
             .arg("-o")
             .arg(&stripped)
             .arg(&linked))?;
+        name_without_hashes(&stripped)?;
         objects.insert(name_of(architecture), fs::read(&stripped)?);
     }
     let record = Record {
@@ -181,6 +182,30 @@ fn compile() -> Result<(Record, BTreeMap<String, Vec<u8>>)> {
         objects_sha256: objects.iter().map(|(name, bytes)| (name.clone(), sha256(bytes))).collect(),
     };
     Ok((record, objects))
+}
+
+/// Takes out of an object's symbols the hashes of the crates that they belong to: those depend on the
+/// directory that the workspace lies in.
+fn name_without_hashes(object: &Path) -> Result<()> {
+    let symbols =
+        capture(Command::new(Path::new(LLVM).join("bin/llvm-nm")).arg("--just-symbol-name").arg(object))?;
+    let mut objcopy = Command::new(Path::new(LLVM).join("bin/llvm-objcopy"));
+    for symbol in symbols.lines().filter(|s| s.starts_with("_R")) {
+        objcopy.arg(format!("--redefine-sym={symbol}={}", without_hashes(symbol)));
+    }
+    run(objcopy.arg(object))
+}
+
+/// A mangled name (Rust RFC 2603) without its crates' disambiguators: `Cs`, base 62, `_`.
+fn without_hashes(symbol: &str) -> String {
+    let mut parts = symbol.split("Cs");
+    let mut name = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let rest = part.split_once('_').filter(|(hash, _)| hash.chars().all(|c| c.is_ascii_alphanumeric()));
+        name += "C";
+        name += rest.map_or(part, |(_, rest)| rest);
+    }
+    name
 }
 
 fn name_of(architecture: &str) -> String {
@@ -266,4 +291,14 @@ fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
         files.push(path.into());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn symbols_lose_their_hashes() {
+        let name = super::without_hashes("_RNvNtCs1UeUo4knYD4_7gotrace11diagnostics11say_dropped");
+        assert_eq!(name, "_RNvNtC7gotrace11diagnostics11say_dropped");
+        assert_eq!(super::without_hashes("park"), "park");
+    }
 }

@@ -18,11 +18,15 @@ pub const GO_VERSIONS: [&str; 9] =
 /// The Go version that fetches the others where the machine has none that can.
 const GO_BOOTSTRAP: &str = "1.26.6";
 
+/// Servers written in Go, with a profile endpoint: Debian's package, and the program in it.
+const SERVERS: [(&str, &str); 2] = [("prometheus", "prometheus"), ("etcd-server", "etcd")];
+
 /// Runs `cargo xtask setup`.
 pub fn main() -> Result<()> {
     apt_install(&["gcc", "libc6-dev", "pkg-config", "git", "ca-certificates"])?;
     go()?;
     ebpf::setup()?;
+    servers()?;
     if cfg!(target_arch = "x86_64") {
         kernels::setup()?;
         arm64::setup()?;
@@ -30,6 +34,39 @@ pub fn main() -> Result<()> {
         apt_install(&["qemu-user"])?;
     } else {
         println!("SKIPPED: the virtual machines are set up on x86-64 only");
+    }
+    Ok(())
+}
+
+/// Servers that the tests dump, out of Debian's packages. They are not installed: nothing is started, and
+/// the machine keeps its own.
+fn servers() -> Result<()> {
+    let place = cache_dir().join("servers");
+    fs::create_dir_all(&place).with_context(|| format!("making {}", place.display()))?;
+    for (package, program) in SERVERS {
+        let wanted = place.join(program);
+        if wanted.exists() {
+            continue;
+        }
+        println!("fetching {program}");
+        let fresh = place.join(format!("{program}.new"));
+        if fresh.exists() {
+            fs::remove_dir_all(&fresh)?;
+        }
+        fs::create_dir_all(&fresh)?;
+        let download = || run(Command::new("apt-get").current_dir(&fresh).args(["-qq", "download", package]));
+        if download().is_err() {
+            run(Command::new("apt-get").args(["-qq", "update"]))?;
+            download()?;
+        }
+        let archive = fs::read_dir(&fresh)?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .find(|path| path.extension().is_some_and(|e| e == "deb"))
+            .with_context(|| format!("`apt-get download {package}` left no package"))?;
+        run(Command::new("dpkg-deb").arg("-x").arg(&archive).arg(&fresh))?;
+        fs::rename(fresh.join("usr/bin").join(program), &wanted)
+            .with_context(|| format!("{program} is not in {}", archive.display()))?;
+        fs::remove_dir_all(&fresh)?;
     }
     Ok(())
 }

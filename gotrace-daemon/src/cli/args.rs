@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum, value_parser};
 use super::{CliError, values};
 use crate::{
     level::Level,
+    pipeline::LeftBehind,
     sink::otlp::{ExportConfig, OtlpConfig, OtlpFlags, Temporality, config::metric_interval_from_env},
 };
 
@@ -37,6 +38,7 @@ Examples:
   gotrace exec -- ./server --port 8080
   gotrace exec --export spans.json -- ./service.test -test.run TestPool
   gotrace exec --follow-children --export spans.json -- go test ./...
+  gotrace exec --fail-on left_behind -- go test ./...
 
 Signals, standard streams and the exit status of the command pass through. gotrace's own results
 go to stderr, as stdout belongs to the command.")]
@@ -44,6 +46,14 @@ pub struct ExecArgs {
     /// Trace the Go programs, too, that the command starts
     #[arg(long)]
     pub follow_children: bool,
+    /// Tell which goroutines the program leaves behind when it ends, and end with exit code 10 if it
+    /// succeeded but left some. With `go test` each test program is judged, from its goroutine 1 on;
+    /// traces at level full
+    #[arg(long, value_parser = ["left_behind"], hide_possible_values = true, value_name = "left_behind")]
+    pub fail_on: Option<String>,
+    /// Where to leave what was found, for the gotrace that started `go test`
+    #[arg(long, value_name = "DIRECTORY", hide = true, requires = "fail_on")]
+    pub left_behind_to: Option<PathBuf>,
     /// How to trace and what to do with it.
     #[command(flatten)]
     pub trace: TraceArgs,
@@ -81,8 +91,9 @@ Examples:
   gotrace doctor
   gotrace doctor --format json | jq '.checks[] | select(.state != \"ok\")'
 
-Tells by trying: makes a ring buffer, loads programs, puts a probe on gotrace itself. Ends with
-0 when the events engine works here, with 3 when something is missing.")]
+Tells by trying: makes a ring buffer, loads programs, puts a probe on gotrace itself, reads the
+memory of a child. Ends with 0 when the events engine works here, with 3 when only snapshots or
+nothing does.")]
 pub struct DoctorArgs {
     /// Text for people, or one JSON object (schema gotrace.doctor/1)
     #[arg(long, value_enum, default_value_t = TextOrJson::Text, value_name = "FORMAT")]
@@ -215,6 +226,18 @@ pub enum Engine {
     Events,
     /// No eBPF: the process's memory is read each --interval; births and deaths are the differences
     Snapshot,
+}
+
+impl ExecArgs {
+    /// Whose goroutines are told that are left behind.
+    #[must_use]
+    pub fn left_behind(&self) -> LeftBehind {
+        match (&self.fail_on, self.follow_children) {
+            (None, _) => LeftBehind::Nobody,
+            (Some(_), true) => LeftBehind::Everybody,
+            (Some(_), false) => LeftBehind::Tests,
+        }
+    }
 }
 
 impl TraceArgs {

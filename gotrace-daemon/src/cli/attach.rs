@@ -2,7 +2,7 @@
 
 use super::{AttachArgs, CliError, Exit, trace};
 use crate::{
-    pipeline::{Line, Stop},
+    pipeline::{LeftBehind, Line, Stop},
     process::Target,
 };
 
@@ -16,7 +16,7 @@ pub fn run(args: AttachArgs) -> Result<Exit, CliError> {
     let background = trace::Background::start(&args.trace)?;
     let stop = Stop::default();
     background.stop_on_signals(&stop)?;
-    let mut line = Line::new(args.trace.line_config(false), background.exporter())?;
+    let mut line = Line::new(args.trace.line_config(false, LeftBehind::Nobody), background.exporter())?;
     let mut display = trace::Display::new(&args.trace, false);
     line.trace(target)?;
     trace::say_engine(&line, &args.trace, false);

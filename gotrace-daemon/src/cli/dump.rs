@@ -111,6 +111,8 @@ pub(super) struct Process {
     executable: String,
     build_id: String,
     mapping: Option<Mapped>,
+    /// Whether the engine's warning was passed on.
+    warned: bool,
 }
 
 impl Process {
@@ -130,12 +132,18 @@ impl Process {
         let live = Live::new(&target, Arc::new(binary)).map_err(|e| error(pid, &e))?;
         let mapping = target.executable_mappings()?.into_iter().find(|m| m.executable);
         let mapping = mapping.map(|m| Mapped { start: m.start, end: m.end, file_offset: m.file_offset });
-        Ok(Self { target, live, executable, build_id: build_id.unwrap_or_default(), mapping })
+        Ok(Self { target, live, executable, build_id: build_id.unwrap_or_default(), mapping, warned: false })
     }
 
     /// Reads its goroutines now. What could not be seen is warned of.
     pub fn take(&mut self, options: Options) -> Result<Snapshot, CliError> {
-        self.live.take(options).map_err(|e| error(self.target.pid(), &e))
+        let pid = self.target.pid();
+        let snapshot = self.live.take(options).map_err(|e| error(pid, &e))?;
+        if let Some(warning) = self.live.warning().filter(|_| !self.warned) {
+            tracing::warn!(pid, "{warning}");
+            self.warned = true;
+        }
+        Ok(snapshot)
     }
 
     pub fn names(&self) -> Names {
@@ -170,7 +178,7 @@ pub(super) fn write_to(
     done.map_err(|e| CliError::failure(format!("cannot write the results to {}: {e}", path.display())))
 }
 
-fn error(pid: u32, e: &SnapshotError) -> CliError {
+pub(super) fn error(pid: u32, e: &SnapshotError) -> CliError {
     let what = match e {
         SnapshotError::Process(_) => e.to_string(),
         _ => format!("process {pid}: {e}"),

@@ -1,11 +1,15 @@
 //! `gotrace exec`: starts a command with the probes in place.
 
-use std::thread;
+use std::{
+    io::{self, Write},
+    thread,
+};
 
-use super::{CliError, ExecArgs, Exit, trace};
+use super::{CliError, ExecArgs, Exit, Format, go_test, trace};
 use crate::{
-    pipeline::{Line, LineError, Stop},
+    pipeline::{LeftProcess, Line, LineError, Stop},
     process::{Forwarder, Spawned},
+    sink::leaks::{self, Header, When},
 };
 
 /// Runs the command and ends with its exit status.
@@ -14,8 +18,13 @@ use crate::{
 /// When it cannot be started, with the exit code of a shell: 127 or 126; when it cannot be traced
 /// though it is a Go program. What goes wrong later is said, and is the exit status of a command that
 /// ended well.
-pub fn run(args: ExecArgs) -> Result<Exit, CliError> {
+pub fn run(mut args: ExecArgs) -> Result<Exit, CliError> {
     args.trace.check()?;
+    let format = args.trace.format;
+    if args.left_behind_to.is_some() {
+        // Of what is for others nothing is shown.
+        args.trace.format = Format::Table;
+    }
     if args.follow_children && args.trace.engine == super::args::Engine::Snapshot {
         return Err(CliError::usage("--follow-children needs the events engine").help(
             "leave --engine out, or trace one program: gotrace exec --engine snapshot -- ./package.test",
@@ -24,22 +33,28 @@ pub fn run(args: ExecArgs) -> Result<Exit, CliError> {
     let Some((command, arguments)) = args.command.split_first() else {
         return Err(CliError::usage("no command to execute"));
     };
+    if let Some(run) = go_test::Run::of(&args) {
+        return run.run();
+    }
     // Forks, so it comes before there are threads.
     let mut child = Spawned::prepare(command, arguments)?;
     let pid = child.pid();
     let background = trace::Background::start(&args.trace)?;
-    let mut line = Line::new(args.trace.line_config(args.follow_children), background.exporter())?;
+    // The program that runs a test is a child of `go test`.
+    let follow_children = args.follow_children || args.fail_on.is_some();
+    let mut line =
+        Line::new(args.trace.line_config(follow_children, args.left_behind()), background.exporter())?;
     let ended = Stop::default();
     let mut display = trace::Display::new(&args.trace, true);
     match child.target().map_err(LineError::from).and_then(|target| line.trace(target)) {
         Ok(()) => {
-            trace::say_engine(&line, &args.trace, args.follow_children);
+            trace::say_engine(&line, &args.trace, follow_children);
             if let Some(traced) = line.first() {
                 display.began(traced, &ended)?;
             }
         }
         Err(error @ LineError::Program { .. }) => {
-            let children = if args.follow_children { ", only Go programs that it starts" } else { "" };
+            let children = if follow_children { ", only Go programs that it starts" } else { "" };
             eprintln!("gotrace: {error}: it runs without probes{children}");
             line.follow(pid);
         }
@@ -60,12 +75,13 @@ pub fn run(args: ExecArgs) -> Result<Exit, CliError> {
             status
         })
     };
-    let result = if line.tracing() > 0 || args.follow_children {
+    let result = if line.tracing() > 0 || follow_children {
         trace::run(&mut line, &ended, args.trace.duration, &mut display)
     } else {
         Ok(())
     };
     // With --duration the tracing may end first: the probes go, the command goes on.
+    let left = line.take_left_behind();
     let finished = trace::finish(line, background, display);
     let status = waiter
         .join()
@@ -90,5 +106,54 @@ pub fn run(args: ExecArgs) -> Result<Exit, CliError> {
             exit = error.exit();
         }
     }
-    Ok(exit)
+    let found = match &args.left_behind_to {
+        None => left_behind(&mut io::stderr().lock(), left, format)?,
+        Some(directory) => {
+            let mut text = Vec::new();
+            if left_behind(&mut text, left, format)? {
+                go_test::leave(directory, pid, &text)?;
+            }
+            // Whoever asked for it tells.
+            false
+        }
+    };
+    Ok(if exit == Exit::DONE && found { Exit::FINDINGS } else { exit })
+}
+
+/// Tells what was left behind; whether it was anything.
+fn left_behind(out: &mut impl Write, left: Vec<LeftProcess>, format: Format) -> io::Result<bool> {
+    let mut found = false;
+    for process in left {
+        if process.unknown > 0 || process.lossy {
+            tracing::warn!(
+                pid = process.pid,
+                born_unseen = process.unknown,
+                events_lost = process.lossy,
+                "what the program left behind is not known exactly"
+            );
+        }
+        if process.findings.is_empty() && format == Format::Table {
+            continue;
+        }
+        found |= !process.findings.is_empty();
+        let header = Header {
+            pid: process.pid,
+            executable: &process.executable,
+            go_version: &process.go_version,
+            engine: "events",
+            time_unix_nano: process.time_unix_nano,
+            duration_ns: 0,
+            looks: 0,
+            goroutines: process.alive,
+            when: When::AtItsEnd,
+            references_complete: true,
+        };
+        let mut names = process.names;
+        match format {
+            Format::Table => leaks::text::write(out, header, &process.findings, &mut names)?,
+            Format::Json => leaks::json::write(out, header, &process.findings, &mut names)?,
+        }
+    }
+    out.flush()?;
+    Ok(found)
 }

@@ -15,6 +15,8 @@ mod dump;
 mod dump_args;
 mod error;
 mod exec;
+mod go_test;
+mod leaks;
 mod man;
 mod output;
 mod trace;
@@ -28,6 +30,7 @@ pub use args::{
 pub use diagnostics::Diagnostics;
 pub use dump_args::{DiffArgs, DumpArgs, DumpFormat};
 pub use error::{CliError, Exit};
+pub use leaks::{GraphFormat, LeaksArgs};
 pub use output::{Stdout, is_broken_pipe};
 
 /// Shows and traces the goroutines of running Go programs, from outside
@@ -42,7 +45,8 @@ pub use output::{Stdout, is_broken_pipe};
     color = ColorChoice::Auto,
     before_help = EXAMPLES,
     after_help = "Exit codes: 0 done, 1 failure, 2 usage, 3 permission or capability missing, \
-                  4 not a Go program or not supported, 5 the target is gone.",
+                  4 not a Go program or not supported, 5 the target is gone, \
+                  10 findings (with --fail-on).",
     subcommand_required = true,
     arg_required_else_help = true,
     max_term_width = 100
@@ -84,6 +88,7 @@ Examples:
   gotrace attach --pid 1234                     live table of a running program
   gotrace attach --pid 1234 --duration 10s --export spans.json
   gotrace dump --pid 1234                       every goroutine now, without eBPF
+  gotrace leaks --pid 1234 --watch 60s          what will not finish, and why
   gotrace diff before.json pid:1234             what grew since that dump
   gotrace exec -- ./server --port 8080          from goroutine 1 on
   gotrace inspect ./server                      what the binary tells";
@@ -97,6 +102,8 @@ pub enum Command {
     Exec(ExecArgs),
     /// Show every goroutine of a running Go program now
     Dump(DumpArgs),
+    /// Show goroutines that will not finish, and why that is believed
+    Leaks(leaks::LeaksArgs),
     /// Compare two dumps: which goroutines are new, more, fewer, gone
     Diff(DiffArgs),
     /// Show what a Go binary tells, and where it would be probed
@@ -120,6 +127,7 @@ pub fn run(cli: Cli) -> Result<Exit, CliError> {
         Command::Attach(args) => attach::run(args),
         Command::Exec(args) => exec::run(args),
         Command::Dump(args) => dump::run(&args),
+        Command::Leaks(args) => leaks::run(&args),
         Command::Diff(args) => diff::run(&args),
         Command::Inspect(args) => binary::run(args),
         Command::Doctor(args) => doctor::run(&args),

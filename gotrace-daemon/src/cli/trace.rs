@@ -10,7 +10,8 @@ use tokio::runtime::Runtime;
 
 use super::{CliError, Format, TraceArgs, diagnostics::HoldBack, is_broken_pipe};
 use crate::{
-    pipeline::{Engine, Line, LineConfig, LineError, Stop, Traced},
+    level::Level,
+    pipeline::{Engine, LeftBehind, Line, LineConfig, LineError, Stop, Traced},
     process::ResourceOptions,
     sink::{
         json,
@@ -26,14 +27,17 @@ const FLUSH_WITHIN: Duration = Duration::from_secs(5);
 
 impl TraceArgs {
     /// The line's configuration.
-    pub(super) fn line_config(&self, follow_children: bool) -> LineConfig {
+    pub(super) fn line_config(&self, follow_children: bool, left_behind: LeftBehind) -> LineConfig {
         LineConfig {
             engine: match self.engine {
+                // Only events tell who was there at the end.
+                _ if left_behind != LeftBehind::Nobody => Engine::Events,
                 super::args::Engine::Auto => Engine::Auto,
                 super::args::Engine::Events => Engine::Events,
                 super::args::Engine::Snapshot => Engine::Snapshot,
             },
-            level: self.level,
+            // A goroutine that somebody has woken is not left behind, and only the fullest level sees that.
+            level: if left_behind != LeftBehind::Nobody { Level::Full } else { self.level },
             min_wait: self.min_wait,
             stack_depth: self.stack_depth,
             interval: self.interval,
@@ -45,6 +49,7 @@ impl TraceArgs {
             follow_children,
             resource: ResourceOptions { command_args: self.resource_command_args },
             kernel_log_level: self.kernel_log,
+            left_behind,
             record: self.record.clone(),
         }
     }

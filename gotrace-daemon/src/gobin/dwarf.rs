@@ -58,6 +58,7 @@ const STRUCTURES: [(&str, &[&str]); 8] = [
             "waiting",
             "labels",
             "coroarg",
+            "trackingSeq",
         ],
     ),
     ("runtime.m", &["g0", "procid", "curg", "p", "id"]),

@@ -200,6 +200,21 @@ impl Binary {
             && KERNEL_FIELDS.iter().any(|f| self.offsets.0.get(f).is_some_and(|o| o.source == Source::Table))
     }
 
+    /// What the offsets would be if the binary were of each class of versions that is known, by the class's
+    /// first minor version, oldest first; what its debug information says stays. For a binary that is newer
+    /// than all of them, or whose runtime was changed.
+    #[must_use]
+    pub fn offsets_by_class(&self) -> Vec<(u32, Offsets)> {
+        let told = || self.offsets.0.iter().filter(|(_, o)| o.source == Source::Dwarf);
+        versions::classes()
+            .map(|minor| {
+                let table = versions::offsets(minor)
+                    .map(|(field, value)| (field, Offset { value, source: Source::Table }));
+                (minor, Offsets(table.chain(told().map(|(&field, &o)| (field, o))).collect()))
+            })
+            .collect()
+    }
+
     /// Whether `g.parentGoid` exists and lies 8 bytes before `g.gopc`
     /// ([`gotrace_common::flags::PARENT_GOID`]).
     #[must_use]
@@ -317,6 +332,12 @@ impl Binary {
     #[must_use]
     pub fn load_bias(&self, mapping_start: u64, mapping_file_offset: u64) -> Option<u64> {
         elf::load_bias(&self.segments, mapping_start, mapping_file_offset)
+    }
+
+    /// Link-time addresses of what is writable: the program's variables.
+    pub fn variables(&self) -> impl Iterator<Item = std::ops::Range<u64>> + '_ {
+        let writable = self.segments.iter().filter(|s| s.flags & object::elf::PF_W.0 != 0);
+        writable.map(|s| s.address..s.address.saturating_add(s.memory_size))
     }
 }
 

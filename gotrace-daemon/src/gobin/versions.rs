@@ -13,7 +13,7 @@ pub(super) const NEWEST: u32 = 27;
 const NONE: u32 = u32::MAX;
 
 /// Names of the fields, in the order of the columns of [`ROWS`].
-pub(super) const FIELDS: [&str; 43] = [
+pub(super) const FIELDS: [&str; 44] = [
     "g.stack.lo",
     "g.stack.hi",
     "g.m",
@@ -57,6 +57,7 @@ pub(super) const FIELDS: [&str; 43] = [
     "pollDesc.fd",
     "pollDesc.rg",
     "pollDesc.wg",
+    "g.trackingSeq",
 ];
 
 /// (first version, offsets in the order of [`FIELDS`]).
@@ -64,28 +65,33 @@ pub(super) const FIELDS: [&str; 43] = [
 const ROWS: [(u32, [u32; FIELDS.len()]); 6] = [
     (18, [0, 8, 48, 56, 64, 96, 104, 112, 120, NONE, 144, 152, 160, 168, 176, NONE, 232, NONE, 296, 312, 328, 360, NONE,
           0, 72, 192, 208, 232,
-          0, 24, NONE, 64, 80, NONE, 0, 8, 24, 28, 56, 72, 8, 24, 32]),
+          0, 24, NONE, 64, 80, NONE, 0, 8, 24, 28, 56, 72, 8, 24, 32, 189]),
     (21, [0, 8, 48, 56, 64, 96, 104, 112, 120, NONE, 144, 152, 160, 168, 176, NONE, 208, 272, 280, 296, 312, 344, NONE,
           0, 72, 192, 208, 232,
-          0, 24, NONE, 64, 80, NONE, 0, 8, 24, 28, 56, 72, 8, 32, 40]),
+          0, 24, NONE, 64, 80, NONE, 0, 8, 24, 28, 56, 72, 8, 32, 40, 188]),
     (22, [0, 8, 48, 56, 64, 96, 104, 112, 120, NONE, 144, 152, 160, 168, 176, 187, 208, 272, 280, 296, 312, 344, 368,
           0, 72, 192, 208, 232,
-          0, 24, NONE, 64, 80, NONE, 0, 8, 24, 28, 56, 72, 8, 32, 40]),
+          0, 24, NONE, 64, 80, NONE, 0, 8, 24, 28, 56, 72, 8, 32, 40, 191]),
     (23, [0, 8, 48, 56, 64, 96, 104, 112, 120, 128, 152, 160, 168, 176, 184, 195, 216, 280, 288, 304, 320, 352, 384,
           0, 72, 192, 208, 232,
-          0, 24, NONE, 64, 80, NONE, 0, 8, 24, 28, 64, 80, 8, 32, 40]),
+          0, 24, NONE, 64, 80, NONE, 0, 8, 24, 28, 64, 80, 8, 32, 40, 199]),
     (25, [0, 8, 48, 56, 64, 88, 96, 104, 112, 120, 144, 152, 160, 168, 176, 187, 208, 272, 280, 296, 312, 344, 376,
           0, 64, 184, 200, 224,
-          0, 24, NONE, 64, 80, NONE, 0, 8, 24, 28, 64, 80, 8, 32, 40]),
+          0, 24, NONE, 64, 80, NONE, 0, 8, 24, 28, 64, 80, 8, 32, 40, 191]),
     (26, [0, 8, 48, 56, 64, 88, 96, 104, 112, 120, 144, 152, 160, 168, 176, 187, 208, 280, 288, 304, 320, 352, 384,
           0, 64, 184, 208, 232,
-          0, 24, 32, 72, 88, 96, 0, 8, 24, 28, 64, 80, 8, 32, 40]),
+          0, 24, 32, 72, 88, 96, 0, 8, 24, 28, 64, 80, 8, 32, 40, 191]),
 ];
 
 /// Offsets of a version's fields, those that it has.
 pub(super) fn offsets(minor: u32) -> impl Iterator<Item = (&'static str, u32)> {
     let row = ROWS.iter().rev().find(|(first, _)| *first <= minor).unwrap_or(&ROWS[0]);
     FIELDS.iter().copied().zip(row.1).filter(|&(_, offset)| offset != NONE)
+}
+
+/// The first version of each class of versions, oldest first.
+pub(super) fn classes() -> impl Iterator<Item = u32> {
+    ROWS.iter().map(|&(first, _)| first)
 }
 
 /// Offset of `moduledata.gofunc`.

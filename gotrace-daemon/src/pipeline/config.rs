@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use super::LeftBehind;
 use crate::{level::Level, process::ResourceOptions};
 
 /// Where figures come from.
@@ -48,6 +49,8 @@ pub struct LineConfig {
     pub resource: ResourceOptions,
     /// Level of the kernel side's own diagnostics, 0 to 5.
     pub kernel_log_level: u8,
+    /// Whose goroutines to tell that are left behind at the end.
+    pub left_behind: LeftBehind,
     /// A file that every record is written to.
     pub record: Option<PathBuf>,
 }

@@ -1,45 +1,26 @@
 //! One traced process: its program, table, symbols and probes.
 
-use std::{
-    collections::HashSet,
-    path::Path,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::HashSet, path::Path, sync::Arc, time::Instant};
 
 use foldhash::fast::FixedState;
 use gotrace_common::{ProcessConfig, ROW_SYSCALL, flags};
 
-use super::{
-    LineConfig, LineError,
-    cost::ProbeCost,
-    seed::{Pace, Progress, Snapshots},
-};
+use super::{LineConfig, LineError, behind::Behind, cost::ProbeCost, seed::Snapshots};
 use crate::{
     decode::{Event, OpenWait},
     gobin::{Binary, Event as ProbeEvent, Plan, Probe, Source},
     ids::ProcessKey,
     kernel::Attachment,
     level::Level,
-    process::{Clock, GoFacts, ProcessError, Target, Watch, resource},
+    process::{Clock, GoFacts, Target, Watch, resource},
     sink::model::{GoroutineSpan, Resource, Span, WaitSpan, Waker},
-    snapshot::{Live, SnapshotError},
+    snapshot::Live,
     symbolize::Symbolizer,
     table::{Ended, Output, Table, Waited, Waker as TableWaker},
 };
 
 /// Births with an impossible entry address that are put down to chance before tracing is given up.
 const IMPLAUSIBLE_LIMIT: u64 = 3;
-/// How long a program may take to make its first goroutine before that is held to be impossible.
-const START_WITHIN: Duration = Duration::from_secs(2);
-/// How long a program is given to begin before a snapshot is taken of it.
-const LAID_OUT_WITHIN: Duration = Duration::from_millis(50);
-/// Snapshots take at most one part in so many of a core's time, beside probes and without.
-const SHARE_WITH_EVENTS: u32 = 100;
-const SHARE_ALONE: u32 = 10;
-/// How long the user waits for the last snapshot.
-const LAST_LOOK_WITHIN: Duration = Duration::from_millis(200);
-
 /// A process that is traced.
 pub struct Traced {
     pub(super) number: u32,
@@ -48,7 +29,7 @@ pub struct Traced {
     pub(super) watch: Watch,
     pub(super) cost: ProbeCost,
     pub(super) symbolizer: Symbolizer,
-    bias_known: bool,
+    pub(super) bias_known: bool,
     pub(super) table: Table,
     pub(super) resource: Arc<Resource>,
     key: ProcessKey,
@@ -67,17 +48,18 @@ pub struct Traced {
     pub(super) sampled_out: u64,
     outputs: Vec<Output>,
     executed: bool,
-    yet_to_execute: bool,
+    pub(super) yet_to_execute: bool,
     expects_execution: bool,
+    pub(super) behind: Option<Behind>,
     /// Whether births and deaths come from snapshots only.
-    sampled: bool,
+    pub(super) sampled: bool,
     /// Until the thread that takes snapshots has it.
-    live: Option<Live>,
+    pub(super) live: Option<Live>,
     pub(super) snapshots: Option<Snapshots>,
     /// `None` when there are to be none.
-    first_snapshot: Option<Instant>,
+    pub(super) first_snapshot: Option<Instant>,
     /// Whether a snapshot was held against the table since the last report.
-    fresh: bool,
+    pub(super) fresh: bool,
 }
 
 impl Traced {
@@ -148,17 +130,16 @@ impl Traced {
             });
         }
         let bias = bias_of(&target, &binary);
+        let binary = Arc::new(binary);
+        let file = target.executable_file().try_clone().ok().map(Arc::new);
+        let behind = Behind::new(line, &binary, file.clone(), number == 1);
         Ok(Self {
             number,
             slot,
             cost: ProbeCost::new(&plan),
             watch,
             bias_known: bias.is_some(),
-            symbolizer: Symbolizer::new(
-                Arc::new(binary),
-                target.executable_file().try_clone().ok().map(Arc::new),
-                bias.unwrap_or(0),
-            ),
+            symbolizer: Symbolizer::new(binary, file, bias.unwrap_or(0)),
             table: Table::new(u64::try_from(line.trace_root_age.as_nanos()).unwrap_or(u64::MAX)),
             resource,
             key: target.identity.key(),
@@ -179,6 +160,7 @@ impl Traced {
             executed: false,
             yet_to_execute: target.is_yet_to_execute(),
             expects_execution: target.is_yet_to_execute(),
+            behind,
             sampled,
             live: None,
             snapshots: None,
@@ -203,168 +185,7 @@ impl Traced {
         self.began_ns = Clock::now_monotonic_ns();
         self.reported_ns = self.began_ns;
         self.table.begin(self.began_ns);
-        let now = Instant::now();
-        self.first_snapshot = if self.sampled {
-            self.table.become_sampled();
-            Some(now)
-        } else if self.yet_to_execute {
-            // Events tell everything from the first goroutine on.
-            line.reconcile.map(|every| now + every)
-        } else if beginning {
-            Some(now + LAID_OUT_WITHIN)
-        } else {
-            self.live.is_some().then_some(now)
-        };
-    }
-
-    /// Whether the living process's memory is laid out as the program's version has it; before anything
-    /// is believed. A process that may not be read is traced by events all the same, which are checked
-    /// as they come.
-    pub(super) fn check_layout(&mut self) -> Result<(), LineError> {
-        let pid = self.pid();
-        let newer = |what: &str| {
-            let binary = self.symbolizer.binary();
-            if binary.layout_is_extrapolated() {
-                tracing::warn!(pid, "{} is newer than this gotrace knows: {what}", binary.go_version().text);
-            }
-        };
-        let later = "it is traced with the newest known layout, as long as what is read makes sense";
-        if self.yet_to_execute {
-            newer(later);
-            return Ok(());
-        }
-        match self.read_layout() {
-            Ok(live) => {
-                newer("the newest known layout is used, which its goroutines in memory fit");
-                tracing::debug!(pid, "its goroutines look like those of its version of Go");
-                self.live = Some(live);
-                Ok(())
-            }
-            Err(error @ SnapshotError::Process(ProcessError::Gone { .. })) => Err(self.unreadable(error)),
-            Err(error @ (SnapshotError::Implausible { .. } | SnapshotError::NotStarted)) => {
-                Err(self.unreadable(error))
-            }
-            Err(error) if self.sampled => Err(self.unreadable(error)),
-            Err(error) => {
-                newer(later);
-                tracing::warn!(
-                    pid,
-                    "goroutines older than the attachment are known once they have waited, and what gets lost is \
-                     not mended: {error}"
-                );
-                Ok(())
-            }
-        }
-    }
-
-    fn read_layout(&self) -> Result<Live, SnapshotError> {
-        let mut live = Live::new(&self.target, Arc::clone(self.symbolizer.shared_binary()))?;
-        let begin = Instant::now();
-        loop {
-            match live.check_layout() {
-                Ok(()) => return Ok(live),
-                // A process that has only just been started is not laid out yet.
-                Err(SnapshotError::NotStarted | SnapshotError::Implausible { .. })
-                    if begin.elapsed() < START_WITHIN && !self.watch.has_ended() =>
-                {
-                    std::thread::sleep(Duration::from_millis(20));
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    fn unreadable(&self, error: SnapshotError) -> LineError {
-        match error {
-            SnapshotError::Process(error) => error.into(),
-            SnapshotError::Implausible { why, .. } => self.implausible_because(why),
-            error @ SnapshotError::NotStarted => self.implausible_because(error.to_string()),
-            error => LineError::Unreadable { pid: self.pid(), error },
-        }
-    }
-
-    /// Looks after snapshots; `drained`: whether the ring was found empty just now. Whether there is more
-    /// to do at once.
-    pub(super) fn tend_snapshots(
-        &mut self,
-        now: Instant,
-        drained: bool,
-        line: &LineConfig,
-    ) -> Result<bool, LineError> {
-        if self.snapshots.is_none() && !self.start_snapshots(now, line)? {
-            return Ok(false);
-        }
-        let Some(snapshots) = &mut self.snapshots else { return Ok(false) };
-        match snapshots.tend(&mut self.table, now, drained) {
-            Ok(Progress::Nothing) => Ok(false),
-            Ok(Progress::Part) => Ok(true),
-            Ok(Progress::Done) => {
-                self.fresh = true;
-                Ok(false)
-            }
-            Err(error) => {
-                self.give_snapshots_up(error)?;
-                Ok(false)
-            }
-        }
-    }
-
-    /// One snapshot more, so that the end is shown as it is; unless that takes long.
-    pub(super) fn look_once_more(&mut self, line: &LineConfig) -> Result<(), LineError> {
-        let Some(snapshots) = &mut self.snapshots else { return Ok(()) };
-        snapshots.hurry();
-        let begin = Instant::now();
-        self.fresh = false;
-        while !self.fresh && begin.elapsed() < LAST_LOOK_WITHIN && !self.watch.has_ended() {
-            if !self.tend_snapshots(Instant::now(), true, line)? {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        }
-        Ok(())
-    }
-
-    fn start_snapshots(&mut self, now: Instant, line: &LineConfig) -> Result<bool, LineError> {
-        let Some(first) = self.first_snapshot.filter(|first| *first <= now && !self.yet_to_execute) else {
-            return Ok(false);
-        };
-        self.first_snapshot = None;
-        let live = match self.live.take() {
-            Some(live) => live,
-            None => match Live::new(&self.target, Arc::clone(self.symbolizer.shared_binary())) {
-                Ok(live) => live,
-                Err(error) => {
-                    self.give_snapshots_up(error)?;
-                    return Ok(false);
-                }
-            },
-        };
-        let pace = Pace {
-            every: if self.sampled { Some(line.interval) } else { line.reconcile },
-            share: if self.sampled { SHARE_ALONE } else { SHARE_WITH_EVENTS },
-            events: !self.sampled,
-            level: self.level,
-        };
-        if !self.bias_known {
-            self.symbolizer.set_bias(live.bias());
-            self.bias_known = true;
-        }
-        match Snapshots::start(live, pace, first) {
-            Ok(snapshots) => self.snapshots = Some(snapshots),
-            Err(error) => tracing::warn!(pid = self.pid(), %error, "no snapshots: no thread for them"),
-        }
-        Ok(self.snapshots.is_some())
-    }
-
-    /// Events go on without; where there are none that is the end.
-    fn give_snapshots_up(&mut self, error: SnapshotError) -> Result<(), LineError> {
-        if self.watch.has_ended() || self.watch.has_executed_another_program() {
-            return Ok(());
-        }
-        if self.sampled {
-            return Err(self.unreadable(error));
-        }
-        tracing::warn!(pid = self.pid(), "what gets lost is not mended any more: {error}");
-        Ok(())
+        self.expect_snapshots(line, beginning);
     }
 
     /// Whether a snapshot has been held against the table since this was asked.
@@ -459,9 +280,15 @@ impl Traced {
             self.executed = !std::mem::take(&mut self.expects_execution);
             return;
         }
+        if let (Event::Create(create), Some(behind)) = (event, &mut self.behind) {
+            behind.born(create.goid, create.parent_goid, create.entry_pc, create.created_pc);
+        }
         let mut outputs = std::mem::take(&mut self.outputs);
         self.table.apply(event, &mut outputs);
         for output in outputs.drain(..) {
+            if let (Output::Waited(waited), Some(behind)) = (&output, &mut self.behind) {
+                behind.waited(waited.goid, &waited.frames);
+            }
             let root = match &output {
                 Output::Ended(e) => e.root,
                 Output::Waited(w) => w.root,
@@ -529,6 +356,20 @@ impl Traced {
 
     pub(super) fn begin_open_waits(&mut self) {
         self.table.begin_open_waits();
+        if let Some(behind) = &mut self.behind {
+            behind.begin_waits();
+        }
+    }
+
+    /// Looks at the stacks, if it is to be known who is left behind.
+    pub(super) fn look_at_stacks(&mut self) {
+        if self.yet_to_execute {
+            return;
+        }
+        if let Some(mut behind) = self.behind.take() {
+            behind.look(self);
+            self.behind = Some(behind);
+        }
     }
 
     pub(super) fn open_wait(&mut self, wait: &OpenWait) {
@@ -557,7 +398,7 @@ impl Traced {
         )))
     }
 
-    fn implausible_because(&self, why: String) -> LineError {
+    pub(super) fn implausible_because(&self, why: String) -> LineError {
         let binary = self.symbolizer.binary();
         let from_dwarf = binary.offsets().0.values().any(|o| o.source == Source::Dwarf);
         LineError::Implausible {
@@ -568,8 +409,9 @@ impl Traced {
         }
     }
 
+    /// Whether it has ended, or is about to: its executable is taken away a little before.
     pub(super) fn has_ended(&self) -> bool {
-        self.watch.has_ended()
+        self.watch.has_ended() || std::fs::metadata(self.probe_path()).is_err()
     }
 
     /// `None` while it runs what it ran when tracing began.
@@ -591,10 +433,8 @@ impl Traced {
         self.executed
     }
 
-    pub(super) fn detach(mut self) {
-        if let Some(attachment) = self.attachment.take() {
-            attachment.detach();
-        }
+    pub(super) fn take_attachment(&mut self) -> Option<Attachment> {
+        self.attachment.take()
     }
 }
 

@@ -20,8 +20,8 @@ pub struct Piece {
     pub len: usize,
 }
 
-/// Something that memory can be read from: a living process, or one that was saved.
-pub trait ReadMemory {
+/// Something that memory can be read from, by several threads: a living process, or one that was saved.
+pub trait ReadMemory: Sync {
     /// Reads many pieces at once, one behind the other into `buffer`, which must have the length of all
     /// together. `failed` is cleared, and gets the indices, ascending, of the pieces of which anything was
     /// not readable; what the buffer holds for those means nothing.

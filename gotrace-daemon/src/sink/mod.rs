@@ -2,6 +2,7 @@
 
 pub mod dump;
 pub mod json;
+pub mod leaks;
 pub mod model;
 pub mod otlp;
 pub mod text;

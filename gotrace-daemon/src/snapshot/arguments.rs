@@ -4,7 +4,7 @@
 //!
 //! Input: the tables, in the process's read-only data, where [`Binary::argument_tables`] tells, and the bytes
 //! of a stack. Output: [`Arguments`], bytes and how to print them. Both inputs are untrusted: a table without
-//! an end within the length that the compiler keeps to is none, and no more than [`MAX_BYTES`] are kept.
+//! an end within the length that the compiler keeps to is none, and little more than [`MAX_BYTES`] are kept.
 //! What could not be read is not known, and counted.
 
 use std::fmt::Write as _;
@@ -22,8 +22,9 @@ use crate::{
 const MAX_TABLE: u64 = 171;
 /// The smallest unit in which memory can be missing.
 const PAGE: u64 = 4096;
-/// Bytes of all goroutines together; the arguments of frames beyond are not known.
-const MAX_BYTES: usize = 512 << 20;
+/// Bytes of all goroutines that one reader reads, of which there are two at most; the arguments of frames
+/// beyond are not known.
+const MAX_BYTES: usize = 256 << 20;
 
 const END: u8 = 0xff;
 const OPEN: u8 = 0xfe;
@@ -139,6 +140,8 @@ pub struct Arguments {
     bytes: Vec<u8>,
     /// Address of each `g` and where its stack begins in `bytes`; sorted by [`Arguments::finish`].
     begins: Vec<(u64, usize)>,
+    /// Those of other `g`s that a second reader read. Apart: it has looked up the tables itself.
+    others: Option<Box<Self>>,
 }
 
 /// Where a stack's arguments are, until it is known whether the goroutine stood still.
@@ -177,6 +180,10 @@ impl Arguments {
     /// Keeps the arguments of a stack whose bytes from `sp` on are given, after [`Arguments::reach`].
     pub(super) fn keep(&mut self, sp: u64, frames: &[StackFrame], bases: &[u64], bytes: &[u8]) -> Kept {
         let mut kept = Kept { begin: self.bytes.len(), unreadable: 0 };
+        // Not even that they are not known is kept then: other goroutines may have the same stack.
+        if kept.begin >= MAX_BYTES {
+            return Kept { begin: usize::MAX, unreadable: frames.len() as u64 };
+        }
         for (frame, base) in frames.iter().zip(bases) {
             let begin = self.bytes.len();
             self.bytes.push(1);
@@ -204,16 +211,25 @@ impl Arguments {
         self.begins.push((g, kept.begin));
     }
 
+    /// Adds those of other `g`s.
+    pub(super) fn adopt(&mut self, others: Self) {
+        self.others = Some(Box::new(others));
+    }
+
     /// All are there.
     pub(super) fn finish(&mut self) {
         self.begins.sort_unstable();
+        if let Some(others) = &mut self.others {
+            others.finish();
+        }
     }
 
     /// What a traceback has between the parentheses of each frame of a `g`'s stack; `None` where that is not
     /// known.
     pub(super) fn of(&self, g: u64, frames: &[StackFrame]) -> Vec<Option<String>> {
         let Ok(n) = self.begins.binary_search_by_key(&g, |&(g, _)| g) else {
-            return vec![None; frames.len()];
+            let unknown = || vec![None; frames.len()];
+            return self.others.as_ref().map_or_else(unknown, |others| others.of(g, frames));
         };
         let begin = self.begins.get(n).map_or(usize::MAX, |&(_, begin)| begin);
         let mut bytes = self.bytes.get(begin..).unwrap_or_default();

@@ -120,3 +120,24 @@ fn arguments_are_those_of_their_frame() {
     assert_eq!(of(0x100, &[known]), ["0x0, 0x2"]);
     assert_eq!(of(0x300, &[known, none]), ["unknown", "unknown"]);
 }
+
+#[test]
+fn arguments_of_two_readers_stay_apart() {
+    let frame = StackFrame::at(1);
+    let read = |gs: &[u64], table: &[u8], stack: &[u8]| {
+        let mut arguments = Arguments::default();
+        arguments.shapes.insert(frame, Some(shape(table)));
+        for &g in gs {
+            let kept = arguments.keep(0, &[frame], &[0], stack);
+            arguments.add(g, kept);
+        }
+        arguments
+    };
+    // Another table under the same address, as only a hostile program has.
+    let mut arguments = read(&[0x200, 0x100], &[0, 1, END], &[1]);
+    arguments.adopt(read(&[0x400, 0x300], &[0, 2, END], &[2, 1]));
+    arguments.finish();
+    let of = |g| arguments.of(g, &[frame]).into_iter().flatten().collect::<String>();
+    assert_eq!([0x100, 0x200, 0x300, 0x400].map(of), ["0x1", "0x1", "0x102", "0x102"]);
+    assert_eq!(arguments.of(0x500, &[frame]), [None]);
+}

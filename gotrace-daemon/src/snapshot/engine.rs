@@ -1,98 +1,41 @@
 //! Takes snapshots: the list of all `g`s, the `g`s in batches sorted by address, their stacks, and a second
 //! look at each before it is believed.
 
-use std::{ops::Range, sync::Arc};
-
-use foldhash::fast::FixedState;
-use hashbrown::HashMap;
+use std::{sync::Arc, thread};
 
 use super::{
-    Arguments, Goroutine, Options, Snapshot, SnapshotError, StackFrame, Status,
-    arguments::Kept,
-    labels::Labels,
+    Goroutine, Options, Snapshot, SnapshotError,
     layout::{Layout, word},
-    model::WaitRange,
-    pieces::Pieces,
-    seen::{Holds, Seen},
-    unwind::{End, Interner, Places, Start},
-    waits::{Family, Waits},
+    merge::merge,
+    reader::Reader,
 };
 use crate::{
-    gobin::{Allgs, Binary, EntryKind},
+    gobin::{Allgs, Binary},
     process::{Clock, ProcessError, ReadMemory},
 };
 
-/// `g`s that are read, and looked at again, together: small enough that little time lies between.
-const BATCH: usize = 1024;
 /// Longest list that is believed: so many goroutines have 80 GB of stacks.
 const MAX_ALLGS: u64 = 1 << 25;
-/// Most bytes of a stack that are read at all.
-const LAST_WINDOW: u64 = 8 << 20;
-/// `g`s this far apart are read together with what lies between.
-const G_GAP: u64 = 512;
-/// How often a goroutine that moves is looked at.
-const TRIES: u32 = 4;
 /// `g`s that a check of the layout looks at.
 const CHECKED: u64 = 256;
+/// From so many `g`s on a second thread reads one half of them.
+const TWO_THREADS: usize = 50_000;
 
 /// Takes snapshots of one program in one process, and keeps what does not change between them.
 #[derive(Debug)]
 pub struct Engine {
-    binary: Arc<Binary>,
-    bias: u64,
+    pub(super) binary: Arc<Binary>,
+    pub(super) bias: u64,
     allgs: Allgs,
-    layout: Layout,
-    families: Vec<Family>,
-    places: Places,
-    entries: HashMap<u64, Option<EntryKind>, FixedState>,
-    interner: Interner,
-    waits: Waits,
-    labels: Labels,
-    pieces: Pieces,
-    scratch: Vec<StackFrame>,
-    /// Where the arguments of those begin.
-    bases: Vec<u64>,
-    /// Of the snapshot that is being taken, where asked for.
-    arguments: Option<Arguments>,
+    pub(super) layout: Layout,
+    /// One a thread.
+    readers: Vec<Reader>,
+    /// Whether the layout is known to be that of the process.
+    settled: bool,
+    warning: Option<String>,
     /// The list of the last snapshot, and the same sorted.
     list: Vec<u64>,
     sorted: Vec<u64>,
-    windows: Windows,
-}
-
-/// How many bytes of a stack are read at first: as many as nine of ten need.
-#[derive(Debug, Default)]
-struct Windows([u64; 8]);
-
-impl Windows {
-    const STEP: u64 = 128;
-
-    fn note(&mut self, bytes: u64) {
-        let n = usize::try_from(bytes.div_ceil(Self::STEP)).unwrap_or(usize::MAX).clamp(1, self.0.len());
-        self.0[n - 1] += 1;
-    }
-
-    fn first(&self) -> u64 {
-        let all: u64 = self.0.iter().sum();
-        if all < 100 {
-            return 4 * Self::STEP;
-        }
-        let mut sum = 0;
-        let enough = |&n: &u64| {
-            sum += n;
-            sum >= all / 10 * 9
-        };
-        (self.0.iter().position(enough).unwrap_or(self.0.len()) as u64 + 1) * Self::STEP
-    }
-}
-
-/// Goroutines of a batch: the address of each `g`, what was seen of it, and the stack.
-#[derive(Default)]
-struct Batch {
-    gs: Vec<(u64, Option<Seen>)>,
-    stacks: Vec<(Range<usize>, End)>,
-    frames: Vec<StackFrame>,
-    arguments: Vec<Kept>,
 }
 
 impl Engine {
@@ -103,25 +46,16 @@ impl Engine {
     pub fn new(binary: Arc<Binary>, bias: u64) -> Result<Self, SnapshotError> {
         let layout = Layout::new(&binary)?;
         let allgs = binary.allgs().ok_or(SnapshotError::NoAllgs)?;
-        let families = binary.wait_reasons().iter().map(|name| Family::of(name)).collect();
         Ok(Self {
             bias,
             allgs,
-            families,
-            places: Places::new(bias, layout.arm64),
+            readers: vec![Reader::new(Arc::clone(&binary), bias, layout)],
             layout,
+            settled: !binary.layout_is_extrapolated(),
+            warning: None,
             binary,
-            entries: HashMap::default(),
-            interner: Interner::default(),
-            waits: Waits::default(),
-            labels: Labels::default(),
-            pieces: Pieces::default(),
-            scratch: Vec::new(),
-            bases: Vec::new(),
-            arguments: None,
             list: Vec::new(),
             sorted: Vec::new(),
-            windows: Windows::default(),
         })
     }
 
@@ -137,11 +71,19 @@ impl Engine {
         self.bias
     }
 
+    /// What must be known before the snapshots are believed: which layout was taken for a version that is
+    /// not known. Told after the first look.
+    #[must_use]
+    pub fn warning(&self) -> Option<&str> {
+        self.warning.as_deref()
+    }
+
     /// Reads all goroutines. [`Snapshot::pid`] is left to the caller.
     ///
     /// # Errors
     /// When the memory cannot be read at all, or does not look like that of this program.
     pub fn take(&mut self, memory: &dyn ReadMemory, options: Options) -> Result<Snapshot, SnapshotError> {
+        self.settle(memory)?;
         let clock = Clock::measure();
         let begin = Clock::now_monotonic_ns();
         let gs = self.list(memory, u64::MAX)?;
@@ -154,26 +96,9 @@ impl Engine {
         snapshot.counts.allgs = gs.len() as u64;
         let gs = self.sorted(gs);
         snapshot.counts.implausible += snapshot.counts.allgs - gs.len() as u64;
-        snapshot.goroutines.reserve_exact(gs.len().min(1 << 21));
-        self.interner = Interner::default();
-        self.waits.begin(if options.waits { gs.len() } else { 0 });
-        self.labels.begin();
-        self.arguments = options.arguments.then(Arguments::default);
-        let mut batch = Batch::default();
-        for addresses in gs.chunks(BATCH) {
-            let mut again = self.batch(memory, options, addresses, &mut batch, &mut snapshot, true)?;
-            for n in 1..TRIES {
-                if again.is_empty() {
-                    break;
-                }
-                snapshot.counts.reread += if n == 1 { again.len() as u64 } else { 0 };
-                let retry = n + 1 < TRIES;
-                again = self.batch(memory, options, &again, &mut batch, &mut snapshot, retry)?;
-            }
-        }
+        let read = self.read(memory, options, &gs, &mut snapshot);
         self.sorted = gs;
-        self.waits.merge(&mut snapshot.waits, &mut snapshot.objects);
-        snapshot.arguments = self.arguments.take();
+        read?;
         self.finish(&mut snapshot)?;
         snapshot.duration_ns = Clock::now_monotonic_ns().saturating_sub(begin);
         Ok(snapshot)
@@ -185,13 +110,146 @@ impl Engine {
     /// # Errors
     /// When it does not, with what was found.
     pub fn check_layout(&mut self, memory: &dyn ReadMemory) -> Result<(), SnapshotError> {
+        self.settle(memory)?;
+        let options = Options { stacks: false, waits: false, labels: false, arguments: false };
+        self.look(memory, self.layout, options).map(drop)
+    }
+
+    /// Reads a few goroutines by a layout.
+    fn look(
+        &self,
+        memory: &dyn ReadMemory,
+        layout: Layout,
+        options: Options,
+    ) -> Result<(Snapshot, Reader), SnapshotError> {
         let mut gs = self.list(memory, CHECKED)?;
         gs.sort_unstable();
         gs.dedup();
         let mut snapshot = Snapshot::default();
-        let options = Options { stacks: false, waits: false, labels: false, arguments: false };
-        self.batch(memory, options, &gs, &mut Batch::default(), &mut snapshot, false)?;
-        self.finish(&mut snapshot)
+        let mut reader = Reader::new(Arc::clone(&self.binary), self.bias, layout);
+        reader.read(memory, options, &gs, &mut snapshot)?;
+        self.finish(&mut snapshot)?;
+        Ok((snapshot, reader))
+    }
+
+    /// Whether everything that a few goroutines point to is where a layout says.
+    fn fits(&self, memory: &dyn ReadMemory, layout: Layout) -> Result<(), SnapshotError> {
+        let options = Options { labels: false, ..Options::default() };
+        let (snapshot, reader) = self.look(memory, layout, options)?;
+        let counts = snapshot.counts;
+        let count = |is: fn(&Goroutine) -> bool| snapshot.goroutines.iter().filter(|g| is(g)).count() as u64;
+        for (wrong, of, what) in [
+            // Few are calls of C threads; ids only grow.
+            (count(|g| g.entry_pc == 0), counts.goroutines, "have no entry function"),
+            (
+                count(|g| g.parent_goid.is_some_and(|p| p >= g.goid)),
+                counts.goroutines,
+                "were made by one that is younger",
+            ),
+            (
+                counts.stacks_missing + counts.stacks_incomplete,
+                counts.goroutines,
+                "stacks cannot be followed",
+            ),
+            (counts.waits_unreadable, counts.goroutines, "wait for what cannot be read"),
+            (reader.waits.odd_queues, snapshot.objects.len() as u64, "channels have half a queue"),
+        ] {
+            if wrong > of / 4 {
+                return Err(self.implausible(format!("{wrong} of {of} {what}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// For a version that is newer than all that are known: the newest layout, if the process looks like
+    /// that, else the only other one that it looks like.
+    fn settle(&mut self, memory: &dyn ReadMemory) -> Result<(), SnapshotError> {
+        if self.settled {
+            return Ok(());
+        }
+        let newest = match self.fits(memory, self.layout) {
+            Err(e @ SnapshotError::Implausible { .. }) => e,
+            other => {
+                self.settled = other.is_ok();
+                return other;
+            }
+        };
+        let mut tried = vec![self.layout];
+        let mut fitting = Vec::new();
+        for (minor, offsets) in self.binary.offsets_by_class() {
+            let Ok(layout) = Layout::of(&self.binary, minor, &offsets) else { continue };
+            if tried.contains(&layout) {
+                continue;
+            }
+            tried.push(layout);
+            match self.fits(memory, layout) {
+                Ok(()) => fitting.push((minor, layout)),
+                Err(SnapshotError::Implausible { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        match fitting[..] {
+            [(minor, layout)] => {
+                self.warning = Some(format!(
+                    "{} is not known, and its goroutines look like those of Go 1.{minor}: read as such",
+                    self.binary.go_version()
+                ));
+                self.layout = layout;
+                self.readers = vec![Reader::new(Arc::clone(&self.binary), self.bias, layout)];
+                self.settled = true;
+                Ok(())
+            }
+            [] => Err(newest),
+            _ => {
+                let like: Vec<String> = fitting.iter().map(|(minor, _)| format!("Go 1.{minor}")).collect();
+                Err(self.implausible(format!(
+                    "they do not look like those of the newest known version, and like those of more than one \
+                     older one: {}",
+                    like.join(", ")
+                )))
+            }
+        }
+    }
+
+    /// Reads the `g`s at these sorted addresses; very many with two threads, each one half, if the machine
+    /// has the processors.
+    fn read(
+        &mut self,
+        memory: &dyn ReadMemory,
+        options: Options,
+        gs: &[u64],
+        snapshot: &mut Snapshot,
+    ) -> Result<(), ProcessError> {
+        snapshot.goroutines.reserve_exact(gs.len().min(1 << 21));
+        let two = gs.len() >= TWO_THREADS && thread::available_parallelism().is_ok_and(|n| n.get() >= 2);
+        if two && self.readers.len() < 2 {
+            self.readers.push(Reader::new(Arc::clone(&self.binary), self.bias, self.layout));
+        }
+        match &mut self.readers[..] {
+            [first, second] if two => {
+                let (low, high) = gs.split_at(gs.len() / 2);
+                let mut other = Snapshot::default();
+                let together = thread::scope(|scope| {
+                    let reading = thread::Builder::new()
+                        .name("snapshot".into())
+                        .spawn_scoped(scope, || second.read(memory, options, high, &mut other));
+                    first.read(memory, options, low, snapshot)?;
+                    // Where no thread can be had, one does both.
+                    let Ok(thread) = reading else { return Ok(false) };
+                    thread.join().unwrap_or_else(|e| std::panic::resume_unwind(e)).map(|()| true)
+                })?;
+                if !together {
+                    second.read(memory, options, high, &mut other)?;
+                }
+                merge(first, second, snapshot, other);
+            }
+            [first, ..] => first.read(memory, options, gs, snapshot)?,
+            [] => {}
+        }
+        if let Some(first) = self.readers.first() {
+            first.waits.merge(&mut snapshot.waits, &mut snapshot.objects);
+        }
+        Ok(())
     }
 
     /// Sorts the list, each address once. The runtime only ever adds to it, so that what was sorted for the
@@ -255,265 +313,6 @@ impl Engine {
             left -= now.len() / 8;
         }
         Ok(gs)
-    }
-
-    /// Reads a batch, and adds those that stood still to the snapshot; gives the others. Without `retry`
-    /// those are added as running.
-    fn batch(
-        &mut self,
-        memory: &dyn ReadMemory,
-        options: Options,
-        addresses: &[u64],
-        batch: &mut Batch,
-        snapshot: &mut Snapshot,
-        retry: bool,
-    ) -> Result<Vec<u64>, SnapshotError> {
-        batch.gs.clear();
-        self.look(memory, addresses, |address, holds| match holds {
-            Some(Holds::Goroutine(seen)) => batch.gs.push((address, Some(seen))),
-            Some(Holds::Nothing) => snapshot.counts.dead += 1,
-            Some(Holds::Nonsense) => snapshot.counts.implausible += 1,
-            None => snapshot.counts.unreadable += 1,
-        })?;
-        self.check_entries(batch, snapshot);
-        if options.stacks {
-            self.read_stacks(memory, batch)?;
-        }
-        if options.waits {
-            self.waits.read(memory, &self.layout, &batch.gs, &mut snapshot.counts)?;
-        }
-        let mut again = Vec::new();
-        let mut torn = vec![false; batch.gs.len()];
-        if options.stacks || options.waits {
-            let firsts: Vec<u64> = batch.gs.iter().map(|(address, _)| *address).collect();
-            let mut n = 0;
-            let gs = &batch.gs;
-            self.look(memory, &firsts, |_, holds| {
-                let still = matches!((gs[n].1, holds), (Some(before), Some(Holds::Goroutine(now)))
-                    if before.stood_still(&now));
-                torn[n] = !still;
-                n += 1;
-            })?;
-        }
-        let threads = self.threads(memory, batch)?;
-        for (n, &(address, seen)) in batch.gs.iter().enumerate() {
-            let Some(seen) = seen else { continue };
-            if torn[n] && retry && !seen.runs() {
-                again.push(address);
-                continue;
-            }
-            let thread = threads.get(&(address, seen.m)).or_else(|| threads.get(&(0, seen.locked_m)));
-            self.add(memory, options, batch, n, torn[n], thread.copied().unwrap_or(0), snapshot)?;
-        }
-        Ok(again)
-    }
-
-    /// Reads `g`s, sorted by address, and tells what each holds; nothing when it is not readable.
-    fn look(
-        &mut self,
-        memory: &dyn ReadMemory,
-        addresses: &[u64],
-        mut tell: impl FnMut(u64, Option<Holds>),
-    ) -> Result<(), ProcessError> {
-        let len = self.layout.g_len;
-        let items: Vec<(u64, u32)> = addresses.iter().map(|&a| (a, len as u32)).collect();
-        let mut rest = &items[..];
-        while !rest.is_empty() {
-            let done = self.pieces.read(memory, rest, G_GAP)?;
-            let (now, later) = rest.split_at(done);
-            for (n, &(address, _)) in now.iter().enumerate() {
-                let bytes = self.pieces.item(n, len).filter(|_| address.is_multiple_of(8) && address != 0);
-                tell(address, bytes.map(|b| Seen::parse(b, &self.layout)));
-            }
-            rest = later;
-        }
-        Ok(())
-    }
-
-    /// Leaves out goroutines whose entry is no function.
-    fn check_entries(&mut self, batch: &mut Batch, snapshot: &mut Snapshot) {
-        let Self { binary, bias, entries, .. } = self;
-        batch.gs.retain(|(_, seen)| {
-            let entry = seen.map_or(0, |s| s.entry_pc);
-            // A C thread's call into Go has none.
-            let valid = entry == 0
-                || entries
-                    .entry(entry)
-                    .or_insert_with(|| binary.entry_kind(entry.wrapping_sub(*bias)))
-                    .is_some();
-            snapshot.counts.implausible += u64::from(!valid);
-            valid
-        });
-    }
-
-    /// Follows the stacks of a batch; those that need more bytes get eight times as many, until they end.
-    fn read_stacks(&mut self, memory: &dyn ReadMemory, batch: &mut Batch) -> Result<(), ProcessError> {
-        batch.frames.clear();
-        batch.stacks.clear();
-        batch.stacks.resize(batch.gs.len(), (0..0, End::Incomplete));
-        batch.arguments.clear();
-        if self.arguments.is_some() {
-            batch.arguments.resize(batch.gs.len(), Kept::default());
-        }
-        let mut open: Vec<(usize, Start, u64)> = batch
-            .gs
-            .iter()
-            .enumerate()
-            .filter_map(|(n, (_, seen))| Some((n, seen.as_ref()?.start()?, seen.as_ref()?.stack.1)))
-            .collect();
-        open.sort_unstable_by_key(|&(_, start, _)| start.sp);
-        let mut window = self.windows.first();
-        while !open.is_empty() {
-            let items: Vec<(u64, u32)> =
-                open.iter().map(|&(_, start, hi)| (start.sp, (hi - start.sp).min(window) as u32)).collect();
-            let mut more = Vec::new();
-            let mut rest = 0;
-            while rest < items.len() {
-                let done = self.pieces.read(memory, &items[rest..], 0)?;
-                for i in 0..done {
-                    let (n, start, hi) = open[rest + i];
-                    let len = items[rest + i].1;
-                    let Some(bytes) = self.pieces.item(i, len as usize) else { continue };
-                    let bases = self.arguments.as_ref().map(|_| &mut self.bases);
-                    let (end, used) =
-                        self.places.unwind(&self.binary, start, bytes, &mut self.scratch, bases);
-                    let (frames, bases) = (&self.scratch, &self.bases);
-                    let reach = match &mut self.arguments {
-                        Some(a) => a.reach(memory, (&self.binary, self.bias), start.sp, frames, bases)?,
-                        None => 0,
-                    };
-                    let enough = end != End::NeedsMore && reach <= u64::from(len);
-                    if !enough && u64::from(len) < (hi - start.sp).min(LAST_WINDOW) {
-                        more.push((n, start, hi));
-                        continue;
-                    }
-                    self.windows.note(used.max(reach));
-                    if let Some(arguments) = &mut self.arguments {
-                        batch.arguments[n] = arguments.keep(start.sp, frames, bases, bytes);
-                    }
-                    let begin = batch.frames.len();
-                    batch.frames.extend_from_slice(&self.scratch);
-                    batch.stacks[n] = (begin..batch.frames.len(), end);
-                }
-                rest += done;
-            }
-            open = more;
-            window = (window * 8).min(LAST_WINDOW);
-        }
-        Ok(())
-    }
-
-    /// Threads of those that have one: by (g, m) for the `m` that runs it, by (0, m) for every `m`.
-    fn threads(
-        &mut self,
-        memory: &dyn ReadMemory,
-        batch: &Batch,
-    ) -> Result<HashMap<(u64, u64), u32, FixedState>, ProcessError> {
-        let mut threads = HashMap::default();
-        let of = |seen: &Seen| [seen.m, seen.locked_m];
-        let mut ms: Vec<u64> =
-            batch.gs.iter().filter_map(|(_, s)| s.as_ref()).flat_map(of).filter(|&m| m != 0).collect();
-        ms.sort_unstable();
-        ms.dedup();
-        let (first, last) =
-            (self.layout.m_procid.min(self.layout.m_curg), self.layout.m_procid.max(self.layout.m_curg));
-        let len = last + 8 - first;
-        let items: Vec<(u64, u32)> = ms.iter().map(|m| (m.wrapping_add(first as u64), len as u32)).collect();
-        let mut rest = 0;
-        while rest < items.len() {
-            let done = self.pieces.read(memory, &items[rest..], 0)?;
-            for i in 0..done {
-                let Some(bytes) = self.pieces.item(i, len) else { continue };
-                let thread = word(bytes, self.layout.m_procid - first);
-                let Some(thread) = u32::try_from(thread).ok().filter(|&t| t <= 1 << 22) else { continue };
-                let m = ms[rest + i];
-                threads.insert((word(bytes, self.layout.m_curg - first), m), thread);
-                threads.insert((0, m), thread);
-            }
-            rest += done;
-        }
-        Ok(threads)
-    }
-
-    /// Adds a goroutine of a batch to the snapshot.
-    #[expect(clippy::too_many_arguments, reason = "one goroutine's parts, which are in several rooms")]
-    fn add(
-        &mut self,
-        memory: &dyn ReadMemory,
-        options: Options,
-        batch: &Batch,
-        n: usize,
-        torn: bool,
-        thread_id: u32,
-        snapshot: &mut Snapshot,
-    ) -> Result<(), ProcessError> {
-        let (g, Some(seen)) = batch.gs[n] else { return Ok(()) };
-        let mut flags = if seen.locked_m != 0 { Goroutine::LOCKED } else { 0 };
-        let counts = &mut snapshot.counts;
-        let torn = torn && !seen.runs();
-        let status = if torn { Status::Running } else { seen.status };
-        let (range, end) = batch.stacks.get(n).cloned().unwrap_or((0..0, End::Incomplete));
-        let frames = if torn || !options.stacks { &[] } else { batch.frames.get(range).unwrap_or_default() };
-        let mut stack = None;
-        if torn || seen.runs() {
-            counts.torn += u64::from(torn);
-            counts.running += 1;
-        } else if options.stacks {
-            stack = if frames.is_empty() { None } else { self.interner.intern(&mut snapshot.stacks, frames) };
-            counts.stacks_missing += u64::from(stack.is_none());
-            if stack.is_some() && end == End::Complete {
-                flags |= Goroutine::COMPLETE;
-            }
-            counts.stacks_incomplete += u64::from(stack.is_some() && end != End::Complete);
-            if let (Some(arguments), Some(kept), Some(_)) =
-                (&mut self.arguments, batch.arguments.get(n), stack)
-            {
-                arguments.add(g, *kept);
-                counts.arguments_unreadable += kept.unreadable;
-            }
-        }
-        let kind = self.entries.get(&seen.entry_pc).copied().flatten();
-        let system = match kind {
-            Some(EntryKind::System) => true,
-            Some(EntryKind::Runner) => !self.places.leaves_runtime(&self.binary, frames),
-            _ => false,
-        };
-        if system {
-            flags |= Goroutine::SYSTEM;
-            counts.system += 1;
-        }
-        let waiting = status.is_waiting();
-        let begin = snapshot.waits.len();
-        if waiting && options.waits {
-            let family = self.families.get(usize::from(seen.wait_reason)).copied().unwrap_or(Family::Other);
-            let roles = self.places.roles(&self.binary, frames);
-            self.waits.add(n, family, roles, &mut snapshot.waits, &mut snapshot.objects);
-        }
-        let mut labels = None;
-        if options.labels && seen.labels != 0 {
-            let sets = &mut snapshot.labels;
-            labels = self.labels.get(memory, &self.layout, seen.labels, sets, &mut snapshot.counts)?;
-        }
-        snapshot.goroutines.push(Goroutine {
-            goid: seen.goid,
-            g,
-            parent_goid: seen.parent,
-            // The first is made by the start code, of which its field tells nothing useful.
-            created_pc: if seen.goid == 1 { 0 } else { seen.created_pc },
-            entry_pc: seen.entry_pc,
-            wait_since_ns: seen.wait_since,
-            thread_id,
-            stack,
-            waits: WaitRange {
-                begin: u32::try_from(begin).unwrap_or(u32::MAX),
-                len: u32::try_from(snapshot.waits.len() - begin).unwrap_or(0),
-            },
-            labels,
-            status,
-            wait_reason: if waiting { seen.wait_reason } else { 0 },
-            flags,
-        });
-        Ok(())
     }
 
     /// Sorts, and refuses what does not look like a Go runtime.

@@ -6,8 +6,8 @@
 //! that are not images, regions that overlap, and more than [`MAX_BYTES`].
 
 use std::{
-    cell::RefCell,
     io::{self, Read, Write},
+    sync::{Mutex, PoisonError},
 };
 
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
@@ -153,20 +153,20 @@ impl ReadMemory for Image {
 /// Reads through to another memory, and keeps what was read.
 pub struct Recording<'a> {
     inner: &'a dyn ReadMemory,
-    read: RefCell<Vec<Region>>,
+    read: Mutex<Vec<Region>>,
 }
 
 impl<'a> Recording<'a> {
     /// Keeps what is read of this memory.
     #[must_use]
     pub fn new(inner: &'a dyn ReadMemory) -> Self {
-        Self { inner, read: RefCell::default() }
+        Self { inner, read: Mutex::default() }
     }
 
     /// What was read; where it was read more than once, what was there at last.
     #[must_use]
     pub fn image(self, bias: u64) -> Image {
-        let read = self.read.into_inner();
+        let read = self.read.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut ranges: Vec<(u64, u64)> =
             read.iter().map(|r| (r.address, r.address + r.bytes.len() as u64)).collect();
         ranges.sort_unstable();
@@ -197,7 +197,7 @@ impl ReadMemory for Recording<'_> {
         failed: &mut Vec<usize>,
     ) -> Result<(), ProcessError> {
         self.inner.read_pieces(pieces, buffer, failed)?;
-        let mut read = self.read.borrow_mut();
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         let mut at = 0;
         for (n, piece) in pieces.iter().enumerate() {
             if failed.binary_search(&n).is_err()

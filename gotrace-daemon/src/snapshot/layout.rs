@@ -1,10 +1,10 @@
 //! Where the fields are that a snapshot reads, for one program: offsets resolved once, and checked reads.
 
 use super::SnapshotError;
-use crate::gobin::{Arch, Binary};
+use crate::gobin::{Arch, Binary, Offsets};
 
 /// Offsets in bytes. Optional fields are `None` where the version of Go does not have them.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Layout {
     pub arm64: bool,
     pub stack_lo: usize,
@@ -25,6 +25,8 @@ pub(super) struct Layout {
     pub entry_pc: usize,
     pub waiting: usize,
     pub labels: usize,
+    /// Counts, modulo 256, how often it stopped running; see [`super::Goroutine::park_mark`].
+    pub tracking_seq: Option<usize>,
     /// As much of a `g` as is read.
     pub g_len: usize,
     pub m_procid: usize,
@@ -49,9 +51,13 @@ pub(super) struct Layout {
 const LONGEST: usize = 4096;
 
 impl Layout {
-    /// Resolves the offsets.
+    /// Resolves the offsets of the binary's own version.
     pub fn new(binary: &Binary) -> Result<Self, SnapshotError> {
-        let offsets = binary.offsets();
+        Self::of(binary, binary.go_version().minor, binary.offsets())
+    }
+
+    /// Resolves offsets as a minor version has them.
+    pub fn of(binary: &Binary, minor: u32, offsets: &Offsets) -> Result<Self, SnapshotError> {
         let get =
             |field: &'static str| {
                 offsets.get(field).map(|o| o as usize).filter(|&o| o <= LONGEST).ok_or_else(|| {
@@ -83,6 +89,11 @@ impl Layout {
             entry_pc: get("g.startpc")?,
             waiting: get("g.waiting")?,
             labels: get("g.labels")?,
+            // No look at a process tells whether it is there.
+            tracking_seq: offsets
+                .get("g.trackingSeq")
+                .map(|o| o as usize)
+                .filter(|&o| o <= LONGEST && !binary.layout_is_extrapolated()),
             g_len: 0,
             m_procid: get("m.procid")?,
             m_curg: get("m.curg")?,
@@ -98,7 +109,7 @@ impl Layout {
             chan_recvq: get("hchan.recvq")?,
             chan_sendq: get("hchan.sendq")?,
             chan_len: 0,
-            labels_are_a_map: binary.go_version().minor <= 23,
+            labels_are_a_map: minor <= 23,
         };
         let g = [
             this.stack_lo,
@@ -119,6 +130,7 @@ impl Layout {
             this.entry_pc,
             this.waiting,
             this.labels,
+            this.tracking_seq.unwrap_or(0),
         ];
         this.g_len = end(&g, 8);
         this.sudog_len = end(&[this.sudog_g, this.sudog_elem, this.sudog_waitlink, this.sudog_c], 8);

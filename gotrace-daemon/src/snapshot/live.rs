@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{Engine, Names, Options, Snapshot, SnapshotError};
+use super::{Engine, Names, Options, References, Snapshot, SnapshotError, Suspect};
 use crate::{
     gobin::Binary,
-    process::{Memory, Target},
+    process::{Memory, ProcessError, Target},
 };
 
 /// A process that snapshots are taken of.
@@ -36,6 +36,18 @@ impl Live {
         Ok(snapshot)
     }
 
+    /// Who holds the addresses that suspects wait on.
+    ///
+    /// # Errors
+    /// As [`Engine::find_references`].
+    pub fn find_references(
+        &self,
+        snapshot: &Snapshot,
+        suspects: &[Suspect],
+    ) -> Result<References, ProcessError> {
+        self.engine.find_references(&self.memory, snapshot, suspects)
+    }
+
     /// Whether the process looks like a Go program of its version: cheap, for a check before anything is
     /// believed.
     ///
@@ -43,6 +55,12 @@ impl Live {
     /// As [`Engine::check_layout`].
     pub fn check_layout(&mut self) -> Result<(), SnapshotError> {
         self.engine.check_layout(&self.memory)
+    }
+
+    /// What must be known before its snapshots are believed; told after the first look.
+    #[must_use]
+    pub fn warning(&self) -> Option<&str> {
+        self.engine.warning()
     }
 
     /// Names for its addresses.

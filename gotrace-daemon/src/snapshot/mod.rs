@@ -1,27 +1,34 @@
 //! Goroutines out of memory: every goroutine of a running process with its full stack, without eBPF and
 //! without stopping it.
 //!
-//! Input: a parsed [`Binary`](crate::gobin::Binary), where it is mapped, and a [`ReadMemory`]: a living
+//! Input: a parsed [`Binary`](crate::gobin::Binary), where it is mapped, and a `ReadMemory`: a living
 //! process or a saved image. Output: a [`Snapshot`]. The process runs on meanwhile; each goroutine is
 //! looked at before and after its stack is read, one that moved is read again, and one that does not stand
 //! still is reported as running without a stack. Refuses what does not look like a Go runtime of that
 //! version. No memory, however hostile, makes it panic, loop, or allocate without bound.
 
 mod arguments;
+#[cfg(test)]
+mod builder;
 mod engine;
 mod error;
 mod image;
 mod labels;
 mod layout;
 mod live;
+mod merge;
 mod model;
 mod names;
 mod pieces;
+mod reader;
+mod references;
 mod seen;
 mod unwind;
 mod waits;
 
 pub use arguments::Arguments;
+#[cfg(test)]
+pub(crate) use builder::Builder;
 pub use engine::Engine;
 pub use error::SnapshotError;
 pub use image::{Image, Recording};
@@ -32,6 +39,7 @@ pub use model::{
 };
 
 pub use names::{NamedFrame, Names};
+pub use references::{Reference, References, Suspect};
 
 /// What to read. The default is everything but arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -80,7 +80,7 @@ impl Snapshot {
     }
 }
 
-/// One goroutine. 88 bytes.
+/// One goroutine. At most 88 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Goroutine {
     /// Its id, never 0. Unique in the process's life.
@@ -99,6 +99,12 @@ pub struct Goroutine {
     /// now less this is no lower bound of the wait. Not 0 says only that the goroutine waited already when
     /// the last scan came by.
     pub wait_since_ns: u64,
+    /// Differs between two snapshots if the goroutine ran between them, but for one chance in 256: it
+    /// holds the place it is parked at and `g.trackingSeq`, in which the runtime counts, modulo 256, how
+    /// often a goroutine stopped running (`runtime/proc.go`, `casgstatus`, Go 1.17 to 1.27; a switch of
+    /// coroutines is not counted). Means something only for the same goid, and only while it waits; 0 where
+    /// the version of Go is not known, so that nothing can be said.
+    pub park_mark: u64,
     /// The thread that runs it or is in a system call for it, else the one that it is locked to, as the
     /// process's own PID namespace numbers threads; 0 for none.
     pub thread_id: u32,
@@ -132,6 +138,12 @@ impl Goroutine {
     #[must_use]
     pub const fn is_locked_to_thread(&self) -> bool {
         self.flags & Self::LOCKED != 0
+    }
+
+    /// Without a stack.
+    pub(super) const fn forget_stack(&mut self) {
+        self.stack = None;
+        self.flags &= !Self::COMPLETE;
     }
 
     /// Whether its stack was followed to the goroutine's first function. `false` without a stack.
@@ -492,6 +504,44 @@ pub struct Counts {
     pub labels_unreadable: u64,
     /// Frames whose arguments were asked for and could not be read.
     pub arguments_unreadable: u64,
+}
+
+impl Counts {
+    /// Adds what was counted of other goroutines.
+    pub(super) fn add(&mut self, other: &Self) {
+        let Self {
+            allgs,
+            dead,
+            goroutines,
+            system,
+            running,
+            stacks_incomplete,
+            stacks_missing,
+            reread,
+            torn,
+            unreadable,
+            implausible,
+            duplicates,
+            waits_unreadable,
+            labels_unreadable,
+            arguments_unreadable,
+        } = other;
+        self.allgs += allgs;
+        self.dead += dead;
+        self.goroutines += goroutines;
+        self.system += system;
+        self.running += running;
+        self.stacks_incomplete += stacks_incomplete;
+        self.stacks_missing += stacks_missing;
+        self.reread += reread;
+        self.torn += torn;
+        self.unreadable += unreadable;
+        self.implausible += implausible;
+        self.duplicates += duplicates;
+        self.waits_unreadable += waits_unreadable;
+        self.labels_unreadable += labels_unreadable;
+        self.arguments_unreadable += arguments_unreadable;
+    }
 }
 
 const _: () = assert!(size_of::<Goroutine>() <= 88);

@@ -30,6 +30,8 @@ pub(super) struct Seen {
     pub entry_pc: u64,
     pub waiting: u64,
     pub labels: u64,
+    /// `None` where it is not known where the version keeps it.
+    pub tracking_seq: Option<u8>,
 }
 
 /// What a `g` holds.
@@ -73,6 +75,7 @@ impl Seen {
             entry_pc: at(layout.entry_pc),
             waiting: at(layout.waiting),
             labels: at(layout.labels),
+            tracking_seq: layout.tracking_seq.and_then(|o| bytes.get(o)).copied(),
         };
         let (lo, hi) = this.stack;
         let plausible = this.goid != 0
@@ -94,6 +97,20 @@ impl Seen {
             && self.syscall == later.syscall
             && self.waiting == later.waiting
             && (!self.status.is_waiting() || self.wait_reason == later.wait_reason)
+    }
+
+    /// See [`super::Goroutine::park_mark`]. The distance from the stack's end stays when the stack is moved.
+    pub fn park_mark(&self) -> u64 {
+        let Some(moves) = self.tracking_seq else { return 0 };
+        let depth = self.stack.1.wrapping_sub(self.sched.1);
+        let status = if self.status.is_waiting() { Status::Waiting } else { self.status };
+        let parts = [u64::from(moves), self.sched.0, depth, self.waiting, status as u64];
+        // FNV-1a, a word at a time.
+        let hash = parts.iter().fold(0xcbf2_9ce4_8422_2325, |h: u64, &p| {
+            let h = (h ^ p).wrapping_mul(0x0100_0000_01b3);
+            h ^ (h >> 32)
+        });
+        hash.max(1)
     }
 
     /// Where its stack can be followed from; `None` when it runs, or when the stack pointer is not in the

@@ -96,12 +96,16 @@ pub(super) struct Waits {
     objects: HashTable<ObjectId>,
     hasher: FixedState,
     budget: usize,
+    /// Channels of which a queue has a first but no last, or the reverse: never for longer than an
+    /// instruction, if the structure is known.
+    pub odd_queues: u64,
 }
 
 impl Waits {
     /// Forgets the objects of the last snapshot; as many entries as goroutines may have.
     pub fn begin(&mut self, goroutines: usize) {
         self.objects.clear();
+        self.odd_queues = 0;
         self.budget = goroutines.saturating_mul(2).saturating_add(MAX_ENTRIES);
     }
 
@@ -183,6 +187,7 @@ impl Waits {
             for (i, &(address, _)) in now.iter().enumerate() {
                 let chan = self.pieces.item(i, len).and_then(|b| Chan::parse(b, layout));
                 counts.waits_unreadable += u64::from(chan.is_none());
+                self.odd_queues += u64::from(chan.is_some_and(|c| c.has_odd_queue()));
                 self.chans.push((address, chan));
             }
             rest = later;
@@ -273,6 +278,40 @@ impl Waits {
         id
     }
 
+    /// Adds the objects that another has collected from other goroutines of the same process. Gives what
+    /// each is now.
+    pub fn adopt(
+        &mut self,
+        other: &Self,
+        objects: &mut Vec<WaitObject>,
+        theirs: &[WaitObject],
+    ) -> Vec<ObjectId> {
+        let hash = |o: &WaitObject| self.hasher.hash_one(o.address ^ o.kind as u64);
+        let same = |a: &WaitObject, b: &WaitObject| (a.address, a.kind) == (b.address, b.kind);
+        let mut ids = Vec::with_capacity(theirs.len());
+        for o in theirs {
+            let of = |id: &ObjectId| objects.get(id.index()).is_some_and(|known| same(known, o));
+            let known = self.objects.find(hash(o), of).copied();
+            match known.and_then(|id| objects.get_mut(id.index())) {
+                Some(known) => {
+                    known.senders += o.senders;
+                    known.receivers += o.receivers;
+                }
+                None => objects.push(*o),
+            }
+            ids.push(known.unwrap_or(ObjectId(u32::try_from(objects.len() - 1).unwrap_or(u32::MAX))));
+        }
+        // Those that the other saw more than one wait on: the first may have seen one alone.
+        for id in &other.objects {
+            let Some((&id, o)) = ids.get(id.index()).zip(theirs.get(id.index())) else { continue };
+            let of = |id: &ObjectId| objects.get(id.index()).is_some_and(|known| same(known, o));
+            if self.objects.find(hash(o), of).is_none() {
+                self.objects.insert_unique(hash(o), id, |id| objects.get(id.index()).map_or(0, hash));
+            }
+        }
+        ids
+    }
+
     /// Puts entries of the same channel together: somebody may have come to one while the snapshot was
     /// taken, after it was seen with one goroutine alone.
     pub fn merge(&self, waits: &mut [Wait], objects: &mut [WaitObject]) {
@@ -322,6 +361,10 @@ impl Chan {
             senders: queue(layout.chan_sendq),
         };
         (this.len <= this.cap && closed <= 1).then_some(this)
+    }
+
+    fn has_odd_queue(&self) -> bool {
+        [self.receivers, self.senders].iter().any(|&(first, last)| (first == 0) != (last == 0))
     }
 
     /// Whether this entry is the only one on either side.
@@ -387,6 +430,30 @@ fn lock(family: Family, frames: u8) -> Option<(ObjectKind, Option<Op>, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_two_have_collected_becomes_one() {
+        let chan = |waits: &mut Waits, address, alone, objects: &mut Vec<WaitObject>| {
+            let id = waits.object(address, ObjectKind::Chan, None, alone, objects);
+            objects[id.index()].receivers += 1;
+            Wait { object: id, op: Some(Op::Receive) }
+        };
+        let (mut first, mut second) = (Waits::default(), Waits::default());
+        let (mut a, mut b) = (Vec::new(), Vec::new());
+        // One that both see shared, one that only the second sees shared, one that each has alone.
+        let mut waits: Vec<Wait> = [(8, false), (16, true), (24, true)]
+            .map(|(at, alone)| chan(&mut first, at, alone, &mut a))
+            .into();
+        let theirs =
+            [(8, false), (16, false), (32, true)].map(|(at, alone)| chan(&mut second, at, alone, &mut b));
+        let ids = first.adopt(&second, &mut a, &b);
+        waits.extend(theirs.map(|w| Wait { object: ids[w.object.index()], ..w }));
+        first.merge(&mut waits, &mut a);
+        let of = |n: usize| (a[waits[n].object.index()].address, a[waits[n].object.index()].receivers);
+        assert_eq!([0, 3].map(of), [(8, 2), (8, 2)]);
+        assert_eq!([1, 4].map(of), [(16, 2), (16, 2)]);
+        assert_eq!([2, 5].map(of), [(24, 1), (32, 1)]);
+    }
 
     #[test]
     fn families_are_told_by_name_in_every_version() {

@@ -55,6 +55,12 @@ impl Symbolizer {
         &self.binary
     }
 
+    /// Mapped address less link-time address.
+    #[must_use]
+    pub fn bias(&self) -> u64 {
+        self.bias
+    }
+
     /// Where the program is mapped became known.
     pub fn set_bias(&mut self, bias: u64) {
         if bias != self.bias {

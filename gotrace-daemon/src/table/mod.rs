@@ -57,6 +57,15 @@ impl Goroutine {
     }
 }
 
+/// A goroutine that lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Living {
+    /// Its id.
+    pub goid: u64,
+    /// When it was made, `CLOCK_MONOTONIC`; `None` when that was not seen.
+    pub birth_ns: Option<u64>,
+}
+
 /// Sums of waits by reason. Most goroutines wait for one reason only; more go to the heap.
 type ByReason = smallvec::SmallVec<[(u8, u64); 1]>;
 
@@ -314,6 +323,13 @@ impl Table {
     fn site_mut(&mut self, site: u32) -> &mut SiteStats {
         let index = if (site as usize) < self.sites.len() { site as usize } else { UNKNOWN_SITE as usize };
         &mut self.sites[index]
+    }
+
+    /// Those that are known to live, in no order.
+    pub fn living(&self) -> impl Iterator<Item = Living> + '_ {
+        self.goroutines
+            .iter()
+            .map(|(&goid, g)| Living { goid, birth_ns: g.is(Goroutine::BIRTH_SEEN).then_some(g.birth_ns) })
     }
 
     /// How many goroutines are known to live.

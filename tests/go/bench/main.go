@@ -6,6 +6,9 @@
 //	pingpong 200ms      round trips over two unbuffered channels between two goroutines
 //	churn 10000 5s      goroutines a second that each sleep 2 ms, for that time; returns when all are gone
 //	trace on, trace off Go's own execution tracer, writing to nowhere
+//	park 1000           that many goroutines more that wait for ever; returns when all of them do
+//	pause               the longest pause of a goroutine that ticks, since this was last asked for
+//	profile 2           its own goroutine profile in that debug form; counts the bytes
 //
 // It ends when standard input does. It compiles with Go 1.19 and later.
 package main
@@ -19,6 +22,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"runtime/pprof"
 	"runtime/trace"
 	"strconv"
 	"strings"
@@ -34,6 +38,8 @@ type sample struct {
 	Count  int     `json:"count"`
 	CPUNS  float64 `json:"cpu_ns"`
 	WallNS float64 `json:"wall_ns"`
+	// PauseNS is the longest pause of the goroutine that ticks, where there is one.
+	PauseNS float64 `json:"pause_ns"`
 }
 
 func main() {
@@ -65,6 +71,21 @@ func obey(words []string) (sample, error) {
 		return measured(words[1], births)
 	case len(words) == 2 && words[0] == "pingpong":
 		return measured(words[1], pingpong)
+	case len(words) == 2 && words[0] == "park":
+		n, err := strconv.Atoi(words[1])
+		if err != nil {
+			return sample{}, err
+		}
+		return park(n), nil
+	case len(words) == 1 && words[0] == "pause":
+		ticking.Do(func() { go tick() })
+		return sample{PauseNS: float64(longest.Swap(0))}, nil
+	case len(words) == 2 && words[0] == "profile":
+		debug, err := strconv.Atoi(words[1])
+		if err != nil {
+			return sample{}, err
+		}
+		return profile(debug)
 	case len(words) == 3 && words[0] == "churn":
 		rate, err := strconv.Atoi(words[1])
 		if err != nil {
@@ -156,4 +177,72 @@ func churn(rate int, d time.Duration) int {
 	}
 	wg.Wait()
 	return n
+}
+
+// park makes goroutines that wait for ever, each on a channel of its own, under one to eight calls.
+func park(n int) sample {
+	start, cpu := time.Now(), cpuTime()
+	var parked atomic.Int64
+	for i := 0; i < n; i++ {
+		go under(i%8, make(chan struct{}), &parked)
+		if i%1024 == 1023 {
+			runtime.Gosched()
+		}
+	}
+	for parked.Load() < int64(n) {
+		time.Sleep(time.Millisecond)
+	}
+	// So that no collection runs on while something is measured.
+	runtime.GC()
+	return sample{Count: n, CPUNS: float64(cpuTime() - cpu), WallNS: float64(time.Since(start))}
+}
+
+//go:noinline
+func under(calls int, c chan struct{}, parked *atomic.Int64) {
+	if calls > 0 {
+		under(calls-1, c, parked)
+		return
+	}
+	parked.Add(1)
+	<-c
+}
+
+var (
+	ticking sync.Once
+	// longest pause so far, in nanoseconds.
+	longest atomic.Int64
+)
+
+// tick wakes up every 100 us, and notes the longest time that it did not.
+func tick() {
+	last := time.Now()
+	for {
+		time.Sleep(100 * time.Microsecond)
+		now := time.Now()
+		if pause := int64(now.Sub(last)); pause > longest.Load() {
+			longest.Store(pause)
+		}
+		last = now
+	}
+}
+
+// profile writes the goroutine profile to nowhere.
+func profile(debug int) (sample, error) {
+	longest.Store(0)
+	var bytes count
+	start, cpu := time.Now(), cpuTime()
+	err := pprof.Lookup("goroutine").WriteTo(&bytes, debug)
+	wall, used := time.Since(start), cpuTime()-cpu
+	// A pause that lasts until the end is noted only when it is over.
+	time.Sleep(time.Millisecond)
+	pause := longest.Load()
+	return sample{Count: int(bytes), CPUNS: float64(used), WallNS: float64(wall), PauseNS: float64(pause)}, err
+}
+
+// count counts what is written.
+type count int
+
+func (c *count) Write(b []byte) (int, error) {
+	*c += count(len(b))
+	return len(b), nil
 }

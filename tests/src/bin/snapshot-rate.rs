@@ -1,42 +1,58 @@
-//! Takes snapshots of a running Go program, and says how long each took and how much memory that needed.
+//! Takes snapshots of a running Go program on command, and says what each took: for `cargo xtask bench`.
 //!
-//! Usage: `snapshot-rate PID [TIMES]`. Needs the right to read the process's memory.
+//! Usage: `snapshot-rate PID`. Each line on standard input is what to read, `heads`, `stacks` or
+//! `everything`; each line on standard output its result in JSON. Ends when standard input does. Needs the
+//! right to read the process's memory.
 
 use std::{sync::Arc, time::Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use gotrace::{
     gobin::Binary,
     process::Target,
     snapshot::{Live, Options},
 };
+use serde_json::json;
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let pid = arguments.next().context("usage: snapshot-rate PID [TIMES]")?.parse()?;
-    let times: u32 = arguments.next().map_or(Ok(3), |n| n.parse())?;
+    let pid = arguments.next().context("usage: snapshot-rate PID")?.parse()?;
+    let begin = Instant::now();
     let target = Target::open(pid)?;
     let binary = Arc::new(Binary::parse(&target.exe_bytes()?)?);
     let mut live = Live::new(&target, binary)?;
+    println!("{}", json!({ "prepare_ms": milliseconds(begin) }));
     let heads = Options { stacks: false, waits: false, labels: false, arguments: false };
-    let stacks = Options { stacks: true, ..heads };
-    for (what, options) in [("heads", heads), ("stacks", stacks), ("everything", Options::default())] {
-        for _ in 0..times {
-            let (begin, cpu) = (Instant::now(), cpu_ms());
-            let snapshot = live.take(options)?;
-            let (took, cpu) = (begin.elapsed(), cpu_ms() - cpu);
-            println!(
-                "{what}: {} goroutines, {} stacks, {} objects in {:.0} ms ({cpu:.0} ms of CPU); peak memory {} MiB; {:?}",
-                snapshot.goroutines.len(),
-                snapshot.stacks.len(),
-                snapshot.objects.len(),
-                took.as_secs_f64() * 1e3,
-                peak_mib()?,
-                snapshot.counts,
-            );
-        }
+    for line in std::io::stdin().lines() {
+        let line = line?;
+        let options = match line.trim() {
+            "heads" => heads,
+            "stacks" => Options { stacks: true, ..heads },
+            "everything" => Options::default(),
+            other => bail!("it can read heads, stacks or everything, not {other:?}"),
+        };
+        let (begin, cpu) = (Instant::now(), cpu_ms());
+        let snapshot = live.take(options)?;
+        let (took, cpu) = (milliseconds(begin), cpu_ms() - cpu);
+        let counts = snapshot.counts;
+        let answer = json!({
+            "ms": took,
+            "cpu_ms": cpu,
+            "goroutines": snapshot.goroutines.len(),
+            "stacks": snapshot.stacks.len(),
+            "objects": snapshot.objects.len(),
+            "running": counts.running,
+            "torn": counts.torn,
+            "wrong": counts.stacks_missing + counts.stacks_incomplete + counts.unreadable + counts.implausible,
+            "peak_mib": peak_mib()?,
+        });
+        println!("{answer}");
     }
     Ok(())
+}
+
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
 }
 
 fn cpu_ms() -> f64 {
@@ -46,9 +62,9 @@ fn cpu_ms() -> f64 {
     t.tv_sec as f64 * 1e3 + t.tv_nsec as f64 / 1e6
 }
 
-fn peak_mib() -> Result<u64> {
+fn peak_mib() -> Result<f64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find(|l| l.starts_with("VmHWM:")).context("no peak in /proc/self/status")?;
-    let kib: u64 = line.split_whitespace().nth(1).context("no figure")?.parse()?;
-    Ok(kib / 1024)
+    let kib: f64 = line.split_whitespace().nth(1).context("no figure")?.parse()?;
+    Ok(kib / 1024.0)
 }

@@ -175,7 +175,7 @@ fn cpu_seconds(pid: u32) -> Result<f64> {
 }
 
 /// The most memory that a process has had resident.
-fn resident_mib(pid: u32) -> Result<f64> {
+pub fn resident_mib(pid: u32) -> Result<f64> {
     let path = format!("/proc/{pid}/status");
     let status = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
     let kib = status

@@ -10,11 +10,12 @@ mod cost;
 mod observer;
 mod process;
 mod report;
+mod snapshot;
 
 use std::{env, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::{
     setup,
@@ -29,6 +30,26 @@ pub struct Options {
     /// Fewer and shorter samples: the figures vary more
     #[arg(long)]
     quick: bool,
+    /// Measure only these parts, separated by commas
+    #[arg(long, value_delimiter = ',', value_name = "PART")]
+    only: Vec<Part>,
+}
+
+/// A part that can be measured alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// What probes cost the program
+    Cost,
+    /// Time to attach and to detach
+    Attach,
+    /// gotrace's processor time and memory under load
+    Load,
+    /// The rate from the ring to the table, and the table's memory
+    Table,
+    /// The exporter's rate
+    Spans,
+    /// Snapshots of up to a million goroutines
+    Snapshot,
 }
 
 /// How much is measured.
@@ -42,6 +63,8 @@ struct Extent {
     load: Duration,
     /// Spans of a measurement of the exporter.
     spans: usize,
+    /// Snapshots for each figure.
+    snapshots: usize,
 }
 
 /// The binaries that are measured.
@@ -49,17 +72,32 @@ struct Binaries {
     gotrace: PathBuf,
     line: PathBuf,
     spans: PathBuf,
+    snapshots: PathBuf,
     program: PathBuf,
 }
 
 /// Runs `cargo xtask bench`.
 pub fn main(options: &Options) -> Result<()> {
     let extent = if options.quick {
-        Extent { pairs: 3, sample: Duration::from_millis(200), load: Duration::from_secs(4), spans: 200_000 }
+        Extent {
+            pairs: 3,
+            sample: Duration::from_millis(200),
+            load: Duration::from_secs(4),
+            spans: 200_000,
+            snapshots: 1,
+        }
     } else {
-        Extent { pairs: 9, sample: Duration::from_millis(500), load: Duration::from_secs(15), spans: 500_000 }
+        Extent {
+            pairs: 9,
+            sample: Duration::from_millis(500),
+            load: Duration::from_secs(15),
+            spans: 500_000,
+            snapshots: 3,
+        }
     };
-    apt_install(&["bpftrace"])?;
+    if options.only.is_empty() || options.only.contains(&Part::Cost) {
+        apt_install(&["bpftrace"])?;
+    }
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     println!("building gotrace for release");
     let packages = ["-p", "gotrace-daemon", "-p", "gotrace-tests", "--bins"];
@@ -77,23 +115,39 @@ pub fn main(options: &Options) -> Result<()> {
         gotrace: release.join("gotrace"),
         line: release.join("bench-line"),
         spans: release.join("spans-rate"),
+        snapshots: release.join("snapshot-rate"),
         program: build_program(&target)?,
     };
     let mut report = Report::default();
     // Each part leaves nothing behind, also when it fails: what it started ends with it.
-    let mut program = GoProgram::start(&binaries.program)?;
+    let wanted = |part: Part| options.only.is_empty() || options.only.contains(&part);
+    let mut program = GoProgram::start(&binaries.program, 1)?;
     println!("measuring in {} on {}", program.go_version, machine());
-    println!("what probes cost the program, {} pairs", extent.pairs);
-    cost::measure(&mut program, &binaries, extent, &mut report)?;
-    println!("attaching and detaching");
-    agent::attach_and_detach(&program, &binaries, extent, &mut report)?;
-    println!("gotrace at 10,000 goroutines a second for {:?}", extent.load);
-    agent::under_load(&mut program, &binaries, extent, &mut report)?;
-    println!("from the ring to the table");
-    agent::table(&mut program, &binaries, extent, &target, &mut report)?;
+    if wanted(Part::Cost) {
+        println!("what probes cost the program, {} pairs", extent.pairs);
+        cost::measure(&mut program, &binaries, extent, &mut report)?;
+    }
+    if wanted(Part::Attach) {
+        println!("attaching and detaching");
+        agent::attach_and_detach(&program, &binaries, extent, &mut report)?;
+    }
+    if wanted(Part::Load) {
+        println!("gotrace at 10,000 goroutines a second for {:?}", extent.load);
+        agent::under_load(&mut program, &binaries, extent, &mut report)?;
+    }
+    if wanted(Part::Table) {
+        println!("from the ring to the table");
+        agent::table(&mut program, &binaries, extent, &target, &mut report)?;
+    }
     drop(program);
-    println!("spans to a collector");
-    agent::spans(&binaries, extent, &mut report)?;
+    if wanted(Part::Spans) {
+        println!("spans to a collector");
+        agent::spans(&binaries, extent, &mut report)?;
+    }
+    if wanted(Part::Snapshot) {
+        println!("snapshots beside the program's own profile");
+        snapshot::measure(&binaries, extent, &target, &mut report)?;
+    }
     let path = target.join("bench.json");
     report.write(&path)?;
     println!("\n{report}\nwritten to {}", path.display());

@@ -143,9 +143,9 @@ impl Work {
 }
 
 impl GoProgram {
-    /// Starts it.
-    pub fn start(program: &Path) -> Result<Self> {
-        let process = Speaking::start(Command::new(program).args(["-procs", "1"]))?;
+    /// Starts it with so many processors to run goroutines on.
+    pub fn start(program: &Path, procs: usize) -> Result<Self> {
+        let process = Speaking::start(Command::new(program).args(["-procs", &procs.to_string()]))?;
         let hello = process.json()?;
         let go_version = hello["go_version"].as_str().unwrap_or("an unknown Go").to_owned();
         Ok(Self { process, go_version })

@@ -2,7 +2,7 @@
 //! bottom, width by number of goroutines, tooltips with counts. In a browser a click zooms in, `Reset zoom`
 //! out, `Search` marks what matches a regular expression.
 //!
-//! Frames narrower than [`MIN_WIDTH`] are not drawn, and of deep stacks the middle is left out; the picture
+//! Frames narrower than `MIN_WIDTH` are not drawn, and of deep stacks the middle is left out; the picture
 //! says so.
 
 use std::{

@@ -133,6 +133,8 @@ fn every_metric_of_a_full_interval() {
 fn lower_levels_say_only_what_they_know() {
     let resource = samples::resource();
     let mut interval = samples::interval(&resource, 0, vec![samples::site("main.worker", 10, 0)]);
+    interval.repaired.clear();
+    interval.snapshots = Histogram::default();
     interval.waiting.clear();
     interval.waits.clear();
     interval.lost.clear();

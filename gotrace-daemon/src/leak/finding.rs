@@ -1,0 +1,134 @@
+//! What is reported.
+
+use std::cmp::Reverse;
+
+use crate::snapshot::{StackFrame, Wait, WaitObject};
+
+/// Why goroutines are believed not to finish, the worst first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Verdict {
+    /// What they wait on cannot be reached by any goroutine that can still run: proven from the heap.
+    Unreachable,
+    /// They wait for ever by the language's rules, or for locks of each other.
+    Deadlock,
+    /// There are more and more of them.
+    Growing,
+    /// They have not moved for long, where others do.
+    Stuck,
+    /// No other goroutine refers to what they wait on, as far as stacks tell.
+    Orphaned,
+    /// They were alive when the program ended.
+    LeftBehind,
+}
+
+impl Verdict {
+    /// All of them, the worst first.
+    pub const ALL: [Self; 6] =
+        [Self::Unreachable, Self::Deadlock, Self::Growing, Self::Stuck, Self::Orphaned, Self::LeftBehind];
+
+    /// The name that outputs and arguments use.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unreachable => "unreachable",
+            Self::Deadlock => "deadlock",
+            Self::Growing => "growing",
+            Self::Stuck => "stuck",
+            Self::Orphaned => "orphaned",
+            Self::LeftBehind => "left_behind",
+        }
+    }
+
+    /// By its name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|v| v.name() == name)
+    }
+}
+
+/// A duration that is known within bounds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AtLeastAtMost {
+    /// Never more than the truth.
+    pub at_least_ns: u64,
+    /// Never less than the truth; `None` when nothing bounds it.
+    pub at_most_ns: Option<u64>,
+}
+
+impl AtLeastAtMost {
+    /// The bounds of the longest of two durations.
+    #[must_use]
+    pub fn longest(self, other: Self) -> Self {
+        Self {
+            at_least_ns: self.at_least_ns.max(other.at_least_ns),
+            at_most_ns: self.at_most_ns.zip(other.at_most_ns).map(|(a, b)| a.max(b)),
+        }
+    }
+}
+
+/// Goroutines a second, a 95 % confidence interval.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Growth {
+    /// Its lower end.
+    pub low: f64,
+    /// Its upper end.
+    pub high: f64,
+}
+
+/// Goroutines of one creation site that stand at the same place, under one verdict. Addresses are those of
+/// the living process.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Finding {
+    /// Why.
+    pub verdict: Verdict,
+    /// How their number grows; only for [`Verdict::Growing`].
+    pub growth: Option<Growth>,
+    /// How long the one that has waited longest has waited; for [`Verdict::LeftBehind`] how long it lived.
+    pub oldest: AtLeastAtMost,
+    /// Their entry function.
+    pub entry_pc: u64,
+    /// Return address of the `go` statement; 0 for none.
+    pub created_pc: u64,
+    /// Number of the wait reason; `None` when they do not wait.
+    pub wait_reason: Option<u8>,
+    /// Their stack, innermost frame first; empty when not known.
+    pub stack: Vec<StackFrame>,
+    /// What they wait on: each object once, the most waited on first, no more than [`Finding::MAX_WAITS`].
+    pub waits_on: Vec<(Wait, WaitObject)>,
+    /// How many objects that would be without the bound.
+    pub waits_on_total: usize,
+    /// Their ids, ascending.
+    pub goids: Vec<u64>,
+    /// What is known and what is not, in a sentence.
+    pub why: String,
+    /// The test that made them, by its function; only for [`Verdict::LeftBehind`].
+    pub test: Option<String>,
+}
+
+impl Finding {
+    /// Objects listed for one finding.
+    pub const MAX_WAITS: usize = 16;
+
+    /// How many goroutines.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.goids.len()
+    }
+
+    /// By impact: verdict, then how fast they grow, then how many, then how old.
+    #[must_use]
+    pub fn by_impact(&self) -> impl Ord + use<> {
+        // Non-negative floats order as their bits do.
+        let speed = self.growth.map_or(0, |g| g.low.max(0.0).to_bits());
+        let first = self.goids.first().copied().unwrap_or(0);
+        (
+            self.verdict,
+            Reverse(speed),
+            Reverse(self.count()),
+            Reverse(self.oldest.at_least_ns),
+            self.created_pc,
+            self.entry_pc,
+            first,
+        )
+    }
+}

@@ -1,0 +1,412 @@
+//! From what was seen to verdicts. Every condition is one of `docs/leaks.md`.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::{
+    AtLeastAtMost, Finding, Growth, Reason, Verdict, Watch, locks,
+    trend::{MIN_POINTS, trend},
+    watch::{Group, NONE, Track},
+};
+use crate::snapshot::{
+    Goroutine, ObjectKind, Op, Reference, References, Snapshot, Status, Suspect, Wait, WaitObject,
+};
+
+/// The main goroutine, which programs park on purpose.
+const MAIN: u64 = 1;
+/// A lock is a field: a pointer to the structure, this far before it or nearer, counts as a reference.
+pub(super) const FIELD_REACH: u64 = 128;
+/// Looks that saw a goroutine unmoved before it is called stuck: the mark misses a move once in 256, so
+/// that three pairs of looks miss a goroutine that moves all the time once in 16 million.
+const STUCK_LOOKS: u32 = 4;
+/// Goroutines of the same site that must have ended while watched before one that only receives is called
+/// stuck, and how much longer than those it must have lived.
+const SIBLINGS: u64 = 3;
+const SIBLINGS_FACTOR: u64 = 5;
+/// How many more goroutines must have settled before their number is called growing.
+const GROWN: f64 = 4.0;
+/// The same for workers that receive from one channel, which a pool starts as it needs them.
+const POOL_GROWN: f64 = 32.0;
+/// How much more often a figure must rise than fall (Kendall's tau).
+const MONOTONE: f64 = 0.7;
+/// A `time.Time`, which the channels of timers carry, has this many bytes.
+const TIME_BYTES: u16 = 24;
+
+/// A goroutine that waits, with what is known of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Member<'a> {
+    pub goroutine: &'a Goroutine,
+    pub track: &'a Track,
+    pub reason: Reason,
+    pub waits: &'a [Wait],
+}
+
+/// Those of one site at one place.
+#[derive(Clone, Debug)]
+pub(super) struct Place<'a> {
+    pub group: &'a Group,
+    pub members: Vec<Member<'a>>,
+}
+
+/// All places at which goroutines wait for others, by group.
+pub(super) fn places<'a>(watch: &'a Watch, snapshot: &'a Snapshot) -> BTreeMap<u32, Place<'a>> {
+    let mut places: BTreeMap<u32, Place<'a>> = BTreeMap::new();
+    for track in watch.tracks.iter().filter(|t| t.group != NONE) {
+        let Some(group) = watch.groups.get(track.group as usize) else { continue };
+        let Some(goroutine) = snapshot.goroutine(track.goid) else { continue };
+        let reason = watch.reason(goroutine);
+        if !reason.is_for_others() {
+            continue;
+        }
+        let waits = snapshot.waits_of(goroutine);
+        let member = Member { goroutine, track, reason, waits };
+        places
+            .entry(track.group)
+            .or_insert_with(|| Place { group, members: Vec::new() })
+            .members
+            .push(member);
+    }
+    places
+}
+
+impl Member<'_> {
+    fn objects<'s>(&self, snapshot: &'s Snapshot) -> impl Iterator<Item = (Wait, &'s WaitObject)> {
+        self.waits.iter().filter_map(|w| Some((*w, snapshot.object(w.object)?)))
+    }
+
+    pub fn is_for_lock(&self, snapshot: &Snapshot) -> bool {
+        self.objects(snapshot).any(|(_, o)| matches!(o.kind, ObjectKind::Mutex | ObjectKind::RwMutex))
+    }
+
+    fn is_for_group(&self, snapshot: &Snapshot) -> bool {
+        self.objects(snapshot).any(|(_, o)| o.kind == ObjectKind::WaitGroup)
+    }
+
+    /// One of its channels may be a timer's: then it wakes by itself.
+    fn has_timer(&self, snapshot: &Snapshot) -> bool {
+        self.objects(snapshot).any(|(_, o)| {
+            o.kind == ObjectKind::Timer
+                || o.kind == ObjectKind::Chan && (!o.known || o.elem_size == TIME_BYTES && o.cap == 1)
+        })
+    }
+
+    /// It waits for a channel that carries nothing: a signal to stop, whose sender mostly keeps it in a
+    /// structure on the heap, where references are not looked for.
+    fn has_stop_signal(&self, snapshot: &Snapshot) -> bool {
+        self.objects(snapshot)
+            .any(|(w, o)| o.kind == ObjectKind::Chan && w.op != Some(Op::Send) && o.elem_size == 0)
+    }
+
+    /// It receives, as others do, from one channel: an idle worker.
+    fn shares(&self, snapshot: &Snapshot) -> bool {
+        self.objects(snapshot).any(|(w, o)| {
+            matches!(o.kind, ObjectKind::Chan | ObjectKind::Cond | ObjectKind::Semaphore)
+                && w.op != Some(Op::Send)
+                && (o.receivers >= 2 || o.kind != ObjectKind::Chan && o.address == 0)
+        })
+    }
+
+    /// What it waits on, if all of it has addresses.
+    pub fn references(&self, snapshot: &Snapshot) -> Option<Vec<Reference>> {
+        let sought: Option<Vec<Reference>> = self
+            .waits
+            .iter()
+            .map(|w| {
+                let o = snapshot.object(w.object)?;
+                let reach = if o.kind == ObjectKind::Chan { 0 } else { FIELD_REACH };
+                (o.address != 0).then_some(Reference { address: o.address, reach })
+            })
+            .collect();
+        sought.filter(|s| !s.is_empty())
+    }
+
+    /// Whether the goroutine that made it has ended. `false` where that is not known.
+    fn is_creator_gone(&self, snapshot: &Snapshot) -> bool {
+        self.goroutine.parent_goid.is_some_and(|p| p != 0 && snapshot.goroutine(p).is_none())
+    }
+
+    fn is_main(&self) -> bool {
+        self.goroutine.goid == MAIN
+    }
+}
+
+/// Whether it has stood for long enough to be stuck, while others moved.
+pub(super) fn stands_long(watch: &Watch, member: &Member<'_>) -> bool {
+    member.track.looks >= STUCK_LOOKS
+        && watch.stands(member.track).at_least_ns >= watch.settings.stuck_after_ns
+        && watch.others_move_since(member.track.since_ns)
+}
+
+/// Whether goroutines of its site come and go, and it has lived much longer than those.
+fn outlives_siblings(watch: &Watch, member: &Member<'_>) -> bool {
+    watch.sites.get(member.track.site as usize).is_some_and(|site| {
+        site.finished >= SIBLINGS
+            && watch.stands(member.track).at_least_ns / SIBLINGS_FACTOR >= site.longest_finished_ns
+    })
+}
+
+/// Why a goroutine that nobody refers to would be reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Doubt {
+    Orphaned,
+    Stuck,
+}
+
+/// Whether it would be that if nobody refers to what it waits on.
+fn doubtful(watch: &Watch, snapshot: &Snapshot, member: &Member<'_>, doubt: Doubt) -> bool {
+    if member.is_main() || member.track.looks < 2 || member.is_for_lock(snapshot) {
+        return false;
+    }
+    let receives = matches!(member.reason, Reason::Receive | Reason::Select);
+    let names_itself = member.reason == Reason::Send || member.is_for_group(snapshot);
+    let timer = member.has_timer(snapshot);
+    match doubt {
+        Doubt::Orphaned => {
+            let clear = receives && !timer && !member.has_stop_signal(snapshot) && !member.shares(snapshot);
+            member.is_creator_gone(snapshot) && (names_itself || clear)
+        }
+        Doubt::Stuck => {
+            let outlives = || outlives_siblings(watch, member) && !member.shares(snapshot);
+            let ends_itself = member.reason == Reason::Select && timer;
+            stands_long(watch, member) && !ends_itself && (names_itself || outlives())
+        }
+    }
+}
+
+/// Goroutines whose verdict depends on whether anybody refers to what they wait on: first those that wait
+/// for channels and the like, then those that wait for locks. They are to be looked at apart, as each can
+/// be released by one of the others.
+#[must_use]
+pub fn suspects(watch: &Watch, snapshot: &Snapshot) -> (Vec<Suspect>, Vec<Suspect>) {
+    let (mut others, mut locks) = (Vec::new(), Vec::new());
+    for place in places(watch, snapshot).values() {
+        let suspect =
+            |m: &Member<'_>| Some(Suspect { goid: m.goroutine.goid, waits_on: m.references(snapshot)? });
+        let (for_locks, for_others): (Vec<&Member<'_>>, Vec<_>) =
+            place.members.iter().partition(|m| m.is_for_lock(snapshot));
+        locks.extend(for_locks.into_iter().filter(|m| stands_long(watch, m)).filter_map(suspect));
+        let mut orphans: Vec<&Member<'_>> =
+            for_others.iter().copied().filter(|m| doubtful(watch, snapshot, m, Doubt::Orphaned)).collect();
+        if is_alone(snapshot, &orphans) {
+            orphans.clear();
+        }
+        let stuck = for_others.into_iter().filter(|m| doubtful(watch, snapshot, m, Doubt::Stuck));
+        others.extend(orphans.into_iter().chain(stuck).filter_map(suspect));
+    }
+    for list in [&mut others, &mut locks] {
+        list.sort_unstable_by_key(|s| s.goid);
+        list.dedup_by_key(|s| s.goid);
+    }
+    (others, locks)
+}
+
+/// Whether a single goroutine receives: a worker whose channel is somewhere on the heap looks the same. A
+/// leak repeats, each time with a channel of its own.
+fn is_alone(snapshot: &Snapshot, orphans: &[&Member<'_>]) -> bool {
+    let mut receivers =
+        orphans.iter().filter(|m| matches!(m.reason, Reason::Receive | Reason::Select)).peekable();
+    let some = receivers.peek().is_some();
+    let channels: HashSet<u64> =
+        receivers.filter_map(|m| Some(m.objects(snapshot).next()?.1.address)).collect();
+    some && channels.len() < 2
+}
+
+/// The verdicts, the worst first. `held`: who refers to what the suspects for channels and for locks wait
+/// on, as of after the last look.
+#[must_use]
+pub fn judge(watch: &Watch, snapshot: &Snapshot, held: (&References, &References)) -> Vec<Finding> {
+    let places = places(watch, snapshot);
+    let mut findings = Vec::new();
+    let mut told: HashSet<u64> = HashSet::new();
+    let mut report = |verdict: Verdict, growth: Option<Growth>, members: &[Member<'_>], why: String| {
+        let fresh: Vec<Member<'_>> =
+            members.iter().filter(|m| told.insert(m.goroutine.goid)).copied().collect();
+        if let Some(finding) = finding(watch, snapshot, verdict, growth, &fresh, why) {
+            findings.push(finding);
+        }
+    };
+    for place in places.values() {
+        let nil = pick(place, |m| m.reason == Reason::Nil && !m.is_main());
+        report(
+            Verdict::Deadlock,
+            None,
+            &nil,
+            "a channel operation on a nil channel waits for ever by the language's specification; no other \
+             goroutine can end it."
+                .into(),
+        );
+    }
+    for (members, why) in locks::deadlocks(watch, snapshot, &places, held.1) {
+        report(Verdict::Deadlock, None, &members, why);
+    }
+    for place in places.values() {
+        if let Some((members, growth, why)) = growing(watch, snapshot, place) {
+            report(Verdict::Growing, Some(growth), &members, why);
+        }
+    }
+    for place in places.values() {
+        let locked = pick(place, |m| m.is_for_lock(snapshot) && stands_long(watch, m));
+        let least = oldest(watch, &locked).at_least_ns;
+        report(
+            Verdict::Stuck,
+            None,
+            &locked,
+            format!(
+                "not moved for at least {} while other goroutines did; the runtime does not record who holds a \
+                 lock, so it may have been lost, or be held by one that is slow.",
+                seconds(least)
+            ),
+        );
+    }
+    let unheld = |m: &Member<'_>| held.0.complete && held.0.unheld.binary_search(&m.goroutine.goid).is_ok();
+    // What a WaitGroup's waiter waits on has no address before Go 1.26, and is a field afterwards.
+    let group = |m: &Member<'_>| m.is_for_group(snapshot) && outlives_siblings(watch, m);
+    for (verdict, kind) in [(Verdict::Stuck, Doubt::Stuck), (Verdict::Orphaned, Doubt::Orphaned)] {
+        for place in places.values() {
+            let mut members = pick(place, |m| {
+                doubtful(watch, snapshot, m, kind) && (unheld(m) || kind == Doubt::Stuck && group(m))
+            });
+            if kind == Doubt::Orphaned && is_alone(snapshot, &members.iter().collect::<Vec<_>>()) {
+                members.clear();
+            }
+            let why = why_unheld(watch, snapshot, kind, &members, members.iter().all(unheld));
+            report(verdict, None, &members, why);
+        }
+    }
+    findings.sort_by_cached_key(Finding::by_impact);
+    findings
+}
+
+fn pick<'a>(place: &Place<'a>, mut wanted: impl FnMut(&Member<'a>) -> bool) -> Vec<Member<'a>> {
+    place.members.iter().filter(|m| wanted(m)).copied().collect()
+}
+
+fn why_unheld(
+    watch: &Watch,
+    snapshot: &Snapshot,
+    kind: Doubt,
+    members: &[Member<'_>],
+    all_unheld: bool,
+) -> String {
+    let least = seconds(oldest(watch, members).at_least_ns);
+    let siblings = members
+        .first()
+        .and_then(|m| watch.sites.get(m.track.site as usize).filter(|_| outlives_siblings(watch, m)))
+        .map(|s| format!("; {} of the same site ended meanwhile", s.finished))
+        .unwrap_or_default();
+    let referred = if all_unheld {
+        "; no other goroutine's stack and no variable refers to what it waits on, but the heap was not searched"
+    } else {
+        "; who could release it was not looked for, as its address is not known or is that of a field"
+    };
+    match kind {
+        Doubt::Orphaned => format!(
+            "the goroutine that made it has ended{referred}: a suspicion, not a proof; not moved for at least {least}."
+        ),
+        Doubt::Stuck => {
+            let gone = !members.is_empty() && members.iter().all(|m| m.is_creator_gone(snapshot));
+            let gone = if gone { "; the goroutine that made it has ended" } else { "" };
+            format!("not moved for at least {least} while other goroutines did{siblings}{gone}{referred}.")
+        }
+    }
+}
+
+/// Whether more and more goroutines settle at a place.
+fn growing<'a>(
+    watch: &Watch,
+    snapshot: &Snapshot,
+    place: &Place<'a>,
+) -> Option<(Vec<Member<'a>>, Growth, String)> {
+    // Whoever has a timer ends by itself: more come only until the first end.
+    let members = pick(place, |m| {
+        m.track.looks >= 2 && !m.is_main() && !(m.reason == Reason::Select && m.has_timer(snapshot))
+    });
+    let series = watch.series(place.group);
+    let (first, last) = (series.first()?, series.last()?);
+    let grown = last.1 - first.1;
+    let pool = members.iter().filter(|m| m.shares(snapshot)).count() * 2 > members.len();
+    let enough = if pool { grown >= POOL_GROWN && last.1 >= 2.0 * first.1 } else { grown >= GROWN };
+    if series.len() < MIN_POINTS || !enough || members.is_empty() {
+        return None;
+    }
+    let found = trend(&series)?;
+    let still = series.get(series.len() * 2 / 3).is_some_and(|middle| last.1 > middle.1);
+    let rises = series.windows(2).filter(|w| matches!(w, [a, b] if b.1 > a.1)).count();
+    let stay = place.group.left.saturating_mul(4) <= place.group.joined;
+    if found.low <= 0.0 || found.tau < MONOTONE || !still || rises < 3 || !stay {
+        return None;
+    }
+    // A goroutine whose creator serves a connection is there for as long as its client wants.
+    let of_connections = members.iter().filter(|m| serves_connection(watch, snapshot, m)).count();
+    if of_connections * 2 > members.len() {
+        return None;
+    }
+    // Before Go 1.21 creators are not known: what grows with the connections is taken for theirs.
+    let (io_first, io_last) = (watch.looks.get(1)?.io, watch.looks.last()?.io);
+    let unknown = members.iter().filter(|m| m.goroutine.parent_goid.is_none()).count();
+    if unknown * 2 > members.len() && 2.0 * io_last.saturating_sub(io_first) as f64 >= grown {
+        return None;
+    }
+    let why = format!(
+        "{} of this site stood here unmoved at first and {} {} later: {} came to stand here, {} of those left; a \
+         rising load looks the same until it ends, which a longer watch tells apart.",
+        first.1,
+        last.1,
+        seconds(last.0.saturating_sub(first.0)),
+        place.group.joined,
+        place.group.left
+    );
+    Some((members, Growth { low: found.low, high: found.high }, why))
+}
+
+fn serves_connection(watch: &Watch, snapshot: &Snapshot, member: &Member<'_>) -> bool {
+    let creator = member.goroutine.parent_goid.and_then(|p| snapshot.goroutine(p));
+    creator.is_some_and(|c| c.goid != MAIN && (watch.reason(c) == Reason::Io || c.status == Status::Syscall))
+}
+
+pub(super) fn oldest(watch: &Watch, members: &[Member<'_>]) -> AtLeastAtMost {
+    members.iter().map(|m| watch.stands(m.track)).reduce(AtLeastAtMost::longest).unwrap_or_default()
+}
+
+fn finding(
+    watch: &Watch,
+    snapshot: &Snapshot,
+    verdict: Verdict,
+    growth: Option<Growth>,
+    members: &[Member<'_>],
+    why: String,
+) -> Option<Finding> {
+    let first = members.first()?;
+    let site = watch.sites.get(first.track.site as usize)?;
+    let group = watch.groups.get(first.track.group as usize)?;
+    let mut objects: HashMap<usize, (usize, Wait, WaitObject)> = HashMap::new();
+    for member in members {
+        for (wait, object) in member.objects(snapshot) {
+            objects.entry(wait.object.index()).or_insert((0, wait, *object)).0 += 1;
+        }
+    }
+    let waits_on_total = objects.len();
+    let mut objects: Vec<_> = objects.into_values().collect();
+    objects.sort_unstable_by_key(|(n, w, _)| (std::cmp::Reverse(*n), w.object));
+    objects.truncate(Finding::MAX_WAITS);
+    let mut goids: Vec<u64> = members.iter().map(|m| m.goroutine.goid).collect();
+    goids.sort_unstable();
+    Some(Finding {
+        verdict,
+        growth,
+        oldest: oldest(watch, members),
+        entry_pc: site.entry_pc,
+        created_pc: site.created_pc,
+        wait_reason: Some(first.goroutine.wait_reason),
+        stack: watch.stacks.get(group.stack as usize).map(|s| s.to_vec()).unwrap_or_default(),
+        waits_on: objects.into_iter().map(|(_, w, o)| (w, o)).collect(),
+        waits_on_total,
+        goids,
+        why,
+        test: None,
+    })
+}
+
+/// `12.3 s`, `250 ms`.
+pub(super) fn seconds(ns: u64) -> String {
+    if ns < 1_000_000_000 { format!("{} ms", ns / 1_000_000) } else { format!("{:.1} s", ns as f64 / 1e9) }
+}

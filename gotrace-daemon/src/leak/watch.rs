@@ -1,0 +1,283 @@
+//! What is kept of a process between two looks at it: for each goroutine since when it stands where it
+//! stands, for each place how many stand there, for each creation site how many come and go.
+//!
+//! Input: snapshots of one process, in the order of time. A goroutine is the same if its goid is; it has
+//! not moved if its [`park_mark`](crate::snapshot::Goroutine::park_mark) and its stack are the same.
+
+use std::collections::HashMap;
+
+use foldhash::fast::FixedState;
+
+use super::Reason;
+use crate::snapshot::{Goroutine, Snapshot, StackFrame};
+
+/// As many places are told apart; goroutines at others are counted only.
+const MAX_GROUPS: usize = 1 << 17;
+/// No group.
+pub(super) const NONE: u32 = u32::MAX;
+
+/// What the user can set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// A goroutine that has not moved for this long may be [`Verdict::Stuck`](super::Verdict::Stuck).
+    pub stuck_after_ns: u64,
+}
+
+/// One look at the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Look {
+    /// `CLOCK_MONOTONIC` when reading began.
+    pub begin_ns: u64,
+    /// And when it ended.
+    pub end_ns: u64,
+    /// Goroutines that came, went, or moved since the look before, and those that run.
+    pub moved: u64,
+    /// Goroutines that wait for descriptors.
+    pub io: u64,
+}
+
+/// A goroutine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Track {
+    pub goid: u64,
+    mark: u64,
+    pub site: u32,
+    /// Where it stands; [`NONE`] when it runs.
+    pub group: u32,
+    /// End of the look that first saw it there.
+    pub since_ns: u64,
+    /// Begin of the last look that did not see it there; `None` when it was there at the first look.
+    pub not_before_ns: Option<u64>,
+    /// Looks that saw it there, one after the other.
+    pub looks: u32,
+    /// Begin of the last look in which it was not alive; `None` when it was alive at the first look.
+    born_after_ns: Option<u64>,
+}
+
+/// Goroutines with the same entry function and creation site.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Site {
+    pub entry_pc: u64,
+    pub created_pc: u64,
+    /// Of those born while watched, the ones that ended.
+    pub finished: u64,
+    /// How long the longest-lived of those can have lived.
+    pub longest_finished_ns: u64,
+}
+
+/// Goroutines of a site at the same place.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Group {
+    pub site: u32,
+    pub stack: u32,
+    /// The look from which on `settled` counts.
+    pub first_look: usize,
+    /// For each look, how many stood there then and at the look before without having moved.
+    pub settled: Vec<u32>,
+    /// How many have settled, and how many of those have gone or moved since.
+    pub joined: u64,
+    pub left: u64,
+}
+
+/// What was seen so far.
+#[derive(Debug)]
+pub struct Watch {
+    pub(super) settings: Settings,
+    pub(super) reasons: Vec<Reason>,
+    pub(super) looks: Vec<Look>,
+    /// By goid.
+    pub(super) tracks: Vec<Track>,
+    pub(super) sites: Vec<Site>,
+    site_ids: HashMap<(u64, u64), u32, FixedState>,
+    pub(super) stacks: Vec<Box<[StackFrame]>>,
+    stack_ids: HashMap<Box<[StackFrame]>, u32, FixedState>,
+    pub(super) groups: Vec<Group>,
+    group_ids: HashMap<(u32, u32), u32, FixedState>,
+}
+
+impl Watch {
+    /// Nothing seen yet. `reasons`: names of the program's wait reasons, by number.
+    #[must_use]
+    pub fn new(settings: Settings, reasons: &[&str]) -> Self {
+        Self {
+            settings,
+            reasons: reasons.iter().map(|name| Reason::from_name(name)).collect(),
+            looks: Vec::new(),
+            tracks: Vec::new(),
+            sites: Vec::new(),
+            site_ids: HashMap::default(),
+            stacks: Vec::new(),
+            stack_ids: HashMap::default(),
+            groups: Vec::new(),
+            group_ids: HashMap::default(),
+        }
+    }
+
+    /// Looks so far.
+    #[must_use]
+    pub fn looks(&self) -> usize {
+        self.looks.len()
+    }
+
+    /// What the goroutine waits for; [`Reason::Other`] when it does not wait.
+    #[must_use]
+    pub fn reason(&self, goroutine: &Goroutine) -> Reason {
+        if !goroutine.status.is_waiting() {
+            return Reason::Other;
+        }
+        self.reasons.get(usize::from(goroutine.wait_reason)).copied().unwrap_or(Reason::Other)
+    }
+
+    /// Takes in the next look. One that is older than the last is left out.
+    pub fn observe(&mut self, snapshot: &Snapshot) {
+        let begin_ns = snapshot.monotonic_ns;
+        let end_ns = begin_ns.saturating_add(snapshot.duration_ns);
+        let before = self.looks.last().copied();
+        if before.is_some_and(|b| b.begin_ns >= begin_ns) {
+            return;
+        }
+        let look = self.looks.len();
+        let stacks: Vec<u32> =
+            snapshot.stacks.ids().map(|id| self.stack_id(snapshot.stacks.frames(id))).collect();
+        let old = std::mem::take(&mut self.tracks);
+        let mut old = old.into_iter().peekable();
+        let mut tracks = Vec::with_capacity(snapshot.goroutines.len());
+        let (mut moved, mut io) = (0, 0);
+        for goroutine in snapshot.goroutines.iter().filter(|g| !g.is_system()) {
+            while let Some(gone) = old.next_if(|t| t.goid < goroutine.goid) {
+                moved += 1;
+                self.gone(gone, end_ns);
+            }
+            io += u64::from(self.reason(goroutine) == Reason::Io);
+            let known = old.next_if(|t| t.goid == goroutine.goid);
+            let site = known.map_or_else(|| self.site_id(goroutine), |t| t.site);
+            let stack = goroutine.stack.and_then(|id| stacks.get(id.index())).copied();
+            let group = stack.map_or(NONE, |stack| self.group_id(site, stack, look));
+            let not_before_ns = before.map(|b| b.begin_ns);
+            let fresh = Track {
+                goid: goroutine.goid,
+                mark: goroutine.park_mark,
+                site,
+                group,
+                since_ns: end_ns,
+                not_before_ns,
+                looks: 1,
+                born_after_ns: known.map_or(not_before_ns, |t| t.born_after_ns),
+            };
+            let stood = known.filter(|t| {
+                let known = fresh.mark != 0 && group != NONE;
+                goroutine.status.is_waiting() && known && t.group == group && t.mark == fresh.mark
+            });
+            if let Some(stood) = stood {
+                let looks = stood.looks.saturating_add(1);
+                if let Some(g) = self.groups.get_mut(group as usize) {
+                    g.count(look);
+                    g.joined += u64::from(looks == 2);
+                }
+                tracks.push(Track { looks, ..stood });
+                continue;
+            }
+            moved += u64::from(before.is_some());
+            if let Some(t) = known {
+                self.unsettle(t);
+            }
+            tracks.push(fresh);
+        }
+        for gone in old {
+            moved += 1;
+            self.gone(gone, end_ns);
+        }
+        self.tracks = tracks;
+        self.looks.push(Look { begin_ns, end_ns, moved, io });
+    }
+
+    fn gone(&mut self, track: Track, end_ns: u64) {
+        self.unsettle(track);
+        if let (Some(site), Some(born_after)) = (self.sites.get_mut(track.site as usize), track.born_after_ns)
+        {
+            site.finished += 1;
+            site.longest_finished_ns = site.longest_finished_ns.max(end_ns.saturating_sub(born_after));
+        }
+    }
+
+    fn unsettle(&mut self, track: Track) {
+        if let Some(group) = self.groups.get_mut(track.group as usize).filter(|_| track.looks >= 2) {
+            group.left += 1;
+        }
+    }
+
+    fn stack_id(&mut self, frames: &[StackFrame]) -> u32 {
+        if let Some(&id) = self.stack_ids.get(frames) {
+            return id;
+        }
+        if self.stacks.len() >= MAX_GROUPS {
+            return NONE;
+        }
+        let id = u32::try_from(self.stacks.len()).unwrap_or(NONE);
+        self.stacks.push(frames.into());
+        self.stack_ids.insert(frames.into(), id);
+        id
+    }
+
+    fn site_id(&mut self, goroutine: &Goroutine) -> u32 {
+        let Goroutine { entry_pc, created_pc, .. } = *goroutine;
+        *self.site_ids.entry((entry_pc, created_pc)).or_insert_with(|| {
+            let id = u32::try_from(self.sites.len()).unwrap_or(NONE);
+            self.sites.push(Site { entry_pc, created_pc, ..Site::default() });
+            id
+        })
+    }
+
+    fn group_id(&mut self, site: u32, stack: u32, look: usize) -> u32 {
+        if stack == NONE {
+            return NONE;
+        }
+        if let Some(&id) = self.group_ids.get(&(site, stack)) {
+            return id;
+        }
+        if self.groups.len() >= MAX_GROUPS {
+            return NONE;
+        }
+        let id = u32::try_from(self.groups.len()).unwrap_or(NONE);
+        self.groups.push(Group { site, stack, first_look: look, ..Group::default() });
+        self.group_ids.insert((site, stack), id);
+        id
+    }
+
+    /// How long a goroutine has stood where it stands, as of the last look.
+    pub(super) fn stands(&self, track: &Track) -> super::AtLeastAtMost {
+        let (begin, end) = self.looks.last().map_or((0, 0), |l| (l.begin_ns, l.end_ns));
+        super::AtLeastAtMost {
+            at_least_ns: if track.looks < 2 { 0 } else { begin.saturating_sub(track.since_ns) },
+            at_most_ns: track.not_before_ns.map(|before| end.saturating_sub(before)),
+        }
+    }
+
+    /// Whether, since a time, others came, went or moved at most looks, and at the last one.
+    pub(super) fn others_move_since(&self, ns: u64) -> bool {
+        let within: Vec<bool> = self.looks.iter().filter(|l| l.begin_ns >= ns).map(|l| l.moved > 0).collect();
+        within.last() == Some(&true) && within.iter().filter(|m| **m).count() * 2 > within.len()
+    }
+
+    /// The settled of a group at each look (end of the look, count); from the second look on, as before
+    /// nobody can have settled.
+    pub(super) fn series(&self, group: &Group) -> Vec<(u64, f64)> {
+        let count = |look: usize| {
+            let n = look.checked_sub(group.first_look).and_then(|n| group.settled.get(n));
+            f64::from(n.copied().unwrap_or(0))
+        };
+        self.looks.iter().enumerate().skip(1).map(|(n, l)| (l.end_ns, count(n))).collect()
+    }
+}
+
+impl Group {
+    fn count(&mut self, look: usize) {
+        let n = look.saturating_sub(self.first_look);
+        if self.settled.len() <= n {
+            self.settled.resize(n + 1, 0);
+        }
+        if let Some(count) = self.settled.get_mut(n) {
+            *count += 1;
+        }
+    }
+}

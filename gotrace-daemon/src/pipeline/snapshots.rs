@@ -1,0 +1,204 @@
+//! A traced process and its snapshots: the check before anything is believed, when they begin, and what
+//! their failing means where there are probes and where there are none.
+
+use std::{
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    LineConfig, LineError,
+    seed::{Pace, Progress, Snapshots},
+    traced::Traced,
+};
+use crate::{
+    process::ProcessError,
+    snapshot::{Live, SnapshotError},
+};
+
+/// How long a program may take to make its first goroutine before that is held to be impossible.
+const START_WITHIN: Duration = Duration::from_secs(2);
+/// How long a program is given to begin before a snapshot is taken of it.
+const LAID_OUT_WITHIN: Duration = Duration::from_millis(50);
+/// Snapshots take at most one part in so many of a core's time, beside probes and without.
+const SHARE_WITH_EVENTS: u32 = 100;
+const SHARE_ALONE: u32 = 10;
+/// How long the user waits for the last snapshot.
+const LAST_LOOK_WITHIN: Duration = Duration::from_millis(200);
+
+impl Traced {
+    /// Tracing begins: decides when the first snapshot is due.
+    pub(super) fn expect_snapshots(&mut self, line: &LineConfig, beginning: bool) {
+        let now = Instant::now();
+        self.first_snapshot = if self.sampled {
+            self.table.become_sampled();
+            Some(now)
+        } else if self.yet_to_execute {
+            // Events tell everything from the first goroutine on.
+            line.reconcile.map(|every| now + every)
+        } else if beginning {
+            Some(now + LAID_OUT_WITHIN)
+        } else {
+            self.live.is_some().then_some(now)
+        };
+    }
+
+    /// Whether the living process's memory is laid out as the program's version has it; before anything
+    /// is believed. A process that may not be read is traced by events all the same, which are checked
+    /// as they come.
+    pub(super) fn check_layout(&mut self) -> Result<(), LineError> {
+        let pid = self.pid();
+        let newer = |what: &str| {
+            let binary = self.symbolizer.binary();
+            if binary.layout_is_extrapolated() {
+                tracing::warn!(pid, "{} is newer than this gotrace knows: {what}", binary.go_version().text);
+            }
+        };
+        let later = "it is traced with the newest known layout, as long as what is read makes sense";
+        if self.yet_to_execute {
+            newer(later);
+            return Ok(());
+        }
+        match self.read_layout() {
+            Ok(live) => {
+                match live.warning() {
+                    // The kernel side reads by the newest layout.
+                    Some(warning) if !self.sampled => {
+                        let why = format!("{warning}, which only --engine snapshot can do");
+                        return Err(self.implausible_because(why));
+                    }
+                    Some(warning) => tracing::warn!(pid, "{warning}"),
+                    None => newer("the newest known layout is used, which its goroutines in memory fit"),
+                }
+                tracing::debug!(pid, "its goroutines look like those of its version of Go");
+                self.live = Some(live);
+                Ok(())
+            }
+            Err(error @ SnapshotError::Process(ProcessError::Gone { .. })) => Err(self.unreadable(error)),
+            Err(error @ (SnapshotError::Implausible { .. } | SnapshotError::NotStarted)) => {
+                Err(self.unreadable(error))
+            }
+            Err(error) if self.sampled => Err(self.unreadable(error)),
+            Err(error) => {
+                newer(later);
+                tracing::warn!(
+                    pid,
+                    "goroutines older than the attachment are known once they have waited, and what gets lost is \
+                     not mended: {error}"
+                );
+                Ok(())
+            }
+        }
+    }
+
+    fn read_layout(&self) -> Result<Live, SnapshotError> {
+        let mut live = Live::new(&self.target, Arc::clone(self.symbolizer.shared_binary()))?;
+        let begin = Instant::now();
+        loop {
+            match live.check_layout() {
+                Ok(()) => return Ok(live),
+                // A process that has only just been started is not laid out yet.
+                Err(SnapshotError::NotStarted | SnapshotError::Implausible { .. })
+                    if begin.elapsed() < START_WITHIN && !self.watch.has_ended() =>
+                {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn unreadable(&self, error: SnapshotError) -> LineError {
+        match error {
+            SnapshotError::Process(error) => error.into(),
+            SnapshotError::Implausible { why, .. } => self.implausible_because(why),
+            error @ SnapshotError::NotStarted => self.implausible_because(error.to_string()),
+            error => LineError::Unreadable { pid: self.pid(), error },
+        }
+    }
+
+    /// Looks after snapshots; `drained`: whether the ring was found empty just now. Whether there is more
+    /// to do at once.
+    pub(super) fn tend_snapshots(
+        &mut self,
+        now: Instant,
+        drained: bool,
+        line: &LineConfig,
+    ) -> Result<bool, LineError> {
+        if self.snapshots.is_none() && !self.start_snapshots(now, line)? {
+            return Ok(false);
+        }
+        let Some(snapshots) = &mut self.snapshots else { return Ok(false) };
+        match snapshots.tend(&mut self.table, now, drained) {
+            Ok(Progress::Nothing) => Ok(false),
+            Ok(Progress::Part) => Ok(true),
+            Ok(Progress::Done) => {
+                self.fresh = true;
+                Ok(false)
+            }
+            Err(error) => {
+                self.give_snapshots_up(error)?;
+                Ok(false)
+            }
+        }
+    }
+
+    /// One snapshot more, so that the end is shown as it is; unless that takes long.
+    pub(super) fn look_once_more(&mut self, line: &LineConfig) -> Result<(), LineError> {
+        let Some(snapshots) = &mut self.snapshots else { return Ok(()) };
+        snapshots.hurry();
+        let begin = Instant::now();
+        self.fresh = false;
+        while !self.fresh && begin.elapsed() < LAST_LOOK_WITHIN && !self.watch.has_ended() {
+            if !self.tend_snapshots(Instant::now(), true, line)? {
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+        Ok(())
+    }
+
+    fn start_snapshots(&mut self, now: Instant, line: &LineConfig) -> Result<bool, LineError> {
+        let Some(first) = self.first_snapshot.filter(|first| *first <= now && !self.yet_to_execute) else {
+            return Ok(false);
+        };
+        self.first_snapshot = None;
+        let live = match self.live.take() {
+            Some(live) => live,
+            None => match Live::new(&self.target, Arc::clone(self.symbolizer.shared_binary())) {
+                Ok(live) => live,
+                Err(error) => {
+                    self.give_snapshots_up(error)?;
+                    return Ok(false);
+                }
+            },
+        };
+        let pace = Pace {
+            every: if self.sampled { Some(line.interval) } else { line.reconcile },
+            share: if self.sampled { SHARE_ALONE } else { SHARE_WITH_EVENTS },
+            events: !self.sampled,
+            level: self.level,
+        };
+        if !self.bias_known {
+            self.symbolizer.set_bias(live.bias());
+            self.bias_known = true;
+        }
+        match Snapshots::start(live, pace, first) {
+            Ok(snapshots) => self.snapshots = Some(snapshots),
+            Err(error) => tracing::warn!(pid = self.pid(), %error, "no snapshots: no thread for them"),
+        }
+        Ok(self.snapshots.is_some())
+    }
+
+    /// Events go on without; where there are none that is the end.
+    fn give_snapshots_up(&mut self, error: SnapshotError) -> Result<(), LineError> {
+        if self.watch.has_ended() || self.watch.has_executed_another_program() {
+            return Ok(());
+        }
+        if self.sampled {
+            return Err(self.unreadable(error));
+        }
+        tracing::warn!(pid = self.pid(), "what gets lost is not mended any more: {error}");
+        Ok(())
+    }
+}

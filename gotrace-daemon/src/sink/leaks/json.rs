@@ -1,0 +1,73 @@
+//! `leaks --format json`: one object a line, schema `gotrace.leaks/1`: a header, a line a finding, the worst
+//! first, a summary. Unknown is `null`; addresses are strings.
+
+use std::io::{self, Write};
+
+use serde_json::{Value, json};
+
+use super::{
+    Header, When,
+    values::{frames, line, object_of_wait, place, reason},
+};
+use crate::{
+    leak::{AtLeastAtMost, Finding},
+    snapshot::Names,
+};
+
+/// The schema of these lines.
+pub const SCHEMA: &str = "gotrace.leaks/1";
+
+/// Writes findings.
+///
+/// # Errors
+/// What the writer says.
+pub fn write(
+    out: &mut impl Write,
+    header: Header<'_>,
+    findings: &[Finding],
+    names: &mut Names,
+) -> io::Result<()> {
+    line(
+        out,
+        &json!({
+            "schema": SCHEMA,
+            "time_unix_nano": header.time_unix_nano,
+            "pid": header.pid,
+            "executable": header.executable,
+            "go_version": header.go_version,
+            "engine": header.engine,
+            "duration_ns": header.duration_ns,
+            "looks": header.looks,
+            "watched": header.when == When::Watched,
+            "references_complete": header.references_complete,
+        }),
+    )?;
+    for finding in findings {
+        line(out, &object(finding, names))?;
+    }
+    line(out, &json!({"summary": {"findings": findings.len(), "goroutines": header.goroutines}}))
+}
+
+fn object(finding: &Finding, names: &mut Names) -> Value {
+    let waits: Vec<Value> = finding.waits_on.iter().map(|(w, o)| object_of_wait(*w, o)).collect();
+    json!({
+        "verdict": finding.verdict.name(),
+        "count": finding.count(),
+        "growth_per_second": finding.growth.map(|g| json!({"low": g.low, "high": g.high})),
+        "oldest_ns": bounds(finding.oldest),
+        "entry": place(names.entry(finding.entry_pc)),
+        "created_by": place(names.created_by(finding.created_pc).first()),
+        "wait_reason": reason(names, finding.wait_reason),
+        "stack": frames(&finding.stack, names),
+        "waits_on": waits,
+        "waits_on_total": finding.waits_on_total,
+        "goids": finding.goids,
+        "retained_bytes": null,
+        "test": finding.test,
+        "why": finding.why,
+    })
+}
+
+pub(super) fn bounds(bounds: AtLeastAtMost) -> Value {
+    json!({"at_least": bounds.at_least_ns, "at_most": bounds.at_most_ns})
+}

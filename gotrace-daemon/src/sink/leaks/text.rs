@@ -1,0 +1,166 @@
+//! `leaks --format text`: for people. A block a finding, the worst first.
+
+use std::io::{self, Write};
+
+use super::{Header, When};
+use crate::{
+    gobin::Frame,
+    leak::{AtLeastAtMost, Finding, Verdict},
+    snapshot::{Names, ObjectKind},
+};
+
+fn duration(ns: u64) -> String {
+    crate::sink::text::duration(Some(ns))
+}
+
+/// Goids that are listed.
+const MAX_GOIDS: usize = 8;
+/// Frames that are shown of a stack, without those that Go's own traceback leaves out.
+const MAX_FRAMES: usize = 12;
+/// Columns before what is said.
+const INDENT: &str = "              ";
+/// Columns of a line of a sentence.
+const WIDTH: usize = 96;
+
+/// Writes findings.
+///
+/// # Errors
+/// What the writer says.
+pub fn write(
+    out: &mut impl Write,
+    header: Header<'_>,
+    findings: &[Finding],
+    names: &mut Names,
+) -> io::Result<()> {
+    let name = header.executable.rsplit('/').next().unwrap_or(header.executable);
+    let looked = match header.when {
+        When::Watched => format!("watched for {} in {} looks", duration(header.duration_ns), header.looks),
+        When::Once => "looked at once".to_owned(),
+        When::AtItsEnd => "alive when it ended".to_owned(),
+    };
+    let found = match findings.len() {
+        0 => "nothing found".to_owned(),
+        1 => "1 finding".to_owned(),
+        n => format!("{n} findings"),
+    };
+    writeln!(out, "pid {} ({name}): {found}, {} goroutines, {looked}", header.pid, header.goroutines)?;
+    if header.when == When::Once {
+        writeln!(out, "  growing and stuck goroutines are told with --watch 60s")?;
+    }
+    for finding in findings {
+        writeln!(out)?;
+        self::finding(out, finding, names)?;
+    }
+    Ok(())
+}
+
+fn finding(out: &mut impl Write, finding: &Finding, names: &mut Names) -> io::Result<()> {
+    let count = finding.count();
+    write!(out, "  {:<12}{count} goroutine{}", finding.verdict.name(), if count == 1 { "" } else { "s" })?;
+    if let Some(growth) = finding.growth {
+        write!(out, ", +{:.2} to +{:.2} a second", growth.low, growth.high)?;
+    }
+    let lives = if finding.verdict == Verdict::LeftBehind { "lived" } else { "waits" };
+    writeln!(out, ", {}", age(finding.oldest, count, lives))?;
+    if let Some(test) = &finding.test {
+        writeln!(out, "{INDENT}made in {test}")?;
+    }
+    let entry = names.entry(finding.entry_pc).map_or("?".to_owned(), |f| f.function.clone());
+    let made = names.created_by(finding.created_pc).first().map_or("?".to_owned(), position);
+    writeln!(out, "{INDENT}{entry}  by {made}")?;
+    let reason = finding.wait_reason.and_then(|r| names.binary().wait_reasons().get(usize::from(r)).copied());
+    if let Some(reason) = reason {
+        writeln!(out, "{INDENT}{reason}{}", objects(finding))?;
+    }
+    let stack = names.stack(&finding.stack);
+    let shown: Vec<_> = stack.iter().filter(|f| !f.internal).collect();
+    for frame in shown.iter().take(MAX_FRAMES) {
+        writeln!(out, "{INDENT}  {}", position(frame.frame))?;
+    }
+    if shown.len() > MAX_FRAMES {
+        writeln!(out, "{INDENT}  … {} more", shown.len() - MAX_FRAMES)?;
+    }
+    let goids: Vec<String> = finding.goids.iter().take(MAX_GOIDS).map(u64::to_string).collect();
+    let more = count.saturating_sub(MAX_GOIDS);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    writeln!(out, "{INDENT}goids {}{more}", goids.join(" "))?;
+    for line in wrap(&format!("why: {}", finding.why)) {
+        writeln!(out, "{INDENT}{line}")?;
+    }
+    Ok(())
+}
+
+fn age(oldest: AtLeastAtMost, count: usize, does: &str) -> String {
+    let who = if count == 1 { does.to_owned() } else { format!("the oldest {does}") };
+    match (oldest.at_least_ns, oldest.at_most_ns) {
+        (least, Some(most)) if duration(least) == duration(most) => format!("{who} {}", duration(least)),
+        (least, Some(most)) => format!("{who} {} to {}", duration(least), duration(most)),
+        (0, None) => format!("{who} for an unknown time"),
+        (least, None) => format!("{who} at least {}", duration(least)),
+    }
+}
+
+fn objects(finding: &Finding) -> String {
+    let Some((_, first)) = finding.waits_on.first() else { return String::new() };
+    let kind = first.kind.name();
+    let known = if first.address == 0 { String::new() } else { format!(" {:#x}", first.address) };
+    let capacity = match first.kind {
+        ObjectKind::Chan if first.known => format!(" (len {}, cap {})", first.len, first.cap),
+        _ => String::new(),
+    };
+    match finding.waits_on_total {
+        1 => format!(": {kind}{known}{capacity}"),
+        n => format!(": {n} objects, such as {kind}{known}{capacity}"),
+    }
+}
+
+fn position(frame: &Frame) -> String {
+    let file = frame.file.rsplit('/').next().unwrap_or(&frame.file);
+    if file.is_empty() {
+        frame.function.clone()
+    } else {
+        format!("{} ({file}:{})", frame.function, frame.line)
+    }
+}
+
+/// Lines of at most [`WIDTH`] columns, as far as words allow.
+fn wrap(text: &str) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        if let Some(line) = lines.last_mut() {
+            if line.is_empty() {
+                line.push_str(word);
+                continue;
+            }
+            if line.chars().count() + 1 + word.chars().count() <= WIDTH {
+                line.push(' ');
+                line.push_str(word);
+                continue;
+            }
+        }
+        lines.push(format!("     {word}"));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sentences_are_wrapped_between_words() {
+        let lines = wrap(&"goroutine ".repeat(30));
+        assert!(lines.len() > 2);
+        assert!(lines.iter().all(|l| l.chars().count() <= WIDTH + 5), "{lines:?}");
+        assert_eq!(lines.concat().matches("goroutine").count(), 30);
+        assert_eq!(wrap("short"), ["short"]);
+    }
+
+    #[test]
+    fn ages_say_what_is_known() {
+        let bounds = |at_least_ns, at_most_ns| AtLeastAtMost { at_least_ns, at_most_ns };
+        assert_eq!(age(bounds(0, None), 1, "waits"), "waits for an unknown time");
+        assert_eq!(age(bounds(5_000_000_000, None), 2, "waits"), "the oldest waits at least 5.0s");
+        assert_eq!(age(bounds(4_000_000_000, Some(5_000_000_000)), 1, "waits"), "waits 4.0s to 5.0s");
+    }
+}

@@ -1,0 +1,3 @@
+module gotrace.test/leaks
+
+go 1.19

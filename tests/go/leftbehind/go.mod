@@ -1,0 +1,3 @@
+module gotrace.test/leftbehind
+
+go 1.19

@@ -1,0 +1,138 @@
+//! Every kind of leak of a real program is found, with its verdict and the function that leaks, and nothing
+//! is said of programs that only look like it. Needs root and `go`.
+
+use std::collections::BTreeSet;
+
+use gotrace_tests::{
+    gobuild::{Arch, CORNER_VERSIONS, Mode, build, minor},
+    gotrace::privileged,
+    leaks::{Leaks, json, leaks},
+};
+use serde_json::Value;
+
+fn found(lines: &[Value]) -> BTreeSet<(String, String)> {
+    let name = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+    lines
+        .iter()
+        .filter(|l| l.get("verdict").is_some())
+        .map(|l| (name(&l["verdict"]), name(&l["entry"]["function"])))
+        .collect()
+}
+
+fn line<'a>(lines: &'a [Value], function: &str) -> &'a Value {
+    lines.iter().find(|l| l["entry"]["function"] == function).expect("a finding of this function")
+}
+
+/// What is leaked, and the verdicts that are right. Newer programs tell more: from Go 1.21 on who made a
+/// goroutine, without which nobody is called orphaned, and from 1.26 on the addresses of locks.
+fn expected(version: &str) -> Vec<(&'static str, &'static [&'static str])> {
+    let minor = minor(version);
+    let mut all: Vec<(&str, &[&str])> = vec![
+        ("main.receiveNil", &["deadlock"]),
+        ("main.notify", &["growing"]),
+        ("main.refresh", &["stuck"]),
+        ("main.finish", if minor >= 26 { &["stuck", "orphaned"] } else { &["stuck"] }),
+    ];
+    let circle: &[&str] = if minor >= 26 { &["deadlock", "stuck"] } else { &["stuck"] };
+    all.extend([("main.transfer", circle), ("main.transferBack", circle)]);
+    if minor >= 21 {
+        all.extend([("main.awaitReply", &["orphaned"][..]), ("main.selectDead", &["orphaned"][..])]);
+    }
+    // It sends, so that it is stuck as well once it has stood for long.
+    all.push(("main.compute", if minor >= 21 { &["stuck", "orphaned"] } else { &["stuck"] }));
+    all
+}
+
+fn check(version: &str, mode: Mode) {
+    let program = build("leaks", version, mode, Arch::HOST).expect("it builds");
+    let leaking = Leaks::start(&program, "leak").expect("it starts");
+    let watch = ["--watch", "10s", "--stuck-after", "4s", "--format", "json", "--fail-on", "stuck"];
+    let output = leaks(leaking.pid(), &watch).expect("gotrace runs");
+    assert_eq!(output.status.code(), Some(10), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = json(&output).expect("JSON");
+    let found = found(&lines);
+    let mut missing = found.clone();
+    for (function, verdicts) in expected(version) {
+        let right = verdicts.iter().any(|v| missing.remove(&((*v).to_owned(), function.to_owned())));
+        assert!(right, "Go {version} {}: {function} should be {verdicts:?}: {found:#?}", mode.name());
+    }
+    assert!(missing.is_empty(), "Go {version} {}: too much was found: {missing:?}", mode.name());
+
+    assert_eq!(lines[0]["schema"], "gotrace.leaks/1");
+    let growing = line(&lines, "main.notify");
+    let growth = &growing["growth_per_second"];
+    let (low, high) = (growth["low"].as_f64().expect("a number"), growth["high"].as_f64().expect("a number"));
+    // One each tenth of a second, and a little more between.
+    assert!(low > 4.0 && low <= high && high < 11.0, "{growth}");
+    assert_eq!(growing["count"].as_u64(), growing["goids"].as_array().map(|a| a.len() as u64));
+    assert_eq!(growing["created_by"]["function"], "main.handler");
+    assert_eq!(growing["waits_on"][0]["kind"], "chan");
+    assert_eq!(growing["wait_reason"], "chan send");
+    let nil = line(&lines, "main.receiveNil");
+    assert_eq!(nil["count"], 2);
+    assert!(nil["oldest_ns"]["at_least"].as_u64() > Some(8_000_000_000), "{nil}");
+    assert_eq!(nil["oldest_ns"]["at_most"], Value::Null, "born before gotrace looked");
+    let stack = nil["stack"].as_array().expect("a stack");
+    assert!(stack.iter().any(|f| f["function"] == "main.receiveNil" && f["line"].as_u64() > Some(0)));
+    let summary = &lines.last().expect("a summary")["summary"];
+    assert_eq!(summary["findings"].as_u64(), Some(lines.len() as u64 - 2));
+}
+
+fn check_healthy(version: &str, mode: Mode) {
+    let program = build("leaks", version, mode, Arch::HOST).expect("it builds");
+    let healthy = Leaks::start(&program, "healthy").expect("it starts");
+    let all = "deadlock,growing,stuck,orphaned";
+    let watch = ["--watch", "10s", "--stuck-after", "4s", "--format", "json", "--fail-on", all];
+    let output = leaks(healthy.pid(), &watch).expect("gotrace runs");
+    let lines = json(&output).expect("JSON");
+    assert!(found(&lines).is_empty(), "Go {version} {}: {:#?}", mode.name(), &lines[1..]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(lines.last().expect("a summary")["summary"]["goroutines"].as_u64() > Some(50));
+}
+
+#[test]
+fn leaks_are_found_in_every_corner_version() {
+    if !privileged("live_leaks") {
+        return;
+    }
+    for version in CORNER_VERSIONS {
+        check(version, Mode::Stripped);
+    }
+}
+
+#[test]
+fn nothing_is_said_of_healthy_programs() {
+    if !privileged("live_leaks") {
+        return;
+    }
+    for version in CORNER_VERSIONS {
+        check_healthy(version, Mode::Stripped);
+    }
+}
+
+#[test]
+fn at_once_only_what_is_sure_at_once() {
+    if !privileged("live_leaks") {
+        return;
+    }
+    let program = build("leaks", "1.27.3", Mode::Plain, Arch::HOST).expect("it builds");
+    let leaking = Leaks::start(&program, "leak").expect("it starts");
+    let output = leaks(leaking.pid(), &["--format", "json"]).expect("gotrace runs");
+    let found = found(&json(&output).expect("JSON"));
+    assert!(found.contains(&("deadlock".into(), "main.receiveNil".into())), "{found:?}");
+    assert!(found.contains(&("orphaned".into(), "main.awaitReply".into())), "{found:?}");
+    assert!(found.iter().all(|(verdict, _)| verdict != "growing" && verdict != "stuck"), "{found:?}");
+
+    let graph = leaks(leaking.pid(), &["--graph", "json"]).expect("gotrace runs");
+    let lines = json(&graph).expect("JSON");
+    assert_eq!(lines[0]["schema"], "gotrace.graph/1");
+    let groups: Vec<&Value> = lines.iter().filter_map(|l| l.get("group")).collect();
+    let group = groups.iter().find(|g| g["entry"]["function"] == "main.selectDead").expect("in the graph");
+    let id = &group["id"];
+    let edges: Vec<&Value> =
+        lines.iter().filter_map(|l| l.get("edge")).filter(|e| e["group"] == *id).collect();
+    assert_eq!(edges.iter().filter(|e| e["kind"] == "waits").count(), 1, "{edges:?}");
+    let dot = leaks(leaking.pid(), &["--graph", "dot"]).expect("gotrace runs");
+    let dot = String::from_utf8_lossy(&dot.stdout).into_owned();
+    assert!(dot.starts_with("digraph ") && dot.contains("main.selectDead") && dot.ends_with("}\n"), "{dot}");
+}
