@@ -8,9 +8,10 @@ use std::{
     process::{Child, ChildStdin, Command, Stdio},
     sync::{Arc, mpsc},
     thread,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use gotrace::{
     gobin::Binary,
     process::Target,
@@ -88,7 +89,7 @@ impl Stacks {
         Ok(parse(&self.own_text()?))
     }
 
-    /// The text of `runtime.Stack` of all goroutines.
+    /// The text of `runtime.Stack` of all goroutines. Afterwards its first goroutine waits for input again.
     ///
     /// # Errors
     /// Where it has ended.
@@ -98,11 +99,29 @@ impl Stacks {
         loop {
             let line = self.line()?;
             if line == "END" {
+                self.wait_until_it_reads()?;
                 return Ok(text);
             }
             text.push_str(&line);
             text.push('\n');
         }
+    }
+
+    /// It still writes when its last line can be read already, under an emulator for longer.
+    fn wait_until_it_reads(&self) -> Result<()> {
+        let reads = format!("{} 0x0 ", libc::SYS_read);
+        let begin = Instant::now();
+        while begin.elapsed() < PATIENCE {
+            for task in std::fs::read_dir(format!("/proc/{}/task", self.pid()))? {
+                // A thread may have ended.
+                let call = std::fs::read_to_string(task?.path().join("syscall")).unwrap_or_default();
+                if call.starts_with(&reads) {
+                    return Ok(());
+                }
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        bail!("the program does not read its input again")
     }
 
     /// What the runtime prints when it ends the program on SIGQUIT.
