@@ -41,6 +41,13 @@ fn every_mode() {
     let pairs = CORNER_VERSIONS
         .into_iter()
         .flat_map(|v| Mode::ALL.into_iter().map(move |m| (v, m)))
-        .filter(|&(v, m)| m != Mode::Stripped && m.exists(v, Arch::HOST));
+        .filter(|&(v, m)| m != Mode::Stripped && m != Mode::Pgo && m.exists(v, Arch::HOST));
     all("live_account", pairs);
+}
+
+/// What a profile makes the compiler do to the scheduler differs by version.
+#[test]
+fn every_version_with_a_profile() {
+    let pairs = VERSIONS.into_iter().map(|v| (v, Mode::Pgo));
+    all("live_account", pairs.filter(|&(v, m)| m.exists(v, Arch::HOST)));
 }

@@ -72,6 +72,15 @@ impl Code<'_> {
         distinct
     }
 
+    /// The place for a probe behind the first store to a field so many bytes into a structure, and where
+    /// the structure's address is then. amd64 only; `None` where there is none such.
+    pub fn after_store(&self, field: u32) -> Option<(Place, Operand)> {
+        match self.arch {
+            Arch::Amd64 => code_amd64::after_store(self, field),
+            Arch::Arm64 => None,
+        }
+    }
+
     /// A branch's target, readable.
     pub fn target(&self, address: u64) -> String {
         (self.name_of)(address).unwrap_or_else(|| format!("{address:#x}"))

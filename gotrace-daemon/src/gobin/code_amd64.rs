@@ -122,15 +122,31 @@ pub(super) fn data_references(code: &Code<'_>) -> Vec<u64> {
 }
 
 pub(super) fn after_call(code: &Code<'_>, behind: usize) -> Option<(Place, Operand)> {
+    first_with(code, behind, Register::RAX)
+        .or_else(|| decode(code, behind).next().map(|i| (place(code, &i), Operand::Argument(0))))
+}
+
+pub(super) fn after_store(code: &Code<'_>, field: u32) -> Option<(Place, Operand)> {
+    let store = decode(code, 0).find(|i| {
+        i.mnemonic() == Mnemonic::Mov
+            && i.op0_kind() == OpKind::Memory
+            && i.memory_size().size() == 8
+            && i.memory_index() == Register::None
+            && !matches!(i.memory_base(), Register::RSP | Register::RBP | Register::RIP | Register::None)
+            && i.memory_displacement64() == u64::from(field)
+    })?;
+    first_with(code, offset(code, &store) + store.len(), store.memory_base())
+}
+
+/// The first emulated instruction from an offset on, in a straight line, as long as an argument register
+/// holds what `held` does at the offset.
+fn first_with(code: &Code<'_>, from: usize, held: Register) -> Option<(Place, Operand)> {
     let mut factory = InstructionInfoFactory::new();
-    let mut holders = vec![Register::RAX];
-    for i in decode(code, behind) {
+    let mut holders = vec![held];
+    for i in decode(code, from) {
         let operand = (0..3).find(|&n| holders.contains(&ARGUMENTS[usize::from(n)])).map(Operand::Argument);
         if emulated(bytes(code, &i)) {
-            if let Some(operand) = operand {
-                return Some((place(code, &i), operand));
-            }
-            break;
+            return operand.map(|operand| (place(code, &i), operand));
         }
         if i.flow_control() != FlowControl::Next {
             break;
@@ -145,7 +161,7 @@ pub(super) fn after_call(code: &Code<'_>, behind: usize) -> Option<(Place, Opera
             holders.push(i.op0_register());
         }
     }
-    decode(code, behind).next().map(|i| (place(code, &i), Operand::Argument(0)))
+    None
 }
 
 #[cfg(test)]
@@ -204,5 +220,17 @@ mod tests {
         // The result is nowhere any more at the nop: the instruction behind the call, single-stepped.
         let (place, operand) = after_call(&code(&bytes), 10).expect("decodes");
         assert_eq!((place.offset, place.emulated, operand), (10, false, Operand::Argument(0)));
+    }
+
+    #[test]
+    fn behind_a_store() {
+        // mov [rcx+0x98],rsi; inc [rdx+8]; nop
+        let bytes = [0x48, 0x89, 0xb1, 0x98, 0, 0, 0, 0x48, 0xff, 0x42, 0x08, 0x90];
+        let (place, operand) = after_store(&code(&bytes), 0x98).expect("there is one");
+        assert_eq!((place.offset, place.emulated, operand), (11, true, Operand::Argument(2)));
+        assert_eq!(after_store(&code(&bytes), 0x90), None);
+        // The same with rdi: no argument register holds it.
+        let bytes = [0x48, 0x89, 0xb7, 0x98, 0, 0, 0, 0x90];
+        assert_eq!(after_store(&code(&bytes), 0x98), None);
     }
 }

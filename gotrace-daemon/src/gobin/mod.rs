@@ -108,7 +108,8 @@ impl Binary {
 
         let offsets = offsets(&elf, minor, &mut warnings);
         let layout = layout(&offsets)?;
-        let plans = Planner { elf: &elf, found: &found, scan: &scan, symbols: &symbols, minor }.plans();
+        let goid = u32::from(layout.goid);
+        let plans = Planner { elf: &elf, found: &found, scan: &scan, symbols: &symbols, minor, goid }.plans();
 
         let mut sources = BTreeMap::from([
             ("go_version", Source::BuildInfo),

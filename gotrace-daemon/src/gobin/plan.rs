@@ -44,6 +44,8 @@ pub(super) struct Planner<'a> {
     pub scan: &'a Scan,
     pub symbols: &'a Symbols,
     pub minor: u32,
+    /// Offset of `g.goid`.
+    pub goid: u32,
 }
 
 impl Planner<'_> {
@@ -227,10 +229,29 @@ impl Planner<'_> {
         let made: Vec<_> =
             calls("runtime.newproc1").into_iter().filter_map(|(_, behind)| code.after_call(behind)).collect();
         if made.is_empty() {
-            self.create_by_status(plans, name, entry, calls("runtime.casgstatus"));
+            if self.minor < 24 {
+                self.create_by_goid(plans, name, entry, &code);
+            } else {
+                self.create_by_status(plans, name, entry, calls("runtime.casgstatus"));
+            }
         }
         for found in made {
             self.add(plans, level, Event::Create, name, entry, found);
+        }
+    }
+
+    /// Where everything was inlined, before Go 1.24: behind the store of the goid, which comes after the new
+    /// goroutine was made runnable.
+    fn create_by_goid(&self, plans: &mut Plans, name: &str, entry: u64, code: &Code<'_>) {
+        let level = Level::Lifecycle;
+        match code.after_store(self.goid) {
+            Some(found) => {
+                self.add(plans, level, Event::Create, name, entry, found);
+            }
+            None => {
+                let why = "runtime.runqput and runtime.newproc1 were inlined into it";
+                plans.warnings.push((level, format!("births are not seen in {name}: {why}")));
+            }
         }
     }
 
@@ -238,7 +259,7 @@ impl Planner<'_> {
     /// has its goid by then (runtime/proc.go, newproc1).
     fn create_by_status(&self, plans: &mut Plans, name: &str, entry: u64, calls: Vec<(Place, usize)>) {
         let level = Level::Lifecycle;
-        if calls.is_empty() || self.minor < 24 {
+        if calls.is_empty() {
             let why = "runtime.runqput and runtime.newproc1 were inlined into it";
             plans.warnings.push((level, format!("births are not seen in {name}: {why}")));
             return;
