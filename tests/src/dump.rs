@@ -16,7 +16,8 @@ use crate::{
 pub struct Dump {
     /// The first line.
     pub header: Value,
-    /// Goroutines by goid. Whether one is locked to its thread is not in a dump: `false`.
+    /// Goroutines by goid. Whether one is locked to its thread is not in a dump: `false`; arguments are not
+    /// asked for.
     pub goroutines: BTreeMap<u64, Goroutine>,
     /// What the last line says.
     pub summary: Value,
@@ -102,6 +103,7 @@ fn goroutine(line: &Value, whole: bool) -> Goroutine {
         state,
         locked: false,
         frames,
+        arguments: Vec::new(),
         elided_after: None,
         created_by: line.get("created_by").filter(|c| c.is_object()).map(frame),
         parent: line["parent_goid"].as_u64(),

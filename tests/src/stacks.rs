@@ -8,9 +8,10 @@ use std::{
     process::{Child, ChildStdin, Command, Stdio},
     sync::{Arc, mpsc},
     thread,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use gotrace::{
     gobin::Binary,
     process::Target,
@@ -88,7 +89,7 @@ impl Stacks {
         Ok(parse(&self.own_text()?))
     }
 
-    /// The text of `runtime.Stack` of all goroutines.
+    /// The text of `runtime.Stack` of all goroutines. Afterwards its first goroutine waits for input again.
     ///
     /// # Errors
     /// Where it has ended.
@@ -98,11 +99,29 @@ impl Stacks {
         loop {
             let line = self.line()?;
             if line == "END" {
+                self.wait_until_it_reads()?;
                 return Ok(text);
             }
             text.push_str(&line);
             text.push('\n');
         }
+    }
+
+    /// It still writes when its last line can be read already, under an emulator for longer.
+    fn wait_until_it_reads(&self) -> Result<()> {
+        let reads = format!("{} 0x0 ", libc::SYS_read);
+        let begin = Instant::now();
+        while begin.elapsed() < PATIENCE {
+            for task in std::fs::read_dir(format!("/proc/{}/task", self.pid()))? {
+                // A thread may have ended.
+                let call = std::fs::read_to_string(task?.path().join("syscall")).unwrap_or_default();
+                if call.starts_with(&reads) {
+                    return Ok(());
+                }
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        bail!("the program does not read its input again")
     }
 
     /// What the runtime prints when it ends the program on SIGQUIT.
@@ -147,9 +166,11 @@ pub fn check(program: &Path) -> Result<Agreed> {
     let binary = Arc::new(Binary::parse(&target.exe_bytes()?)?);
     let mut live = Live::new(&target, binary)?;
     live.check_layout()?;
-    let snapshot = live.take(Options::default())?;
+    let snapshot = live.take(EVERYTHING)?;
     judge(stacks, &own, &snapshot, &mut live.names(&target))
 }
+
+const EVERYTHING: Options = Options { stacks: true, waits: true, labels: true, arguments: true };
 
 /// The emulator that runs programs for arm64.
 const EMULATOR: &str = "qemu-aarch64";
@@ -168,12 +189,12 @@ pub fn check_emulated(program: &Path) -> Result<Agreed> {
     let mut engine = Engine::new(Arc::clone(&binary), 0)?;
     let memory = Target::open(stacks.pid())?.memory();
     engine.check_layout(&memory)?;
-    let snapshot = engine.take(&memory, Options::default())?;
+    let snapshot = engine.take(&memory, EVERYTHING)?;
     judge(stacks, &own, &snapshot, &mut Names::new(binary, 0, None))
 }
 
 fn judge(
-    stacks: Stacks,
+    mut stacks: Stacks,
     own: &BTreeMap<u64, traceback::Goroutine>,
     snapshot: &Snapshot,
     names: &mut Names,
@@ -181,6 +202,7 @@ fn judge(
     let mut wrong = Vec::new();
     locks(snapshot, names, &stacks.objects, &mut wrong);
     labels(snapshot, &mut wrong);
+    arguments(snapshot, names, own, &stacks.own()?, &mut wrong);
     let whole = stacks.quit()?;
     let Counts { stacks_incomplete, stacks_missing, unreadable, implausible, duplicates, .. } =
         snapshot.counts;
@@ -194,6 +216,45 @@ fn judge(
     ensure!(agreed.goroutines > 40, "only {} goroutines", agreed.goroutines);
     ensure!(wrong.is_empty(), "{} disagreements:\n  {}", wrong.len(), wrong.join("\n  "));
     Ok(agreed)
+}
+
+/// Holds arguments against those of two tracebacks, before and after, where these agree: the collector may
+/// move stacks, and with them what points to them.
+fn arguments(
+    snapshot: &Snapshot,
+    names: &mut Names,
+    before: &BTreeMap<u64, traceback::Goroutine>,
+    after: &BTreeMap<u64, traceback::Goroutine>,
+    wrong: &mut Vec<String>,
+) {
+    let (mut still, mut numbers) = (0, 0);
+    for (goid, theirs) in before {
+        let Some(goroutine) = snapshot.goroutine(*goid).filter(|g| g.goid != 1) else { continue };
+        if after.get(goid) != Some(theirs) {
+            continue;
+        }
+        still += 1;
+        let physical = snapshot.arguments_of(goroutine);
+        let shown = names.stack(snapshot.frames(goroutine)).into_iter().filter(|f| !f.internal).map(|f| {
+            let known = if f.frame.inlined { Some("...") } else { physical[f.physical].as_deref() };
+            known.unwrap_or("unknown").to_owned()
+        });
+        let inner = theirs.elided_after.unwrap_or(theirs.arguments.len());
+        let shown: Vec<String> = shown.take(inner).collect();
+        numbers += shown.iter().filter(|a| a.contains("0x")).count();
+        if shown != theirs.arguments[..inner] {
+            let theirs = &theirs.arguments[..inner];
+            wrong.push(format!(
+                "goroutine {goid}: arguments:\n    snapshot  {shown:?}\n    traceback {theirs:?}"
+            ));
+        }
+    }
+    if still < 30 || numbers < 100 || snapshot.counts.arguments_unreadable != 0 {
+        let unreadable = snapshot.counts.arguments_unreadable;
+        wrong.push(format!(
+            "arguments: {still} goroutines stood still, {numbers} frames with numbers, {unreadable} unreadable"
+        ));
+    }
 }
 
 /// Holds a snapshot against a traceback. `whole`: with the runtime's own goroutines and frames.

@@ -21,6 +21,8 @@ pub struct Goroutine {
     pub locked: bool,
     /// Its frames, innermost first.
     pub frames: Vec<Frame>,
+    /// What each of them has between the parentheses.
+    pub arguments: Vec<String>,
     /// Number of frames at the inner end, when the middle was left out.
     pub elided_after: Option<usize>,
     /// The function with the `go` statement, and its place.
@@ -62,6 +64,7 @@ pub fn parse(text: &str) -> BTreeMap<u64, Goroutine> {
         } else if line.starts_with("...") && line.contains("frames elided") {
             goroutine.elided_after = Some(goroutine.frames.len());
         } else if let Some(open) = arguments(line) {
+            goroutine.arguments.push(line[open + 1..line.len() - 1].to_owned());
             goroutine.frames.push(Frame { function: line[..open].to_owned(), position: String::new() });
         }
     }

@@ -1,5 +1,5 @@
 //! `gotrace dump` as its users see it: the text equals what the program's own runtime prints, line by line,
-//! but for arguments and how long a goroutine waits; `go tool pprof` opens the profile and counts the same
+//! arguments included, but for how long a goroutine waits; `go tool pprof` opens the profile and counts the same
 //! goroutines; a dump does not differ from its process. Needs root and `go`.
 
 use std::{collections::BTreeMap, process::Command};
@@ -34,11 +34,11 @@ fn each_version(check: impl Fn(&mut Stacks, &str) -> Result<()>) {
     }
 }
 
-/// Goroutines of a traceback by goid, each as its lines, without arguments and minutes.
-fn goroutines(text: &str) -> BTreeMap<u64, Vec<String>> {
+/// Goroutines of a traceback by goid, each as its lines, without minutes, and with arguments or without.
+fn goroutines(text: &str, with_arguments: bool) -> BTreeMap<u64, Vec<String>> {
     let plain = |line: &str| match arguments(line) {
-        Some(open) => format!("{}(...)", &line[..open]),
-        None => line.to_owned(),
+        Some(open) if !with_arguments => format!("{}(...)", &line[..open]),
+        _ => line.to_owned(),
     };
     let mut all = BTreeMap::new();
     for block in text.trim().split("\n\n") {
@@ -57,8 +57,8 @@ fn goroutines(text: &str) -> BTreeMap<u64, Vec<String>> {
 #[test]
 fn text_is_the_programs_own_traceback() {
     each_version(|stacks, pid| {
-        let ours = goroutines(&gotrace(&["dump", "--pid", pid])?);
-        let own = goroutines(&stacks.own_text()?);
+        let ours = goroutines(&gotrace(&["dump", "--pid", pid])?, false);
+        let own = goroutines(&stacks.own_text()?, false);
         ensure!(ours.len() > 35, "only {} goroutines", ours.len());
         ensure!(ours.keys().eq(own.keys()), "goids: {:?} and {:?}", ours.keys(), own.keys());
         for (goid, own) in own {
@@ -66,22 +66,85 @@ fn text_is_the_programs_own_traceback() {
             if goid == 1 {
                 continue;
             }
-            let ours = &ours[&goid];
-            // The runtime leaves out the middle of deep stacks, or, up to Go 1.20, their outer end.
-            let created = own.iter().position(|l| l.starts_with("created by")).unwrap_or(own.len());
-            let gap = own.iter().position(|l| l.starts_with("...")).map(|gap| (gap, gap + 1));
-            let (inner, outer) = gap.unwrap_or(if own.len() < ours.len() {
-                (created, created)
-            } else {
-                (own.len(), own.len())
-            });
-            ensure!(ours.len() > 200 || inner == own.len(), "goroutine {goid} is cut: {own:?}");
-            let outer = &own[outer..];
-            ensure!(ours.starts_with(&own[..inner]), "goroutine {goid}:\n{ours:#?}\n{own:#?}");
-            ensure!(ours.ends_with(outer), "goroutine {goid}:\n{ours:#?}\n{own:#?}");
+            agree(goid, &ours[&goid], &own)?;
         }
         Ok(())
     });
+}
+
+/// Holds a goroutine's lines against those that the program printed.
+fn agree(goid: u64, ours: &[String], own: &[String]) -> Result<()> {
+    // The runtime leaves out the middle of deep stacks, or, up to Go 1.20, their outer end.
+    let created = own.iter().position(|l| l.starts_with("created by")).unwrap_or(own.len());
+    let gap = own.iter().position(|l| l.starts_with("...")).map(|gap| (gap, gap + 1));
+    let (inner, outer) =
+        gap.unwrap_or(if own.len() < ours.len() { (created, created) } else { (own.len(), own.len()) });
+    ensure!(ours.len() > 200 || inner == own.len(), "goroutine {goid} is cut: {own:?}");
+    let outer = &own[outer..];
+    ensure!(ours.starts_with(&own[..inner]), "goroutine {goid}:\n{ours:#?}\n{own:#?}");
+    ensure!(ours.ends_with(outer), "goroutine {goid}:\n{ours:#?}\n{own:#?}");
+    Ok(())
+}
+
+#[test]
+fn arguments_are_those_of_the_programs_own_traceback() {
+    each_version(|stacks, pid| {
+        // The collector, which the first makes work, may move stacks, and with them what points to them.
+        stacks.own_text()?;
+        let before = goroutines(&stacks.own_text()?, true);
+        let ours = goroutines(&gotrace(&["dump", "--pid", pid, "--args"])?, true);
+        let lines = gotrace(&["dump", "--pid", pid, "--args", "--format", "json"])?;
+        let after = goroutines(&stacks.own_text()?, true);
+        let (mut still, mut printed) = (0, Vec::new());
+        for (goid, own) in &before {
+            if *goid == 1 || after.get(goid) != Some(own) {
+                continue;
+            }
+            still += 1;
+            let ours = ours.get(goid).with_context(|| format!("no goroutine {goid}"))?;
+            agree(*goid, ours, own)?;
+            printed.extend(ours.iter().filter_map(|l| arguments(l).map(|open| l[open..].to_owned())));
+        }
+        ensure!(still > 30, "only {still} goroutines stood still");
+        let several = [
+            ("numbers", "(0x"),
+            ("dead ones", "0x0?"),
+            ("composites", "{0x"),
+            ("none", "()"),
+            ("inlined functions", "(...)"),
+        ];
+        for (what, text) in several {
+            ensure!(printed.iter().any(|p| p.contains(text)), "no {what} ({text}) among {printed:?}");
+        }
+        arguments_in_json(&lines, &ours)
+    });
+}
+
+/// The frames that Go shows have in JSON the arguments that they have in the text.
+fn arguments_in_json(lines: &str, text: &BTreeMap<u64, Vec<String>>) -> Result<()> {
+    let mut frames = 0;
+    for line in lines.lines() {
+        let line: Value = serde_json::from_str(line)?;
+        if let Some(summary) = line.get("summary") {
+            ensure!(summary["args_unreadable"] == 0, "{summary}");
+        }
+        let Some(goid) = line["goid"].as_u64() else { continue };
+        let printed = text[&goid].iter().filter_map(|l| arguments(l).map(|open| &l[open..]));
+        let stack = line["stack"].as_array().context("a stack")?;
+        let shown: Vec<String> = stack
+            .iter()
+            .filter(|f| f["internal"] == false)
+            .map(|f| match (&f["args"], &f["inlined"]) {
+                (Value::Null, Value::Bool(true)) => "(...)".to_owned(),
+                (Value::String(args), Value::Bool(false)) => format!("({args})"),
+                (args, inlined) => format!("{args} of a frame with inlined: {inlined}"),
+            })
+            .collect();
+        frames += shown.len();
+        ensure!(printed.eq(shown.iter().map(String::as_str)), "goroutine {goid}: {shown:?}");
+    }
+    ensure!(frames > 100, "only {frames} frames");
+    Ok(())
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::{
 use flate2::read::GzDecoder;
 use gotrace::{
     gobin::Binary,
-    process::ReadMemory,
+    process::{Piece, ProcessError, ReadMemory},
     snapshot::{Engine, Image, Names, ObjectKind, Options, Snapshot, SnapshotError, Status},
 };
 use gotrace_tests::gobuild::workspace;
@@ -193,8 +193,60 @@ fn cyclic_wait_lists_end() {
     }
 }
 
+/// An image, and noise wherever it has nothing: the tables of arguments are not in it.
+struct Noisy<'a>(&'a Image, u64);
+
+impl ReadMemory for Noisy<'_> {
+    fn read_pieces(
+        &self,
+        pieces: &[Piece],
+        buffer: &mut [u8],
+        failed: &mut Vec<usize>,
+    ) -> Result<(), ProcessError> {
+        let mut rest = buffer;
+        failed.clear();
+        for piece in pieces {
+            let (now, later) = rest.split_at_mut(piece.len);
+            rest = later;
+            if self.0.read_at(piece.address, now)? {
+                continue;
+            }
+            for (address, byte) in (piece.address..).zip(now) {
+                let noise = (address ^ self.1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48;
+                // Half of them stand for something else than an offset, and one in eight ends a table.
+                *byte = match noise % 8 {
+                    0 => 0xff,
+                    1..=3 => 0xfb + (noise >> 3) as u8 % 4,
+                    _ => (noise >> 8) as u8,
+                };
+            }
+        }
+        Ok(())
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    /// Tables of arguments that say anything.
+    #[test]
+    fn noise_for_arguments(arch in 0usize..2, seed: u64) {
+        let (binary, image) = &SAVED[arch];
+        let options = Options { arguments: true, ..Options::default() };
+        let snapshot = Engine::new(Arc::clone(binary), image.bias)
+            .and_then(|mut e| e.take(&Noisy(image, seed), options))
+            .expect("goroutines are as they were");
+        is_sound(&snapshot);
+        let (mut known, mut frames) = (0, 0);
+        for g in &snapshot.goroutines {
+            let arguments = snapshot.arguments_of(g);
+            prop_assert_eq!(arguments.len(), snapshot.frames(g).len());
+            frames += arguments.len() as u64;
+            known += arguments.iter().flatten().count() as u64;
+        }
+        prop_assert!(known > 0);
+        prop_assert_eq!(frames - known, snapshot.counts.arguments_unreadable);
+    }
 
     /// Bytes anywhere.
     #[test]

@@ -29,6 +29,10 @@ pub fn run(args: &DumpArgs) -> Result<Exit, CliError> {
         return Err(CliError::usage("--group is for the formats text and json")
             .help("the other formats count goroutines that are alike anyway"));
     }
+    if args.args && !groupable {
+        return Err(CliError::usage("--args is for the formats text and json")
+            .help("the other formats put goroutines together whatever they were called with"));
+    }
     if args.format == DumpFormat::Pprof && args.output.is_none() && io::stdout().is_terminal() {
         return Err(
             CliError::usage("a profile is not for a terminal").help("name a file: -o goroutines.pb.gz")
@@ -36,7 +40,7 @@ pub fn run(args: &DumpArgs) -> Result<Exit, CliError> {
     }
     let mut process = Process::open(args.pid)?;
     let filter = filter(args, &mut process)?;
-    let snapshot = process.take(Options::default())?;
+    let snapshot = process.take(Options { arguments: args.args, ..Options::default() })?;
     let mut names = process.names();
     let dump = Dump::new(process.header(), &snapshot, &filter, &mut names);
     for goid in &filter.goids {
@@ -80,7 +84,7 @@ fn filter(args: &DumpArgs, process: &mut Process) -> Result<Filter, CliError> {
     let min_age = match args.min_age {
         None => None,
         Some(age) => {
-            let options = Options { stacks: false, waits: false, labels: false };
+            let options = Options { stacks: false, waits: false, labels: false, arguments: false };
             let first = process.take(options)?;
             if io::stderr().is_terminal() {
                 eprintln!("waiting {age:?} to see which goroutines are that old");

@@ -35,6 +35,9 @@ pub struct DumpArgs {
     /// and json
     #[arg(long)]
     pub group: bool,
+    /// What functions were called with, as Go's own traceback prints it; for text and json, not grouped
+    #[arg(long, conflicts_with = "group")]
+    pub args: bool,
     /// The runtime's own goroutines too
     #[arg(long, help_heading = "Filters")]
     pub system: bool,

@@ -39,7 +39,7 @@ pub use model::{
     Arch, BuildInfo, Event, Frame, Function, GoVersion, Offset, Offsets, Operand, Plan, Probe, Source,
 };
 
-pub use unwind::{Allgs, EntryKind, Unwind};
+pub use unwind::{Allgs, ArgumentTables, EntryKind, Unwind};
 
 use self::{
     elf::{Elf, Segment},
@@ -67,6 +67,8 @@ pub struct Binary {
     /// The tables of inlined calls, as far as functions use them.
     inline: Box<[u8]>,
     text: u64,
+    /// Link-time address of what `funcdata` offsets count from.
+    gofunc: Option<u64>,
     allgs: Option<Allgs>,
 }
 
@@ -140,6 +142,7 @@ impl Binary {
             table: view.data.get(..scan.table_end).unwrap_or(view.data).into(),
             inline: view.inline.get(..scan.inline_end).unwrap_or_default().into(),
             text: found.text,
+            gofunc: found.gofunc,
             allgs: allgs.map(|(addresses, _)| addresses),
             segments: elf.segments,
             version,

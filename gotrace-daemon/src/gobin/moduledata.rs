@@ -32,6 +32,8 @@ pub(super) struct Found<'a> {
     pub view: View<'a>,
     /// Address of Go's text: what the table's addresses count from.
     pub text: u64,
+    /// Address of what `funcdata` offsets count from; `None` when not found.
+    pub gofunc: Option<u64>,
     pub warnings: Vec<String>,
 }
 
@@ -46,7 +48,7 @@ pub(super) fn find<'a>(elf: &Elf<'a>, minor: u32) -> Result<Found<'a>, Error> {
             return Err(Error::NotGo { why: "it has a Go function table but no module data" });
         }
         warnings.push("the module data was not found: inlined functions are not shown".to_owned());
-        return Ok(Found { view, text: header.text_start, warnings });
+        return Ok(Found { view, text: header.text_start, gofunc: None, warnings });
     };
     let text = module.word(TEXT).unwrap_or_default();
     if !elf.is_code(text) {
@@ -59,14 +61,15 @@ pub(super) fn find<'a>(elf: &Elf<'a>, minor: u32) -> Result<Found<'a>, Error> {
     // Another version may have moved the field: it is among the words behind `etypes`.
     let others = (288..=400).step_by(8).filter(|&o| o != known);
     let inline = std::iter::once(known).chain(others).find_map(|offset| {
-        view.inline = elf.bytes_from(module.word(offset)?)?;
-        view.inline_plausible().then_some(view.inline)
+        let address = module.word(offset)?;
+        view.inline = elf.bytes_from(address)?;
+        view.inline_plausible().then_some((view.inline, address))
     });
-    view.inline = inline.unwrap_or_default();
+    view.inline = inline.map(|(bytes, _)| bytes).unwrap_or_default();
     if inline.is_none() {
         warnings.push("the tables of inlined calls were not found: inlined functions are not shown".into());
     }
-    Ok(Found { view, text, warnings })
+    Ok(Found { view, text, gofunc: inline.map(|(_, address)| address), warnings })
 }
 
 /// The function table: (bytes, header, address).

@@ -11,8 +11,14 @@ use super::{
 
 /// Table of inlined calls among a function's `funcdata` (`internal/abi`, `FUNCDATA_InlTree`).
 const FUNCDATA_INLINE_TREE: usize = 3;
+/// How a function's arguments are printed (`FUNCDATA_ArgInfo`), and which of them are live
+/// (`FUNCDATA_ArgLiveInfo`).
+const FUNCDATA_ARGUMENTS: usize = 5;
+const FUNCDATA_LIVE_ARGUMENTS: usize = 6;
 /// Index into it by pc, among a function's `pcdata` (`PCDATA_InlTreeIndex`).
 const PCDATA_INLINE_INDEX: usize = 2;
+/// Offset by pc in the table of live arguments (`PCDATA_ArgLiveIndex`).
+const PCDATA_LIVE_ARGUMENTS: usize = 3;
 /// The compiler stops inlining long before.
 const MAX_INLINE_DEPTH: usize = 64;
 /// Entries of one pc-value table; the largest functions have some ten thousand.
@@ -257,12 +263,28 @@ impl<'a> View<'a> {
         u32_at(self.data, f.tail + 4 * n)
     }
 
-    fn inline_tree(&self, f: &Func) -> Option<u32> {
-        if f.funcdata_count <= FUNCDATA_INLINE_TREE {
+    fn funcdata(&self, f: &Func, n: usize) -> Option<u32> {
+        if n >= f.funcdata_count {
             return None;
         }
-        let at = f.tail.checked_add(4 * (f.pcdata_count.checked_add(FUNCDATA_INLINE_TREE)?))?;
+        let at = f.tail.checked_add(4 * (f.pcdata_count.checked_add(n)?))?;
         u32_at(self.data, at).filter(|&o| o != u32::MAX)
+    }
+
+    fn inline_tree(&self, f: &Func) -> Option<u32> {
+        self.funcdata(f, FUNCDATA_INLINE_TREE)
+    }
+
+    /// Where the table of a function's arguments is, and, where one tells at this address which of them are
+    /// live, that one with the offset of the bits in it. `None`: nothing is printed of it.
+    pub fn arguments(&self, f: &Func, pc: u32) -> Option<(u32, Option<(u32, u32)>)> {
+        let table = self.funcdata(f, FUNCDATA_ARGUMENTS)?;
+        let liveness = self.funcdata(f, FUNCDATA_LIVE_ARGUMENTS).and_then(|liveness| {
+            let value = self.value_at(self.pcdata(f, PCDATA_LIVE_ARGUMENTS)?, f, pc)?;
+            // Where it does not say, all are live.
+            Some((liveness, u32::try_from(value).ok().filter(|&offset| offset > 0)?))
+        });
+        Some((table, liveness))
     }
 
     const fn inline_entry_size(&self) -> usize {
@@ -347,6 +369,20 @@ impl<'a> View<'a> {
             .map(|o| self.text_at(self.header.files, o, self.header.pc_values))
             .unwrap_or_default();
         (file, line)
+    }
+
+    /// The address in the function's own code that the inlined calls at an address come from; that address
+    /// itself where nothing is inlined.
+    pub fn outer_pc(&self, f: &Func, mut pc: u32) -> u32 {
+        let (Some(tree), Some(index)) = (self.inline_tree(f), self.pcdata(f, PCDATA_INLINE_INDEX)) else {
+            return pc;
+        };
+        for _ in 0..MAX_INLINE_DEPTH {
+            let entry = self.value_at(index, f, pc).and_then(|n| self.inline_entry(tree, n));
+            let Some(next) = entry.and_then(|(_, _, parent)| f.entry.checked_add(parent)) else { break };
+            pc = next;
+        }
+        pc
     }
 
     /// The frames of an address relative to the text's beginning, innermost first.

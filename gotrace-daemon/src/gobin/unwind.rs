@@ -28,6 +28,23 @@ pub struct Unwind {
     pub exact_caller: bool,
 }
 
+/// Where it stands how a traceback prints a frame's arguments: link-time addresses in read-only data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ArgumentTables {
+    /// It prints none.
+    None,
+    /// Not in Go code, or the tables were not found.
+    Unknown,
+    /// There.
+    At {
+        /// The table of the function's arguments (`internal/abi`, `FUNCDATA_ArgInfo`).
+        table: u64,
+        /// Which of them are live (`FUNCDATA_ArgLiveInfo`), and how far behind its beginning the bits for the
+        /// program counter are; `None` when all are.
+        liveness: Option<(u64, u32)>,
+    },
+}
+
 /// What a function is to the scheduler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntryKind {
@@ -57,6 +74,32 @@ impl Binary {
             injected: matches!(name, b"runtime.sigpanic" | b"runtime.asyncPreempt" | b"runtime.debugCallV2"),
             exact_caller: name == b"runtime.sigpanic",
         })
+    }
+
+    /// Where it stands how the arguments of the frame of a program counter (link-time address) are printed. A
+    /// return address is looked up at the call before it.
+    #[must_use]
+    pub fn argument_tables(&self, pc: u64, is_return_address: bool) -> ArgumentTables {
+        let find = || {
+            let view = self.view();
+            let mut pc = self.relative(pc)?;
+            let mut f = view.func(view.index_at(pc)?)?;
+            if is_return_address && pc != f.entry {
+                pc -= 1;
+                f = view.func(view.index_at(pc)?)?;
+            }
+            // Up to Go 1.20 what is live is looked up where the outermost inlined call comes from.
+            let at = if self.version.minor <= 20 { view.outer_pc(&f, pc) } else { pc };
+            Some(view.arguments(&f, at))
+        };
+        let Some(found) = find() else { return ArgumentTables::Unknown };
+        let Some((table, liveness)) = found else { return ArgumentTables::None };
+        let Some(gofunc) = self.gofunc else { return ArgumentTables::Unknown };
+        let address = |offset: u32| gofunc.wrapping_add(u64::from(offset));
+        ArgumentTables::At {
+            table: address(table),
+            liveness: liveness.map(|(liveness, bits)| (address(liveness), bits)),
+        }
     }
 
     /// What goroutines with this entry (link-time address) are (`runtime/traceback.go`,

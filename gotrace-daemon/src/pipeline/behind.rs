@@ -170,7 +170,7 @@ impl Behind {
             }
         }
         let Some(live) = &mut self.live else { return };
-        match live.take(Options { stacks: true, waits: false, labels: false }) {
+        match live.take(Options { stacks: true, waits: false, labels: false, arguments: false }) {
             Ok(snapshot) => {
                 self.next = now + EVERY.max(now.elapsed() * REST);
                 self.take_in(snapshot);

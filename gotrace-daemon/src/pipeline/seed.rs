@@ -97,7 +97,7 @@ impl Snapshots {
         let margin = if pace.events { SETTLE } else { Duration::ZERO };
         thread::Builder::new().name("gotrace-snapshot".into()).spawn(move || {
             // Looks at each goroutine a second time, which tells torn ones.
-            let options = Options { stacks: false, waits: true, labels: false };
+            let options = Options { stacks: false, waits: true, labels: false, arguments: false };
             while let Ok(()) = wanted.recv() {
                 // A goroutine that has hit the probe of its death lives on for a moment.
                 thread::sleep(margin);

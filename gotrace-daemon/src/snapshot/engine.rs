@@ -111,7 +111,8 @@ impl Engine {
     /// When it does not, with what was found.
     pub fn check_layout(&mut self, memory: &dyn ReadMemory) -> Result<(), SnapshotError> {
         self.settle(memory)?;
-        self.look(memory, self.layout, Options { stacks: false, waits: false, labels: false }).map(drop)
+        let options = Options { stacks: false, waits: false, labels: false, arguments: false };
+        self.look(memory, self.layout, options).map(drop)
     }
 
     /// Reads a few goroutines by a layout.
@@ -329,6 +330,9 @@ impl Engine {
                 counts.unreadable
             );
             return Err(self.implausible(why));
+        }
+        if let Some(arguments) = &mut snapshot.arguments {
+            arguments.finish();
         }
         // Moves each once: they are large.
         goroutines.sort_by_cached_key(|g| g.goid);

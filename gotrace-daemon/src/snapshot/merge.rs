@@ -4,7 +4,7 @@ use super::{Snapshot, model::LabelsId, reader::Reader};
 
 /// Adds what `second` has read to what `first` has. Stacks and objects that both have become one.
 pub(super) fn merge(first: &mut Reader, second: &Reader, into: &mut Snapshot, other: Snapshot) {
-    let Snapshot { goroutines, stacks, mut waits, objects, labels, counts, .. } = other;
+    let Snapshot { goroutines, stacks, mut waits, objects, labels, counts, arguments, .. } = other;
     // What the first has no room for any more is counted as missing.
     let stack_ids: Vec<_> =
         stacks.ids().map(|id| first.interner.intern(&mut into.stacks, stacks.frames(id))).collect();
@@ -19,6 +19,9 @@ pub(super) fn merge(first: &mut Reader, second: &Reader, into: &mut Snapshot, ot
     let labels_before = into.labels.len();
     into.labels.extend(labels);
     into.counts.add(&counts);
+    if let (Some(mine), Some(others)) = (&mut into.arguments, arguments) {
+        mine.adopt(others);
+    }
     for mut goroutine in goroutines {
         if let Some(id) = goroutine.stack {
             goroutine.stack = stack_ids.get(id.index()).copied().flatten();

@@ -7,6 +7,7 @@
 //! still is reported as running without a stack. Refuses what does not look like a Go runtime of that
 //! version. No memory, however hostile, makes it panic, loop, or allocate without bound.
 
+mod arguments;
 #[cfg(test)]
 mod builder;
 mod engine;
@@ -25,6 +26,7 @@ mod seen;
 mod unwind;
 mod waits;
 
+pub use arguments::Arguments;
 #[cfg(test)]
 pub(crate) use builder::Builder;
 pub use engine::Engine;
@@ -39,7 +41,7 @@ pub use model::{
 pub use names::{NamedFrame, Names};
 pub use references::{Reference, References, Suspect};
 
-/// What to read. The default is everything.
+/// What to read. The default is everything but arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Stacks; without them about twice as fast.
@@ -48,10 +50,12 @@ pub struct Options {
     pub waits: bool,
     /// pprof labels.
     pub labels: bool,
+    /// What functions were called with; needs stacks.
+    pub arguments: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { stacks: true, waits: true, labels: true }
+        Self { stacks: true, waits: true, labels: true, arguments: false }
     }
 }

@@ -6,6 +6,8 @@
 
 use std::num::NonZeroU32;
 
+use super::Arguments;
+
 /// Every goroutine of a process at about one time.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
@@ -29,6 +31,8 @@ pub struct Snapshot {
     pub objects: Vec<WaitObject>,
     /// Sets of pprof labels that [`Goroutine::labels`] names.
     pub labels: Vec<LabelSet>,
+    /// What functions were called with, where that was asked for.
+    pub arguments: Option<Arguments>,
     /// What was seen and what was not.
     pub counts: Counts,
 }
@@ -58,6 +62,15 @@ impl Snapshot {
     #[must_use]
     pub fn frames(&self, goroutine: &Goroutine) -> &[StackFrame] {
         goroutine.stack.map_or(&[], |id| self.stacks.frames(id))
+    }
+
+    /// What a traceback has between the parentheses of each of a goroutine's [`Snapshot::frames`] but the
+    /// inlined ones: `0xc000012120, {0x4b2c3d, 0x5}`; `None` where that is not known. Empty when it was not
+    /// asked for.
+    #[must_use]
+    pub fn arguments_of(&self, goroutine: &Goroutine) -> Vec<Option<String>> {
+        let of = |a: &Arguments| a.of(goroutine.g, self.frames(goroutine));
+        self.arguments.as_ref().map(of).unwrap_or_default()
     }
 
     /// A goroutine's pprof labels, in the order of the program or, up to Go 1.23, of keys.
@@ -489,6 +502,8 @@ pub struct Counts {
     pub waits_unreadable: u64,
     /// Label sets that could not be read, or whose form is not known.
     pub labels_unreadable: u64,
+    /// Frames whose arguments were asked for and could not be read.
+    pub arguments_unreadable: u64,
 }
 
 impl Counts {
@@ -509,6 +524,7 @@ impl Counts {
             duplicates,
             waits_unreadable,
             labels_unreadable,
+            arguments_unreadable,
         } = other;
         self.allgs += allgs;
         self.dead += dead;
@@ -524,6 +540,7 @@ impl Counts {
         self.duplicates += duplicates;
         self.waits_unreadable += waits_unreadable;
         self.labels_unreadable += labels_unreadable;
+        self.arguments_unreadable += arguments_unreadable;
     }
 }
 

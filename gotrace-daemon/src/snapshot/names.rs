@@ -20,6 +20,8 @@ pub struct NamedFrame<'a> {
     pub frame: &'a Frame,
     /// Address of the physical frame that it belongs to, in the living process.
     pub pc: u64,
+    /// Number of the physical frame in the stack, from 0 for the innermost.
+    pub physical: usize,
     /// Whether Go's traceback leaves it out at its default level.
     pub internal: bool,
 }
@@ -55,10 +57,10 @@ impl Names {
         }
         let mut named = Vec::new();
         let mut callee: Option<&str> = None;
-        for physical in frames {
+        for (n, physical) in frames.iter().enumerate() {
             for frame in self.frames.get(physical).map_or(&[][..], |f| f) {
                 let internal = frame.is_internal_below(callee);
-                named.push(NamedFrame { frame, pc: physical.pc(), internal });
+                named.push(NamedFrame { frame, pc: physical.pc(), physical: n, internal });
                 callee = Some(&frame.function);
             }
         }

@@ -8,7 +8,8 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
 use super::{
-    Goroutine, Options, Snapshot, StackFrame, Status,
+    Arguments, Goroutine, Options, Snapshot, StackFrame, Status,
+    arguments::Kept,
     labels::Labels,
     layout::{Layout, word},
     model::WaitRange,
@@ -63,6 +64,7 @@ struct Batch {
     gs: Vec<(u64, Option<Seen>)>,
     stacks: Vec<(Range<usize>, End)>,
     frames: Vec<StackFrame>,
+    arguments: Vec<Kept>,
 }
 
 /// What is kept between the batches of a snapshot, and between snapshots.
@@ -79,6 +81,10 @@ pub(super) struct Reader {
     labels: Labels,
     pieces: Pieces,
     scratch: Vec<StackFrame>,
+    /// Where the arguments of those begin.
+    bases: Vec<u64>,
+    /// Of the goroutines that are being read, where asked for.
+    arguments: Option<Arguments>,
     windows: Windows,
 }
 
@@ -96,6 +102,8 @@ impl Reader {
             labels: Labels::default(),
             pieces: Pieces::default(),
             scratch: Vec::new(),
+            bases: Vec::new(),
+            arguments: None,
             windows: Windows::default(),
         }
     }
@@ -111,6 +119,7 @@ impl Reader {
         self.interner = Interner::default();
         self.waits.begin(if options.waits { gs.len() } else { 0 });
         self.labels.begin();
+        self.arguments = options.arguments.then(Arguments::default);
         let mut batch = Batch::default();
         for addresses in gs.chunks(BATCH) {
             let mut again = self.batch(memory, options, addresses, &mut batch, snapshot, true)?;
@@ -123,6 +132,7 @@ impl Reader {
                 again = self.batch(memory, options, &again, &mut batch, snapshot, retry)?;
             }
         }
+        snapshot.arguments = self.arguments.take();
         Ok(())
     }
 
@@ -220,6 +230,10 @@ impl Reader {
         batch.frames.clear();
         batch.stacks.clear();
         batch.stacks.resize(batch.gs.len(), (0..0, End::Incomplete));
+        batch.arguments.clear();
+        if self.arguments.is_some() {
+            batch.arguments.resize(batch.gs.len(), Kept::default());
+        }
         let mut open: Vec<(usize, Start, u64)> = batch
             .gs
             .iter()
@@ -239,12 +253,23 @@ impl Reader {
                     let (n, start, hi) = open[rest + i];
                     let len = items[rest + i].1;
                     let Some(bytes) = self.pieces.item(i, len as usize) else { continue };
-                    let (end, used) = self.places.unwind(&self.binary, start, bytes, &mut self.scratch);
-                    if end == End::NeedsMore && u64::from(len) < (hi - start.sp).min(LAST_WINDOW) {
+                    let bases = self.arguments.as_ref().map(|_| &mut self.bases);
+                    let (end, used) =
+                        self.places.unwind(&self.binary, start, bytes, &mut self.scratch, bases);
+                    let (frames, bases) = (&self.scratch, &self.bases);
+                    let reach = match &mut self.arguments {
+                        Some(a) => a.reach(memory, (&self.binary, self.bias), start.sp, frames, bases)?,
+                        None => 0,
+                    };
+                    let enough = end != End::NeedsMore && reach <= u64::from(len);
+                    if !enough && u64::from(len) < (hi - start.sp).min(LAST_WINDOW) {
                         more.push((n, start, hi));
                         continue;
                     }
-                    self.windows.note(used);
+                    self.windows.note(used.max(reach));
+                    if let Some(arguments) = &mut self.arguments {
+                        batch.arguments[n] = arguments.keep(start.sp, frames, bases, bytes);
+                    }
                     let begin = batch.frames.len();
                     batch.frames.extend_from_slice(&self.scratch);
                     batch.stacks[n] = (begin..batch.frames.len(), end);
@@ -319,6 +344,12 @@ impl Reader {
                 flags |= Goroutine::COMPLETE;
             }
             counts.stacks_incomplete += u64::from(stack.is_some() && end != End::Complete);
+            if let (Some(arguments), Some(kept), Some(_)) =
+                (&mut self.arguments, batch.arguments.get(n), stack)
+            {
+                arguments.add(g, *kept);
+                counts.arguments_unreadable += kept.unreadable;
+            }
         }
         let kind = self.entries.get(&seen.entry_pc).copied().flatten();
         let system = match kind {

@@ -116,16 +116,18 @@ impl Places {
     }
 
     /// Follows a stack; `bytes` is what is at `start.sp` and above. The frames replace those in `frames`.
-    /// Tells as well how many of the bytes were behind it at the end.
+    /// Tells as well how many of the bytes were behind it at the end. `bases`: where each frame's arguments
+    /// begin, where that is asked for.
     pub fn unwind(
         &mut self,
         binary: &Binary,
         start: Start,
         bytes: &[u8],
         frames: &mut Vec<StackFrame>,
+        bases: Option<&mut Vec<u64>>,
     ) -> (End, u64) {
         let mut sp = start.sp;
-        let end = self.follow(binary, start, &mut sp, bytes, frames);
+        let end = self.follow(binary, start, &mut sp, bytes, frames, bases);
         (end, sp.saturating_sub(start.sp))
     }
 
@@ -136,8 +138,12 @@ impl Places {
         top: &mut u64,
         bytes: &[u8],
         frames: &mut Vec<StackFrame>,
+        mut bases: Option<&mut Vec<u64>>,
     ) -> End {
         frames.clear();
+        if let Some(bases) = bases.as_deref_mut() {
+            bases.clear();
+        }
         let Start { mut pc, mut sp, mut lr, .. } = start;
         let base = sp;
         let at = |address: u64| {
@@ -162,6 +168,10 @@ impl Places {
             }
             let exact_here = exact || place.flags & ENTRY != 0;
             frames.push(if exact_here { StackFrame::at(pc) } else { StackFrame::returning_to(pc) });
+            if let Some(bases) = bases.as_deref_mut() {
+                // Behind the return address: amd64 pushes it, arm64 keeps a word for it.
+                bases.push(sp.wrapping_add(u64::from(place.delta)).wrapping_add(8));
+            }
             if place.flags & OUTERMOST != 0 {
                 return End::Complete;
             }

@@ -22,7 +22,7 @@ fn main() -> Result<()> {
     let binary = Arc::new(Binary::parse(&target.exe_bytes()?)?);
     let mut live = Live::new(&target, binary)?;
     println!("{}", json!({ "prepare_ms": milliseconds(begin) }));
-    let heads = Options { stacks: false, waits: false, labels: false };
+    let heads = Options { stacks: false, waits: false, labels: false, arguments: false };
     for line in std::io::stdin().lines() {
         let line = line?;
         let options = match line.trim() {

@@ -129,6 +129,8 @@ struct WaitNs {
 struct Known<'a> {
     dump: &'a Dump<'a>,
     stacks: Rendered,
+    /// The frames of the last goroutine, where they have arguments.
+    with_arguments: String,
     entries: HashMap<u64, Box<RawValue>, FixedState>,
     created: HashMap<u64, Box<RawValue>, FixedState>,
 }
@@ -138,16 +140,23 @@ impl<'a> Known<'a> {
         Self {
             dump,
             stacks: Rendered::new(dump.snapshot),
+            with_arguments: String::new(),
             entries: HashMap::default(),
             created: HashMap::default(),
         }
     }
 
     fn place(&mut self, goroutine: &Goroutine, names: &mut Names) -> io::Result<Place<'_>> {
-        let Self { dump, stacks, entries, created } = self;
+        let Self { dump, stacks, with_arguments, entries, created } = self;
         let text = match goroutine.stack {
             None => "[]",
-            Some(id) => stacks.get(id.index(), || frames(dump.snapshot.stacks.frames(id), names)),
+            // Stacks are alike, arguments are not.
+            Some(id) if dump.snapshot.arguments.is_some() => {
+                let arguments = dump.snapshot.arguments_of(goroutine);
+                *with_arguments = frames(dump.snapshot.stacks.frames(id), names, Some(&arguments));
+                with_arguments
+            }
+            Some(id) => stacks.get(id.index(), || frames(dump.snapshot.stacks.frames(id), names, None)),
         };
         let wait_reason = wait_reason(goroutine, names);
         Ok(Place {
@@ -228,6 +237,7 @@ fn summary(out: &mut dyn Write, dump: &Dump<'_>) -> io::Result<()> {
             "duplicates": counts.duplicates,
             "waits_unreadable": counts.waits_unreadable,
             "labels_unreadable": counts.labels_unreadable,
+            "args_unreadable": counts.arguments_unreadable,
         }}),
     )
 }
@@ -246,6 +256,9 @@ struct FrameObject<'a> {
     pc: String,
     inlined: bool,
     internal: bool,
+    /// Not there unless asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    args: Option<Option<&'a str>>,
 }
 
 impl<'a> From<&'a Frame> for PlaceObject<'a> {
@@ -263,8 +276,8 @@ fn place(frame: Option<&Frame>) -> io::Result<Box<RawValue>> {
     Ok(serde_json::value::to_raw_value(&frame.map(PlaceObject::from))?)
 }
 
-/// The frames of a stack.
-fn frames(physical: &[StackFrame], names: &mut Names) -> String {
+/// The frames of a stack. `arguments`: those of each physical frame, where they are asked for.
+fn frames(physical: &[StackFrame], names: &mut Names, arguments: Option<&[Option<String>]>) -> String {
     let named = names.stack(physical);
     let frames: Vec<_> = named
         .iter()
@@ -273,6 +286,7 @@ fn frames(physical: &[StackFrame], names: &mut Names) -> String {
             pc: format!("{:#x}", n.pc),
             inlined: n.frame.inlined,
             internal: n.internal,
+            args: arguments.map(|a| a.get(n.physical).filter(|_| !n.frame.inlined)?.as_deref()),
         })
         .collect();
     // Strings and numbers always have a form.

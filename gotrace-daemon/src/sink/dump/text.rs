@@ -2,11 +2,14 @@
 //! `goroutineheader`, `traceback2`, `printcreatedby`, Go 1.21 to 1.27; before 1.21 without the creator's
 //! goid), so that what reads those reads this.
 //!
-//! What differs by nature: arguments are `(...)`; no minutes, as memory does not tell when a wait began; all
+//! What differs by nature: arguments are `(...)` unless the snapshot has them; no minutes, as memory does not tell when a wait began; all
 //! frames, however deep. A stack that was not followed to its end ends in `...additional frames elided...`.
 //! A goroutine of which Go would show no frame has all of them.
 
-use std::io::{self, Write};
+use std::{
+    borrow::Cow,
+    io::{self, Write},
+};
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
@@ -89,17 +92,22 @@ impl<'a> Bodies<'a> {
         Self { dump, stacks, created: HashMap::default(), offsets: HashMap::default() }
     }
 
-    fn of(&mut self, goroutine: &Goroutine, names: &mut Names) -> &str {
+    fn of(&mut self, goroutine: &Goroutine, names: &mut Names) -> Cow<'_, str> {
         let Self { dump, stacks, offsets, .. } = self;
         // The only line that the grammar has for it.
-        let Some(id) = goroutine.stack else { return UNAVAILABLE };
-        stacks.get(id.index(), || {
+        let Some(id) = goroutine.stack else { return UNAVAILABLE.into() };
+        let mut make = |arguments: &[Option<String>]| {
             let physical = dump.snapshot.stacks.frames(id);
             for frame in physical {
                 offsets.entry(frame.pc()).or_insert_with(|| offset(names, dump, frame.pc()));
             }
-            frames(&names.stack(physical), goroutine.is_stack_complete(), offsets)
-        })
+            frames(&names.stack(physical), goroutine.is_stack_complete(), offsets, arguments)
+        };
+        // Stacks are alike, arguments are not.
+        if dump.snapshot.arguments.is_some() {
+            return make(&dump.snapshot.arguments_of(goroutine)).into();
+        }
+        stacks.get(id.index(), || make(&[])).into()
     }
 
     /// `created by main.main in goroutine 1`, and where. The traceback names the compiled function, and
@@ -130,13 +138,21 @@ impl<'a> Bodies<'a> {
 
 const UNAVAILABLE: &str = "\tgoroutine running on other thread; stack unavailable\n";
 
-fn frames(named: &[NamedFrame<'_>], complete: bool, offsets: &HashMap<u64, u64, FixedState>) -> String {
+fn frames(
+    named: &[NamedFrame<'_>],
+    complete: bool,
+    offsets: &HashMap<u64, u64, FixedState>,
+    arguments: &[Option<String>],
+) -> String {
     let mut text = String::new();
     let all = named.iter().all(|f| f.internal);
-    for NamedFrame { frame, pc, .. } in named.iter().filter(|f| all || !f.internal) {
+    for NamedFrame { frame, pc, physical, .. } in named.iter().filter(|f| all || !f.internal) {
         let offset = if frame.inlined { 0 } else { offsets.get(pc).copied().unwrap_or(0) };
         text.push_str(printed(frame));
-        text.push_str("(...)\n");
+        let arguments = arguments.get(*physical).filter(|_| !frame.inlined).and_then(Option::as_deref);
+        text.push('(');
+        text.push_str(arguments.unwrap_or("..."));
+        text.push_str(")\n");
         text.push_str(&position(frame, offset));
     }
     if named.is_empty() {
