@@ -21,12 +21,14 @@ use crate::{
 };
 
 /// What goes along: where it lies in the workspace, and where in the archive.
-const DOCUMENTS: [(&str, &str); 6] = [
+const DOCUMENTS: [(&str, &str); 8] = [
     ("README.md", "README.md"),
     ("CHANGELOG.md", "CHANGELOG.md"),
     ("LICENSE-APACHE", "LICENSE-APACHE"),
     ("LICENSE-MIT", "LICENSE-MIT"),
+    ("gotrace-daemon/docs/dump.md", "docs/dump.md"),
     ("gotrace-daemon/docs/formats.md", "docs/formats.md"),
+    ("gotrace-daemon/docs/leaks.md", "docs/leaks.md"),
     ("gotrace-daemon/docs/telemetry.md", "docs/telemetry.md"),
 ];
 

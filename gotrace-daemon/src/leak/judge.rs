@@ -335,15 +335,15 @@ fn growing<'a>(
     if found.low <= 0.0 || found.tau < MONOTONE || !still || rises < 3 || !stay {
         return None;
     }
-    // A goroutine whose creator serves a connection is there for as long as its client wants.
-    let of_connections = members.iter().filter(|m| serves_connection(watch, snapshot, m)).count();
-    if of_connections * 2 > members.len() {
-        return None;
-    }
-    // Before Go 1.21 creators are not known: what grows with the connections is taken for theirs.
+    // A goroutine whose creator serves or accepts connections is there for as long as its client wants:
+    // what grows no faster than the connections is taken for theirs. Before Go 1.21 creators are not known.
     let (io_first, io_last) = (watch.looks.get(1)?.io, watch.looks.last()?.io);
-    let unknown = members.iter().filter(|m| m.goroutine.parent_goid.is_none()).count();
-    if unknown * 2 > members.len() && 2.0 * io_last.saturating_sub(io_first) as f64 >= grown {
+    let grows_with_connections = 2.0 * io_last.saturating_sub(io_first) as f64 >= grown;
+    let may_be_theirs = members
+        .iter()
+        .filter(|m| m.goroutine.parent_goid.is_none() || serves_connection(watch, snapshot, m))
+        .count();
+    if grows_with_connections && may_be_theirs * 2 > members.len() {
         return None;
     }
     let why = format!(
