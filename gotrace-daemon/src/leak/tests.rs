@@ -269,6 +269,26 @@ fn connections_are_their_clients_to_keep() {
 }
 
 #[test]
+fn what_an_acceptor_leaves_behind_grows_when_its_connections_do_not() {
+    let looks = |connections: bool| -> Vec<Snapshot> {
+        (0..12_u64)
+            .map(|at| {
+                let mut all = vec![g(3, 4, IO)];
+                for n in 0..at * 2 {
+                    all.push(g(101 + 2 * n, 6, RECEIVE).chan(0x1000 + n * 96, Op::Receive).by(3));
+                    if connections {
+                        all.push(g(100 + 2 * n, 5, IO).by(101 + 2 * n));
+                    }
+                }
+                look(at, &all)
+            })
+            .collect()
+    };
+    assert!(verdicts(&looks(true)).is_empty());
+    assert_eq!(names(&verdicts(&looks(false))), [("growing", 20)]);
+}
+
+#[test]
 fn without_known_creators_what_grows_with_connections_is_theirs() {
     let looks = |connections: bool| -> Vec<Snapshot> {
         (0..12_u64)

@@ -15,7 +15,7 @@ use serde_json::{Value, json, value::RawValue};
 use super::{Dump, Group, Rendered, wait_reason};
 use crate::{
     gobin::Frame,
-    snapshot::{Goroutine, Names, ObjectKind, Snapshot, StackFrame, Wait},
+    snapshot::{Goroutine, Names, ObjectKind, StackFrame, Wait, WaitObject},
 };
 
 /// The schema of these lines.
@@ -32,7 +32,9 @@ pub fn write(out: &mut dyn Write, dump: &Dump<'_>, names: &mut Names) -> io::Res
         let snapshot = dump.snapshot;
         let place = known.place(goroutine, names)?;
         let labels = snapshot.labels_of(goroutine).iter().map(|(k, v)| (&**k, &**v));
-        let waits = snapshot.waits_of(goroutine).iter().map(|w| wait(snapshot, *w));
+        let waits = snapshot.waits_of(goroutine).iter();
+        let waits =
+            waits.map(|w| snapshot.object(w.object).map_or(Value::Null, |object| wait_on(*w, object)));
         line(
             out,
             &GoroutineLine {
@@ -293,8 +295,8 @@ fn frames(physical: &[StackFrame], names: &mut Names, arguments: Option<&[Option
     serde_json::to_string(&frames).unwrap_or_else(|_| "[]".to_owned())
 }
 
-fn wait(snapshot: &Snapshot, wait: Wait) -> Value {
-    let Some(object) = snapshot.object(wait.object) else { return Value::Null };
+/// What a goroutine waits on, as every JSON of goroutines has it (`waits_on`).
+pub(in crate::sink) fn wait_on(wait: Wait, object: &WaitObject) -> Value {
     let chan = (object.kind == ObjectKind::Chan && object.known).then_some(object);
     let is_chan = object.kind == ObjectKind::Chan;
     json!({

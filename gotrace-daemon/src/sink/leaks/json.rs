@@ -7,10 +7,11 @@ use serde_json::{Value, json};
 
 use super::{
     Header, When,
-    values::{frames, line, object_of_wait, place, reason},
+    values::{frames, line, place, reason},
 };
 use crate::{
     leak::{AtLeastAtMost, Finding},
+    sink::dump::json::wait_on,
     snapshot::Names,
 };
 
@@ -49,7 +50,7 @@ pub fn write(
 }
 
 fn object(finding: &Finding, names: &mut Names) -> Value {
-    let waits: Vec<Value> = finding.waits_on.iter().map(|(w, o)| object_of_wait(*w, o)).collect();
+    let waits: Vec<Value> = finding.waits_on.iter().map(|(w, o)| wait_on(*w, o)).collect();
     json!({
         "verdict": finding.verdict.name(),
         "count": finding.count(),

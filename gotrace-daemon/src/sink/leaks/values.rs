@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     gobin::Frame,
-    snapshot::{Names, ObjectKind, StackFrame, Wait, WaitObject},
+    snapshot::{Names, StackFrame},
 };
 
 /// One object a line.
@@ -47,23 +47,6 @@ pub(super) fn frames(stack: &[StackFrame], names: &mut Names) -> Value {
         })
     });
     Value::Array(frames.collect())
-}
-
-/// An object that is waited on.
-pub(super) fn object_of_wait(wait: Wait, object: &WaitObject) -> Value {
-    let chan = (object.kind == ObjectKind::Chan && object.known).then_some(object);
-    let is_chan = object.kind == ObjectKind::Chan;
-    json!({
-        "kind": object.kind.name(),
-        "address": (object.address != 0).then(|| format!("{:#x}", object.address)),
-        "op": wait.op.map(|op| op.name()),
-        "len": chan.map(|c| c.len),
-        "cap": chan.map(|c| c.cap),
-        "closed": chan.map(|c| c.closed),
-        "elem_size": chan.map(|c| c.elem_size),
-        "senders": is_chan.then_some(object.senders),
-        "receivers": is_chan.then_some(object.receivers),
-    })
 }
 
 fn text(text: &str) -> Option<&str> {
