@@ -72,6 +72,12 @@ impl Budget {
         Self { share }
     }
 
+    /// The share.
+    #[must_use]
+    pub fn share(self) -> f64 {
+        self.share
+    }
+
     fn allowed_ns(self, cpu_ns: f64) -> f64 {
         (self.share * cpu_ns).max(FLOOR_NS_PER_SECOND)
     }

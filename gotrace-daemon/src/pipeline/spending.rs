@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -20,6 +21,7 @@ use super::{
 use crate::{
     kernel::{HitCost, Kernel},
     process::Clock,
+    sink::model::{Happening, Value},
 };
 
 /// Time between two looks.
@@ -116,16 +118,36 @@ impl Line {
         }
         self.spending.changes += 1;
         let Change { from, to, cost_share } = change;
-        let share = format!("{:.2}%", cost_share * 100.0);
+        let (cost, allowed) = (percent(cost_share), percent(budget.share()));
         tracing::info!(
             pid = decided_by,
             processes = pids.len(),
             from = from.name(),
             to = to.name(),
-            cost = share,
-            ?budget,
+            cost,
+            budget = allowed,
             "level changed"
         );
+        let Some(exporter) = &self.exporter else { return };
+        let text = format!(
+            "level {} instead of {}: probes took {cost} of the CPU time, {allowed} are allowed",
+            to.name(),
+            from.name()
+        );
+        for traced in self.traced.iter().filter(|t| pids.contains(&t.pid())) {
+            exporter.happening(Happening {
+                resource: Arc::clone(&traced.resource),
+                name: "gotrace.level.changed",
+                time_unix_nano: traced.clock.unix_nano(Clock::now_monotonic_ns()),
+                text: text.clone(),
+                attributes: vec![
+                    ("gotrace.level.from", Value::Text(from.name().into())),
+                    ("gotrace.level.to", Value::Text(to.name().into())),
+                    ("gotrace.probe.cost", Value::Double(cost_share)),
+                    ("gotrace.budget", Value::Double(budget.share())),
+                ],
+            });
+        }
     }
 
     /// Traces a process at another step.
@@ -165,6 +187,10 @@ impl Line {
         let shared = self.probes.as_ref()?.kernel.shares_probes();
         self.spending.governors.get(&group_of(traced, shared)).map(Governor::step)
     }
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.2}%", share * 100.0)
 }
 
 fn group_of(traced: &Traced, shared: bool) -> Group {

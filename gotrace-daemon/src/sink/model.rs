@@ -40,8 +40,25 @@ pub enum Value {
     Text(Arc<str>),
     /// A whole number.
     Int(i64),
+    /// A number.
+    Double(f64),
     /// A list of texts.
     List(Vec<Arc<str>>),
+}
+
+/// Something that happened to a process and is worth a log record.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Happening {
+    /// The process.
+    pub resource: Arc<Resource>,
+    /// Its name (`gotrace.level.changed`).
+    pub name: &'static str,
+    /// When, Unix epoch.
+    pub time_unix_nano: u64,
+    /// What happened, for people.
+    pub text: String,
+    /// Its figures.
+    pub attributes: Vec<(&'static str, Value)>,
 }
 
 /// A traced process as OpenTelemetry's resource.

@@ -363,6 +363,7 @@ fn target_info(resource: &Resource, process: &str) -> String {
         let name: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
         let _ = match value {
             Value::Text(text) => write!(labels, ",{name}=\"{}\"", escape(text)),
+            Value::Double(number) => write!(labels, ",{name}=\"{number}\""),
             Value::Int(number) => write!(labels, ",{name}=\"{number}\""),
             Value::List(_) => Ok(()),
         };
