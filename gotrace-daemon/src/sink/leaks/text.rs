@@ -6,6 +6,7 @@ use super::{Header, When};
 use crate::{
     gobin::Frame,
     leak::{AtLeastAtMost, Finding, Verdict},
+    printable::printable,
     snapshot::{Names, ObjectKind},
 };
 
@@ -32,7 +33,7 @@ pub fn write(
     findings: &[Finding],
     names: &mut Names,
 ) -> io::Result<()> {
-    let name = header.executable.rsplit('/').next().unwrap_or(header.executable);
+    let name = printable(header.executable.rsplit('/').next().unwrap_or(header.executable));
     let looked = match header.when {
         When::Watched => format!("watched for {} in {} looks", duration(header.duration_ns), header.looks),
         When::Once => "looked at once".to_owned(),
