@@ -107,7 +107,7 @@ fn objects(finding: &Finding) -> String {
     let known = if first.address == 0 { String::new() } else { format!(" {:#x}", first.address) };
     let capacity = match first.kind {
         ObjectKind::Chan if first.known => format!(" (len {}, cap {})", first.len, first.cap),
-        _ => String::new(),
+        _ => first.descriptor().map_or_else(String::new, |number| format!(" (number {number})")),
     };
     match finding.waits_on_total {
         1 => format!(": {kind}{known}{capacity}"),
