@@ -155,17 +155,20 @@ pub struct Agreed {
     pub frames: usize,
 }
 
-/// Takes a snapshot of the program and holds it against both of its tracebacks.
+/// Takes a snapshot of the program, with one thread or two, and holds it against both of its tracebacks.
 ///
 /// # Errors
 /// Every disagreement, one a line.
-pub fn check(program: &Path) -> Result<Agreed> {
+pub fn check(program: &Path, two_readers: bool) -> Result<Agreed> {
     let mut stacks = Stacks::start(program, None)?;
     let own = stacks.own()?;
     let target = Target::open(stacks.pid())?;
     let binary = Arc::new(Binary::parse(&target.exe_bytes()?)?);
     let mut live = Live::new(&target, binary)?;
     live.check_layout()?;
+    if two_readers {
+        live.always_use_two_readers();
+    }
     let snapshot = live.take(EVERYTHING)?;
     judge(stacks, &own, &snapshot, &mut live.names(&target))
 }

@@ -33,6 +33,8 @@ pub struct Engine {
     pub(super) layout: Layout,
     /// One a thread.
     readers: Vec<Reader>,
+    /// Whether two read, however few goroutines and processors there are.
+    always_two: bool,
     /// Whether the layout is known to be that of the process.
     settled: bool,
     warning: Option<String>,
@@ -54,6 +56,7 @@ impl Engine {
             allgs,
             readers: vec![Reader::new(Arc::clone(&binary), bias, layout)],
             layout,
+            always_two: false,
             settled: !binary.layout_is_extrapolated(),
             warning: None,
             binary,
@@ -66,6 +69,12 @@ impl Engine {
     #[must_use]
     pub fn binary(&self) -> &Arc<Binary> {
         &self.binary
+    }
+
+    /// From now on two threads read, however few goroutines and processors there are: for whom time is all
+    /// that counts, and for tests.
+    pub fn always_use_two_readers(&mut self) {
+        self.always_two = true;
     }
 
     /// Mapped address less link-time address.
@@ -224,8 +233,8 @@ impl Engine {
         snapshot: &mut Snapshot,
     ) -> Result<(), ProcessError> {
         snapshot.goroutines.reserve_exact(gs.len().min(1 << 21));
-        let two = gs.len() >= TWO_THREADS
-            && thread::available_parallelism().is_ok_and(|n| n.get() >= FOR_TWO_THREADS);
+        let spare = || thread::available_parallelism().is_ok_and(|n| n.get() >= FOR_TWO_THREADS);
+        let two = self.always_two || gs.len() >= TWO_THREADS && spare();
         if two && self.readers.len() < 2 {
             self.readers.push(Reader::new(Arc::clone(&self.binary), self.bias, self.layout));
         }
