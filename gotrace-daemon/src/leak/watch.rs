@@ -13,6 +13,8 @@ use crate::snapshot::{Goroutine, Snapshot, StackFrame};
 
 /// As many places are told apart; goroutines at others are counted only.
 const MAX_GROUPS: usize = 1 << 17;
+/// Looks that are the end of a watch.
+const LAST_LOOKS: usize = 4;
 /// No group.
 pub(super) const NONE: u32 = u32::MAX;
 
@@ -261,10 +263,12 @@ impl Watch {
         self.looks.get((look as usize).checked_sub(1)?).map(|l| l.begin_ns)
     }
 
-    /// Whether, since a time, others came, went or moved at most looks, and at the last one.
+    /// Whether, since a time, others came, went or moved at most looks, and at one of the last few: those at
+    /// the end of a watch follow one another so closely that a quiet program has no time to move.
     pub(super) fn others_move_since(&self, ns: u64) -> bool {
         let within: Vec<bool> = self.looks.iter().filter(|l| l.begin_ns >= ns).map(|l| l.moved > 0).collect();
-        within.last() == Some(&true) && within.iter().filter(|m| **m).count() * 2 > within.len()
+        let lately = within.iter().rev().take(LAST_LOOKS).any(|m| *m);
+        lately && within.iter().filter(|m| **m).count() * 2 > within.len()
     }
 
     /// The settled of a group at each look (end of the look, count); from the second look on, as before
