@@ -23,6 +23,7 @@ mod pieces;
 mod reader;
 mod references;
 mod seen;
+mod semaphores;
 mod unwind;
 mod waits;
 
@@ -40,6 +41,7 @@ pub use model::{
 
 pub use names::{NamedFrame, Names};
 pub use references::{Reference, References, Suspect};
+pub use semaphores::Semaphores;
 
 /// What to read. The default is everything but arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
