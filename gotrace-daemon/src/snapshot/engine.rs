@@ -8,6 +8,7 @@ use super::{
     layout::{Layout, word},
     merge::merge,
     reader::Reader,
+    semaphores::Semaphores,
 };
 use crate::{
     gobin::{Allgs, Binary},
@@ -221,9 +222,20 @@ impl Engine {
         snapshot: &mut Snapshot,
     ) -> Result<(), ProcessError> {
         snapshot.goroutines.reserve_exact(gs.len().min(1 << 21));
+        let waiters = match self.binary.semaphores() {
+            Some(table) if options.waits && self.layout.locks_are_apart => {
+                Arc::new(Semaphores::read(memory, &self.layout, table, self.bias)?)
+            }
+            _ => Arc::default(),
+        };
+        for reader in &mut self.readers {
+            reader.waits.waiters = Arc::clone(&waiters);
+        }
         let two = gs.len() >= TWO_THREADS && thread::available_parallelism().is_ok_and(|n| n.get() >= 2);
         if two && self.readers.len() < 2 {
-            self.readers.push(Reader::new(Arc::clone(&self.binary), self.bias, self.layout));
+            let mut reader = Reader::new(Arc::clone(&self.binary), self.bias, self.layout);
+            reader.waits.waiters = waiters;
+            self.readers.push(reader);
         }
         match &mut self.readers[..] {
             [first, second] if two => {

@@ -45,6 +45,8 @@ pub(super) struct Layout {
     pub chan_len: usize,
     /// Labels are a map (up to Go 1.23), not a slice.
     pub labels_are_a_map: bool,
+    /// A goroutine that waits for a lock does not point to its entry (up to Go 1.25).
+    pub locks_are_apart: bool,
 }
 
 /// No structure of the runtime that is read is longer.
@@ -110,6 +112,7 @@ impl Layout {
             chan_sendq: get("hchan.sendq")?,
             chan_len: 0,
             labels_are_a_map: minor <= 23,
+            locks_are_apart: minor <= 25,
         };
         let g = [
             this.stack_lo,

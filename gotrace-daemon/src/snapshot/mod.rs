@@ -23,6 +23,7 @@ mod pieces;
 mod reader;
 mod references;
 mod seen;
+mod semaphores;
 mod standing;
 mod unwind;
 mod waits;
@@ -43,6 +44,7 @@ pub(crate) use layout::{half as half_at, word as word_at};
 pub use names::{NamedFrame, Names};
 pub(crate) use pieces::Pieces;
 pub use references::{Reference, References, Suspect};
+pub use semaphores::Semaphores;
 pub use standing::{Record, Standing, Standings};
 
 /// What to read. The default is everything but arguments.

@@ -379,7 +379,8 @@ impl Op {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WaitObject {
     /// Address: of the channel (`runtime.hchan`), of the `sync` object itself where the kind is known,
-    /// else of the semaphore word; 0 when unknown (locks before Go 1.26, timers, descriptors). Objects
+    /// else of the semaphore word; 0 when unknown (timers, descriptors, and before Go 1.26 a lock that was
+    /// begun to be waited for while the snapshot was taken). Objects
     /// whose address is unknown are one entry a kind, and are not the same object.
     pub address: u64,
     /// Elements in the channel's buffer.
