@@ -73,6 +73,7 @@ pub struct Binary {
     text: u64,
     /// Link-time address of what `funcdata` offsets count from.
     gofunc: Option<u64>,
+    moduledata: Option<u64>,
     allgs: Option<Allgs>,
     semaphores: Option<SemaphoreTable>,
 }
@@ -151,6 +152,7 @@ impl Binary {
             inline: view.inline.get(..scan.inline_end).unwrap_or_default().into(),
             text: found.text,
             gofunc: found.gofunc,
+            moduledata: found.module,
             allgs: allgs.map(|(addresses, _)| addresses),
             semaphores: semaphores.map(|(table, _)| table),
             segments: elf.segments,
@@ -342,6 +344,20 @@ impl Binary {
     #[must_use]
     pub fn load_bias(&self, mapping_start: u64, mapping_file_offset: u64) -> Option<u64> {
         elf::load_bias(&self.segments, mapping_start, mapping_file_offset)
+    }
+
+    /// Link-time address of the runtime's module data (`runtime.firstmoduledata`), from which its variables
+    /// are told; `None` when it was not found.
+    #[must_use]
+    pub fn moduledata(&self) -> Option<u64> {
+        self.moduledata
+    }
+
+    /// Numbers of what the runtime keeps beside an object: a finalizer, a weak handle, a cleanup; `None` where
+    /// the version has none.
+    #[must_use]
+    pub fn special_kinds(&self) -> (u8, Option<u8>, Option<u8>) {
+        versions::special_kinds(self.version.minor)
     }
 
     /// Link-time addresses of what is writable: the program's variables.

@@ -30,7 +30,7 @@ pub struct Engine {
     allgs: Allgs,
     pub(super) layout: Layout,
     /// One a thread.
-    readers: Vec<Reader>,
+    pub(super) readers: Vec<Reader>,
     /// Whether the layout is known to be that of the process.
     settled: bool,
     warning: Option<String>,
@@ -164,7 +164,7 @@ impl Engine {
 
     /// For a version that is newer than all that are known: the newest layout, if the process looks like
     /// that, else the only other one that it looks like.
-    fn settle(&mut self, memory: &dyn ReadMemory) -> Result<(), SnapshotError> {
+    pub(super) fn settle(&mut self, memory: &dyn ReadMemory) -> Result<(), SnapshotError> {
         if self.settled {
             return Ok(());
         }
@@ -291,7 +291,7 @@ impl Engine {
 
     /// Addresses of the first `g`s. The length is read before the pointer: the runtime publishes the array
     /// first, then its length, and never shrinks it (`runtime/proc.go`, `allgadd`).
-    fn list(&self, memory: &dyn ReadMemory, most: u64) -> Result<Vec<u64>, SnapshotError> {
+    pub(super) fn list(&self, memory: &dyn ReadMemory, most: u64) -> Result<Vec<u64>, SnapshotError> {
         let variable = |address: u64, name: &str| {
             let address = address.wrapping_add(self.bias);
             let mut bytes = [0; 8];
