@@ -6,6 +6,7 @@ pub mod cli;
 pub mod decode;
 pub mod eventlog;
 pub mod gobin;
+pub mod heap;
 pub mod ids;
 pub mod kernel;
 pub mod leak;

@@ -203,7 +203,7 @@ fn judge(
     names: &mut Names,
 ) -> Result<Agreed> {
     let mut wrong = Vec::new();
-    locks(snapshot, names, &stacks.objects, &mut wrong);
+    locks(snapshot, &stacks.objects, &mut wrong);
     descriptors(snapshot, &stacks.objects, &mut wrong);
     labels(snapshot, &mut wrong);
     arguments(snapshot, names, own, &stacks.own()?, &mut wrong);
@@ -350,19 +350,15 @@ fn state(goroutine: &Goroutine, names: &Names) -> String {
     }
 }
 
-/// Locks by their addresses, which gotrace can know from Go 1.26 on, and their kinds in every version.
-fn locks(snapshot: &Snapshot, names: &Names, objects: &BTreeMap<String, u64>, wrong: &mut Vec<String>) {
-    let addresses_known = names.binary().go_version().minor >= 26;
+/// Locks by their kinds and addresses.
+fn locks(snapshot: &Snapshot, objects: &BTreeMap<String, u64>, wrong: &mut Vec<String>) {
     for (name, address) in objects.iter().filter(|(name, _)| !name.starts_with("fd:")) {
         let kind = match name.as_str() {
             "mutex" | "cond" => name.as_str(),
             "group" => "waitgroup",
             _ => "rwmutex",
         };
-        let found = snapshot
-            .objects
-            .iter()
-            .any(|o| o.kind.name() == kind && o.address == if addresses_known { *address } else { 0 });
+        let found = snapshot.objects.iter().any(|o| o.kind.name() == kind && o.address == *address);
         if !found {
             wrong.push(format!("nothing waits on the {kind} {name} at {address:#x}: {:?}", snapshot.objects));
         }

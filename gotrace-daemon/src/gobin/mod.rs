@@ -25,6 +25,8 @@ mod names;
 mod pclntab;
 mod plan;
 mod scan;
+mod semaphores;
+mod stack_map;
 mod symtab;
 mod unwind;
 mod versions;
@@ -39,6 +41,8 @@ pub use model::{
     Arch, BuildInfo, Event, Frame, Function, GoVersion, Offset, Offsets, Operand, Plan, Probe, Source,
 };
 
+pub use semaphores::SemaphoreTable;
+pub use stack_map::{FrameMap, StackObject};
 pub use unwind::{Allgs, ArgumentTables, EntryKind, Unwind};
 
 use self::{
@@ -64,12 +68,14 @@ pub struct Binary {
     header: Header,
     /// The function table, as far as functions use it.
     table: Box<[u8]>,
-    /// The tables of inlined calls, as far as functions use them.
+    /// The tables of inlined calls and of pointers on the stack, as far as functions use them.
     inline: Box<[u8]>,
     text: u64,
     /// Link-time address of what `funcdata` offsets count from.
     gofunc: Option<u64>,
+    moduledata: Option<u64>,
     allgs: Option<Allgs>,
+    semaphores: Option<SemaphoreTable>,
 }
 
 impl Binary {
@@ -94,7 +100,8 @@ impl Binary {
         }
         let found = moduledata::find(&elf, minor)?;
         let scan = Scan::new(&found)?;
-        let symbols = symtab::find(&elf, &WANTED, &allgs::VARIABLES);
+        let variables = [&allgs::VARIABLES[..], &[semaphores::VARIABLE]].concat();
+        let symbols = symtab::find(&elf, &WANTED, &variables);
         let mut warnings = elf.warnings.clone();
         warnings.extend(found.warnings.iter().cloned());
 
@@ -119,6 +126,8 @@ impl Binary {
         ]);
         let allgs = allgs::find(&elf, &found, &scan, &symbols);
         sources.extend(allgs.map(|(_, source)| ("allgs", source)));
+        let semaphores = semaphores::find(&elf, &found, &scan, &symbols, minor);
+        sources.extend(semaphores.map(|(_, source)| ("semtable", source)));
         let functions = if symbols.addresses.is_empty() { Source::Pclntab } else { Source::Symtab };
         sources.insert("functions", functions);
         let dwarf = offsets.0.values().any(|o| o.source == Source::Dwarf);
@@ -143,7 +152,9 @@ impl Binary {
             inline: view.inline.get(..scan.inline_end).unwrap_or_default().into(),
             text: found.text,
             gofunc: found.gofunc,
+            moduledata: found.module,
             allgs: allgs.map(|(addresses, _)| addresses),
+            semaphores: semaphores.map(|(table, _)| table),
             segments: elf.segments,
             version,
             build,
@@ -175,7 +186,7 @@ impl Binary {
     }
 
     /// Where facts come from, by fact: `allgs` (absent when not found), `go_version`, `functions`, `lines`, `offsets`, `probes`,
-    /// `wait_reasons`.
+    /// `semtable` (absent when not found), `wait_reasons`.
     #[must_use]
     pub fn sources(&self) -> &BTreeMap<&'static str, Source> {
         &self.sources
@@ -333,6 +344,20 @@ impl Binary {
     #[must_use]
     pub fn load_bias(&self, mapping_start: u64, mapping_file_offset: u64) -> Option<u64> {
         elf::load_bias(&self.segments, mapping_start, mapping_file_offset)
+    }
+
+    /// Link-time address of the runtime's module data (`runtime.firstmoduledata`), from which its variables
+    /// are told; `None` when it was not found.
+    #[must_use]
+    pub fn moduledata(&self) -> Option<u64> {
+        self.moduledata
+    }
+
+    /// Numbers of what the runtime keeps beside an object: a finalizer, a weak handle, a cleanup; `None` where
+    /// the version has none.
+    #[must_use]
+    pub fn special_kinds(&self) -> (u8, Option<u8>, Option<u8>) {
+        versions::special_kinds(self.version.minor)
     }
 
     /// Link-time addresses of what is writable: the program's variables.

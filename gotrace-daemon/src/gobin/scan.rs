@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use super::{Error, bytes::cstr, moduledata::Found, names, pclntab::View};
 
 /// Functions that are probed, or whose calls are, or that tell where the runtime's variables are.
-pub(super) const WANTED: [&str; 24] = [
+pub(super) const WANTED: [&str; 26] = [
     "runtime.newproc.func1",
     "runtime.newproc1",
     "runtime.runqput",
@@ -31,6 +31,8 @@ pub(super) const WANTED: [&str; 24] = [
     "runtime.exitsyscall",
     "runtime.forEachGRace",
     "runtime.atomicAllG",
+    "runtime.semacquire1",
+    "runtime.semrelease1",
 ];
 
 /// The closure in which `runtime.goready` calls `runtime.ready`; its full name depends on the version
@@ -52,7 +54,7 @@ pub(super) struct Scan {
     pub inlined: Vec<(&'static str, String)>,
     /// Where the used part of the function table ends.
     pub table_end: usize,
-    /// Where the used part of the tables of inlined calls ends.
+    /// Where the used part of the tables of inlined calls and of pointers on the stack ends.
     pub inline_end: usize,
     /// C code is linked in.
     pub cgo: bool,
@@ -83,6 +85,9 @@ impl Scan {
             this.cgo |= name.starts_with(b"crosscall2\0");
             if name.starts_with(b"runtime.") || name.starts_with(b"_.") {
                 this.note(name, address, &wanted);
+            }
+            if let Some(end) = view.stack_maps_end(&f) {
+                this.inline_end = this.inline_end.max(end);
             }
             let Some((begin, end, steps)) = view.inline_extent(&f) else { continue };
             work = work

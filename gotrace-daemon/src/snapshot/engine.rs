@@ -8,6 +8,7 @@ use super::{
     layout::{Layout, word},
     merge::merge,
     reader::Reader,
+    semaphores::Semaphores,
 };
 use crate::{
     gobin::{Allgs, Binary},
@@ -32,7 +33,7 @@ pub struct Engine {
     allgs: Allgs,
     pub(super) layout: Layout,
     /// One a thread.
-    readers: Vec<Reader>,
+    pub(super) readers: Vec<Reader>,
     /// Whether two read, however few goroutines and processors there are.
     always_two: bool,
     /// Whether the layout is known to be that of the process.
@@ -175,7 +176,7 @@ impl Engine {
 
     /// For a version that is newer than all that are known: the newest layout, if the process looks like
     /// that, else the only other one that it looks like.
-    fn settle(&mut self, memory: &dyn ReadMemory) -> Result<(), SnapshotError> {
+    pub(super) fn settle(&mut self, memory: &dyn ReadMemory) -> Result<(), SnapshotError> {
         if self.settled {
             return Ok(());
         }
@@ -235,8 +236,19 @@ impl Engine {
         snapshot.goroutines.reserve_exact(gs.len().min(1 << 21));
         let spare = || thread::available_parallelism().is_ok_and(|n| n.get() >= FOR_TWO_THREADS);
         let two = self.always_two || gs.len() >= TWO_THREADS && spare();
+        let waiters = match self.binary.semaphores() {
+            Some(table) if options.waits && self.layout.locks_are_apart => {
+                Arc::new(Semaphores::read(memory, &self.layout, table, self.bias)?)
+            }
+            _ => Arc::default(),
+        };
+        for reader in &mut self.readers {
+            reader.waits.waiters = Arc::clone(&waiters);
+        }
         if two && self.readers.len() < 2 {
-            self.readers.push(Reader::new(Arc::clone(&self.binary), self.bias, self.layout));
+            let mut reader = Reader::new(Arc::clone(&self.binary), self.bias, self.layout);
+            reader.waits.waiters = waiters;
+            self.readers.push(reader);
         }
         match &mut self.readers[..] {
             [first, second] if two => {
@@ -292,7 +304,7 @@ impl Engine {
 
     /// Addresses of the first `g`s. The length is read before the pointer: the runtime publishes the array
     /// first, then its length, and never shrinks it (`runtime/proc.go`, `allgadd`).
-    fn list(&self, memory: &dyn ReadMemory, most: u64) -> Result<Vec<u64>, SnapshotError> {
+    pub(super) fn list(&self, memory: &dyn ReadMemory, most: u64) -> Result<Vec<u64>, SnapshotError> {
         let variable = |address: u64, name: &str| {
             let address = address.wrapping_add(self.bias);
             let mut bytes = [0; 8];

@@ -48,6 +48,8 @@ pub(super) struct Layout {
     pub poll_wg: Option<usize>,
     /// Labels are a map (up to Go 1.23), not a slice.
     pub labels_are_a_map: bool,
+    /// A goroutine that waits for a lock does not point to its entry (up to Go 1.25).
+    pub locks_are_apart: bool,
 }
 
 /// No structure of the runtime that is read is longer.
@@ -117,6 +119,7 @@ impl Layout {
             poll_rg: small("pollDesc.rg"),
             poll_wg: small("pollDesc.wg"),
             labels_are_a_map: minor <= 23,
+            locks_are_apart: minor <= 25,
         };
         let g = [
             this.stack_lo,
@@ -152,11 +155,11 @@ fn end(fields: &[usize], size: usize) -> usize {
 }
 
 /// The word at an offset; 0 outside of the bytes.
-pub(super) fn word(bytes: &[u8], at: usize) -> u64 {
+pub(crate) fn word(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u64::from_le_bytes(*b))
 }
 
 /// The half word at an offset; 0 outside of the bytes.
-pub(super) fn half(bytes: &[u8], at: usize) -> u32 {
+pub(crate) fn half(bytes: &[u8], at: usize) -> u32 {
     bytes.get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_le_bytes(*b))
 }

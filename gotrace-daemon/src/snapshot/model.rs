@@ -379,9 +379,9 @@ impl Op {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WaitObject {
     /// Address: of the channel (`runtime.hchan`), of the `sync` object itself where the kind is known,
-    /// else of the semaphore word, of the descriptor's `runtime.pollDesc`; 0 when unknown (locks before Go
-    /// 1.26, timers, some descriptors). Objects whose address is unknown are one entry a kind, and are not
-    /// the same object.
+    /// else of the semaphore word, of the descriptor's `runtime.pollDesc`; 0 when unknown (timers, some
+    /// descriptors, and before Go 1.26 a lock that was begun to be waited for while the snapshot was taken).
+    /// Objects whose address is unknown are one entry a kind, and are not the same object.
     pub address: u64,
     /// Elements in the channel's buffer; of a descriptor see [`WaitObject::descriptor`].
     pub len: u64,

@@ -16,7 +16,7 @@ use super::{
     model::WaitRange,
     pieces::Pieces,
     seen::{Holds, Seen},
-    unwind::{End, Interner, Places, Start},
+    unwind::{End, Interner, Places, Start, roles},
     waits::{Family, Waits},
 };
 use crate::{
@@ -66,6 +66,8 @@ struct Batch {
     stacks: Vec<(Range<usize>, End)>,
     frames: Vec<StackFrame>,
     arguments: Vec<Kept>,
+    /// Goroutines that wait on a `sync.Cond` which only their stack tells, and what may be its address.
+    conditions: Vec<(usize, u64)>,
 }
 
 /// What is kept between the batches of a snapshot, and between snapshots.
@@ -152,6 +154,7 @@ impl Reader {
     ) -> Result<Vec<u64>, ProcessError> {
         batch.gs.clear();
         self.descriptors.begin();
+        batch.conditions.clear();
         self.look(memory, addresses, |address, holds| match holds {
             Some(Holds::Goroutine(seen)) => batch.gs.push((address, Some(seen))),
             Some(Holds::Nothing) => snapshot.counts.dead += 1,
@@ -164,7 +167,8 @@ impl Reader {
         }
         if options.waits {
             self.descriptors.resolve(memory, &self.layout, |n| batch.gs.get(n).map_or(0, |g| g.0))?;
-            self.waits.read(memory, &self.layout, &batch.gs, &mut snapshot.counts)?;
+            let Batch { gs, conditions, .. } = &*batch;
+            self.waits.read(memory, &self.layout, gs, conditions, &mut snapshot.counts)?;
         }
         let mut again = Vec::new();
         let mut torn = vec![false; batch.gs.len()];
@@ -258,7 +262,9 @@ impl Reader {
                     let (n, start, hi) = open[rest + i];
                     let len = items[rest + i].1;
                     let Some(bytes) = self.pieces.item(i, len as usize) else { continue };
-                    let bases = self.arguments.as_ref().map(|_| &mut self.bases);
+                    let condition = self.is_in_condition(batch.gs[n].1);
+                    let wanted = condition || self.arguments.is_some();
+                    let bases = if wanted { Some(&mut self.bases) } else { None };
                     let (end, used) =
                         self.places.unwind(&self.binary, start, bytes, &mut self.scratch, bases);
                     let (frames, bases) = (&self.scratch, &self.bases);
@@ -272,6 +278,13 @@ impl Reader {
                         continue;
                     }
                     self.windows.note(used.max(reach));
+                    if condition {
+                        // The function keeps it for when it wakes.
+                        for slot in self.places.pointers_of(&self.binary, roles::COND, frames, bases) {
+                            let at = slot.wrapping_sub(start.sp) as usize;
+                            batch.conditions.push((n, word(bytes, at)));
+                        }
+                    }
                     if let Some(arguments) = &mut self.arguments {
                         batch.arguments[n] = arguments.keep(start.sp, frames, bases, bytes);
                     }
@@ -289,6 +302,14 @@ impl Reader {
             window = (window * 8).min(LAST_WINDOW);
         }
         Ok(())
+    }
+
+    /// Whether a goroutine waits on a `sync.Cond` that nothing but its stack refers to.
+    fn is_in_condition(&self, seen: Option<Seen>) -> bool {
+        self.layout.locks_are_apart
+            && seen.is_some_and(|s| {
+                s.status.is_waiting() && self.families.get(usize::from(s.wait_reason)) == Some(&Family::Cond)
+            })
     }
 
     /// Threads of those that have one: by (g, m) for the `m` that runs it, by (0, m) for every `m`.
