@@ -17,6 +17,7 @@ use crate::{
     config::Config,
     level::Level,
     pipeline::{Line, ProcessEvent, Stop},
+    process::raise_open_files_limit,
     sink::{otlp::ExportConfig, prometheus::Board, top},
     ui::TopView,
     units,
@@ -64,6 +65,7 @@ pub(super) fn run(args: &TopArgs) -> Result<Exit, CliError> {
         (None, Some(_)) => line_config.level,
         (None, None) => Level::Lifecycle,
     };
+    raise_open_files_limit();
     let background = Background::with_export(ExportConfig::default())?;
     let stop = Stop::default();
     background.stop_on_signals(&stop)?;
@@ -78,8 +80,8 @@ pub(super) fn run(args: &TopArgs) -> Result<Exit, CliError> {
             }
         })),
     )?;
-    let view = show(args, &board, &stop)?;
     let deadline = args.duration.map(|d| Instant::now() + d);
+    let view = show(args, &board, &stop, deadline)?;
     let result = line.run(&stop, deadline, &mut |interval| board.show(interval));
     drop(view);
     line.finish().1?;
@@ -90,7 +92,12 @@ pub(super) fn run(args: &TopArgs) -> Result<Exit, CliError> {
 /// Whatever shows; dropped at the end.
 struct View(#[expect(dead_code, reason = "held for what dropping does")] Option<(TopView, HoldBack)>);
 
-fn show(args: &TopArgs, board: &Arc<Board>, stop: &Stop) -> Result<View, CliError> {
+fn show(
+    args: &TopArgs,
+    board: &Arc<Board>,
+    stop: &Stop,
+    deadline: Option<Instant>,
+) -> Result<View, CliError> {
     let board = Arc::clone(board);
     let rows = move || {
         let intervals = board.intervals();
@@ -104,7 +111,9 @@ fn show(args: &TopArgs, board: &Arc<Board>, stop: &Stop) -> Result<View, CliErro
     }
     let (format, interval, stop) = (args.format, args.interval, stop.clone());
     thread::Builder::new().name("gotrace-view".into()).spawn(move || {
-        let shown = lines(format, interval, &stop, &rows);
+        // At the end nobody is traced any more: what was before is what counts.
+        let over = || stop.why().is_some() || deadline.is_some_and(|d| Instant::now() >= d);
+        let shown = lines(format, interval, &over, &rows);
         // A reader that went away (`| head`) ends the run; there is nobody to tell.
         if let Err(error) = shown {
             stop.set();
@@ -119,18 +128,20 @@ fn show(args: &TopArgs, board: &Arc<Board>, stop: &Stop) -> Result<View, CliErro
 fn lines(
     format: Format,
     interval: Duration,
-    stop: &Stop,
+    over: &impl Fn() -> bool,
     rows: &impl Fn() -> Vec<top::Row>,
 ) -> io::Result<()> {
     if format == Format::Json {
         top::json_header(&mut io::stdout().lock())?;
     }
-    while stop.why().is_none() {
+    loop {
         thread::sleep(interval);
+        if over() {
+            return Ok(());
+        }
         match format {
             Format::Json => top::json(&mut io::stdout().lock(), &rows())?,
             Format::Table => top::table(&mut io::stdout().lock(), &rows())?,
         }
     }
-    Ok(())
 }
