@@ -34,6 +34,8 @@ pub enum Value {
     Text(Arc<str>),
     /// A whole number.
     Int(i64),
+    /// A number.
+    Double(f64),
     /// A list of texts.
     List(Vec<Arc<str>>),
 }
@@ -52,6 +54,34 @@ pub struct SpanContext {
     pub trace_id: [u8; 16],
     /// Span id, never all zero.
     pub span_id: [u8; 8],
+}
+
+/// Something that happened and is told once.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogRecord {
+    /// The process.
+    pub resource: Arc<Resource>,
+    /// What kind of event, `gotrace.leak.confirmed`.
+    pub name: &'static str,
+    /// When, Unix epoch.
+    pub time_unix_nano: u64,
+    /// How grave.
+    pub severity: Severity,
+    /// A sentence for people.
+    pub body: String,
+    /// What it is about.
+    pub attributes: Vec<(&'static str, Value)>,
+}
+
+/// How grave something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// Good to know.
+    Info,
+    /// Somebody should look.
+    Warn,
+    /// gotrace was wrong, or cannot go on.
+    Error,
 }
 
 /// Something that ended and is exported as a span.
