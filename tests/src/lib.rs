@@ -5,6 +5,7 @@
 //! Nothing here skips in silence: a missing tool is an error that says which command installs it.
 
 pub mod compare;
+pub mod daemon;
 pub mod demo;
 pub mod dump;
 pub mod export;

@@ -89,7 +89,7 @@ pub(super) fn place(attributes: &mut Vec<KeyValue>, keys: &PlaceKeys, location: 
 
 /// The resource of a process.
 pub(super) fn resource(resource: &Resource) -> resource::Resource {
-    let Resource { attributes } = resource;
+    let Resource { attributes, .. } = resource;
     let attributes = attributes.iter().map(|(key, value)| attribute_of(key, value)).collect();
     resource::Resource { attributes, ..Default::default() }
 }

@@ -27,7 +27,7 @@ mod metrics;
 mod pace;
 mod retry;
 #[cfg(test)]
-mod samples;
+pub(in crate::sink) mod samples;
 mod series;
 mod stats;
 mod transport;
