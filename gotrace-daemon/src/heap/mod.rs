@@ -17,6 +17,7 @@ mod prove;
 mod retain;
 mod roots;
 mod spans;
+mod stacks;
 mod table;
 mod throttle;
 mod waiting;

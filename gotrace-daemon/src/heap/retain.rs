@@ -75,7 +75,7 @@ impl Prover {
         // Those that are not told as leaked may run.
         let (told, others): (Vec<Candidate>, Vec<Candidate>) =
             leaked.into_iter().partition(|c| group_of.contains_key(&c.standing.goid));
-        let_run(memory, &mut marker, &others)?;
+        let_run(&mut self.engine, memory, &mut marker, &others, true)?;
         let (live, _) = marker.reached();
 
         let mut labels = Labels(HashMap::default());

@@ -16,6 +16,7 @@ mod image;
 mod labels;
 mod layout;
 mod live;
+mod live_words;
 mod merge;
 mod model;
 mod names;
@@ -35,6 +36,7 @@ pub use engine::Engine;
 pub use error::SnapshotError;
 pub use image::{Image, Recording};
 pub use live::Live;
+pub use live_words::G_HEAD;
 pub use model::{
     Counts, Goroutine, LabelSet, LabelsId, ObjectId, ObjectKind, Op, Snapshot, StackFrame, StackId, Stacks,
     Status, Wait, WaitObject, WaitRange,
