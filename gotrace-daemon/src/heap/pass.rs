@@ -21,11 +21,13 @@ use super::{
 };
 use crate::{
     process::ReadMemory,
-    snapshot::{Standing, Standings},
+    snapshot::{Pieces, Standing, Standings},
 };
 
 /// Bytes of a `g` that is not in the heap.
 const G_BYTES: u64 = 512;
+/// A longer stack is taken in whole.
+const MAX_FOLLOWED: u64 = 1 << 20;
 
 /// What a pass leaves.
 #[derive(Debug)]
@@ -89,11 +91,13 @@ impl Prover {
         };
         let mut order = [Root::Data, Root::Bss, Root::Stacks, Root::Specials, Root::Blocks];
         self.random.shuffle(&mut order);
+        (self.maps.exact, self.maps.whole) = (0, 0);
         for root in order {
             self.take_in(memory, root, &marker, (&modules, &spans, &others), &mut evidence.roots)?;
         }
         marker.drain(memory)?;
-        evidence.woken += wake(memory, &mut marker, &mut candidates)?;
+        evidence.woken += self.wake(memory, &mut marker, &mut candidates)?;
+        (evidence.roots.frames_exact, evidence.roots.frames_whole) = (self.maps.exact, self.maps.whole);
 
         // What has changed meanwhile.
         let now = spans::read(memory, &self.layout, list, &self.version)?;
@@ -137,7 +141,7 @@ impl Prover {
         }
         evidence.roots.goroutines_again = again.len() as u64;
         marker.drain(memory)?;
-        evidence.woken += wake(memory, &mut marker, &mut candidates)?;
+        evidence.woken += self.wake(memory, &mut marker, &mut candidates)?;
 
         self.settle(&candidates, &lost);
         (evidence.reached_bytes, evidence.reached_objects) = marker.reached();
@@ -185,7 +189,7 @@ impl Prover {
     }
 
     fn take_in(
-        &self,
+        &mut self,
         memory: &dyn ReadMemory,
         root: Root,
         marker: &Marker,
@@ -203,7 +207,7 @@ impl Prover {
             }
             Root::Stacks => {
                 found.goroutines = goroutines.len() as u64;
-                found.stack_bytes = stacks(memory, marker, goroutines)?;
+                found.stack_bytes = self.stacks(memory, marker, goroutines)?;
             }
             Root::Specials => {
                 let specials = roots::specials(memory, &self.layout, marker)?;
@@ -216,26 +220,87 @@ impl Prover {
         }
         Ok(())
     }
-}
 
-/// Takes in the `g`s and the used parts of the stacks of goroutines; gives how many bytes of stack there were.
-fn stacks(memory: &dyn ReadMemory, marker: &Marker, goroutines: &[Standing]) -> Result<u64, HeapError> {
-    let mut ranges: Vec<(u64, u64)> = Vec::with_capacity(goroutines.len());
-    let mut outside: Vec<(u64, u64)> = Vec::new();
-    for s in goroutines {
-        let (lo, hi) = s.stack;
-        let from = s.sp.unwrap_or(lo) & !7;
-        ranges.push((from, hi.saturating_sub(from)));
-        if marker.table.find(s.g).is_some() {
-            marker.word(s.g);
-        } else {
-            outside.push((s.g, G_BYTES));
+    /// Takes in the `g`s and stacks of goroutines: of those that do not run what they still use, of the others
+    /// everything. Gives how many bytes of stack there were.
+    fn stacks(
+        &mut self,
+        memory: &dyn ReadMemory,
+        marker: &Marker,
+        goroutines: &[Standing],
+    ) -> Result<u64, HeapError> {
+        let mut whole: Vec<(u64, u64)> = Vec::new();
+        let mut followed: Vec<(u64, u32, &Standing)> = Vec::new();
+        for s in goroutines {
+            let (lo, hi) = s.stack;
+            match s.sp.map(|sp| (sp, hi.saturating_sub(sp))) {
+                Some((sp, len)) if len <= MAX_FOLLOWED => followed.push((sp, len as u32, s)),
+                _ => whole.push((s.sp.unwrap_or(lo) & !7, hi.saturating_sub(s.sp.unwrap_or(lo) & !7))),
+            }
+            if marker.table.find(s.g).is_some() {
+                marker.word(s.g);
+            } else {
+                whole.push((s.g, G_BYTES));
+            }
+        }
+        followed.sort_unstable_by_key(|&(sp, ..)| sp);
+        let items: Vec<(u64, u32)> = followed.iter().map(|&(sp, len, _)| (sp, len)).collect();
+        let (mut first, mut pieces, mut bytes_read) = (0, Pieces::default(), 0);
+        while first < items.len() {
+            let done = pieces.read(memory, &items[first..], 0)?;
+            for n in 0..done {
+                let (sp, len, standing) = followed[first + n];
+                match pieces.item(n, len as usize) {
+                    Some(bytes) => {
+                        bytes_read += u64::from(len);
+                        self.engine
+                            .used_words(&mut self.maps, standing, bytes, &mut |words| marker.words(words));
+                    }
+                    None => whole.push((sp, u64::from(len))),
+                }
+            }
+            first += done;
+        }
+        whole.sort_unstable();
+        Ok(bytes_read + marker.ranges(memory, &whole)?)
+    }
+
+    /// Lets those run of which something is reached that they wait on, until there are none; gives their number.
+    fn wake(
+        &mut self,
+        memory: &dyn ReadMemory,
+        marker: &mut Marker,
+        candidates: &mut Vec<Candidate>,
+    ) -> Result<u64, HeapError> {
+        let mut woken = 0;
+        loop {
+            let can_run = |c: &Candidate| c.waits_on.iter().any(|&a| marker.is_reached(a));
+            let (now, left): (Vec<Candidate>, Vec<Candidate>) =
+                std::mem::take(candidates).into_iter().partition(can_run);
+            *candidates = left;
+            if now.is_empty() {
+                return Ok(woken);
+            }
+            woken += now.len() as u64;
+            self.let_run(memory, marker, &now)?;
         }
     }
-    ranges.sort_unstable();
-    let bytes = marker.ranges(memory, &ranges)?;
-    marker.ranges(memory, &outside)?;
-    Ok(bytes)
+
+    /// Makes candidates roots, and follows them.
+    pub(super) fn let_run(
+        &mut self,
+        memory: &dyn ReadMemory,
+        marker: &mut Marker,
+        candidates: &[Candidate],
+    ) -> Result<(), HeapError> {
+        for candidate in candidates {
+            unskip(marker, candidate);
+        }
+        let standings: Vec<Standing> = candidates.iter().map(|c| c.standing).collect();
+        self.stacks(memory, marker, &standings)?;
+        marker.drain(memory)?;
+        Ok(())
+    }
 }
 
 fn told(candidate: &Candidate, outcome: Outcome) -> CandidateEvidence {
@@ -253,41 +318,6 @@ fn unskip(marker: &mut Marker, candidate: &Candidate) {
     for &record in &candidate.records {
         marker.unskip(record);
     }
-}
-
-/// Lets those run of which something is reached that they wait on, until there are none; gives their number.
-pub(super) fn wake(
-    memory: &dyn ReadMemory,
-    marker: &mut Marker,
-    candidates: &mut Vec<Candidate>,
-) -> Result<u64, HeapError> {
-    let mut woken = 0;
-    loop {
-        let can_run = |c: &Candidate| c.waits_on.iter().any(|&a| marker.is_reached(a));
-        let (now, left): (Vec<Candidate>, Vec<Candidate>) =
-            std::mem::take(candidates).into_iter().partition(can_run);
-        *candidates = left;
-        if now.is_empty() {
-            return Ok(woken);
-        }
-        woken += now.len() as u64;
-        let_run(memory, marker, &now)?;
-    }
-}
-
-/// Makes candidates roots, and follows them.
-pub(super) fn let_run(
-    memory: &dyn ReadMemory,
-    marker: &mut Marker,
-    candidates: &[Candidate],
-) -> Result<(), HeapError> {
-    for candidate in candidates {
-        unskip(marker, candidate);
-    }
-    let standings: Vec<Standing> = candidates.iter().map(|c| c.standing).collect();
-    stacks(memory, marker, &standings)?;
-    marker.drain(memory)?;
-    Ok(())
 }
 
 /// Spans that were not there when the pass began, or were something else.

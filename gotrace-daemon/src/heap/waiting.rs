@@ -223,7 +223,7 @@ fn semaphore(
 }
 
 /// A wait for a `sync.Cond`: its record does not say for which. `sync.(*Cond).Wait` needs it when it is
-/// woken, so that it is in its frame: everything that the frames down to there refer to is taken for it.
+/// woken, so that it is among the pointers that its frame still uses: all of them are taken for it.
 fn cond(
     engine: &mut Engine,
     memory: &dyn ReadMemory,
@@ -231,24 +231,16 @@ fn cond(
     standing: &Standing,
     bytes: &[u8],
 ) -> Result<Option<OnStack>, ProcessError> {
-    let Some(reach) = engine.reach_of(standing, bytes, "sync.(*Cond).Wait") else { return Ok(None) };
-    let frames =
-        bytes.get(..usize::try_from(reach).unwrap_or(usize::MAX).min(bytes.len())).unwrap_or_default();
-    if (frames.len() as u64) < reach {
+    let Some(words) = engine.live_words(standing, bytes, "sync.(*Cond).Wait") else { return Ok(None) };
+    // Records of waits that are over look the same: only one that is still used counts.
+    let Some(used) = engine.live_words(standing, bytes, "sync.runtime_notifyListWait") else {
         return Ok(None);
-    }
-    let mut records = own_records(engine, memory, table, standing, frames)?;
-    records.retain(|&(_, elem)| elem == 0);
+    };
+    let mut records = own_records(engine, memory, table, standing, bytes)?;
+    records.retain(|&(record, elem)| elem == 0 && used.contains(&record));
     let [(record, _)] = records[..] else { return Ok(None) };
-    let own = [record, standing.g].map(|a| table.find(a));
-    let mut waits_on: Vec<u64> = Vec::new();
-    for chunk in frames.chunks_exact(8) {
-        let address = word_at(chunk, 0);
-        let place = table.find(address);
-        if place.is_some() && !own.contains(&place) && !waits_on.contains(&address) {
-            waits_on.push(address);
-        }
-    }
+    let mut waits_on: Vec<u64> = words.into_iter().filter(|&w| table.find(w).is_some()).collect();
+    waits_on.dedup();
     Ok(Some(OnStack { record, waits_on }))
 }
 

@@ -12,6 +12,7 @@ mod arguments;
 mod builder;
 mod engine;
 mod error;
+mod frames;
 mod image;
 mod labels;
 mod layout;
@@ -33,6 +34,7 @@ pub use arguments::Arguments;
 pub(crate) use builder::Builder;
 pub use engine::Engine;
 pub use error::SnapshotError;
+pub use frames::FrameMaps;
 pub use image::{Image, Recording};
 pub use live::Live;
 pub use model::{

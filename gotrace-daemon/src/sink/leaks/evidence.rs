@@ -55,6 +55,8 @@ fn pass(n: usize, e: &PassEvidence) -> Value {
             "bss_bytes": r.bss_bytes,
             "goroutines": r.goroutines,
             "stack_bytes": r.stack_bytes,
+            "frames_exact": r.frames_exact,
+            "frames_whole": r.frames_whole,
             "finalizers": r.finalizers,
             "weak_handles": r.weak_handles,
             "cleanups": r.cleanups,
