@@ -469,7 +469,10 @@ fn every_frame_has_a_map_of_its_pointers() {
                 assert!(map.slots.is_sorted() && map.slots.iter().all(|s| s % 8 == 0), "{name}: {function}");
                 // Neither the return address nor the caller's frame pointer.
                 let kept = [delta, delta.wrapping_sub(8)];
-                assert!(!map.slots.iter().any(|s| kept.contains(s)), "{name}: {function} at {pc:#x}: {map:?}");
+                assert!(
+                    !map.slots.iter().any(|s| kept.contains(s)),
+                    "{name}: {function} at {pc:#x}: {map:?}"
+                );
                 for o in &map.objects {
                     assert!(o.offset % 8 == 0 || o.pointers == 0, "{name}: {function}: {o:?}");
                 }

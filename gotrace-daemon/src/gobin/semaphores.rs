@@ -5,7 +5,9 @@
 //! first variable whose address `runtime.semrelease1` takes is the table, and `runtime.semacquire1` takes it
 //! too. Both are in every program, and are too large to be inlined.
 
-use super::{Arch, Binary, Source, allgs::function, elf::Elf, moduledata::Found, scan::Scan, symtab::Symbols};
+use super::{
+    Arch, Binary, Source, allgs::function, elf::Elf, moduledata::Found, scan::Scan, symtab::Symbols,
+};
 
 /// Name of the variable.
 pub(super) const VARIABLE: &str = "runtime.semtable";

@@ -76,7 +76,8 @@ impl Binary {
 
 impl View<'_> {
     fn stack_map(&self, f: &Func, pc: u32, panicked: bool, arch: Arch) -> Option<FrameMap> {
-        if matches!(self.name(f), b"runtime.asyncPreempt" | b"runtime.debugCallV2") || f.args == ARGS_UNKNOWN {
+        if matches!(self.name(f), b"runtime.asyncPreempt" | b"runtime.debugCallV2") || f.args == ARGS_UNKNOWN
+        {
             return None;
         }
         let delta = self.stack_delta(f, pc)?;

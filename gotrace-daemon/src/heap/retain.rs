@@ -7,13 +7,7 @@
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
-use super::{
-    HeapError, Prover,
-    mark::Marker,
-    pass::{Marked, let_run},
-    table::Place,
-    waiting::Candidate,
-};
+use super::{HeapError, Prover, mark::Marker, pass::{Marked, let_run}, table::Place, waiting::Candidate};
 use crate::{process::ReadMemory, snapshot::Pieces, snapshot::word_at};
 
 /// Reached from more than one group.
@@ -22,6 +16,8 @@ const SHARED: u8 = u8::MAX;
 const MAX_GROUPS: usize = SHARED as usize - 1;
 /// A larger object is read in parts of this many bytes.
 const PART: u64 = 1 << 16;
+/// A longer stack is taken whole.
+const MAX_STACK: u64 = 1 << 20;
 
 /// Bytes of the heap that leaked goroutines keep alive.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -86,11 +82,20 @@ impl Prover {
             let group = group_of.get(&s.goid).copied().unwrap_or(MAX_GROUPS);
             let label = if group < MAX_GROUPS { group as u8 + 1 } else { SHARED };
             let from = s.sp.unwrap_or(s.stack.0) & !7;
+            let len = s.stack.1.saturating_sub(from);
+            if len <= MAX_STACK {
+                bytes.resize(usize::try_from(len).unwrap_or(0), 0);
+                if memory.read_at(from, &mut bytes)? {
+                    self.engine.used_words(&mut self.maps, s, &bytes, &mut |words| {
+                        reach(&marker, &mut labels, words, label, &mut open);
+                    });
+                }
+            }
             let g = marker.table.find(s.g).map(|p| marker.table.object(p));
             let records =
                 candidate.records.iter().filter_map(|&r| Some(marker.table.object(marker.table.find(r)?)));
-            let stack = (from, s.stack.1.saturating_sub(from));
-            for (address, len) in std::iter::once(stack).chain(g).chain(records) {
+            let stack = (len > MAX_STACK).then_some((from, len));
+            for (address, len) in stack.into_iter().chain(g).chain(records) {
                 let mut at = 0;
                 while at < len {
                     bytes.resize(usize::try_from((len - at).min(PART)).unwrap_or(0), 0);

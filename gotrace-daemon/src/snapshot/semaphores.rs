@@ -190,7 +190,13 @@ struct Sudogs<'a> {
 impl<'a> Sudogs<'a> {
     fn new(memory: &'a dyn ReadMemory, layout: &Layout) -> Self {
         let len = layout.sudog_len.max(PREV + 8);
-        Self { memory, len, pages: vec![(0, Vec::new()); PAGES], single: vec![0; len], seen: HashSet::default() }
+        Self {
+            memory,
+            len,
+            pages: vec![(0, Vec::new()); PAGES],
+            single: vec![0; len],
+            seen: HashSet::default(),
+        }
     }
 
     /// Whether an entry was not met before, and may be visited.

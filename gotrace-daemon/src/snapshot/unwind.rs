@@ -213,6 +213,11 @@ impl Places {
         End::Incomplete
     }
 
+    /// Whether a frame is that of a fault (`runtime.sigpanic`), which its caller did not call.
+    pub fn is_fault(&mut self, binary: &Binary, pc: u64) -> bool {
+        self.get(binary, pc).flags & EXACT_CALLER != 0
+    }
+
     /// Roles of the innermost frames of a stack ([`roles`]).
     pub fn roles(&mut self, binary: &Binary, frames: &[StackFrame]) -> u8 {
         frames.iter().take(ROLE_FRAMES).fold(0, |bits, f| bits | self.get(binary, f.pc()).roles)
@@ -230,7 +235,9 @@ impl Places {
         let mut inner = frames.iter().zip(bases).take(ROLE_FRAMES);
         let found = inner.find(|(f, _)| self.get(binary, f.pc()).roles & role != 0);
         let Some((frame, &base)) = found else { return Vec::new() };
-        let Some(map) = binary.stack_map(frame.pc().wrapping_sub(self.bias), false) else { return Vec::new() };
+        let Some(map) = binary.stack_map(frame.pc().wrapping_sub(self.bias), false) else {
+            return Vec::new();
+        };
         // The arguments are behind the return address: amd64 counts it to the frame.
         let sp = base.wrapping_sub(u64::from(map.end) + if self.arm64 { 8 } else { 0 });
         map.slots.iter().map(|&slot| sp.wrapping_add(u64::from(slot))).collect()
