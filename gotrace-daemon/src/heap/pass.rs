@@ -67,8 +67,7 @@ impl Prover {
         let spans = spans::read(memory, &self.layout, list, &self.version)?;
         let table = self.table(&spans.objects)?;
         let mut marker = Marker::new(table, self.random.usize(..1 << 20));
-        let (mut candidates, others) =
-            waiting::split(&mut self.engine, memory, goroutines.clone())?;
+        let (mut candidates, others) = waiting::split(&mut self.engine, memory, goroutines.clone())?;
         self.candidates = candidates.iter().map(|c| told(c, Outcome::Reached)).collect();
         for candidate in &candidates {
             marker.skip(candidate.standing.g);

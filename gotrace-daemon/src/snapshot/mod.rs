@@ -10,6 +10,7 @@
 mod arguments;
 #[cfg(test)]
 mod builder;
+mod descriptors;
 mod engine;
 mod error;
 mod frames;
