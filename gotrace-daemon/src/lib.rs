@@ -4,6 +4,7 @@
 
 pub mod cli;
 pub mod decode;
+pub mod enrich;
 pub mod eventlog;
 pub mod gobin;
 pub mod ids;

@@ -19,7 +19,7 @@ pub use clock::Clock;
 pub use error::ProcessError;
 pub use memory::{Memory, Piece, ReadMemory};
 pub use permission::{Obstacle, descends_from};
-pub use resource::{GoFacts, ResourceOptions, resource};
+pub use resource::{GoFacts, ProcessFacts, ResourceOptions, resource};
 pub use signals::Forwarder;
 pub use spawn::{ExecutableKind, SpawnError, Spawned};
 pub use target::{Identity, MAX_EXECUTABLE_BYTES, Mapping, Target, parent_of};
