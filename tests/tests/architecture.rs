@@ -29,7 +29,8 @@ const RULES: [Rule; 9] = [
     },
     Rule {
         within: &[DAEMON],
-        except: &["gotrace-daemon/src/sink/otlp/"],
+        // An annotation of pods has the name in it.
+        except: &["gotrace-daemon/src/sink/otlp/", "gotrace-daemon/src/enrich/kubernetes/pod.rs"],
         words: &[
             "opentelemetry",
             "opentelemetry_otlp",

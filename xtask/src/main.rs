@@ -2,6 +2,7 @@
 
 mod arm64;
 mod bench;
+mod cluster;
 mod demo;
 mod dist;
 mod ebpf;

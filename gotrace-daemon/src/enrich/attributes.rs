@@ -18,10 +18,23 @@ pub struct Known {
     pub version: u64,
 }
 
+impl Known {
+    /// Everything as attributes, `service.{name,namespace,version}` among them.
+    #[must_use]
+    pub fn all(&self) -> Attributes {
+        let Self { attributes, service: Service { name, namespace, version }, version: _ } = self;
+        let mut all = attributes.clone();
+        set_some(&mut all, "service.name", name.as_deref());
+        set_some(&mut all, "service.namespace", namespace.as_deref());
+        set_some(&mut all, "service.version", version.as_deref());
+        all
+    }
+}
+
 /// Names that the surroundings suggest for the service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Service {
-    /// `service.name`: annotation, app label, or workload's name; the task's family.
+    /// `service.name`: annotation, app label, workload's or pod's name.
     pub name: Option<Arc<str>>,
     /// `service.namespace`: annotation, or the pod's namespace.
     pub namespace: Option<Arc<str>>,

@@ -25,9 +25,12 @@
 //! }
 //! ```
 //!
+//! [`Attendant`] does the same for many processes and tells of each change.
+//!
 //! Refuses: environment variables and arguments of a process (never read here), redirects, proxies,
 //! answers of more than a mebibyte, and addresses that a traced process names.
 
+mod attend;
 mod attributes;
 mod cache;
 pub mod cloud;
@@ -45,6 +48,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{runtime::Handle, sync::watch, task::JoinSet};
 
+pub use attend::Attendant;
 pub use attributes::{Attributes, Known, Service};
 use cache::Cache;
 pub use cloud::Provider;

@@ -38,6 +38,8 @@ pub struct ResourceOptions {
 /// its surroundings may become known later.
 #[derive(Clone, Debug)]
 pub struct ProcessFacts {
+    /// Empty; every resource of the process is a copy of it, so that they are known to be of one.
+    base: Resource,
     /// gotrace's own variable, what holds for the whole host.
     inherited: Vec<(String, String)>,
     /// The process's variable.
@@ -64,6 +66,7 @@ impl ProcessFacts {
             .collect();
         let theirs = target.environment_variable("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
         Self {
+            base: Resource::default(),
             inherited,
             declared: parse_attributes(&theirs),
             service_name: target.environment_variable("OTEL_SERVICE_NAME").filter(|n| !n.is_empty()),
@@ -78,6 +81,7 @@ impl ProcessFacts {
     #[must_use]
     pub fn resource(&self, known: &Known) -> Resource {
         let Self {
+            base,
             inherited,
             declared,
             service_name,
@@ -86,7 +90,7 @@ impl ProcessFacts {
             module_version,
             measured,
         } = self;
-        let mut resource = Resource::default();
+        let mut resource = base.clone();
         for (key, value) in inherited {
             set(&mut resource, key, value);
         }
