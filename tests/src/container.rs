@@ -64,77 +64,121 @@ fn runc(hierarchy: Hierarchy) -> Command {
     }
 }
 
+/// A bundle: a directory with `rootfs` and `config.json`.
+fn bundle(command: &[&str], capabilities: Option<&[&str]>, shape: &Shape<'_>) -> Result<tempfile::TempDir> {
+    let directory = tempfile::tempdir().context("making a bundle")?;
+    let bundle = directory.path();
+    for sub in ["rootfs/proc", "rootfs/sys", "rootfs/dev", "rootfs/tmp", "rootfs/etc", "host"] {
+        fs::create_dir_all(bundle.join(sub))?;
+    }
+    let spec = Command::new("runc").arg("spec").current_dir(bundle).output();
+    let spec = spec.context("running runc: `cargo xtask setup` installs it")?;
+    ensure!(spec.status.success(), "runc spec: {}", String::from_utf8_lossy(&spec.stderr));
+    let path = bundle.join("config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path)?)?;
+    config["process"]["terminal"] = json!(false);
+    config["process"]["args"] = json!(command);
+    config["process"].as_object_mut().context("a process")?.remove("rlimits");
+    if let Some(capabilities) = capabilities {
+        for set in ["bounding", "effective", "permitted"] {
+            config["process"]["capabilities"][set] = json!(capabilities);
+        }
+    }
+    config["linux"]["cgroupsPath"] = json!(shape.cgroup);
+    let namespaces = config["linux"]["namespaces"].as_array_mut().context("namespaces")?;
+    namespaces.retain(|n| n["type"] != "cgroup");
+    if shape.hidden {
+        namespaces.push(json!({"type": "cgroup"}));
+    }
+    if let Some(pid) = shape.pid_namespace {
+        let own = namespaces.iter_mut().find(|n| n["type"] == "pid").context("a PID namespace")?;
+        own["path"] = json!(format!("/proc/{pid}/ns/pid"));
+    }
+    let mounts = config["mounts"].as_array_mut().context("mounts")?;
+    for (source, target) in shape.bound {
+        let source = bundle.join("host").join(source.trim_start_matches('/'));
+        fs::create_dir_all(source.parent().context("a file")?)?;
+        fs::write(&source, "")?;
+        let inside = bundle.join("rootfs").join(target.trim_start_matches('/'));
+        if !target.starts_with("/dev/") {
+            fs::create_dir_all(inside.parent().context("a file")?)?;
+            fs::write(inside, "")?;
+        }
+        mounts.push(json!({
+            "destination": target, "type": "bind", "source": source, "options": ["rbind", "rw"],
+        }));
+    }
+    fs::write(&path, serde_json::to_vec(&config)?)?;
+    Ok(directory)
+}
+
+/// A name that no other container has.
+fn fresh_name() -> String {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    format!("gotrace-test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Runs a command in a container whose root file system is a layer of an image, read-only, and returns how
+/// it ended and what it printed.
+///
+/// # Errors
+/// Where runc is missing or refuses.
+pub fn run_image(
+    layer: &Path,
+    command: &[&str],
+    capabilities: &[&str],
+    shape: &Shape<'_>,
+) -> Result<(std::process::ExitStatus, String)> {
+    let directory = bundle(command, Some(capabilities), shape)?;
+    let rootfs = directory.path().join("rootfs");
+    let unpacked = Command::new("tar").arg("-xf").arg(layer).arg("-C").arg(&rootfs).status()?;
+    ensure!(unpacked.success(), "tar cannot unpack {}", layer.display());
+    // Removes the cgroup when the container has ended.
+    let container = Container {
+        id: fresh_name(),
+        pid: 0,
+        hierarchy: shape.hierarchy,
+        cgroup: PathBuf::from(shape.cgroup.trim_start_matches('/')),
+        directory,
+    };
+    let output = runc(shape.hierarchy)
+        .args(["run", "--bundle"])
+        .arg(container.directory.path())
+        .arg(&container.id)
+        .stdin(Stdio::null())
+        .output()?;
+    let text = [output.stdout, output.stderr].map(|o| String::from_utf8_lossy(&o).into_owned()).concat();
+    Ok((output.status, text))
+}
+
 impl Container {
     /// Runs `program` with `arguments` in one.
     ///
     /// # Errors
     /// Where runc is missing or refuses, with its words.
     pub fn start(program: &Path, arguments: &[&str], shape: &Shape<'_>) -> Result<Self> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let directory = tempfile::tempdir().context("making a bundle")?;
-        let bundle = directory.path();
-        for sub in ["rootfs/proc", "rootfs/sys", "rootfs/dev", "rootfs/tmp", "rootfs/etc", "host"] {
-            fs::create_dir_all(bundle.join(sub))?;
-        }
-        fs::copy(program, bundle.join("rootfs/program")).context("copying the program")?;
-        let spec = Command::new("runc").arg("spec").current_dir(bundle).output();
-        let spec = spec.context("running runc: `cargo xtask setup` installs it")?;
-        ensure!(spec.status.success(), "runc spec: {}", String::from_utf8_lossy(&spec.stderr));
-        let path = bundle.join("config.json");
-        let mut config: Value = serde_json::from_slice(&fs::read(&path)?)?;
-        let mut command = vec!["/program"];
-        command.extend(arguments);
-        config["process"]["terminal"] = json!(false);
-        config["process"]["args"] = json!(command);
-        config["process"].as_object_mut().context("a process")?.remove("rlimits");
-        config["linux"]["cgroupsPath"] = json!(shape.cgroup);
-        let namespaces = config["linux"]["namespaces"].as_array_mut().context("namespaces")?;
-        namespaces.retain(|n| n["type"] != "cgroup");
-        if shape.hidden {
-            namespaces.push(json!({"type": "cgroup"}));
-        }
-        if let Some(pid) = shape.pid_namespace {
-            let own = namespaces.iter_mut().find(|n| n["type"] == "pid").context("a PID namespace")?;
-            own["path"] = json!(format!("/proc/{pid}/ns/pid"));
-        }
-        let mounts = config["mounts"].as_array_mut().context("mounts")?;
-        for (source, target) in shape.bound {
-            let source = bundle.join("host").join(source.trim_start_matches('/'));
-            fs::create_dir_all(source.parent().context("a file")?)?;
-            fs::write(&source, "")?;
-            let inside = bundle.join("rootfs").join(target.trim_start_matches('/'));
-            if !target.starts_with("/dev/") {
-                fs::create_dir_all(inside.parent().context("a file")?)?;
-                fs::write(inside, "")?;
-            }
-            mounts.push(json!({
-                "destination": target, "type": "bind", "source": source, "options": ["rbind", "rw"],
-            }));
-        }
-        fs::write(&path, serde_json::to_vec(&config)?)?;
-
-        let id = format!("gotrace-test-{}-{number}", std::process::id());
-        let pid_file = bundle.join("pid");
-        let output = bundle.join("output");
+        let directory = bundle(&[&["/program"], arguments].concat(), None, shape)?;
+        fs::copy(program, directory.path().join("rootfs/program")).context("copying the program")?;
+        let pid_file = directory.path().join("pid");
+        let output = directory.path().join("output");
         let told = fs::File::create(&output)?;
-        let status = runc(shape.hierarchy)
-            .args(["run", "--detach", "--bundle"])
-            .arg(bundle)
-            .arg("--pid-file")
-            .arg(&pid_file)
-            .arg(&id)
-            .stdin(Stdio::null())
-            .stdout(told.try_clone()?)
-            .stderr(told)
-            .status()?;
         let mut this = Self {
-            id,
+            id: fresh_name(),
             pid: 0,
             hierarchy: shape.hierarchy,
             cgroup: PathBuf::from(shape.cgroup.trim_start_matches('/')),
             directory,
         };
+        let status = runc(shape.hierarchy)
+            .args(["run", "--detach", "--bundle"])
+            .arg(this.directory.path())
+            .arg("--pid-file")
+            .arg(&pid_file)
+            .arg(&this.id)
+            .stdin(Stdio::null())
+            .stdout(told.try_clone()?)
+            .stderr(told)
+            .status()?;
         if !status.success() {
             bail!("runc run: {}", fs::read_to_string(&output).unwrap_or_default());
         }

@@ -259,3 +259,35 @@ async fn the_agent_is_allowed_what_it_needs_and_nothing_more() {
         }
     }
 }
+
+/// Everything that is applied is taken by a real API server, which checks each field, and a mistake is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_api_server_takes_the_manifests() {
+    if !privileged("live_kubernetes") {
+        return;
+    }
+    let cluster = Cluster::start().await.expect("a cluster");
+    let strict = "dryRun=All&fieldValidation=Strict";
+    let mut taken = 0;
+    for file in ["kubernetes/gotrace.yaml", "eci/snapshot.yaml", "eci/events.yaml"] {
+        for object in manifests::read(Path::new(file)).expect("the manifests") {
+            let path = manifests::collection(&object);
+            let dry = cluster.create(&format!("{path}?{strict}"), &object).await;
+            dry.unwrap_or_else(|e| panic!("{file}: {}: {e:#}", object["kind"]));
+            if object["kind"] == "Namespace" {
+                cluster.create(&path, &object).await.expect("the namespace is made");
+            }
+            taken += 1;
+        }
+    }
+    assert_eq!(taken, 8);
+    let mut daemon_set = manifests::read(Path::new("kubernetes/gotrace.yaml"))
+        .expect("the manifests")
+        .into_iter()
+        .find(|o| o["kind"] == "DaemonSet")
+        .expect("a DaemonSet");
+    let path = format!("{}?{strict}", manifests::collection(&daemon_set));
+    daemon_set["spec"]["template"]["spec"]["hostPidd"] = json!(true);
+    let refused = cluster.create(&path, &daemon_set).await.expect_err("a field that does not exist");
+    assert!(format!("{refused:#}").contains("hostPidd"), "{refused:#}");
+}
