@@ -7,6 +7,7 @@
 pub mod cluster;
 pub mod compare;
 pub mod container;
+pub mod daemon;
 pub mod demo;
 pub mod dump;
 pub mod export;

@@ -161,7 +161,7 @@ fn texts(known: &Known) -> HashMap<String, String> {
         .iter()
         .filter_map(|(name, value)| match value {
             Value::Text(text) => Some((name.to_string(), text.to_string())),
-            Value::Int(_) | Value::List(_) => None,
+            _ => None,
         })
         .collect()
 }

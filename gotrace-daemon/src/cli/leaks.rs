@@ -12,13 +12,14 @@ use std::{
 
 use clap::{Args, ValueEnum, value_parser};
 
-use super::{CliError, Exit, TextOrJson, output::Stdout, values};
+use super::{CliError, Exit, TextOrJson, output::Stdout};
 use crate::{
     gobin::Binary,
     leak::{Finding, Graph, Settings, Verdict, Watch, judge, suspects},
     process::Target,
     sink::leaks::{Header, When, graph, json, text},
     snapshot::{Live, Options, Reference, References, Snapshot, SnapshotError, Suspect},
+    units as values,
 };
 
 /// Between two looks where there is no watch.

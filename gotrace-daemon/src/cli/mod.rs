@@ -8,6 +8,7 @@ mod args;
 mod attach;
 mod binary;
 mod completions;
+mod daemon;
 mod diagnostics;
 mod diff;
 mod doctor;
@@ -20,13 +21,13 @@ mod leaks;
 mod man;
 mod output;
 mod trace;
-mod values;
 
 use clap::{ColorChoice, Parser, Subcommand};
 
 pub use args::{
     AttachArgs, DoctorArgs, Engine, ExecArgs, Format, InspectArgs, OtlpArgs, TextOrJson, TraceArgs,
 };
+pub use daemon::DaemonArgs;
 pub use diagnostics::Diagnostics;
 pub use dump_args::{DiffArgs, DumpArgs, DumpFormat};
 pub use error::{CliError, Exit};
@@ -53,23 +54,21 @@ pub use output::{Stdout, is_broken_pipe};
 )]
 pub struct Cli {
     /// What gotrace says on stderr about its own work: error, warn, info, debug, trace, or a filter
-    /// by module such as `gotrace::kernel=debug` [env: GOTRACE_LOG] [default: warn]
-    #[arg(
-        long,
-        global = true,
-        env = "GOTRACE_LOG",
-        default_value = "warn",
-        value_name = "FILTER",
-        hide_default_value = true,
-        hide_env = true
-    )]
-    pub log: String,
+    /// by module such as `gotrace::kernel=debug` [env: GOTRACE_LOG] [default: warn, of daemon info]
+    #[arg(long, global = true, env = "GOTRACE_LOG", value_name = "FILTER", hide_env = true)]
+    pub log: Option<String>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
 
 impl Cli {
+    /// What is logged where nothing else is said.
+    #[must_use]
+    pub fn default_log(&self) -> &'static str {
+        if matches!(self.command, Command::Daemon(_)) { "info" } else { "warn" }
+    }
+
     /// The log target of the kernel side's own messages, where they are asked for.
     #[must_use]
     pub fn probe_log_target(&self) -> Option<&'static str> {
@@ -91,6 +90,7 @@ Examples:
   gotrace leaks --pid 1234 --watch 60s          what will not finish, and why
   gotrace diff before.json pid:1234             what grew since that dump
   gotrace exec -- ./server --port 8080          from goroutine 1 on
+  gotrace daemon --config gotrace.yaml          all Go programs of the node
   gotrace inspect ./server                      what the binary tells";
 
 /// The subcommands.
@@ -106,6 +106,8 @@ pub enum Command {
     Leaks(leaks::LeaksArgs),
     /// Compare two dumps: which goroutines are new, more, fewer, gone
     Diff(DiffArgs),
+    /// Trace all Go programs of the node, now and as they start: the node agent
+    Daemon(DaemonArgs),
     /// Show what a Go binary tells, and where it would be probed
     Inspect(InspectArgs),
     /// Try what this host allows, and say what is missing and what to do
@@ -129,6 +131,7 @@ pub fn run(cli: Cli) -> Result<Exit, CliError> {
         Command::Dump(args) => dump::run(&args),
         Command::Leaks(args) => leaks::run(&args),
         Command::Diff(args) => diff::run(&args),
+        Command::Daemon(args) => daemon::run(&args),
         Command::Inspect(args) => binary::run(args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => completions::run(&args),

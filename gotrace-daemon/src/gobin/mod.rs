@@ -25,6 +25,7 @@ mod names;
 mod pclntab;
 mod plan;
 mod scan;
+mod sniff;
 mod symtab;
 mod unwind;
 mod versions;
@@ -39,6 +40,7 @@ pub use model::{
     Arch, BuildInfo, Event, Frame, Function, GoVersion, Offset, Offsets, Operand, Plan, Probe, Source,
 };
 
+pub use sniff::may_be_go;
 pub use unwind::{Allgs, ArgumentTables, EntryKind, Unwind};
 
 use self::{

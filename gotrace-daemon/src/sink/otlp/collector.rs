@@ -14,7 +14,7 @@ use super::{
 };
 use crate::sink::{
     model::{Resource, Span},
-    otlp::convert::resource_of,
+    otlp::convert::{self, resource_of},
 };
 
 /// What the thread works with.
@@ -23,6 +23,8 @@ pub(super) struct Collector {
     pub traces: Option<Outbox>,
     /// Where metrics go; `None`: nowhere.
     pub metrics: Option<Outbox>,
+    /// Where log records go; `None`: nowhere.
+    pub logs: Option<Outbox>,
     /// When metrics go.
     pub pace: Pace,
     /// What is lost.
@@ -42,6 +44,12 @@ impl Collector {
                 Received::Interval(interval) => {
                     let due = self.pace.take(interval, &self.account);
                     self.report(due);
+                }
+                Received::Happening(happening) => {
+                    if let Some(outbox) = &self.logs {
+                        let bytes = convert::logs_request(&happening).encode_to_vec().into();
+                        outbox.send(Request { resource: Arc::clone(&happening.resource), count: 1, bytes });
+                    }
                 }
                 Received::Nothing => {}
                 Received::End => break,

@@ -73,6 +73,10 @@ impl FileWriter {
                     let due = self.pace.take(interval, &self.account);
                     self.report(due);
                 }
+                Received::Happening(happening) => {
+                    json_lines::logs(&mut self.buffer, &convert::logs_request(&happening));
+                    self.pending.push((Signal::Logs, Arc::clone(&happening.resource), 1));
+                }
                 Received::Nothing => {}
                 Received::End => break,
             }

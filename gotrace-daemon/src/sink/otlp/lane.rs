@@ -12,12 +12,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::sink::model::{Interval, Span};
+use crate::sink::model::{Happening, Interval, Span};
 
 /// Spans that may wait in one lane (about 20 MB).
 pub const MAX_QUEUED_SPANS: usize = 65_536;
 /// Intervals that may wait in one lane.
-pub(super) const MAX_QUEUED_INTERVALS: usize = 64;
+pub(super) const MAX_QUEUED_INTERVALS: usize = 256;
+/// Log records that may wait in one lane.
+const MAX_QUEUED_HAPPENINGS: usize = 1024;
 
 /// What a lane carries.
 #[derive(Debug)]
@@ -25,6 +27,7 @@ enum Item {
     /// The first so many of these.
     Spans(Arc<Vec<Span>>, usize),
     Interval(Arc<Interval>),
+    Happening(Arc<Happening>),
 }
 
 /// What came out of a lane.
@@ -34,6 +37,8 @@ pub(super) enum Received {
     Spans(Arc<Vec<Span>>, usize),
     /// A process's state.
     Interval(Arc<Interval>),
+    /// Something that happened to one.
+    Happening(Arc<Happening>),
     /// Nothing until the given moment.
     Nothing,
     /// The giving side has ended.
@@ -44,6 +49,7 @@ pub(super) enum Received {
 struct Load {
     spans: AtomicUsize,
     intervals: AtomicUsize,
+    happenings: AtomicUsize,
 }
 
 /// The pipeline's end.
@@ -104,6 +110,12 @@ impl Giver {
             && self.items.send(Item::Interval(Arc::clone(interval))).is_ok()
     }
 
+    /// Whether the log record found room.
+    pub fn happening(&self, happening: &Arc<Happening>) -> bool {
+        reserve(&self.load.happenings, 1, MAX_QUEUED_HAPPENINGS) == 1
+            && self.items.send(Item::Happening(Arc::clone(happening))).is_ok()
+    }
+
     /// A view of the load.
     pub fn gauge(&self) -> Gauge {
         Gauge(Arc::clone(&self.load))
@@ -129,6 +141,10 @@ impl Taker {
                 self.load.intervals.fetch_sub(1, Ordering::Relaxed);
                 Received::Interval(interval)
             }
+            Ok(Item::Happening(happening)) => {
+                self.load.happenings.fetch_sub(1, Ordering::Relaxed);
+                Received::Happening(happening)
+            }
             Err(mpsc::RecvTimeoutError::Timeout) => Received::Nothing,
             Err(mpsc::RecvTimeoutError::Disconnected) => Received::End,
         }
@@ -152,7 +168,7 @@ mod tests {
         assert_eq!(spans.len(), 40_000);
         assert_eq!(giver.spans(&many), 40_000);
         let interval = Arc::new(samples::interval(&resource, 0, Vec::new()));
-        let taken = (0..100).filter(|_| giver.interval(&interval)).count();
+        let taken = (0..400).filter(|_| giver.interval(&interval)).count();
         assert_eq!(taken, MAX_QUEUED_INTERVALS);
     }
 

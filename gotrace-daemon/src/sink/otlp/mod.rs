@@ -26,7 +26,7 @@ mod metrics;
 mod pace;
 mod retry;
 #[cfg(test)]
-mod samples;
+pub(in crate::sink) mod samples;
 mod series;
 mod stats;
 mod transport;
@@ -45,7 +45,7 @@ pub use series::MAX_SERIES;
 pub use stats::{Dropped, ExportStats, WARNING_INTERVAL};
 pub use transport::TransportError;
 
-use super::model::{Interval, Span};
+use super::model::{Happening, Interval, Span};
 use collector::Collector;
 use config::{DEFAULT_METRIC_INTERVAL, Signal, SignalConfig};
 use convert::resource_of;
@@ -135,9 +135,11 @@ impl Exporter {
                 };
                 let traces = otlp.traces.as_ref().map(|c| outbox(Signal::Traces, c)).transpose()?;
                 let metrics = otlp.metrics.as_ref().map(|c| outbox(Signal::Metrics, c)).transpose()?;
+                let logs = otlp.logs.as_ref().map(|c| outbox(Signal::Logs, c)).transpose()?;
                 let work = Collector {
                     traces,
                     metrics,
+                    logs,
                     pace: Pace::new(temporality, every),
                     account: Arc::clone(&account),
                 };
@@ -176,6 +178,19 @@ impl Exporter {
     pub fn interval(&self, interval: &Arc<Interval>) {
         for lane in [&self.collector, &self.file].into_iter().flatten() {
             lane.giver.interval(interval);
+        }
+    }
+
+    /// Takes a log record. Never blocks; what does not fit is counted.
+    pub fn happening(&self, happening: Happening) {
+        let happening = Arc::new(happening);
+        let lanes = [(&self.collector, Dropped::QueueFull), (&self.file, Dropped::FileQueueFull)];
+        for (lane, why) in lanes {
+            if let Some(lane) = lane
+                && !lane.giver.happening(&happening)
+            {
+                self.account.dropped(Signal::Logs, why, &happening.resource, 1);
+            }
         }
     }
 

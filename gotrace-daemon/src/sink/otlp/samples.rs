@@ -18,13 +18,11 @@ pub(crate) fn location(function: &str, file: &str, line: u32) -> Arc<Location> {
 }
 
 pub(crate) fn resource() -> Arc<Resource> {
-    Arc::new(Resource {
-        attributes: BTreeMap::from([
-            ("process.pid".into(), Value::Int(7)),
-            ("service.name".into(), Value::Text("shop".into())),
-            ("process.command_args".into(), Value::List(vec!["shop".into(), "-v".into()])),
-        ]),
-    })
+    Arc::new(Resource::new(BTreeMap::from([
+        ("process.pid".into(), Value::Int(7)),
+        ("service.name".into(), Value::Text("shop".into())),
+        ("process.command_args".into(), Value::List(vec!["shop".into(), "-v".into()])),
+    ])))
 }
 
 pub(crate) fn context(root: u64, goid: u64) -> SpanContext {
