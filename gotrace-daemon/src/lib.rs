@@ -5,6 +5,7 @@
 pub mod cli;
 pub mod config;
 pub mod decode;
+pub mod enrich;
 pub mod eventlog;
 pub mod gobin;
 pub mod heap;

@@ -4,7 +4,9 @@
 //!
 //! Nothing here skips in silence: a missing tool is an error that says which command installs it.
 
+pub mod cluster;
 pub mod compare;
+pub mod container;
 pub mod daemon;
 pub mod demo;
 pub mod dump;
@@ -14,6 +16,7 @@ pub mod gobuild;
 pub mod gotrace;
 pub mod leaks;
 pub mod live;
+pub mod manifests;
 pub mod receiver;
 pub mod rotel;
 pub mod spans_rate;

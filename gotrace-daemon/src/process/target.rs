@@ -299,6 +299,26 @@ impl Target {
             .map(|value| String::from_utf8_lossy(value).into_owned())
     }
 
+    /// Its control groups, as `/proc/PID/cgroup` lists them; `None` when it is gone.
+    #[must_use]
+    pub fn cgroup(&self) -> Option<String> {
+        self.read_text("cgroup")
+    }
+
+    /// The mounts of its namespace, as `/proc/PID/mountinfo` lists them, at most 1 MiB of it; `None` when it
+    /// is gone or the kernel refuses.
+    #[must_use]
+    pub fn mount_info(&self) -> Option<String> {
+        self.read_text("mountinfo")
+    }
+
+    fn read_text(&self, name: &str) -> Option<String> {
+        let file = openat(&*self.directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        let mut bytes = Vec::new();
+        File::from(file).take(1 << 20).read_to_end(&mut bytes).ok()?;
+        Some(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
     /// Reads its memory.
     #[must_use]
     pub fn memory(&self) -> Memory {
