@@ -7,7 +7,13 @@
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
-use super::{HeapError, Prover, mark::Marker, pass::{Marked, let_run}, table::Place, waiting::Candidate};
+use super::{
+    HeapError, Prover,
+    mark::Marker,
+    pass::{Marked, let_run},
+    table::Place,
+    waiting::Candidate,
+};
 use crate::{process::ReadMemory, snapshot::Pieces, snapshot::word_at};
 
 /// Reached from more than one group.
