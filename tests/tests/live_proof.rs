@@ -1,6 +1,7 @@
 //! Proof of leak against the truth: every goroutine that is leaked by the program's own account, and none that
 //! is healthy, is called unreachable, on every version of Go, in stripped programs; on Go 1.27 the runtime's own
-//! profile agrees. Nothing is refuted on real servers at work. Needs root, `go`, and the servers where `cargo xtask setup` puts them.
+//! profile agrees. Nothing is refuted on real servers at work. Needs root, `go`, and the servers where
+//! `cargo xtask setup` puts them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -44,7 +45,7 @@ fn unreachable(pid: u32) -> (BTreeSet<u64>, Value) {
 }
 
 /// One process: nobody but the leaked is called unreachable, and the healthy really can be woken. Gives the patterns
-/// of which a goroutine was missed.
+/// of which a goroutine was missed, by gotrace or by the runtime's own profile.
 fn judge(version: &str, mode: Mode, rotate: usize) -> BTreeMap<String, usize> {
     let name = format!("Go {version} {}, rotated by {rotate}", mode.name());
     let program = build("leakpatterns", version, mode, Arch::HOST).expect("it builds");
@@ -75,10 +76,16 @@ fn judge(version: &str, mode: Mode, rotate: usize) -> BTreeMap<String, usize> {
     match patterns.profile().expect("it answers") {
         None => assert!(minor(version) < 27, "{name} has a profile of its own"),
         Some(profile) => {
+            let more: Vec<_> = profile.iter().filter(|g| !patterns.leaked.contains_key(g)).collect();
+            assert!(more.is_empty(), "{name}: the runtime calls leaked what can be woken: {more:?}");
             let seen = |p: &&String| !UNSEEN_BY_RUNTIME.contains(&p.as_str());
-            let expected: BTreeSet<u64> =
-                patterns.leaked.iter().filter(|(_, p)| seen(p)).map(|(&g, _)| g).collect();
-            assert_eq!(profile, expected, "{name}: the runtime's own profile");
+            for (_, pattern) in patterns.leaked.iter().filter(|(g, p)| seen(p) && !profile.contains(g)) {
+                // By chance, too: it stops some goroutines where it has to take in every word.
+                *missed.entry(format!("{pattern} (by the runtime itself)")).or_insert(0) += 1;
+            }
+            let agreed =
+                patterns.leaked.iter().filter(|(g, p)| seen(p) && found.contains(g) == profile.contains(g));
+            println!("{name}: the runtime's own profile has {}; {} agree", profile.len(), agreed.count());
         }
     }
     let left = patterns.release().expect("it answers");
@@ -86,7 +93,7 @@ fn judge(version: &str, mode: Mode, rotate: usize) -> BTreeMap<String, usize> {
     missed
 }
 
-/// Every pattern is found whole in one of a few processes.
+/// Every pattern is found whole in one of a few processes, and by the runtime's own profile, where it has one.
 fn judge_until_found(version: &str, mode: Mode, rotate: usize) {
     let mut open: Option<BTreeSet<String>> = None;
     for n in 0..TRIES {
