@@ -9,6 +9,7 @@
 mod bits;
 mod error;
 mod evidence;
+mod free;
 mod layout;
 mod mark;
 mod modules;
