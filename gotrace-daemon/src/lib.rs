@@ -12,6 +12,7 @@ pub mod kernel;
 pub mod leak;
 pub mod level;
 pub mod pipeline;
+pub mod printable;
 pub mod process;
 pub mod sink;
 pub mod snapshot;

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use super::{Error, bytes::cstr, moduledata::Found, pclntab::View};
+use super::{Error, bytes::cstr, moduledata::Found, names, pclntab::View};
 
 /// Functions that are probed, or whose calls are, or that tell where the runtime's variables are.
 pub(super) const WANTED: [&str; 26] = [
@@ -116,12 +116,12 @@ impl Scan {
         }
         self.race |= name == b"runtime.racecall";
         if name.ends_with(READY_CLOSURE) && self.ready_closures.len() < MAX_FOUND {
-            self.ready_closures.push((String::from_utf8_lossy(name).into_owned(), address));
+            self.ready_closures.push((names::text(name), address));
         }
     }
 
     fn note_inlined(&mut self, callee: &'static str, view: &View<'_>, f: &super::pclntab::Func) {
-        let holder = String::from_utf8_lossy(view.name(f)).into_owned();
+        let holder = names::text(view.name(f));
         let known = self.inlined.iter().any(|(c, h)| *c == callee && *h == holder);
         if !known && self.inlined.len() < MAX_FOUND {
             self.inlined.push((callee, holder));

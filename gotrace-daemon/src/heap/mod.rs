@@ -18,6 +18,7 @@ mod prove;
 mod retain;
 mod roots;
 mod spans;
+mod stacks;
 mod table;
 mod throttle;
 mod waiting;

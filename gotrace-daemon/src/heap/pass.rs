@@ -18,18 +18,14 @@ use super::{
     modules::{self, Module},
     roots,
     spans::{self, Spans},
+    stacks,
     table::Table,
     waiting::{self, Candidate},
 };
 use crate::{
     process::ReadMemory,
-    snapshot::{Pieces, Standing, Standings},
+    snapshot::{Engine, Standing, Standings},
 };
-
-/// Bytes of a `g` that is not in the heap.
-const G_BYTES: u64 = 512;
-/// A longer stack is taken in whole.
-const MAX_FOLLOWED: u64 = 1 << 20;
 
 /// What a pass leaves.
 #[derive(Debug)]
@@ -77,8 +73,7 @@ impl Prover {
         if let Some(s) = goroutines.iter().find(|s| marker.table.find(s.g).is_some()) {
             marker.know_stacks(s.g, &spans.manual);
         }
-        let (mut candidates, others) =
-            waiting::split(&mut self.engine, memory, &marker.table, goroutines.clone())?;
+        let (mut candidates, others) = waiting::split(&mut self.engine, memory, goroutines.clone())?;
         self.candidates = candidates.iter().map(|c| told(c, Outcome::Reached)).collect();
         for candidate in &candidates {
             marker.skip(candidate.standing.g);
@@ -97,13 +92,12 @@ impl Prover {
         };
         let mut order = [Root::Data, Root::Bss, Root::Stacks, Root::Specials, Root::Blocks];
         self.random.shuffle(&mut order);
-        (self.maps.exact, self.maps.whole) = (0, 0);
         for root in order {
-            self.take_in(memory, root, &marker, (&modules, &spans, &others), &mut evidence.roots)?;
+            let roots = (&modules[..], &spans, &others[..]);
+            self.take_in(memory, root, &marker, roots, true, &mut evidence.roots)?;
         }
         marker.drain(memory)?;
-        evidence.woken += self.wake(memory, &mut marker, &mut candidates)?;
-        (evidence.roots.frames_exact, evidence.roots.frames_whole) = (self.maps.exact, self.maps.whole);
+        evidence.woken += wake(&mut self.engine, memory, &mut marker, &mut candidates, true)?;
 
         // What has changed meanwhile.
         let now = spans::read(memory, &self.layout, list, &self.version)?;
@@ -144,11 +138,12 @@ impl Prover {
         let again: Vec<Standing> = lost.iter().map(|c| c.standing).chain(moved.iter().copied()).collect();
         let mut second = RootEvidence::default();
         for root in [Root::Stacks, Root::Data, Root::Bss] {
-            self.take_in(memory, root, &marker, (&modules, &now, &again), &mut second)?;
+            // Those have moved, and may move on.
+            self.take_in(memory, root, &marker, (&modules, &now, &again), false, &mut second)?;
         }
         evidence.roots.goroutines_again = again.len() as u64;
         marker.drain(memory)?;
-        evidence.woken += self.wake(memory, &mut marker, &mut candidates)?;
+        evidence.woken += wake(&mut self.engine, memory, &mut marker, &mut candidates, false)?;
 
         self.settle(&candidates, &lost);
         (evidence.reached_bytes, evidence.reached_objects) = marker.reached();
@@ -201,6 +196,7 @@ impl Prover {
         root: Root,
         marker: &Marker,
         (modules, spans, goroutines): (&[Module], &Spans, &[Standing]),
+        exact: bool,
         found: &mut RootEvidence,
     ) -> Result<(), HeapError> {
         match root {
@@ -214,7 +210,9 @@ impl Prover {
             }
             Root::Stacks => {
                 found.goroutines = goroutines.len() as u64;
-                found.stack_bytes = self.stacks(memory, marker, goroutines)?;
+                let taken = stacks::take_in(&mut self.engine, memory, marker, goroutines, exact)?;
+                found.stack_bytes = taken.bytes;
+                found.stacks_exact = taken.exact;
             }
             Root::Specials => {
                 let specials = roots::specials(memory, &self.layout, marker)?;
@@ -225,87 +223,6 @@ impl Prover {
             }
             Root::Blocks => found.blocks = roots::blocks(memory, marker, spans, modules)?,
         }
-        Ok(())
-    }
-
-    /// Takes in the `g`s and stacks of goroutines: of those that do not run what they still use, of the others
-    /// everything. Gives how many bytes of stack there were.
-    fn stacks(
-        &mut self,
-        memory: &dyn ReadMemory,
-        marker: &Marker,
-        goroutines: &[Standing],
-    ) -> Result<u64, HeapError> {
-        let mut whole: Vec<(u64, u64)> = Vec::new();
-        let mut followed: Vec<(u64, u32, &Standing)> = Vec::new();
-        for s in goroutines {
-            let (lo, hi) = s.stack;
-            match s.sp.map(|sp| (sp, hi.saturating_sub(sp))) {
-                Some((sp, len)) if len <= MAX_FOLLOWED => followed.push((sp, len as u32, s)),
-                _ => whole.push((s.sp.unwrap_or(lo) & !7, hi.saturating_sub(s.sp.unwrap_or(lo) & !7))),
-            }
-            if marker.table.find(s.g).is_some() {
-                marker.word(s.g);
-            } else {
-                whole.push((s.g, G_BYTES));
-            }
-        }
-        followed.sort_unstable_by_key(|&(sp, ..)| sp);
-        let items: Vec<(u64, u32)> = followed.iter().map(|&(sp, len, _)| (sp, len)).collect();
-        let (mut first, mut pieces, mut bytes_read) = (0, Pieces::default(), 0);
-        while first < items.len() {
-            let done = pieces.read(memory, &items[first..], 0)?;
-            for n in 0..done {
-                let (sp, len, standing) = followed[first + n];
-                match pieces.item(n, len as usize) {
-                    Some(bytes) => {
-                        bytes_read += u64::from(len);
-                        self.engine
-                            .used_words(&mut self.maps, standing, bytes, &mut |words| marker.words(words));
-                    }
-                    None => whole.push((sp, u64::from(len))),
-                }
-            }
-            first += done;
-        }
-        whole.sort_unstable();
-        Ok(bytes_read + marker.ranges(memory, &whole)?)
-    }
-
-    /// Lets those run of which something is reached that they wait on, until there are none; gives their number.
-    fn wake(
-        &mut self,
-        memory: &dyn ReadMemory,
-        marker: &mut Marker,
-        candidates: &mut Vec<Candidate>,
-    ) -> Result<u64, HeapError> {
-        let mut woken = 0;
-        loop {
-            let can_run = |c: &Candidate| c.waits_on.iter().any(|&a| marker.is_reached(a));
-            let (now, left): (Vec<Candidate>, Vec<Candidate>) =
-                std::mem::take(candidates).into_iter().partition(can_run);
-            *candidates = left;
-            if now.is_empty() {
-                return Ok(woken);
-            }
-            woken += now.len() as u64;
-            self.let_run(memory, marker, &now)?;
-        }
-    }
-
-    /// Makes candidates roots, and follows them.
-    pub(super) fn let_run(
-        &mut self,
-        memory: &dyn ReadMemory,
-        marker: &mut Marker,
-        candidates: &[Candidate],
-    ) -> Result<(), HeapError> {
-        for candidate in candidates {
-            unskip(marker, candidate);
-        }
-        let standings: Vec<Standing> = candidates.iter().map(|c| c.standing).collect();
-        self.stacks(memory, marker, &standings)?;
-        marker.drain(memory)?;
         Ok(())
     }
 }
@@ -325,6 +242,46 @@ fn unskip(marker: &mut Marker, candidate: &Candidate) {
     for &record in &candidate.records {
         marker.unskip(record);
     }
+}
+
+/// Lets those run of which something is reached that they wait on, until there are none; gives their number.
+/// `exact`: whether they are looked at again afterwards.
+pub(super) fn wake(
+    engine: &mut Engine,
+    memory: &dyn ReadMemory,
+    marker: &mut Marker,
+    candidates: &mut Vec<Candidate>,
+    exact: bool,
+) -> Result<u64, HeapError> {
+    let mut woken = 0;
+    loop {
+        let can_run = |c: &Candidate| c.waits_on.iter().any(|&a| marker.is_reached(a));
+        let (now, left): (Vec<Candidate>, Vec<Candidate>) =
+            std::mem::take(candidates).into_iter().partition(can_run);
+        *candidates = left;
+        if now.is_empty() {
+            return Ok(woken);
+        }
+        woken += now.len() as u64;
+        let_run(engine, memory, marker, &now, exact)?;
+    }
+}
+
+/// Makes candidates roots, and follows them.
+pub(super) fn let_run(
+    engine: &mut Engine,
+    memory: &dyn ReadMemory,
+    marker: &mut Marker,
+    candidates: &[Candidate],
+    exact: bool,
+) -> Result<(), HeapError> {
+    for candidate in candidates {
+        unskip(marker, candidate);
+    }
+    let standings: Vec<Standing> = candidates.iter().map(|c| c.standing).collect();
+    stacks::take_in(engine, memory, marker, &standings, exact)?;
+    marker.drain(memory)?;
+    Ok(())
 }
 
 /// Objects that are free, of spans that are what they were when the pass began.

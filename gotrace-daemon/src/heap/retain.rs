@@ -7,7 +7,13 @@
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
-use super::{HeapError, Prover, mark::Marker, pass::Marked, table::Place, waiting::Candidate};
+use super::{
+    HeapError, Prover,
+    mark::Marker,
+    pass::{Marked, let_run},
+    table::Place,
+    waiting::Candidate,
+};
 use crate::{process::ReadMemory, snapshot::Pieces, snapshot::word_at};
 
 /// Reached from more than one group.
@@ -71,7 +77,7 @@ impl Prover {
         // Those that are not told as leaked may run.
         let (told, others): (Vec<Candidate>, Vec<Candidate>) =
             leaked.into_iter().partition(|c| group_of.contains_key(&c.standing.goid));
-        self.let_run(memory, &mut marker, &others)?;
+        let_run(&mut self.engine, memory, &mut marker, &others, true)?;
         let (live, _) = marker.reached();
 
         let mut labels = Labels(HashMap::default());

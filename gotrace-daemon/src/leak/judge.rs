@@ -138,7 +138,7 @@ impl Member<'_> {
 pub(super) fn stands_long(watch: &Watch, member: &Member<'_>) -> bool {
     member.track.looks >= STUCK_LOOKS
         && watch.stands(member.track).at_least_ns >= watch.settings.stuck_after_ns
-        && watch.others_move_since(member.track.since_ns)
+        && watch.others_move_since(watch.since_ns(member.track))
 }
 
 /// Whether goroutines of its site come and go, and it has lived much longer than those.

@@ -6,6 +6,7 @@ use std::{sync::Arc, thread};
 use super::{
     Goroutine, Options, Snapshot, SnapshotError,
     layout::{Layout, word},
+    live_words::Maps,
     merge::merge,
     reader::Reader,
     semaphores::Semaphores,
@@ -21,6 +22,9 @@ const MAX_ALLGS: u64 = 1 << 25;
 const CHECKED: u64 = 256;
 /// From so many `g`s on a second thread reads one half of them.
 const TWO_THREADS: usize = 50_000;
+/// On machines with at least so many processors: two readers on two processors would leave the target none
+/// (measured: they add a millisecond to its longest pause, one reader adds nothing).
+const FOR_TWO_THREADS: usize = 4;
 
 /// Takes snapshots of one program in one process, and keeps what does not change between them.
 #[derive(Debug)]
@@ -31,9 +35,12 @@ pub struct Engine {
     pub(super) layout: Layout,
     /// One a thread.
     pub(super) readers: Vec<Reader>,
+    /// Whether two read, however few goroutines and processors there are.
+    always_two: bool,
     /// Whether the layout is known to be that of the process.
     settled: bool,
     warning: Option<String>,
+    pub(super) maps: Maps,
     /// The list of the last snapshot, and the same sorted.
     list: Vec<u64>,
     sorted: Vec<u64>,
@@ -52,8 +59,10 @@ impl Engine {
             allgs,
             readers: vec![Reader::new(Arc::clone(&binary), bias, layout)],
             layout,
+            always_two: false,
             settled: !binary.layout_is_extrapolated(),
             warning: None,
+            maps: Maps::default(),
             binary,
             list: Vec::new(),
             sorted: Vec::new(),
@@ -64,6 +73,12 @@ impl Engine {
     #[must_use]
     pub fn binary(&self) -> &Arc<Binary> {
         &self.binary
+    }
+
+    /// From now on two threads read, however few goroutines and processors there are: for whom time is all
+    /// that counts, and for tests.
+    pub fn always_use_two_readers(&mut self) {
+        self.always_two = true;
     }
 
     /// Mapped address less link-time address.
@@ -212,8 +227,8 @@ impl Engine {
         }
     }
 
-    /// Reads the `g`s at these sorted addresses; very many with two threads, each one half, if the machine
-    /// has the processors.
+    /// Reads the `g`s at these sorted addresses; very many with two threads, each one half, where the target
+    /// keeps processors of its own.
     fn read(
         &mut self,
         memory: &dyn ReadMemory,
@@ -222,6 +237,8 @@ impl Engine {
         snapshot: &mut Snapshot,
     ) -> Result<(), ProcessError> {
         snapshot.goroutines.reserve_exact(gs.len().min(1 << 21));
+        let spare = || thread::available_parallelism().is_ok_and(|n| n.get() >= FOR_TWO_THREADS);
+        let two = self.always_two || gs.len() >= TWO_THREADS && spare();
         let waiters = match self.binary.semaphores() {
             Some(table) if options.waits && self.layout.locks_are_apart => {
                 Arc::new(Semaphores::read(memory, &self.layout, table, self.bias)?)
@@ -231,7 +248,6 @@ impl Engine {
         for reader in &mut self.readers {
             reader.waits.waiters = Arc::clone(&waiters);
         }
-        let two = gs.len() >= TWO_THREADS && thread::available_parallelism().is_ok_and(|n| n.get() >= 2);
         if two && self.readers.len() < 2 {
             let mut reader = Reader::new(Arc::clone(&self.binary), self.bias, self.layout);
             reader.waits.waiters = waiters;

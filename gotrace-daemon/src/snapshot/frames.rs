@@ -10,7 +10,6 @@ use hashbrown::HashMap;
 
 use super::{
     Engine, Standing, Status,
-    layout::word,
     unwind::{End, Start},
 };
 use crate::gobin::FrameMap;
@@ -83,27 +82,5 @@ impl Engine {
         // Behind the outermost frame is nothing, or what could not be followed.
         tell(range(begin, bytes.len()));
         *whole += u64::from(end != End::Complete);
-    }
-
-    /// The words of a function's frame that hold pointers which it still uses, where the function is among the
-    /// frames that these bytes have, from the stack pointer up, and its frame's map is known.
-    pub fn live_words(&mut self, standing: &Standing, bytes: &[u8], function: &str) -> Option<Vec<u64>> {
-        let sp = standing.sp?;
-        let start = Start { pc: standing.pc, sp, lr: 0, in_syscall: false };
-        let (mut frames, mut bases) = (Vec::new(), Vec::new());
-        let (binary, bias) = (&self.binary, self.bias);
-        let places = &mut self.readers.first_mut()?.places;
-        places.unwind(binary, start, bytes, &mut frames, Some(&mut bases));
-        let named =
-            |pc: u64| binary.lookup(pc.wrapping_sub(bias), true).iter().any(|f| f.function == function);
-        let n = frames.iter().position(|f| named(f.pc()))?;
-        let map = binary.stack_map(frames.get(n)?.pc().wrapping_sub(bias), false)?;
-        let behind = if self.layout.arm64 { 8 } else { 0 };
-        let begin = bases.get(n)?.checked_sub(behind + u64::from(map.end))?.checked_sub(sp)?;
-        let word = |slot: &u32| {
-            let at = usize::try_from(begin.checked_add(u64::from(*slot))?).ok()?;
-            bytes.get(at..at.checked_add(8)?).map(|b| word(b, 0))
-        };
-        map.slots.iter().map(word).collect()
     }
 }

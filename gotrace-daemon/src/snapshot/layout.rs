@@ -43,6 +43,9 @@ pub(super) struct Layout {
     pub chan_recvq: usize,
     pub chan_sendq: usize,
     pub chan_len: usize,
+    pub poll_fd: Option<usize>,
+    pub poll_rg: Option<usize>,
+    pub poll_wg: Option<usize>,
     /// Labels are a map (up to Go 1.23), not a slice.
     pub labels_are_a_map: bool,
     /// A goroutine that waits for a lock does not point to its entry (up to Go 1.25).
@@ -66,6 +69,7 @@ impl Layout {
                     SnapshotError::NoField { field, version: binary.go_version().text.clone() }
                 })
             };
+        let small = |field: &str| offsets.get(field).map(|o| o as usize).filter(|&o| o <= LONGEST);
         let truth = |field: &'static str, plain: &'static str| match offsets.get(field) {
             // Two words from Go 1.26 on: the collector may clear the first, the second is always right.
             Some(o) => Ok(o as usize),
@@ -111,6 +115,9 @@ impl Layout {
             chan_recvq: get("hchan.recvq")?,
             chan_sendq: get("hchan.sendq")?,
             chan_len: 0,
+            poll_fd: small("pollDesc.fd"),
+            poll_rg: small("pollDesc.rg"),
+            poll_wg: small("pollDesc.wg"),
             labels_are_a_map: minor <= 23,
             locks_are_apart: minor <= 25,
         };

@@ -10,6 +10,7 @@
 mod arguments;
 #[cfg(test)]
 mod builder;
+mod descriptors;
 mod engine;
 mod error;
 mod frames;
@@ -17,6 +18,7 @@ mod image;
 mod labels;
 mod layout;
 mod live;
+mod live_words;
 mod merge;
 mod model;
 mod names;
@@ -37,6 +39,7 @@ pub use error::SnapshotError;
 pub use frames::FrameMaps;
 pub use image::{Image, Recording};
 pub use live::Live;
+pub use live_words::G_HEAD;
 pub use model::{
     Counts, Goroutine, LabelSet, LabelsId, ObjectId, ObjectKind, Op, Snapshot, StackFrame, StackId, Stacks,
     Status, Wait, WaitObject, WaitRange,

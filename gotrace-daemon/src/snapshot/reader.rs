@@ -10,6 +10,7 @@ use hashbrown::HashMap;
 use super::{
     Arguments, Goroutine, Options, Snapshot, StackFrame, Status,
     arguments::Kept,
+    descriptors::Descriptors,
     labels::Labels,
     layout::{Layout, word},
     model::WaitRange,
@@ -80,6 +81,7 @@ pub(super) struct Reader {
     entries: HashMap<u64, Option<EntryKind>, FixedState>,
     pub interner: Interner,
     pub waits: Waits,
+    descriptors: Descriptors,
     labels: Labels,
     pieces: Pieces,
     scratch: Vec<StackFrame>,
@@ -101,6 +103,7 @@ impl Reader {
             entries: HashMap::default(),
             interner: Interner::default(),
             waits: Waits::default(),
+            descriptors: Descriptors::default(),
             labels: Labels::default(),
             pieces: Pieces::default(),
             scratch: Vec::new(),
@@ -150,6 +153,7 @@ impl Reader {
         retry: bool,
     ) -> Result<Vec<u64>, ProcessError> {
         batch.gs.clear();
+        self.descriptors.begin();
         batch.conditions.clear();
         self.look(memory, addresses, |address, holds| match holds {
             Some(Holds::Goroutine(seen)) => batch.gs.push((address, Some(seen))),
@@ -162,6 +166,7 @@ impl Reader {
             self.read_stacks(memory, batch)?;
         }
         if options.waits {
+            self.descriptors.resolve(memory, &self.layout, |n| batch.gs.get(n).map_or(0, |g| g.0))?;
             let Batch { gs, conditions, .. } = &*batch;
             self.waits.read(memory, &self.layout, gs, conditions, &mut snapshot.counts)?;
         }
@@ -283,6 +288,10 @@ impl Reader {
                     if let Some(arguments) = &mut self.arguments {
                         batch.arguments[n] = arguments.keep(start.sp, frames, bases, bytes);
                     }
+                    if batch.gs[n].1.is_some_and(|s| self.family(&s) == Family::Io) {
+                        let bytes = self.pieces.item(i, len as usize).unwrap_or_default();
+                        self.descriptors.note(n, bytes);
+                    }
                     let begin = batch.frames.len();
                     batch.frames.extend_from_slice(&self.scratch);
                     batch.stacks[n] = (begin..batch.frames.len(), end);
@@ -335,6 +344,12 @@ impl Reader {
         Ok(threads)
     }
 
+    /// What a goroutine waits for, if it does.
+    fn family(&self, seen: &Seen) -> Family {
+        let reason = self.families.get(usize::from(seen.wait_reason)).filter(|_| seen.status.is_waiting());
+        reason.copied().unwrap_or(Family::Other)
+    }
+
     /// Adds a goroutine of a batch to the snapshot.
     #[expect(clippy::too_many_arguments, reason = "one goroutine's parts, which are in several rooms")]
     fn add(
@@ -385,9 +400,10 @@ impl Reader {
         let waiting = status.is_waiting();
         let begin = snapshot.waits.len();
         if waiting && options.waits {
-            let family = self.families.get(usize::from(seen.wait_reason)).copied().unwrap_or(Family::Other);
+            let family = self.family(&seen);
             let roles = self.places.roles(&self.binary, frames);
-            self.waits.add(n, family, roles, &mut snapshot.waits, &mut snapshot.objects);
+            let descriptors = &self.descriptors;
+            self.waits.add(n, family, roles, descriptors, &mut snapshot.waits, &mut snapshot.objects);
         }
         let mut labels = None;
         if options.labels && seen.labels != 0 {

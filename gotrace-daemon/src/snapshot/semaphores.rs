@@ -10,8 +10,10 @@ use foldhash::fast::FixedState;
 use hashbrown::{HashMap, HashSet};
 
 use super::{
-    Engine,
+    Engine, Record, Standing,
     layout::{Layout, word},
+    pieces::Pieces,
+    unwind::{Start, roles},
 };
 use crate::{
     gobin::SemaphoreTable,
@@ -26,6 +28,8 @@ const PREV: usize = 16;
 /// `sync.Cond`: a Locker, then a notifyList, in which the first waiter is this far from the beginning.
 pub(super) const COND_LIST: u64 = 16;
 const LIST_HEAD: u64 = 16;
+/// Bytes of a stack in which the frames of the runtime and of `sync.(*Cond).Wait` are.
+const WINDOW: u64 = 1024;
 /// Entries lie close together: they are read by pages, of which a few are kept.
 const PAGE: u64 = 4096;
 const PAGES: usize = 64;
@@ -233,5 +237,74 @@ impl Engine {
     pub fn semaphores(&self, memory: &dyn ReadMemory) -> Result<Option<Semaphores>, ProcessError> {
         let Some(table) = self.binary.semaphores() else { return Ok(None) };
         Semaphores::read(memory, &self.layout, table, self.bias).map(Some)
+    }
+
+    /// For goroutines that wait for a lock or `sync.Cond` and do not lead to their record themselves (up to Go
+    /// 1.25), the record, with the address of the semaphore or inside of the condition; in their order, `None`
+    /// for all others and where it is not known. It holds of those that have not moved since before.
+    /// `in_condition`: whether one waits on a `sync.Cond` rather than for a semaphore.
+    ///
+    /// # Errors
+    /// When the process is gone, or its memory may not be read.
+    pub fn records_apart(
+        &mut self,
+        memory: &dyn ReadMemory,
+        standings: &[Standing],
+        in_condition: impl Fn(&Standing) -> Option<bool>,
+    ) -> Result<Vec<Option<Record>>, ProcessError> {
+        let mut found = vec![None; standings.len()];
+        let mut conditions = Vec::new();
+        let mut semaphores = None;
+        for (n, standing) in standings.iter().enumerate().filter(|(_, s)| s.waiting == 0) {
+            match in_condition(standing) {
+                Some(true) => conditions.extend(standing.sp.map(|sp| (sp, n))),
+                Some(false) => {
+                    if semaphores.is_none() {
+                        semaphores = Some(self.semaphores(memory)?.unwrap_or_default());
+                    }
+                    let of = semaphores.as_ref().and_then(|s| s.of(standing.g));
+                    found[n] = of.map(|(sudog, elem)| Record { sudog, chan: 0, elem });
+                }
+                None => {}
+            }
+        }
+        conditions.sort_unstable();
+        let items: Vec<(u64, u32)> = conditions
+            .iter()
+            .map(|&(sp, n)| (sp, standings[n].stack.1.saturating_sub(sp).min(WINDOW) as u32))
+            .collect();
+        let (mut first, mut pieces, mut lists) = (0, Pieces::default(), Conditions::default());
+        while first < items.len() {
+            let done = pieces.read(memory, &items[first..], 0)?;
+            for i in 0..done {
+                let ((_, n), len) = (conditions[first + i], items[first + i].1);
+                if let Some(bytes) = pieces.item(i, len as usize) {
+                    found[n] = self.condition(memory, &standings[n], bytes, &mut lists)?;
+                }
+            }
+            first += done;
+        }
+        Ok(found)
+    }
+
+    /// The record with which a goroutine waits on a `sync.Cond`, by its innermost frames.
+    fn condition(
+        &mut self,
+        memory: &dyn ReadMemory,
+        standing: &Standing,
+        bytes: &[u8],
+        lists: &mut Conditions,
+    ) -> Result<Option<Record>, ProcessError> {
+        let (Some(sp), Some(reader)) = (standing.sp, self.readers.first_mut()) else { return Ok(None) };
+        let start = Start { pc: standing.pc, sp, lr: 0, in_syscall: false };
+        let (mut frames, mut bases) = (Vec::new(), Vec::new());
+        reader.places.unwind(&self.binary, start, bytes, &mut frames, Some(&mut bases));
+        for slot in reader.places.pointers_of(&self.binary, roles::COND, &frames, &bases) {
+            let condition = word(bytes, slot.wrapping_sub(sp) as usize);
+            if let Some(sudog) = lists.find(memory, &self.layout, condition, standing.g)? {
+                return Ok(Some(Record { sudog, chan: 0, elem: condition.wrapping_add(COND_LIST) }));
+            }
+        }
+        Ok(None)
     }
 }

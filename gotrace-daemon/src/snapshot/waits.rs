@@ -14,6 +14,7 @@ use hashbrown::HashTable;
 
 use super::{
     Counts, ObjectId, ObjectKind, Op, Wait, WaitObject,
+    descriptors::Descriptors,
     layout::{Layout, half, word},
     pieces::Pieces,
     seen::Seen,
@@ -223,6 +224,7 @@ impl Waits {
         n: usize,
         family: Family,
         roles: u8,
+        descriptors: &Descriptors,
         waits: &mut Vec<Wait>,
         objects: &mut Vec<WaitObject>,
     ) {
@@ -231,8 +233,20 @@ impl Waits {
         if !is_channel {
             let address = self.entries.get(range.start).filter(|_| !range.is_empty()).map_or(0, |e| e.elem);
             if let Some((kind, op, distance)) = lock(family, roles) {
-                let address = if address == 0 { 0 } else { address.saturating_sub(distance) };
+                let descriptor = match op {
+                    Some(Op::Read) => descriptors.of(n, false),
+                    Some(Op::Write) => descriptors.of(n, true),
+                    _ => None,
+                };
+                let address = match descriptor {
+                    Some(d) => d.address,
+                    None if address == 0 => 0,
+                    None => address.saturating_sub(distance),
+                };
                 let object = self.object(address, kind, None, false, objects);
+                if let (Some(d), Some(o)) = (descriptor, objects.get_mut(object.index())) {
+                    (o.len, o.known) = (u64::from(d.number), true);
+                }
                 if let Some(o) = objects.get_mut(object.index()) {
                     o.receivers += 1;
                 }

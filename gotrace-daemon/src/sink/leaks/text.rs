@@ -6,6 +6,7 @@ use super::{Header, ProofSummary, When};
 use crate::{
     gobin::Frame,
     leak::{AtLeastAtMost, Finding, Verdict},
+    printable::printable,
     snapshot::{Names, ObjectKind},
 };
 
@@ -32,7 +33,7 @@ pub fn write(
     findings: &[Finding],
     names: &mut Names,
 ) -> io::Result<()> {
-    let name = header.executable.rsplit('/').next().unwrap_or(header.executable);
+    let name = printable(header.executable.rsplit('/').next().unwrap_or(header.executable));
     let looked = match header.when {
         When::Watched => format!("watched for {} in {} looks", duration(header.duration_ns), header.looks),
         When::Once => "looked at once".to_owned(),
@@ -148,7 +149,7 @@ fn objects(finding: &Finding) -> String {
     let known = if first.address == 0 { String::new() } else { format!(" {:#x}", first.address) };
     let capacity = match first.kind {
         ObjectKind::Chan if first.known => format!(" (len {}, cap {})", first.len, first.cap),
-        _ => String::new(),
+        _ => first.descriptor().map_or_else(String::new, |number| format!(" (number {number})")),
     };
     match finding.waits_on_total {
         1 => format!(": {kind}{known}{capacity}"),
