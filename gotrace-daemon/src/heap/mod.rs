@@ -20,6 +20,8 @@ mod roots;
 mod spans;
 mod stacks;
 mod table;
+#[cfg(test)]
+mod tests;
 mod throttle;
 mod waiting;
 mod why;
