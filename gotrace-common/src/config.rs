@@ -16,6 +16,8 @@ pub mod flags {
     /// `g.parentGoid` exists and lies 8 bytes before `g.gopc` (Go 1.21 and later); else the creator
     /// is read from `m.curg`.
     pub const PARENT_GOID: u32 = 1;
+    /// Most of what the ring holds is this process's: it must leave the upper half of it to others.
+    pub const FLOODS: u32 = 2;
 }
 
 /// Offsets in the runtime's structures, in bytes (`runtime/runtime2.go`, `netpoll.go`, `coro.go`).
@@ -51,7 +53,7 @@ pub struct GLayout {
     pub status: u16,
 }
 
-/// Value of the map `PROCESSES`, keyed by thread group id (56 bytes).
+/// Value of the map `PROCESSES`, keyed by thread group id (64 bytes).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct ProcessConfig {
@@ -75,6 +77,11 @@ pub struct ProcessConfig {
     pub layout: GLayout,
     /// Bit n: a wait with reason n that the scheduler itself ends is ended by the collector.
     pub gc_reasons: u64,
+    /// Number of the executable whose probes the process listens to (their cookie); 0 for those that were
+    /// put in place for it alone.
+    pub file: u32,
+    /// Reserved, 0.
+    pub reserved2: u32,
 }
 
 /// Key of the map `GOROUTINES` (16 bytes): a goroutine is a process and a goid, never an address.
@@ -119,7 +126,7 @@ pub struct GoroutineState {
 
 const _: () = {
     assert!(size_of::<GLayout>() == 24);
-    assert!(size_of::<ProcessConfig>() == 56);
+    assert!(size_of::<ProcessConfig>() == 64);
     assert!(size_of::<GoroutineKey>() == 16);
     assert!(size_of::<GoroutineState>() == 72);
 };

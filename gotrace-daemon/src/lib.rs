@@ -3,7 +3,9 @@
 //! The rooms and what each may depend on are in the README's map of the code.
 
 pub mod cli;
+pub mod config;
 pub mod decode;
+pub mod enrich;
 pub mod eventlog;
 pub mod gobin;
 pub mod heap;
@@ -19,3 +21,4 @@ pub mod snapshot;
 pub mod symbolize;
 pub mod table;
 pub mod ui;
+mod units;

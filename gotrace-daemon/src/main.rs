@@ -16,11 +16,15 @@ use tracing_subscriber::{EnvFilter, filter::ParseError};
 /// What is logged: as `--log` says, and what `--kernel-log` asks for.
 fn filter(cli: &Cli) -> Result<EnvFilter, ParseError> {
     // The SDK repeats what the exporter says about the same collector.
-    let filter = EnvFilter::try_new(format!("{SDK_LOG_TARGET}=off,{}", cli.log))?;
+    let filter = EnvFilter::try_new(format!("{SDK_LOG_TARGET}=off,{}", log(cli)))?;
     match cli.probe_log_target() {
         Some(target) => Ok(filter.add_directive(format!("{target}=trace").parse()?)),
         None => Ok(filter),
     }
+}
+
+fn log(cli: &Cli) -> &str {
+    cli.log.as_deref().unwrap_or_else(|| cli.default_log())
 }
 
 fn main() -> ExitCode {
@@ -28,7 +32,7 @@ fn main() -> ExitCode {
     let filter = match filter(&cli) {
         Ok(filter) => filter,
         Err(e) => {
-            eprintln!("gotrace: --log (or GOTRACE_LOG) `{}`: {e}", cli.log);
+            eprintln!("gotrace: --log (or GOTRACE_LOG) `{}`: {e}", log(&cli));
             eprintln!("help: use error, warn, info, debug, trace, or a filter such as gotrace::kernel=debug");
             return Exit::USAGE.into();
         }

@@ -5,18 +5,24 @@
 //! are in order and nothing is locked. It never waits for anything but the ring.
 
 mod behind;
+mod budget;
 mod config;
 mod cost;
 mod error;
+mod node;
+mod probes;
+mod programs;
 mod report;
+mod scout;
 mod seed;
 mod snapshots;
+mod spending;
 mod traced;
 
 use std::{
-    num::NonZeroU32,
+    os::fd::BorrowedFd,
     sync::Arc,
-    thread::{self, JoinHandle},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -25,7 +31,7 @@ use gotrace_common::ROW_SYSCALL;
 use crate::{
     decode::{Event, OpenWait, decode},
     eventlog::EventLog,
-    kernel::{self, Calibration, HitCost, Kernel, Ring, Scope},
+    kernel::{self, HitCost},
     level::Level,
     process::{Clock, ProcessError, Target, descends_from},
     sink::{
@@ -34,57 +40,31 @@ use crate::{
     },
 };
 pub use behind::{LeftBehind, LeftProcess};
-pub use config::{Engine, LineConfig, Stop};
+pub use budget::{Budget, FLOOR_NS_PER_SECOND, Step};
+pub use config::{Engine, Follow, LineConfig, Stop};
 pub use error::LineError;
+pub use node::{Control, NodeState, Observer, ProcessEvent};
+pub use scout::Counts;
 pub use traced::Traced;
+
+use node::Node;
+use probes::Probes;
+use programs::Programs;
+use seed::Workers;
+use spending::Spending;
 
 /// How long the ring may be left alone. At half full the kernel side wakes the reader before that.
 const DRAIN_EVERY: Duration = Duration::from_millis(10);
+/// The same where many processes are traced and nothing came the last time.
+const DRAIN_SELDOM: Duration = Duration::from_millis(100);
+/// Threads that take snapshots of all processes of a node.
+const SNAPSHOT_WORKERS: usize = 2;
 /// Records handled before other duties are looked at.
 const DRAIN_LIMIT: usize = 1 << 16;
 /// How long the end of a very short run waits for what a probe costs.
 const CALIBRATION_WITHIN: Duration = Duration::from_millis(100);
 /// Spans handed to the exporter at once.
 const SPAN_BATCH: usize = 1024;
-
-/// The kernel's part of the line.
-struct Probes {
-    kernel: Kernel,
-    ring: Ring,
-    calibration: Calibration,
-}
-
-impl Probes {
-    fn load(config: &LineConfig) -> Result<Self, kernel::Error> {
-        let options = kernel::Options {
-            ring_bytes: config.ring_bytes,
-            goroutines: if config.level == Level::Lifecycle { 1 } else { config.goroutines },
-            processes: if config.follow_children { 64 } else { 2 },
-            follow_all: config.follow_children,
-            log_level: config.kernel_log_level,
-        };
-        let mut kernel = Kernel::load(&options)?;
-        if config.follow_children {
-            kernel.watch_executions()?;
-        }
-        let ring = kernel.ring()?;
-        Ok(Self { kernel, ring, calibration: Calibration::start() })
-    }
-
-    fn put_in_place(&mut self, traced: &mut Traced) -> Result<(), kernel::Error> {
-        let pid = traced.pid();
-        self.kernel.configure(pid, traced.process_config())?;
-        let scope = NonZeroU32::new(pid).map_or(Scope::File, Scope::Process);
-        match self.kernel.attach(traced.probe_path(), scope, traced.probes()) {
-            Ok(attachment) => traced.attached(attachment),
-            Err(error) => {
-                self.kernel.forget(pid);
-                return Err(error);
-            }
-        }
-        Ok(())
-    }
-}
 
 /// The line.
 pub struct Line {
@@ -101,9 +81,13 @@ pub struct Line {
     next_process: u32,
     /// The first process, whose descendants are followed.
     root_pid: Option<u32>,
-    /// Probes of processes that are not traced any more, on their way out: that takes long, and others
-    /// are traced meanwhile.
-    detaching: Vec<JoinHandle<()>>,
+    programs: Programs,
+    workers: Workers,
+    /// `None` unless all of the node is traced.
+    node: Option<Node>,
+    spending: Spending,
+    /// Records that the last reading of the ring gave.
+    drained: usize,
     /// Records that could not be decoded, or are of no process that is traced.
     undecodable: u64,
     stray: u64,
@@ -130,6 +114,8 @@ impl Line {
                 Err(error) => return Err(error.into()),
             },
         };
+        let workers = if config.follow == Follow::Node { SNAPSHOT_WORKERS } else { 1 };
+        let workers = Workers::start(workers).map_err(LineError::Ring)?;
         Ok(Self {
             config,
             probes,
@@ -141,7 +127,11 @@ impl Line {
             left: Vec::new(),
             next_process: 1,
             root_pid: None,
-            detaching: Vec::new(),
+            programs: Programs::default(),
+            workers,
+            node: None,
+            spending: Spending::default(),
+            drained: 0,
             undecodable: 0,
             stray: 0,
         })
@@ -166,17 +156,26 @@ impl Line {
     /// looked at yet, and each birth before the probes are in place is missed.
     fn trace_at(&mut self, target: Target, beginning: bool) -> Result<(), LineError> {
         let pid = target.pid();
-        let limit = if self.config.follow_children { 64 } else { 2 };
-        let slot = (0..limit)
-            .find(|slot| self.traced.iter().all(|t| t.slot() != *slot))
-            .ok_or(LineError::TooMany { pid, limit })?;
-        let mut traced =
-            Traced::prepare(target, &self.config, self.next_process, slot, self.probes.is_none())?;
-        self.next_process += 1;
+        let first = self.next_process == 1;
+        let program = self.programs.of(&target)?;
+        let mut traced = Traced::prepare(target, program, &self.config, first, self.probes.is_none())?;
         if !beginning {
             traced.check_layout()?;
         }
-        match self.probes.as_mut().map_or(Ok(()), |probes| probes.put_in_place(&mut traced)) {
+        let slot = match &mut self.probes {
+            None => None,
+            Some(probes) => {
+                let limit = self.config.processes;
+                Some(probes.take_slot().ok_or(LineError::TooMany { pid, limit })?)
+            }
+        };
+        traced.join(self.next_process, slot);
+        self.next_process += 1;
+        let placed = self.probes.as_mut().map_or(Ok(()), |probes| probes.put_in_place(&mut traced));
+        if let (Err(_), Some(probes), Some(slot)) = (&placed, &mut self.probes, slot) {
+            probes.give_slot_back(slot);
+        }
+        match placed {
             Ok(()) => {}
             // The kernel says so in many ways.
             Err(_) if traced.has_ended() => return Err(ProcessError::Gone { pid }.into()),
@@ -240,14 +239,13 @@ impl Line {
         loop {
             let now = Instant::now();
             let until = deadline.map_or(next_report, |d| d.min(next_report)).saturating_duration_since(now);
-            self.wait(if at_once { Duration::ZERO } else { until.min(DRAIN_EVERY) })?;
+            let seldom = self.node.is_some() && self.drained == 0;
+            let often = if seldom { DRAIN_SELDOM } else { DRAIN_EVERY };
+            let somebody_ended = self.wait(if at_once { Duration::ZERO } else { until.min(often) })?;
             let busy = self.drain()? == DRAIN_LIMIT;
             let now = Instant::now();
-            at_once = false;
-            for traced in &mut self.traced {
-                at_once |= traced.tend_snapshots(now, !busy, &self.config)?;
-            }
-            if self.probes.is_none() {
+            at_once = self.tend_snapshots(now, !busy)?;
+            if self.probes.is_none() && self.node.is_none() {
                 // What there is to be said comes with each snapshot.
                 self.report(Traced::take_fresh, report);
                 next_report = now + self.config.interval;
@@ -259,39 +257,68 @@ impl Line {
             if let Some(why) = why {
                 // A process that has ended by itself was not interrupted.
                 self.look_after_processes(report)?;
-                for traced in self.traced.iter_mut().filter(|t| t.is_sampled()) {
-                    traced.look_once_more(&self.config)?;
+                if self.node.is_none() {
+                    for traced in self.traced.iter_mut().filter(|t| t.is_sampled()) {
+                        traced.look_once_more(&self.config, &self.workers)?;
+                    }
                 }
                 self.end_all(why, report)?;
                 return Ok(());
             }
             if !busy {
                 self.traced.iter_mut().for_each(Traced::look_at_stacks);
-                self.look_after_processes(report)?;
-                if self.traced.is_empty() && !self.config.follow_children {
+                if self.looks_now(somebody_ended, now) {
+                    self.look_after_processes(report)?;
+                }
+                if self.traced.is_empty() && self.config.follow == Follow::Nobody {
                     return Ok(());
                 }
+            }
+            self.tend_node(now, report)?;
+        }
+    }
+
+    /// Looks after everybody's snapshots; whether there is more to do at once. On a node a process that
+    /// cannot be read is given up alone.
+    fn tend_snapshots(&mut self, now: Instant, drained: bool) -> Result<bool, LineError> {
+        let mut at_once = false;
+        for traced in &mut self.traced {
+            match traced.tend_snapshots(now, drained, &self.config, &self.workers) {
+                Ok(more) => at_once |= more,
+                Err(error) if self.node.is_some() => traced.fail(&error),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(at_once)
+    }
+
+    /// Until the ring wants to be read, on a node also until a process ends, or the time is over. Whether
+    /// one has ended.
+    fn wait(&self, time: Duration) -> Result<bool, LineError> {
+        let ends: Vec<BorrowedFd<'_>> = match &self.node {
+            Some(_) => self.traced.iter().map(Traced::ending).collect(),
+            None => Vec::new(),
+        };
+        match &self.probes {
+            Some(probes) => probes.ring.wait(time, &ends).map_err(LineError::Ring),
+            None => {
+                thread::sleep(time);
+                Ok(true)
             }
         }
     }
 
-    /// Until the ring wants to be read, or the time is over.
-    fn wait(&self, time: Duration) -> Result<(), LineError> {
-        match &self.probes {
-            Some(probes) => probes.ring.wait(time).map_err(LineError::Ring),
-            None => {
-                thread::sleep(time);
-                Ok(())
-            }
-        }
+    /// Gives nothing to the exporter any more, so that it can be flushed while probes are removed.
+    pub fn let_exporter_go(&mut self) {
+        self.exporter = None;
     }
 
     /// Waits until no probe is in place any more. What each traced process came to, in the order of their
     /// ends; and whether the event log, if one
     /// was wanted, is complete ([`LineError::Record`]).
     pub fn finish(self) -> (Vec<Summary>, Result<(), LineError>) {
-        let Self { summaries, log, config, detaching, .. } = self;
-        for thread in detaching {
+        let Self { summaries, log, config, probes, .. } = self;
+        for thread in probes.map(Probes::into_detaching).unwrap_or_default() {
             // What could not be removed was logged, and goes when gotrace ends.
             let _ = thread.join();
         }
@@ -311,11 +338,12 @@ impl Line {
 
     /// Takes what is in the ring; returns how many records that were.
     fn drain(&mut self) -> Result<usize, LineError> {
-        let Self { probes, traced, exporter, log, undecodable, stray, config, .. } = self;
+        let Self { probes, traced, exporter, log, undecodable, stray, config, node, .. } = self;
         let Some(Probes { kernel, ring, .. }) = probes else { return Ok(0) };
         kernel.log_diagnostics();
         let mut spans: Vec<Span> = Vec::new();
         let mut executions = Vec::new();
+        let mut total_bytes = 0;
         let count = ring.drain(DRAIN_LIMIT, |bytes| {
             if let Some(log) = log.as_mut() {
                 log.write(bytes);
@@ -332,30 +360,53 @@ impl Line {
                 executions.push(pid);
                 return;
             }
-            let Some(traced) = traced.iter_mut().find(|t| t.number() == event.process()) else {
-                *stray += 1;
+            // They are in the order of their numbers.
+            let index = traced.binary_search_by_key(&event.process(), Traced::number);
+            let Some(traced) = index.ok().and_then(|index| traced.get_mut(index)) else {
+                // What a process did after it was given up is nobody's loss.
+                *stray += u64::from(node.is_none());
                 return;
             };
+            total_bytes += bytes.len() as u64;
+            traced.drained_bytes += bytes.len() as u64;
             traced.handle(&event, config, &mut spans);
             if spans.len() >= SPAN_BATCH {
                 export(exporter.as_deref(), &mut spans);
             }
         });
         export(exporter.as_deref(), &mut spans);
-        for traced in &self.traced {
-            traced.check_plausible()?;
+        for traced in &mut self.traced {
+            match traced.check_plausible() {
+                Ok(()) => {}
+                Err(error) if self.node.is_some() => traced.fail(&error),
+                Err(error) => return Err(error),
+            }
         }
         for pid in executions {
-            self.follow_execution(pid);
+            match self.config.follow {
+                Follow::Nobody => {}
+                Follow::Descendants => self.follow_execution(pid),
+                Follow::Node => self.tell_scout(pid),
+            }
         }
+        if self.config.follow != Follow::Nobody {
+            self.share_ring(total_bytes, Instant::now());
+        }
+        self.drained = count;
         Ok(count)
+    }
+
+    /// Takes everything that is in the ring.
+    fn drain_all(&mut self) -> Result<(), LineError> {
+        while self.drain()? == DRAIN_LIMIT {}
+        Ok(())
     }
 
     /// A process that was not traced executed a program: it is traced from now on if it descends from
     /// the first one and the program is Go's.
     fn follow_execution(&mut self, pid: u32) {
         let Some(root) = self.root_pid else { return };
-        if !self.config.follow_children || !descends_from(pid, root) {
+        if !descends_from(pid, root) {
             return;
         }
         let wanted = |target: &Target| self.config.left_behind.follows(&target.executable);
@@ -382,17 +433,19 @@ impl Line {
                 continue;
             };
             // What it did before its end is in the ring.
-            while self.drain()? == DRAIN_LIMIT {}
+            self.drain_all()?;
             let traced = self.traced.remove(i);
             let executed = traced.executed_another_program();
             let pid = traced.pid();
             self.end(traced, &why, report);
-            if executed {
+            if executed && self.node.is_some() {
+                self.tell_scout(pid);
+            } else if executed {
                 match Target::open(pid).map_err(LineError::from).and_then(|t| self.trace_at(t, true)) {
                     Ok(()) => {
                         tracing::info!(pid, "the process executed another Go program, which is traced now");
                     }
-                    Err(error) if self.config.follow_children => {
+                    Err(error) if self.config.follow != Follow::Nobody => {
                         tracing::debug!(pid, %error, "not traced any more");
                     }
                     Err(LineError::Process(ProcessError::Gone { .. } | ProcessError::Zombie { .. })) => {}
@@ -407,7 +460,7 @@ impl Line {
         // No new events, then what is left of the old ones.
         let pids: Vec<u32> = self.traced.iter().map(Traced::pid).collect();
         pids.into_iter().for_each(|pid| self.forget(pid));
-        while self.drain()? == DRAIN_LIMIT {}
+        self.drain_all()?;
         for traced in std::mem::take(&mut self.traced) {
             self.end(traced, why, report);
         }
@@ -427,10 +480,21 @@ impl Line {
         if let Some(behind) = traced.behind.take().filter(|_| traced.has_ended()) {
             self.left.push(behind.conclude(&traced, !last.lost.is_empty()));
         }
-        self.summaries.push(traced.summary(&last, why));
-        let Some(attachment) = traced.take_attachment() else { return };
-        self.detaching.retain(|thread| !thread.is_finished());
-        self.detaching.push(thread::spawn(move || attachment.detach()));
+        if self.node.is_some() {
+            tracing::info!(
+                pid = traced.pid(),
+                born = last.born_total,
+                alive = last.alive,
+                "not traced any more: {why}"
+            );
+        } else {
+            self.summaries.push(traced.summary(&last, why));
+        }
+        if let (Some(probes), Some(slot)) = (&mut self.probes, traced.slot) {
+            probes.remove(&traced);
+            probes.give_slot_back(slot);
+        }
+        self.note_end(&traced);
     }
 
     /// Reports on those that are `wanted`.
@@ -439,7 +503,7 @@ impl Line {
         if !wanted.contains(&true) {
             return;
         }
-        if self.config.level > Level::Lifecycle || self.probes.is_none() {
+        if self.traced.iter().any(|t| t.level > Level::Lifecycle || t.is_sampled()) {
             read_open_waits(self.probes.as_ref(), &mut self.traced);
         }
         let cost = self.cost(Duration::ZERO);

@@ -7,7 +7,7 @@ use aya_ebpf::{
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     maps::ring_buf::RingBufEntry,
 };
-use gotrace_common::Lost;
+use gotrace_common::{Lost, flags};
 
 use crate::{maps::EVENTS, process::Process};
 
@@ -15,9 +15,14 @@ use crate::{maps::EVENTS, process::Process};
 #[unsafe(no_mangle)]
 static WAKEUP_BYTES: u64 = 1 << 19;
 
-/// Room for a record, or a loss of kind `lost`.
+/// Room for a record, or a loss of kind `lost`. A process that floods the ring finds none in its upper
+/// half, which is the others'.
 #[inline(always)]
 pub fn reserve<T: 'static>(process: &Process, lost: Lost) -> Option<RingBufEntry<T>> {
+    if process.flags & flags::FLOODS != 0 && is_half_full() {
+        process.lost(lost);
+        return None;
+    }
     let entry = EVENTS.reserve::<T>(0);
     if entry.is_none() {
         process.lost(lost);
@@ -28,8 +33,12 @@ pub fn reserve<T: 'static>(process: &Process, lost: Lost) -> Option<RingBufEntry
 /// Sends a record that has been written in full.
 #[inline(always)]
 pub fn submit<T>(entry: RingBufEntry<T>) {
+    entry.submit(u64::from(if is_half_full() { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP }));
+}
+
+#[inline(always)]
+fn is_half_full() -> bool {
     // SAFETY: user space sets it before loading; volatile, so that the value here is not built in.
     let threshold = unsafe { core::ptr::read_volatile(&WAKEUP_BYTES) };
-    let full = EVENTS.query(u64::from(BPF_RB_AVAIL_DATA)) > threshold;
-    entry.submit(u64::from(if full { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP }));
+    EVENTS.query(u64::from(BPF_RB_AVAIL_DATA)) > threshold
 }

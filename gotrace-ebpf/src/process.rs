@@ -4,7 +4,9 @@ use core::{arch::asm, ptr};
 
 use aya_ebpf::{
     bindings::bpf_pidns_info,
+    EbpfContext as _,
     helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated},
+    programs::ProbeContext,
 };
 use gotrace_common::{BUCKETS, GoroutineKey, Hit, Lost, ProcessConfig, REASON_ROWS, bucket_of};
 
@@ -19,6 +21,10 @@ static PID_NAMESPACE_DEVICE: u64 = 0;
 /// Inode of the agent's PID namespace; 0 when it is the initial one.
 #[unsafe(no_mangle)]
 static PID_NAMESPACE_INODE: u64 = 0;
+/// Set to 1 where probes carry a cookie (Linux 5.15): the number of the executable that they were put
+/// into. Constant to the verifier, which then removes the call that older kernels do not know.
+#[unsafe(no_mangle)]
+static COOKIES: u32 = 0;
 
 /// The current thread group id as the agent sees it; 0 when the agent cannot see it.
 #[inline(always)]
@@ -55,8 +61,11 @@ impl core::ops::Deref for Process {
 
 impl Process {
     /// The process that was hit, when it is traced at `level` or above; counts the hit.
+    ///
+    /// A file that is reached on two ways (two containers of one image on overlayfs) has its probes twice
+    /// in one place. Each process listens to those of its own way only.
     #[inline(always)]
-    pub fn hit(hit: Hit, level: u8) -> Option<Self> {
+    pub fn hit(ctx: &ProbeContext, hit: Hit, level: u8) -> Option<Self> {
         let Some(config) = PROCESSES.get_ptr(current_pid()) else {
             diagnostics::not_traced(hit);
             return None;
@@ -65,6 +74,14 @@ impl Process {
         let config = unsafe { &*config };
         if config.level < level {
             return None;
+        }
+        // SAFETY: user space sets it before loading; volatile, so that the value here is not built in.
+        if unsafe { ptr::read_volatile(&COOKIES) } != 0 {
+            // SAFETY: the context of this program.
+            let cookie = unsafe { generated::bpf_get_attach_cookie(ctx.as_ptr()) };
+            if cookie != u64::from(config.file) {
+                return None;
+            }
         }
         // SAFETY: the helper has no precondition.
         let process = Self { config, hit, now_ns: unsafe { bpf_ktime_get_ns() } };

@@ -153,6 +153,15 @@ pub fn target_dir() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
 }
 
+/// Where `cargo xtask setup` puts what it fetches: `$GOTRACE_CACHE`, else `~/.cache/gotrace`.
+#[must_use]
+pub fn cache_dir() -> PathBuf {
+    std::env::var_os("GOTRACE_CACHE").map_or_else(
+        || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/tmp".into())).join(".cache/gotrace"),
+        PathBuf::from,
+    )
+}
+
 /// The binary of the Go program `tests/go/<program>`, built if it was not there yet.
 ///
 /// # Errors

@@ -4,7 +4,10 @@
 //!
 //! Nothing here skips in silence: a missing tool is an error that says which command installs it.
 
+pub mod cluster;
 pub mod compare;
+pub mod container;
+pub mod daemon;
 pub mod demo;
 pub mod dump;
 pub mod export;
@@ -13,6 +16,7 @@ pub mod gobuild;
 pub mod gotrace;
 pub mod leaks;
 pub mod live;
+pub mod manifests;
 pub mod patterns;
 pub mod receiver;
 pub mod rotel;

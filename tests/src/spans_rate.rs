@@ -125,12 +125,10 @@ pub fn interval(resource: &Arc<Resource>) -> Interval {
 }
 
 fn resource() -> Arc<Resource> {
-    Arc::new(Resource {
-        attributes: BTreeMap::from([
-            ("service.name".into(), Value::Text("shop".into())),
-            ("process.pid".into(), Value::Int(7)),
-        ]),
-    })
+    Arc::new(Resource::new(BTreeMap::from([
+        ("service.name".into(), Value::Text("shop".into())),
+        ("process.pid".into(), Value::Int(7)),
+    ])))
 }
 
 /// gotrace's exporter, given spans as fast as it takes them.

@@ -18,7 +18,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use flate2::{Compression, write::GzEncoder};
 
 use crate::{
-    gobuild::{Arch, target_dir},
+    gobuild::{Arch, cache_dir, target_dir},
     gotrace::binary,
 };
 
@@ -186,14 +186,6 @@ pub fn boot(series: &str, arch: Arch, fixture: &Path, stacks: &Path) -> Result<L
 pub fn tail(text: &str, lines: usize) -> String {
     let all: Vec<&str> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")
-}
-
-/// Where `cargo xtask setup` keeps what it fetches.
-fn cache_dir() -> PathBuf {
-    std::env::var_os("GOTRACE_CACHE").map_or_else(
-        || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/tmp".into())).join(".cache/gotrace"),
-        PathBuf::from,
-    )
 }
 
 fn stripped_gotrace(arch: Arch, dir: &Path) -> Result<PathBuf> {

@@ -131,3 +131,24 @@ fn commands_that_cannot_be_executed_end_as_in_a_shell() {
         assert!(stderr.contains(command), "{stderr}");
     }
 }
+
+#[test]
+fn a_wrong_configuration_is_told_with_file_line_and_column() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("gotrace.yaml");
+    let check = |text: &str| {
+        fs::write(&path, text).expect("written");
+        gotrace(&["daemon", "--check-config", "--config", path.to_str().expect("a path")])
+    };
+    assert_eq!(check("trace:\n  level: full\n"), (0, String::new()));
+    let (code, stderr) = check("trace:\n  level: full\nlimits:\n  budget: all\n");
+    assert_eq!(code, 2, "{stderr}");
+    let place = format!("gotrace: {}:4:11: write a share", path.display());
+    assert!(stderr.starts_with(&place), "{stderr}");
+    assert!(stderr.contains("\nhelp: "), "{stderr}");
+    let (code, stderr) = gotrace(&["daemon", "--check-config", "--config", "/nowhere/gotrace.yaml"]);
+    assert_eq!(code, 1, "{stderr}");
+    assert!(stderr.contains("/nowhere/gotrace.yaml: No such file"), "{stderr}");
+    let (code, stderr) = gotrace(&["daemon", "--budget", "0"]);
+    assert_eq!(code, 2, "{stderr}");
+}

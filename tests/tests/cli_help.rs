@@ -42,8 +42,8 @@ fn command_lines(text: &str) -> BTreeSet<String> {
 fn command_lines_that_are_shown_are_taken() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("in the workspace");
     let mut lines = BTreeSet::new();
-    let documents =
-        ["formats", "telemetry", "dump", "leaks"].map(|name| format!("gotrace-daemon/docs/{name}.md"));
+    let documents = ["formats", "telemetry", "dump", "leaks", "daemon"]
+        .map(|name| format!("gotrace-daemon/docs/{name}.md"));
     for file in documents.into_iter().chain(["README.md".to_owned()]) {
         let text = fs::read_to_string(root.join(file)).expect("a document");
         // Every other piece is between fences.

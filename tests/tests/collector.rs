@@ -21,9 +21,8 @@ async fn send(endpoint: &str, protocol: &str, gzip: bool) -> ExportStats {
     let otlp = OtlpConfig::from_flags_and_env(&flags, &|_| None).expect("a configuration");
     let config = ExportConfig { otlp, ..ExportConfig::default() };
     let exporter = Exporter::start(config, &tokio::runtime::Handle::current()).expect("started");
-    let resource = Arc::new(Resource {
-        attributes: BTreeMap::from([("service.name".into(), Value::Text("judged".into()))]),
-    });
+    let resource =
+        Arc::new(Resource::new(BTreeMap::from([("service.name".into(), Value::Text("judged".into()))])));
     exporter.spans(sample(&resource, 4));
     exporter.interval(&Arc::new(interval(&resource)));
     exporter.shutdown(Duration::from_secs(10)).await

@@ -22,7 +22,7 @@ const BOTH: [Wire; 2] = [Wire::Grpc, Wire::Http];
 const DEADLINE: Duration = Duration::from_secs(20);
 
 fn resource(name: &str) -> Arc<Resource> {
-    Arc::new(Resource { attributes: BTreeMap::from([("service.name".into(), Value::Text(name.into()))]) })
+    Arc::new(Resource::new(BTreeMap::from([("service.name".into(), Value::Text(name.into()))])))
 }
 
 fn flags(wire: Wire, endpoint: String) -> OtlpFlags {

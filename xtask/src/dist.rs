@@ -1,9 +1,10 @@
 //! `cargo xtask dist`: what users download: a statically linked gotrace, its man pages and shell
 //! completions, licences and documents, as a directory and as an archive that comes out the same, bit
-//! for bit, from the same sources, compiler and C library.
+//! for bit, from the same sources, compiler and C library; and the same as a Debian package and a container
+//! image ([`packages`]).
 //!
-//! Leaves `target/dist/gotrace-<version>-<arch>/`, the same as `.tar.gz`, and `SHA256SUMS`. Builds for
-//! the machine's own architecture.
+//! Leaves `target/dist/gotrace-<version>-<arch>/`, the same as `.tar.gz`, the `.deb`, the image, and
+//! `SHA256SUMS`. Builds for the machine's own architecture.
 
 use std::{
     env, fs,
@@ -12,11 +13,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use flate2::{Compression, GzBuilder};
-use sha2::{Digest as _, Sha256};
+use clap::Args;
 
 use crate::{
-    licences,
+    licences, packages,
     util::{capture, root, run},
 };
 
@@ -32,15 +32,29 @@ const DOCUMENTS: [(&str, &str); 8] = [
     ("gotrace-daemon/docs/telemetry.md", "docs/telemetry.md"),
 ];
 
+/// What to make packages of.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Package this binary instead of building one for release
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
+    /// Where they go [default: target/dist]
+    #[arg(long, value_name = "DIRECTORY")]
+    output: Option<PathBuf>,
+}
+
 /// Runs `cargo xtask dist`.
-pub fn main() -> Result<()> {
+pub fn main(options: &Options) -> Result<()> {
     let arch = env::consts::ARCH;
     let build = root().join("target");
-    let binary = compile(&build, &format!("{arch}-unknown-linux-gnu"))?;
+    let binary = match &options.binary {
+        Some(binary) => binary.clone(),
+        None => compile(&build, &format!("{arch}-unknown-linux-gnu"))?,
+    };
     refuse_dynamic(&binary)?;
 
     let name = format!("gotrace-{}-{arch}", env!("CARGO_PKG_VERSION"));
-    let dist = build.join("dist");
+    let dist = options.output.clone().unwrap_or_else(|| build.join("dist"));
     let directory = dist.join(&name);
     if directory.exists() {
         fs::remove_dir_all(&directory).with_context(|| format!("removing {}", directory.display()))?;
@@ -59,11 +73,19 @@ pub fn main() -> Result<()> {
     }
 
     let archive = dist.join(format!("{name}.tar.gz"));
-    let bytes = pack(&dist, &name)?;
+    let bytes = packages::compress(&packages::archive(&dist, &[&name], &packages::time()?)?)?;
     fs::write(&archive, &bytes).with_context(|| format!("writing {}", archive.display()))?;
-    let sum: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
-    fs::write(dist.join("SHA256SUMS"), format!("{sum}  {name}.tar.gz\n"))?;
-    println!("{} ({} KiB)\nSHA-256 {sum}", archive.display(), bytes.len() / 1024);
+    let made =
+        [archive, packages::deb(&binary, &directory, &dist)?, packages::image(&binary, &directory, &dist)?];
+    let mut sums = String::new();
+    for file in &made {
+        let bytes = fs::read(file)?;
+        let name = file.file_name().and_then(|n| n.to_str()).context("a file's name")?;
+        let sum = packages::sha256(&bytes);
+        println!("{} ({} KiB)\nSHA-256 {sum}", file.display(), bytes.len() / 1024);
+        sums += &format!("{sum}  {name}\n");
+    }
+    fs::write(dist.join("SHA256SUMS"), sums)?;
     Ok(())
 }
 
@@ -113,25 +135,4 @@ fn refuse_dynamic(binary: &Path) -> Result<()> {
 fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::copy(from, to).with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
     Ok(())
-}
-
-/// The directory as a compressed archive without anything that differs between machines: order, owner,
-/// times (those of the last commit, or `SOURCE_DATE_EPOCH`), the compressor's header.
-fn pack(dist: &Path, name: &str) -> Result<Vec<u8>> {
-    let time = match env::var("SOURCE_DATE_EPOCH") {
-        Ok(time) => time,
-        Err(_) => capture(Command::new("git").current_dir(root()).args(["log", "-1", "--format=%ct"]))
-            .context("SOURCE_DATE_EPOCH is not set, and git does not tell the time of the last commit")?,
-    };
-    let mut tar = Command::new("tar");
-    tar.current_dir(dist)
-        .args(["--format=ustar", "--sort=name", "--owner=0", "--group=0", "--numeric-owner"])
-        .args(["--mode=u=rwX,go=rX", &format!("--mtime=@{}", time.trim()), "--create", name]);
-    let output = tar.output().context("cannot run tar")?;
-    if !output.status.success() {
-        bail!("tar failed: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
-    }
-    let mut packer = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
-    std::io::Write::write_all(&mut packer, &output.stdout)?;
-    Ok(packer.finish()?)
 }

@@ -2,11 +2,13 @@
 
 mod arm64;
 mod bench;
+mod cluster;
 mod demo;
 mod dist;
 mod ebpf;
 mod kernels;
 mod licences;
+mod packages;
 mod setup;
 mod test;
 mod util;
@@ -40,7 +42,7 @@ enum Chore {
     /// Check the licences of everything that gotrace is made of
     Licences,
     /// Build what users download: static binary, man pages, completions, as an archive
-    Dist,
+    Dist(dist::Options),
 }
 
 fn main() -> Result<()> {
@@ -51,6 +53,6 @@ fn main() -> Result<()> {
         Chore::Bench(options) => bench::main(&options),
         Chore::Ebpf { action } => ebpf::main(action),
         Chore::Licences => licences::main(),
-        Chore::Dist => dist::main(),
+        Chore::Dist(options) => dist::main(&options),
     }
 }

@@ -7,7 +7,7 @@ use std::{env, fs, path::PathBuf, process::Command};
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    arm64, ebpf, kernels,
+    arm64, cluster, ebpf, kernels,
     util::{apt_install, cache_dir, capture, run},
 };
 
@@ -18,8 +18,10 @@ pub const GO_VERSIONS: [&str; 9] =
 /// The Go version that fetches the others where the machine has none that can.
 const GO_BOOTSTRAP: &str = "1.26.6";
 
-/// Servers written in Go, with a profile endpoint: Debian's package, and the program in it.
-const SERVERS: [(&str, &str); 2] = [("prometheus", "prometheus"), ("etcd-server", "etcd")];
+/// Servers written in Go, with a profile endpoint, and Prometheus' tool that judges rules: Debian's package,
+/// and the program in it.
+const SERVERS: [(&str, &str); 3] =
+    [("prometheus", "prometheus"), ("prometheus", "promtool"), ("etcd-server", "etcd")];
 
 /// Runs `cargo xtask setup`.
 pub fn main() -> Result<()> {
@@ -27,6 +29,7 @@ pub fn main() -> Result<()> {
     go()?;
     ebpf::setup()?;
     servers()?;
+    cluster::setup()?;
     if cfg!(target_arch = "x86_64") {
         kernels::setup()?;
         arm64::setup()?;

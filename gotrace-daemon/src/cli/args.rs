@@ -4,11 +4,12 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum, value_parser};
 
-use super::{CliError, values};
+use super::CliError;
 use crate::{
     level::Level,
     pipeline::LeftBehind,
     sink::otlp::{ExportConfig, OtlpConfig, OtlpFlags, Temporality, config::metric_interval_from_env},
+    units as values,
 };
 
 /// Arguments of `attach`.

@@ -5,8 +5,9 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, ValueEnum, builder::PossibleValuesParser, value_parser};
 use regex::Regex;
 
-use super::{TextOrJson, values};
+use super::TextOrJson;
 use crate::snapshot::Status;
+use crate::units as values;
 
 /// Arguments of `dump`.
 #[derive(Clone, Debug, Args)]

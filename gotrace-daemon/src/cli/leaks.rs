@@ -17,13 +17,14 @@ use clap::{Args, ValueEnum, value_parser};
 mod proof;
 
 use self::proof::{Proving, prove};
-use super::{CliError, Exit, TextOrJson, output::Stdout, values};
+use super::{CliError, Exit, TextOrJson, output::Stdout};
 use crate::{
     gobin::Binary,
     leak::{Agreement, Finding, Graph, Settings, Verdict, Watch, judge, suspects},
     process::Target,
     sink::leaks::{Header, When, graph, json, text},
     snapshot::{Live, Options, Reference, References, Snapshot, SnapshotError, Suspect},
+    units as values,
 };
 
 /// Between two looks where there is no watch.

@@ -8,6 +8,7 @@ mod args;
 mod attach;
 mod binary;
 mod completions;
+mod daemon;
 mod diagnostics;
 mod diff;
 mod doctor;
@@ -20,7 +21,6 @@ mod leaks;
 mod man;
 mod output;
 mod trace;
-mod values;
 mod why;
 
 use clap::{ColorChoice, Parser, Subcommand};
@@ -28,6 +28,7 @@ use clap::{ColorChoice, Parser, Subcommand};
 pub use args::{
     AttachArgs, DoctorArgs, Engine, ExecArgs, Format, InspectArgs, OtlpArgs, TextOrJson, TraceArgs,
 };
+pub use daemon::DaemonArgs;
 pub use diagnostics::Diagnostics;
 pub use dump_args::{DiffArgs, DumpArgs, DumpFormat};
 pub use error::{CliError, Exit};
@@ -55,23 +56,21 @@ pub use why::{WhyArgs, WhyFormat};
 )]
 pub struct Cli {
     /// What gotrace says on stderr about its own work: error, warn, info, debug, trace, or a filter
-    /// by module such as `gotrace::kernel=debug` [env: GOTRACE_LOG] [default: warn]
-    #[arg(
-        long,
-        global = true,
-        env = "GOTRACE_LOG",
-        default_value = "warn",
-        value_name = "FILTER",
-        hide_default_value = true,
-        hide_env = true
-    )]
-    pub log: String,
+    /// by module such as `gotrace::kernel=debug` [env: GOTRACE_LOG] [default: warn, of daemon info]
+    #[arg(long, global = true, env = "GOTRACE_LOG", value_name = "FILTER", hide_env = true)]
+    pub log: Option<String>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
 
 impl Cli {
+    /// What is logged where nothing else is said.
+    #[must_use]
+    pub fn default_log(&self) -> &'static str {
+        if matches!(self.command, Command::Daemon(_)) { "info" } else { "warn" }
+    }
+
     /// The log target of the kernel side's own messages, where they are asked for.
     #[must_use]
     pub fn probe_log_target(&self) -> Option<&'static str> {
@@ -94,6 +93,7 @@ Examples:
   gotrace why --pid 1234 --goid 51              who holds what a goroutine waits on
   gotrace diff before.json pid:1234             what grew since that dump
   gotrace exec -- ./server --port 8080          from goroutine 1 on
+  gotrace daemon --config gotrace.yaml          all Go programs of the node
   gotrace inspect ./server                      what the binary tells";
 
 /// The subcommands.
@@ -111,6 +111,8 @@ pub enum Command {
     Why(WhyArgs),
     /// Compare two dumps: which goroutines are new, more, fewer, gone
     Diff(DiffArgs),
+    /// Trace all Go programs of the node, now and as they start: the node agent
+    Daemon(DaemonArgs),
     /// Show what a Go binary tells, and where it would be probed
     Inspect(InspectArgs),
     /// Try what this host allows, and say what is missing and what to do
@@ -135,6 +137,7 @@ pub fn run(cli: Cli) -> Result<Exit, CliError> {
         Command::Leaks(args) => leaks::run(&args),
         Command::Why(args) => why::run(&args),
         Command::Diff(args) => diff::run(&args),
+        Command::Daemon(args) => daemon::run(&args),
         Command::Inspect(args) => binary::run(args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => completions::run(&args),

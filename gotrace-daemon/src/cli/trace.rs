@@ -11,13 +11,13 @@ use tokio::runtime::Runtime;
 use super::{CliError, Format, TraceArgs, diagnostics::HoldBack, is_broken_pipe};
 use crate::{
     level::Level,
-    pipeline::{Engine, LeftBehind, Line, LineConfig, LineError, Stop, Traced},
+    pipeline::{Engine, Follow, LeftBehind, Line, LineConfig, LineError, Stop, Traced},
     printable::printable,
     process::ResourceOptions,
     sink::{
         json,
         model::{Interval, Resource, Summary},
-        otlp::{ExportStats, Exporter},
+        otlp::{ExportConfig, ExportStats, Exporter},
         text,
     },
     ui::View,
@@ -47,7 +47,10 @@ impl TraceArgs {
             span_ratio: self.span_ratio,
             ring_bytes: self.ring_bytes,
             goroutines: self.max_goroutines,
-            follow_children,
+            follow: if follow_children { Follow::Descendants } else { Follow::Nobody },
+            processes: if follow_children { 64 } else { 2 },
+            goroutines_each: usize::MAX,
+            budget: None,
             resource: ResourceOptions { command_args: self.resource_command_args },
             kernel_log_level: self.kernel_log,
             left_behind,
@@ -71,7 +74,11 @@ pub(super) struct Background {
 impl Background {
     /// Starts the exporter where something is to be exported.
     pub(super) fn start(args: &TraceArgs) -> Result<Self, CliError> {
-        let config = args.export_config()?;
+        Self::with_export(args.export_config()?)
+    }
+
+    /// The same for this export.
+    pub(super) fn with_export(config: ExportConfig) -> Result<Self, CliError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name("gotrace-export")
@@ -92,13 +99,23 @@ impl Background {
         self.exporter.clone()
     }
 
+    /// Where background work runs.
+    pub(super) fn runtime(&self) -> &tokio::runtime::Handle {
+        self.runtime.handle()
+    }
+
     /// Sets `stop` when the user or the system asks gotrace to end.
     pub(super) fn stop_on_signals(&self, stop: &Stop) -> Result<(), CliError> {
+        self.stop_on(stop, &[libc::SIGINT, libc::SIGTERM, libc::SIGHUP])
+    }
+
+    /// Sets `stop` at these signals.
+    pub(super) fn stop_on(&self, stop: &Stop, kinds: &[i32]) -> Result<(), CliError> {
         use tokio::signal::unix::{SignalKind, signal};
         let _in_runtime = self.runtime.enter();
-        for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
-            let mut signals =
-                signal(kind).map_err(|e| CliError::failure(format!("cannot listen for signals: {e}")))?;
+        for kind in kinds {
+            let mut signals = signal(SignalKind::from_raw(*kind))
+                .map_err(|e| CliError::failure(format!("cannot listen for signals: {e}")))?;
             let stop = stop.clone();
             self.runtime.spawn(async move {
                 while signals.recv().await.is_some() {
@@ -111,8 +128,13 @@ impl Background {
 
     /// Sends what is left; `None` when nothing was to be exported.
     fn finish(self) -> Option<ExportStats> {
+        self.finish_within(FLUSH_WITHIN)
+    }
+
+    /// The same in another time.
+    pub(super) fn finish_within(self, time: Duration) -> Option<ExportStats> {
         let Self { runtime, exporter } = self;
-        let stats = Arc::into_inner(exporter?).map(|e| runtime.block_on(e.shutdown(FLUSH_WITHIN)));
+        let stats = Arc::into_inner(exporter?).map(|e| runtime.block_on(e.shutdown(time)));
         // What still hangs on a connection was counted as lost: nobody waits for it.
         runtime.shutdown_background();
         stats

@@ -7,13 +7,14 @@ use std::{io::Write as _, sync::Arc};
 
 use clap::{Args, ValueEnum, value_parser};
 
-use super::{CliError, Exit, output::Stdout, values};
+use super::{CliError, Exit, output::Stdout};
 use crate::{
     gobin::Binary,
     heap::{HeapError, Holder, Prover, Throttled, Why},
     process::Target,
     sink::leaks::why::{self, Answer},
     snapshot::{Live, Options},
+    units as values,
 };
 
 /// Tries, where what was found had changed before it was followed.

@@ -26,6 +26,7 @@ mod pclntab;
 mod plan;
 mod scan;
 mod semaphores;
+mod sniff;
 mod stack_map;
 mod symtab;
 mod unwind;
@@ -42,6 +43,7 @@ pub use model::{
 };
 
 pub use semaphores::SemaphoreTable;
+pub use sniff::may_be_go;
 pub use stack_map::{FrameMap, StackObject};
 pub use unwind::{Allgs, ArgumentTables, EntryKind, Unwind};
 

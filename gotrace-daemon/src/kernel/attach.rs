@@ -4,7 +4,7 @@ use std::{num::NonZeroU32, path::Path, thread};
 
 use aya::programs::{
     Link as _, ProgramError, RawTracePoint, UProbe,
-    uprobe::{UProbeLink, UProbeScope},
+    uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
 };
 
 use super::{Error, Kernel};
@@ -15,8 +15,11 @@ use crate::gobin::{Event, Operand, Probe};
 pub enum Scope {
     /// One process; others that run the same file do not notice.
     Process(NonZeroU32),
-    /// Every process that runs the file, now and later. Those that are not traced pay for a lookup.
-    File,
+    /// Every process that runs the file, now and later. Those that are not traced pay for a lookup. The
+    /// number is the file's ([`ProcessConfig::file`]), not 0.
+    ///
+    /// [`ProcessConfig::file`]: gotrace_common::ProcessConfig::file
+    File(NonZeroU32),
 }
 
 /// Probes that are in place. They are removed when this is dropped or [`Attachment::detach`]ed.
@@ -70,9 +73,9 @@ impl Kernel {
     /// # Errors
     /// [`Error::Permission`], or [`Error::Failed`] with the probe that the kernel refused.
     pub fn attach(&mut self, file: &Path, scope: Scope, probes: &[Probe]) -> Result<Attachment, Error> {
-        let uprobe_scope = match scope {
-            Scope::Process(pid) => UProbeScope::OneProcess(pid),
-            Scope::File => UProbeScope::AllProcesses,
+        let (uprobe_scope, cookie) = match scope {
+            Scope::Process(pid) => (UProbeScope::OneProcess(pid), None),
+            Scope::File(number) => (UProbeScope::AllProcesses, Some(u64::from(number.get()))),
         };
         let mut attachment = Attachment::default();
         for probe in probes {
@@ -82,7 +85,8 @@ impl Kernel {
                 if self.loaded.insert(name, ()).is_none() {
                     program.load()?;
                 }
-                let id = program.attach(probe.file_offset, file, uprobe_scope)?;
+                let location = UProbeAttachLocation::AbsoluteOffset(probe.file_offset);
+                let id = program.attach(UProbeAttachPoint { location, cookie }, file, uprobe_scope)?;
                 program.take_link(id)
             })()
             .map_err(|e| {

@@ -26,6 +26,34 @@ struct BatchAttr {
     flags: u64,
 }
 
+const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
+
+/// The part of `union bpf_attr` that commands on one element use.
+#[repr(C)]
+struct ElementAttr {
+    map_fd: u32,
+    reserved: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Takes one entry out; whether it was there.
+pub(super) fn delete(map: BorrowedFd<'_>, key: &GoroutineKey) -> bool {
+    let attr = ElementAttr {
+        map_fd: map.as_raw_fd().cast_unsigned(),
+        reserved: 0,
+        key: std::ptr::from_ref(key) as u64,
+        value: 0,
+        flags: 0,
+    };
+    // SAFETY: `attr` is laid out as the command wants it, and `key` lives until it returns.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_MAP_DELETE_ELEM, &raw const attr, size_of::<ElementAttr>())
+    };
+    result == 0
+}
+
 pub(super) fn for_each(
     map: BorrowedFd<'_>,
     mut f: impl FnMut(&GoroutineKey, &GoroutineState),

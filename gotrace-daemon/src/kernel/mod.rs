@@ -20,7 +20,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{HashMap as BpfHashMap, Map, MapData, PerCpuArray},
+    maps::{HashMap as BpfHashMap, Map, MapData, PerCpuArray, PerCpuValues},
 };
 use gotrace_common::{Counters, GoroutineKey, GoroutineState, Histogram, ProcessConfig, REASON_ROWS};
 
@@ -54,13 +54,23 @@ pub struct Options {
     pub processes: u32,
     /// Whether executions by processes that are not traced are reported too.
     pub follow_all: bool,
+    /// Whether one set of probes in a file is to serve all processes that run it, where the kernel can
+    /// ([`Kernel::shares_probes`]).
+    pub share_probes: bool,
     /// Level of the kernel side's own diagnostics: 0 off (and free) to 5.
     pub log_level: u8,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { ring_bytes: 8 << 20, goroutines: 1 << 17, processes: 8, follow_all: false, log_level: 0 }
+        Self {
+            ring_bytes: 8 << 20,
+            goroutines: 1 << 17,
+            processes: 8,
+            follow_all: false,
+            share_probes: false,
+            log_level: 0,
+        }
     }
 }
 
@@ -74,6 +84,7 @@ pub struct Kernel {
     histograms: PerCpuArray<MapData, Histogram>,
     loaded: HashMap<&'static str, ()>,
     diagnostics: Option<Diagnostics>,
+    shares_probes: bool,
 }
 
 impl Kernel {
@@ -92,12 +103,15 @@ impl Kernel {
         };
         let wakeup_bytes = u64::from(ring_bytes / 2);
         let follow_all = u32::from(options.follow_all);
+        let shares_probes = options.share_probes && has_cookies();
+        let cookies = u32::from(shares_probes);
         let mut loader = EbpfLoader::new();
         let mut ebpf = loader
             .override_global("PID_NAMESPACE_DEVICE", &device, true)
             .override_global("PID_NAMESPACE_INODE", &inode, true)
             .override_global("WAKEUP_BYTES", &wakeup_bytes, true)
             .override_global("FOLLOW_ALL", &follow_all, true)
+            .override_global("COOKIES", &cookies, true)
             .override_global("AYA_LOG_LEVEL", &options.log_level, true)
             // Always there, as the object names it; a page when nothing is logged.
             .map_max_entries("AYA_LOGS", if options.log_level == 0 { 1 << 12 } else { 1 << 17 })
@@ -120,7 +134,15 @@ impl Kernel {
             histograms: typed(histograms, "HISTOGRAMS")?,
             loaded: HashMap::new(),
             diagnostics,
+            shares_probes,
         })
+    }
+
+    /// Whether [`Scope::File`] can be used: two ways to one file must be told apart, which takes cookies
+    /// (Linux 5.15). Elsewhere each process has its own probes.
+    #[must_use]
+    pub fn shares_probes(&self) -> bool {
+        self.shares_probes
     }
 
     /// Takes the ring; once.
@@ -176,6 +198,29 @@ impl Kernel {
         Ok(total)
     }
 
+    /// Sets everything that is counted in `slot` to 0, for another process.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] when the kernel refuses to write its maps.
+    pub fn clear_slot(&mut self, slot: u32) -> Result<(), Error> {
+        let what = "clear the kernel side's counters";
+        let cpus = aya::util::nr_cpus().map_err(|(path, error)| Error::Failed {
+            what: what.into(),
+            reason: format!("{path}: {error}"),
+        })?;
+        let zeros =
+            |_| Error::Failed { what: what.into(), reason: "as many values as CPUs were not taken".into() };
+        let counters = PerCpuValues::try_from(vec![Counters::default(); cpus]).map_err(zeros)?;
+        self.counters.set(slot, counters, 0).map_err(|e| Error::from_loader(what, &e))?;
+        for row in 0..REASON_ROWS {
+            let histograms = PerCpuValues::try_from(vec![Histogram::default(); cpus]).map_err(zeros)?;
+            self.histograms
+                .set(slot * REASON_ROWS + row, histograms, 0)
+                .map_err(|e| Error::from_loader(what, &e))?;
+        }
+        Ok(())
+    }
+
     /// A histogram of the process in `slot`, all CPUs together: a wait reason's, or one of the
     /// `ROW_*` of gotrace-common.
     ///
@@ -201,6 +246,26 @@ impl Kernel {
     pub fn goroutines(&self, f: impl FnMut(&GoroutineKey, &GoroutineState)) -> Result<(), Error> {
         batch::for_each(self.goroutines.fd().as_fd(), f)
     }
+
+    /// Takes goroutines out of the table of those that the kernel side keeps track of: all that `gone`
+    /// names. For processes (by [`ProcessConfig::process`]) that have ended or whose waits are not watched
+    /// any more. Returns how many there were.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] when the kernel refuses to read its map.
+    pub fn forget_goroutines(&self, gone: impl Fn(u32) -> bool) -> Result<usize, Error> {
+        let mut keys = Vec::new();
+        self.goroutines(|key, _| {
+            if gone(key.process) {
+                keys.push(*key);
+            }
+        })?;
+        for key in &keys {
+            // One that has ended meanwhile is gone already.
+            batch::delete(self.goroutines.fd().as_fd(), key);
+        }
+        Ok(keys.len())
+    }
 }
 
 fn typed<T>(map: Map, name: &str) -> Result<T, Error>
@@ -216,6 +281,12 @@ fn data(map: Map) -> Result<MapData, Error> {
         Map::HashMap(data) => Ok(data),
         _ => Err(Error::Object("map GOROUTINES of the expected type".into())),
     }
+}
+
+/// Whether probes can carry cookies: since Linux 5.15, and tried nowhere, as an object that asks for one
+/// does not load on an older kernel.
+fn has_cookies() -> bool {
+    crate::process::kernel_is_at_least(5, 15)
 }
 
 /// Before Linux 5.11 maps count against this limit. Where it cannot be raised the load itself will tell.

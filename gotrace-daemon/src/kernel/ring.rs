@@ -35,20 +35,23 @@ impl Ring {
     }
 
     /// Waits until the kernel side asks to be read (half of the ring is full, or a process executed
-    /// another program), or `timeout` is over.
+    /// another program), one of `others` can be read (a pidfd: that process has ended), or `timeout` is
+    /// over. Whether one of `others` can be read.
     ///
     /// # Errors
     /// What poll(2) answers, but for interruptions.
-    pub fn wait(&self, timeout: Duration) -> io::Result<()> {
+    pub fn wait(&self, timeout: Duration, others: &[BorrowedFd<'_>]) -> io::Result<bool> {
         // SAFETY: the descriptor lives as long as the ring, which is borrowed here.
         let fd = unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) };
-        let mut fds = [PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)];
+        let all = std::iter::once(fd.as_fd()).chain(others.iter().copied());
+        let mut fds: Vec<_> = all.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
         let timeout = Timespec {
             tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: i64::from(timeout.subsec_nanos()),
         };
         match poll(&mut fds, Some(&timeout)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Ok(_) => Ok(fds.iter().skip(1).any(|fd| !fd.revents().is_empty())),
+            Err(rustix::io::Errno::INTR) => Ok(false),
             Err(error) => Err(error.into()),
         }
     }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::LeftBehind;
+use super::{Budget, LeftBehind};
 use crate::{level::Level, process::ResourceOptions};
 
 /// Where figures come from.
@@ -18,6 +18,17 @@ pub enum Engine {
     Events,
     /// Snapshots of the process's memory.
     Snapshot,
+}
+
+/// Who is traced beside those that are named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Follow {
+    /// Nobody.
+    Nobody,
+    /// Go programs that descendants of the first process execute.
+    Descendants,
+    /// Go programs of the whole node that the rules take; one set of probes a file serves all its processes.
+    Node,
 }
 
 /// How to trace.
@@ -43,8 +54,15 @@ pub struct LineConfig {
     pub ring_bytes: u32,
     /// Goroutines that waits are kept for at once.
     pub goroutines: u32,
-    /// Whether Go programs that descendants of the first process execute are traced too.
-    pub follow_children: bool,
+    /// Who is traced beside those that are named.
+    pub follow: Follow,
+    /// Processes that have probes at once. Each takes 75 KB of kernel memory on each CPU for its histograms.
+    pub processes: u32,
+    /// Goroutines that are kept of one process at once, some 200 bytes each; births beyond are counted as
+    /// lost.
+    pub goroutines_each: usize,
+    /// What probes may take of a process's CPU time, on a node; `None` for as much as they take.
+    pub budget: Option<Budget>,
     /// What to put into the resource.
     pub resource: ResourceOptions,
     /// Level of the kernel side's own diagnostics, 0 to 5.

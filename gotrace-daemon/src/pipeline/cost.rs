@@ -31,6 +31,22 @@ impl ProbeCost {
         Self { stepped, ..Self::default() }
     }
 
+    /// What so many hits took, by the least level that has their probes.
+    pub(super) fn by_level(&self, hits: &[u64; Hit::COUNT], cost: HitCost) -> [f64; 3] {
+        let HitCost { emulated_ns, stepped_ns } = cost;
+        let mut by_level = [0.0; 3];
+        for (hit, (count, stepped)) in hits.iter().zip(self.stepped).enumerate() {
+            let of_one = if stepped { stepped_ns } else { emulated_ns };
+            let level = match hit {
+                hit if hit == Hit::Create as usize || hit == Hit::Exit as usize => 0,
+                hit if hit == Hit::Park as usize || hit == Hit::Run as usize => 1,
+                _ => 2,
+            };
+            by_level[level] += *count as f64 * of_one;
+        }
+        by_level
+    }
+
     /// The probes are in place.
     pub(super) fn begin(&mut self, cpu_ns: Option<u64>) {
         self.began_cpu_ns = cpu_ns;

@@ -22,8 +22,8 @@ impl Traced {
         stray: u64,
     ) -> Interval {
         let now_ns = Clock::now_monotonic_ns();
-        let counters = kernel.map_or_else(Counters::default, |kernel| {
-            kernel.counters(self.slot).unwrap_or_else(|error| {
+        let counters = kernel.zip(self.slot).map_or_else(Counters::default, |(kernel, slot)| {
+            kernel.counters(slot).unwrap_or_else(|error| {
                 tracing::warn!(%error, "what the kernel side lost is not known");
                 Counters::default()
             })
@@ -78,13 +78,16 @@ impl Traced {
             ("implausible", self.implausible),
             ("death_repaired", totals.repaired),
             ("sampled_out", self.sampled_out),
+            ("table_limit", totals.refused),
         ];
         Lost::NAMES.iter().copied().zip(counters.lost).chain(here).filter(|(_, n)| *n > 0).collect()
     }
 
     fn kernel_histogram(&self, kernel: Option<&Kernel>, row: u32, level: Level) -> Histogram {
-        let Some(kernel) = kernel.filter(|_| self.level >= level) else { return Histogram::default() };
-        kernel.histogram(self.slot, row).unwrap_or_else(|error| {
+        let Some(kernel) = kernel.filter(|_| self.highest >= level && self.slot.is_some()) else {
+            return Histogram::default();
+        };
+        kernel.histogram(self.slot.unwrap_or_default(), row).unwrap_or_else(|error| {
             tracing::warn!(%error, "a histogram is not known");
             Histogram::default()
         })
@@ -93,7 +96,7 @@ impl Traced {
     /// The short waits, which the kernel side counted, and those that it sent.
     fn waits(&self, kernel: Option<&Kernel>) -> BTreeMap<Arc<str>, Histogram> {
         let mut waits: BTreeMap<Arc<str>, Histogram> = BTreeMap::new();
-        if self.level < Level::Waits || self.is_sampled() {
+        if self.highest < Level::Waits {
             return waits;
         }
         for row in 0..REASON_ROWS.min(ROW_OTHER) {

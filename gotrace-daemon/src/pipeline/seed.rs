@@ -1,12 +1,16 @@
-//! Snapshots for the table: taken on a thread of their own, held against the table in parts, so that the
-//! ring never waits for a million goroutines.
+//! Snapshots for the table: taken by [`Workers`], held against the table in parts, so that the ring never
+//! waits for a million goroutines.
 //!
 //! The order makes it right: deaths are remembered from before the snapshot begins, and it is held against
 //! the table once the ring was found empty after it ended. Takes no more than a share of one core: the
 //! longer a snapshot takes, the fewer there are.
 
 use std::{
-    sync::mpsc::{Receiver, Sender, TryRecvError, channel},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{Receiver, Sender, TryRecvError, channel},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -73,6 +77,37 @@ struct Taken {
     duration_ns: u64,
 }
 
+type Work = Box<dyn FnOnce() + Send>;
+
+/// Threads that take snapshots, for all processes. They end when nobody has orders any more.
+#[derive(Clone, Debug)]
+pub(super) struct Workers {
+    orders: Sender<Work>,
+}
+
+impl Workers {
+    /// Starts so many threads.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start(count: usize) -> std::io::Result<Self> {
+        let (orders, wanted) = channel::<Work>();
+        let wanted = Arc::new(Mutex::new(wanted));
+        for _ in 0..count {
+            let wanted = Arc::clone(&wanted);
+            thread::Builder::new().name("gotrace-snapshot".into()).spawn(move || {
+                loop {
+                    let work = wanted.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    let Ok(work) = work else { break };
+                    // A panic was printed, and whoever waits for the result learns that there is none.
+                    let _ = catch_unwind(AssertUnwindSafe(work));
+                }
+            })?;
+        }
+        Ok(Self { orders })
+    }
+}
+
 /// Takes snapshots of one process.
 #[derive(Debug)]
 pub(super) struct Snapshots {
@@ -80,42 +115,67 @@ pub(super) struct Snapshots {
     state: State,
     /// When the last one was ordered.
     ordered: Instant,
-    orders: Sender<()>,
-    results: Receiver<Result<Taken, SnapshotError>>,
+    workers: Workers,
+    /// `None` while a worker has it.
+    live: Option<Live>,
+    results: Receiver<(Live, Result<Taken, SnapshotError>)>,
+    /// Whether the one that is being taken is to be thrown away.
+    stale: bool,
     durations: Histogram,
     failed: u32,
 }
 
 impl Snapshots {
     /// `first`: when the first one is due.
-    ///
-    /// # Errors
-    /// When the system gives no thread.
-    pub fn start(mut live: Live, pace: Pace, first: Instant) -> std::io::Result<Self> {
-        let (orders, wanted) = channel();
-        let (results, taken) = channel();
-        let margin = if pace.events { SETTLE } else { Duration::ZERO };
-        thread::Builder::new().name("gotrace-snapshot".into()).spawn(move || {
-            // Looks at each goroutine a second time, which tells torn ones.
-            let options = Options { stacks: false, waits: true, labels: false, arguments: false };
-            while let Ok(()) = wanted.recv() {
-                // A goroutine that has hit the probe of its death lives on for a moment.
-                thread::sleep(margin);
-                let taken = live.take(options).map(|snapshot| condense(&snapshot, pace));
-                if results.send(taken).is_err() {
-                    break;
-                }
-            }
-        })?;
-        Ok(Self {
+    pub fn start(live: Live, pace: Pace, first: Instant, workers: &Workers) -> Self {
+        Self {
             pace,
             state: State::Resting(Some(first)),
             ordered: first,
-            orders,
-            results: taken,
+            workers: workers.clone(),
+            live: Some(live),
+            // Replaced with each order.
+            results: channel().1,
+            stale: false,
             durations: Histogram::default(),
             failed: 0,
-        })
+        }
+    }
+
+    /// Gives the next one to the workers; whether that could be done.
+    fn order(&mut self) -> bool {
+        let Some(mut live) = self.live.take() else { return false };
+        let (results, taken) = channel();
+        self.results = taken;
+        let pace = self.pace;
+        let margin = if pace.events { SETTLE } else { Duration::ZERO };
+        let work = move || {
+            // Looks at each goroutine a second time, which tells torn ones.
+            let options = Options { stacks: false, waits: true, labels: false, arguments: false };
+            // A goroutine that has hit the probe of its death lives on for a moment.
+            thread::sleep(margin);
+            let taken = live.take(options).map(|snapshot| condense(&snapshot, pace));
+            // Refused when the process is not traced any more.
+            let _ = results.send((live, taken));
+        };
+        self.workers.orders.send(Box::new(work)).is_ok()
+    }
+
+    /// From now on snapshots come in this way. The one that is being taken is thrown away, as it was made
+    /// for another.
+    pub fn set_pace(&mut self, pace: Pace, table: &mut Table) {
+        self.pace = pace;
+        match &self.state {
+            State::Resting(_) => self.hurry(),
+            State::Ordered => {
+                self.stale = true;
+                table.forget_exits();
+            }
+            State::Settling { .. } | State::Applying { .. } => {
+                table.forget_exits();
+                self.state = State::Resting(Some(Instant::now()));
+            }
+        }
     }
 
     /// How long snapshots took.
@@ -143,8 +203,7 @@ impl Snapshots {
         match &mut self.state {
             State::Resting(Some(due)) if *due <= now => {
                 self.ordered = now;
-                // Refused when the thread panicked, and has said so.
-                if self.orders.send(()).is_ok() {
+                if self.order() {
                     table.watch_exits();
                     self.state = State::Ordered;
                 } else {
@@ -152,14 +211,25 @@ impl Snapshots {
                 }
             }
             State::Resting(_) => {}
+            State::Ordered if self.stale => match self.results.try_recv() {
+                Ok((live, _)) => {
+                    self.live = Some(live);
+                    self.stale = false;
+                    self.state = State::Resting(Some(now));
+                }
+                Err(TryRecvError::Empty) => {}
+                Err(TryRecvError::Disconnected) => self.state = State::Resting(None),
+            },
             State::Ordered => match self.results.try_recv() {
-                Ok(Ok(taken)) => {
+                Ok((live, Ok(taken))) => {
+                    self.live = Some(live);
                     self.failed = 0;
                     self.durations.add(taken.duration_ns);
                     let until = if self.pace.events { now + SETTLE } else { now };
                     self.state = State::Settling { taken, until };
                 }
-                Ok(Err(error)) => {
+                Ok((live, Err(error))) => {
+                    self.live = Some(live);
                     table.forget_exits();
                     return self.failed(error, now);
                 }

@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     LineConfig, LineError,
-    seed::{Pace, Progress, Snapshots},
+    seed::{Pace, Progress, Snapshots, Workers},
     traced::Traced,
 };
 use crate::{
@@ -125,8 +125,9 @@ impl Traced {
         now: Instant,
         drained: bool,
         line: &LineConfig,
+        workers: &Workers,
     ) -> Result<bool, LineError> {
-        if self.snapshots.is_none() && !self.start_snapshots(now, line)? {
+        if self.snapshots.is_none() && !self.start_snapshots(now, line, workers)? {
             return Ok(false);
         }
         let Some(snapshots) = &mut self.snapshots else { return Ok(false) };
@@ -145,20 +146,35 @@ impl Traced {
     }
 
     /// One snapshot more, so that the end is shown as it is; unless that takes long.
-    pub(super) fn look_once_more(&mut self, line: &LineConfig) -> Result<(), LineError> {
+    pub(super) fn look_once_more(&mut self, line: &LineConfig, workers: &Workers) -> Result<(), LineError> {
         let Some(snapshots) = &mut self.snapshots else { return Ok(()) };
         snapshots.hurry();
         let begin = Instant::now();
         self.fresh = false;
         while !self.fresh && begin.elapsed() < LAST_LOOK_WITHIN && !self.watch.has_ended() {
-            if !self.tend_snapshots(Instant::now(), true, line)? {
+            if !self.tend_snapshots(Instant::now(), true, line, workers)? {
                 thread::sleep(Duration::from_millis(1));
             }
         }
         Ok(())
     }
 
-    fn start_snapshots(&mut self, now: Instant, line: &LineConfig) -> Result<bool, LineError> {
+    /// How often, and what of it, at the level of now.
+    pub(super) fn pace(&self, line: &LineConfig) -> Pace {
+        Pace {
+            every: if self.sampled { Some(line.interval) } else { line.reconcile },
+            share: if self.sampled { SHARE_ALONE } else { SHARE_WITH_EVENTS },
+            events: !self.sampled,
+            level: self.level,
+        }
+    }
+
+    fn start_snapshots(
+        &mut self,
+        now: Instant,
+        line: &LineConfig,
+        workers: &Workers,
+    ) -> Result<bool, LineError> {
         let Some(first) = self.first_snapshot.filter(|first| *first <= now && !self.yet_to_execute) else {
             return Ok(false);
         };
@@ -173,21 +189,12 @@ impl Traced {
                 }
             },
         };
-        let pace = Pace {
-            every: if self.sampled { Some(line.interval) } else { line.reconcile },
-            share: if self.sampled { SHARE_ALONE } else { SHARE_WITH_EVENTS },
-            events: !self.sampled,
-            level: self.level,
-        };
         if !self.bias_known {
             self.symbolizer.set_bias(live.bias());
             self.bias_known = true;
         }
-        match Snapshots::start(live, pace, first) {
-            Ok(snapshots) => self.snapshots = Some(snapshots),
-            Err(error) => tracing::warn!(pid = self.pid(), %error, "no snapshots: no thread for them"),
-        }
-        Ok(self.snapshots.is_some())
+        self.snapshots = Some(Snapshots::start(live, self.pace(line), first, workers));
+        Ok(true)
     }
 
     /// Events go on without; where there are none that is the end.

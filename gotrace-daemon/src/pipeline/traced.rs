@@ -1,19 +1,31 @@
 //! One traced process: its program, table, symbols and probes.
 
-use std::{collections::HashSet, path::Path, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, HashSet},
+    os::fd::BorrowedFd,
+    path::Path,
+    sync::Arc,
+    time::Instant,
+};
 
 use foldhash::fast::FixedState;
-use gotrace_common::{ProcessConfig, ROW_SYSCALL, flags};
+use gotrace_common::{ProcessConfig, flags};
 
-use super::{LineConfig, LineError, behind::Behind, cost::ProbeCost, seed::Snapshots};
+use super::{
+    LineConfig, LineError,
+    behind::Behind,
+    cost::ProbeCost,
+    programs::{FileKey, Program},
+    seed::Snapshots,
+    spending::Look,
+};
 use crate::{
     decode::{Event, OpenWait},
-    gobin::{Binary, Event as ProbeEvent, Plan, Probe, Source},
+    gobin::{Binary, Event as ProbeEvent, Plan, Source},
     ids::ProcessKey,
-    kernel::Attachment,
     level::Level,
     process::{Clock, GoFacts, Target, Watch, resource},
-    sink::model::{GoroutineSpan, Resource, Span, WaitSpan, Waker},
+    sink::model::{GoroutineSpan, Resource, Span, Value, WaitSpan, Waker},
     snapshot::Live,
     symbolize::Symbolizer,
     table::{Ended, Output, Table, Waited, Waker as TableWaker},
@@ -24,7 +36,8 @@ const IMPLAUSIBLE_LIMIT: u64 = 3;
 /// A process that is traced.
 pub struct Traced {
     pub(super) number: u32,
-    pub(super) slot: u32,
+    /// Its row in the kernel side's arrays; `None` without probes from the beginning.
+    pub(super) slot: Option<u32>,
     pub(super) target: Target,
     pub(super) watch: Watch,
     pub(super) cost: ProbeCost,
@@ -32,16 +45,19 @@ pub struct Traced {
     pub(super) bias_known: bool,
     pub(super) table: Table,
     pub(super) resource: Arc<Resource>,
+    /// What the process itself and the host tell; `resource` is this with what others know.
+    base: Arc<Resource>,
     key: ProcessKey,
     pub(super) clock: Clock,
-    plan: Plan,
-    attachment: Option<Attachment>,
+    program: Arc<Program>,
+    /// What the kernel side is told of it.
+    pub(super) config: ProcessConfig,
     pub(super) level: Level,
-    config: ProcessConfig,
+    /// The highest level that it has had.
+    pub(super) highest: Level,
     pub(super) began_ns: u64,
     pub(super) reported_ns: u64,
     pub(super) reported: (u64, u64),
-    reasons: Vec<Arc<str>>,
     plausible_entries: HashSet<u64, FixedState>,
     pub(super) implausible: u64,
     pub(super) spans: u64,
@@ -60,27 +76,30 @@ pub struct Traced {
     pub(super) first_snapshot: Option<Instant>,
     /// Whether a snapshot was held against the table since the last report.
     pub(super) fresh: bool,
+    /// Bytes that came of it in the last reading of the ring.
+    pub(super) drained_bytes: u64,
+    /// When it last filled the ring.
+    pub(super) flooded: Option<Instant>,
+    /// What the last look at its spending saw.
+    pub(super) looked: Option<Look>,
+    /// Why it cannot be followed any more.
+    failure: Option<String>,
 }
 
 impl Traced {
-    /// Reads the process's program and plans the probes; puts nothing in place.
+    /// Plans the probes of the process's program; puts nothing in place. `first`: it is the one that the
+    /// user has named.
     pub(super) fn prepare(
         target: Target,
+        program: Arc<Program>,
         line: &LineConfig,
-        number: u32,
-        slot: u32,
+        first: bool,
         sampled: bool,
     ) -> Result<Self, LineError> {
         let pid = target.pid();
         let watch = target.watch()?;
         let executable = || target.executable.display().to_string();
-        let bytes = target.exe_bytes()?;
-        let binary = Binary::parse(&bytes).map_err(|error| LineError::Program {
-            pid,
-            executable: executable(),
-            error,
-        })?;
-        drop(bytes);
+        let binary = &program.binary;
         let plan = binary.plan(line.level);
         let missing: Vec<&str> = [ProbeEvent::Create, ProbeEvent::Exit]
             .into_iter()
@@ -100,8 +119,9 @@ impl Traced {
             tracing::warn!(pid, "{warning}");
         }
         let config = ProcessConfig {
-            process: number,
-            slot,
+            // Number, slot and file are given when it joins the line.
+            process: 0,
+            slot: 0,
             level: line.level as u8,
             stack_depth: line.stack_depth,
             coroutine_reason: binary.coroutine_reason().unwrap_or(0),
@@ -110,6 +130,8 @@ impl Traced {
             min_wait_ns: u64::try_from(line.min_wait.as_nanos()).unwrap_or(u64::MAX),
             layout: binary.g_layout(),
             gc_reasons: binary.gc_reasons(),
+            file: 0,
+            reserved2: 0,
         };
         let go = GoFacts {
             version: Some(&binary.go_version().text),
@@ -117,41 +139,30 @@ impl Traced {
             build_id: binary.build().go_build_id.as_deref(),
         };
         let resource = Arc::new(resource(&target, go, line.resource));
-        let mut reasons: Vec<Arc<str>> = binary
-            .wait_reasons()
-            .iter()
-            .map(|name| Arc::from(if name.is_empty() { "unspecified" } else { name }))
-            .collect();
-        for n in reasons.len()..256 {
-            reasons.push(if n == ROW_SYSCALL as usize {
-                Arc::from("syscall")
-            } else {
-                format!("reason {n}").into()
-            });
-        }
-        let bias = bias_of(&target, &binary);
-        let binary = Arc::new(binary);
+        let bias = bias_of(&target, binary);
+        let binary = Arc::clone(binary);
         let file = target.executable_file().try_clone().ok().map(Arc::new);
-        let behind = Behind::new(line, &binary, file.clone(), number == 1);
+        let behind = Behind::new(line, &binary, file.clone(), first);
         Ok(Self {
-            number,
-            slot,
+            number: 0,
+            slot: None,
             cost: ProbeCost::new(&plan),
             watch,
             bias_known: bias.is_some(),
             symbolizer: Symbolizer::new(binary, file, bias.unwrap_or(0)),
-            table: Table::new(u64::try_from(line.trace_root_age.as_nanos()).unwrap_or(u64::MAX)),
+            table: Table::new(u64::try_from(line.trace_root_age.as_nanos()).unwrap_or(u64::MAX))
+                .with_room_for(line.goroutines_each),
+            base: Arc::clone(&resource),
             resource,
             key: target.identity.key(),
             clock: Clock::measure(),
-            plan,
-            attachment: None,
-            level: line.level,
+            program,
             config,
+            level: line.level,
+            highest: line.level,
             began_ns: 0,
             reported_ns: 0,
             reported: (0, 0),
-            reasons,
             plausible_entries: HashSet::default(),
             implausible: 0,
             spans: 0,
@@ -166,12 +177,84 @@ impl Traced {
             snapshots: None,
             first_snapshot: None,
             fresh: false,
+            drained_bytes: 0,
+            flooded: None,
+            looked: None,
+            failure: None,
             target,
         })
     }
 
-    pub(super) fn attached(&mut self, attachment: Attachment) {
-        self.attachment = Some(attachment);
+    /// It has its place in the line and, unless it is sampled, in the kernel side's arrays.
+    pub(super) fn join(&mut self, number: u32, slot: Option<u32>) {
+        self.number = number;
+        self.slot = slot;
+        self.config.process = number;
+        self.config.slot = slot.unwrap_or(0);
+    }
+
+    /// Others know this of it: its spans and metrics carry it from now on.
+    pub(super) fn learn(&mut self, metadata: &BTreeMap<Arc<str>, Value>) {
+        self.resource = Arc::new(self.base.with_metadata(metadata));
+    }
+
+    /// Takes on what the configuration says of a process's tracing, its level aside.
+    pub(super) fn follow_config(&mut self, line: &LineConfig) {
+        self.config.min_wait_ns = u64::try_from(line.min_wait.as_nanos()).unwrap_or(u64::MAX);
+        self.config.stack_depth = line.stack_depth;
+    }
+
+    /// Its level is another one than before.
+    pub(super) fn level_changed(&mut self, before: Level, line: &LineConfig) {
+        if self.level == before {
+            return;
+        }
+        if self.level < Level::Waits {
+            self.table.forget_parks();
+        }
+        self.change_pace(line);
+    }
+
+    /// Its probes are gone: snapshots tell of it from now on.
+    pub(super) fn stop_events(&mut self, line: &LineConfig) {
+        self.sampled = true;
+        self.table.become_sampled();
+        self.table.forget_parks();
+        self.change_pace(line);
+    }
+
+    /// Its probes are in place again, since `now_ns` (monotonic).
+    pub(super) fn resume_events(&mut self, now_ns: u64, line: &LineConfig) {
+        self.sampled = false;
+        self.table.become_traced(now_ns);
+        self.change_pace(line);
+    }
+
+    fn change_pace(&mut self, line: &LineConfig) {
+        let pace = self.pace(line);
+        if let Some(snapshots) = &mut self.snapshots {
+            snapshots.set_pace(pace, &mut self.table);
+        }
+    }
+
+    /// It cannot be followed any more.
+    pub(super) fn fail(&mut self, error: &LineError) {
+        tracing::warn!(pid = self.pid(), "not traced any more: {error}");
+        self.failure.get_or_insert_with(|| error.to_string());
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        self.failure.is_some()
+    }
+
+    /// Its program's file.
+    pub(super) fn file(&self) -> FileKey {
+        self.program.key
+    }
+
+    /// The probes of a level, with those of the levels below.
+    pub(super) fn plan(&self, level: Level) -> Plan {
+        self.program.binary.plan(level)
     }
 
     /// There are no probes after all.
@@ -215,10 +298,6 @@ impl Traced {
         self.number
     }
 
-    pub(super) fn slot(&self) -> u32 {
-        self.slot
-    }
-
     /// Its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
@@ -243,21 +322,13 @@ impl Traced {
         &self.resource
     }
 
-    pub(super) fn process_config(&self) -> ProcessConfig {
-        self.config
-    }
-
     pub(super) fn probe_path(&self) -> &Path {
         self.target.probe_path()
     }
 
-    pub(super) fn probes(&self) -> &[Probe] {
-        &self.plan.probes
-    }
-
     pub(super) fn reason(&self, reason: u8) -> Arc<str> {
         // 256 entries.
-        self.reasons.get(usize::from(reason)).cloned().unwrap_or_else(|| Arc::from("unspecified"))
+        self.program.reasons.get(usize::from(reason)).cloned().unwrap_or_else(|| Arc::from("unspecified"))
     }
 
     /// Takes an event; what ended goes to `spans`.
@@ -416,6 +487,9 @@ impl Traced {
 
     /// `None` while it runs what it ran when tracing began.
     pub(super) fn what_became_of_it(&mut self) -> Option<String> {
+        if self.failure.is_some() {
+            return self.failure.clone();
+        }
         if self.executed || (!self.yet_to_execute && self.watch.has_executed_another_program()) {
             self.executed = !self.watch.has_ended();
             return Some("the process executed another program".into());
@@ -433,8 +507,9 @@ impl Traced {
         self.executed
     }
 
-    pub(super) fn take_attachment(&mut self) -> Option<Attachment> {
-        self.attachment.take()
+    /// The descriptor that can be read when it has ended.
+    pub(super) fn ending(&self) -> BorrowedFd<'_> {
+        self.watch.as_fd()
     }
 }
 

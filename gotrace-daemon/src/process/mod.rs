@@ -6,24 +6,41 @@
 //! [`ProcessError`] that says what to do.
 
 mod clock;
+mod connector;
 mod error;
 mod memory;
 mod permission;
+mod privileges;
 mod resource;
+mod rules;
 mod signals;
 mod spawn;
 mod target;
 mod watch;
 
 pub use clock::Clock;
+pub use connector::{Connector, Notice};
 pub use error::ProcessError;
 pub use memory::{Memory, Piece, ReadMemory};
 pub use permission::{Obstacle, descends_from};
-pub use resource::{GoFacts, ResourceOptions, resource};
+pub use privileges::drop_privileges;
+pub use resource::{GoFacts, ProcessFacts, ResourceOptions, resource};
+pub use rules::{Facts, Pattern, Rule, Rules};
 pub use signals::Forwarder;
 pub use spawn::{ExecutableKind, SpawnError, Spawned};
-pub use target::{Identity, MAX_EXECUTABLE_BYTES, Mapping, Target, parent_of};
+pub use target::{
+    Identity, MAX_EXECUTABLE_BYTES, Mapping, Target, age, all_processes, parent_of, start_ticks, usage,
+};
 pub use watch::Watch;
+
+/// Whether the kernel that runs is this release or a later one.
+#[must_use]
+pub fn kernel_is_at_least(major: u32, minor: u32) -> bool {
+    let release = rustix::system::uname();
+    let release = release.release().to_string_lossy();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(major), Some(minor))
+}
 
 /// Waits until a child that was just spawned is laid out: `spawn` returns when the program has replaced
 /// the test, which is before the kernel maps it and tells its arguments and environment

@@ -1,15 +1,20 @@
-//! A process as OpenTelemetry's resource, as far as the process itself and the host tell.
+//! A process as OpenTelemetry's resource: what the process itself, the host and its surroundings tell.
 //!
 //! Precedence, lowest first: gotrace's own `OTEL_RESOURCE_ATTRIBUTES` (what holds for the whole host,
-//! so never the names that identify one service or process), the target's, what is measured, and the
-//! target's `OTEL_SERVICE_NAME`.
+//! so never the names that identify one service or process), names that the surroundings suggest for the
+//! service, the target's `OTEL_RESOURCE_ATTRIBUTES`, what is measured, what the surroundings are
+//! ([`crate::enrich`]), and the target's `OTEL_SERVICE_NAME`. What looks like a secret is left out of all of
+//! it ([`crate::enrich::redact`]).
 
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
 use super::Target;
-use crate::sink::model::{Resource, Value};
+use crate::{
+    enrich::{Known, Placement, Service, redact},
+    sink::model::{Resource, Value},
+};
 
 /// What the executable says about itself; see `gobin`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -29,59 +34,120 @@ pub struct ResourceOptions {
     pub command_args: bool,
 }
 
-/// The resource of `target`.
-#[must_use]
-pub fn resource(target: &Target, go: GoFacts<'_>, options: ResourceOptions) -> Resource {
-    let mut resource = Resource::default();
-    let own = std::env::var("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
-    for (key, value) in parse_attributes(&own) {
-        if !["service.name", "service.version", "service.instance.id"].contains(&key.as_str())
-            && !key.starts_with("process.")
-        {
-            set(&mut resource, &key, &value);
+/// What a process and its executable say about it, read once: a process that has ended says nothing, and
+/// its surroundings may become known later.
+#[derive(Clone, Debug)]
+pub struct ProcessFacts {
+    /// Empty; every resource of the process is a copy of it, so that they are known to be of one.
+    base: Resource,
+    /// gotrace's own variable, what holds for the whole host.
+    inherited: Vec<(String, String)>,
+    /// The process's variable.
+    declared: Vec<(String, String)>,
+    /// `OTEL_SERVICE_NAME` of the process.
+    service_name: Option<String>,
+    executable_name: String,
+    instance_id: String,
+    module_version: Option<String>,
+    measured: Resource,
+}
+
+impl ProcessFacts {
+    /// Reads them.
+    #[must_use]
+    pub fn read(target: &Target, go: GoFacts<'_>, options: ResourceOptions) -> Self {
+        let own = std::env::var("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
+        let inherited = parse_attributes(&own)
+            .into_iter()
+            .filter(|(key, _)| {
+                !["service.name", "service.version", "service.instance.id"].contains(&key.as_str())
+                    && !key.starts_with("process.")
+            })
+            .collect();
+        let theirs = target.environment_variable("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
+        Self {
+            base: Resource::default(),
+            inherited,
+            declared: parse_attributes(&theirs),
+            service_name: target.environment_variable("OTEL_SERVICE_NAME").filter(|n| !n.is_empty()),
+            executable_name: target.executable_name(),
+            instance_id: instance_id(target),
+            module_version: go.module_version.filter(|v| !v.is_empty() && *v != "(devel)").map(Into::into),
+            measured: measured(target, go, options),
         }
     }
-    set(&mut resource, "service.name", &target.executable_name());
-    set(&mut resource, "service.instance.id", &instance_id(target));
-    if let Some(version) = go.module_version.filter(|v| !v.is_empty() && *v != "(devel)") {
-        set(&mut resource, "service.version", version);
+
+    /// The resource, with what is known of the surroundings.
+    #[must_use]
+    pub fn resource(&self, known: &Known) -> Resource {
+        let Self {
+            base,
+            inherited,
+            declared,
+            service_name,
+            executable_name,
+            instance_id,
+            module_version,
+            measured,
+        } = self;
+        let mut resource = base.clone();
+        for (key, value) in inherited {
+            set(&mut resource, key, value);
+        }
+        let Service { name, namespace, version } = &known.service;
+        set(&mut resource, "service.name", name.as_deref().unwrap_or(executable_name));
+        set(&mut resource, "service.instance.id", instance_id);
+        if let Some(namespace) = namespace {
+            set(&mut resource, "service.namespace", namespace);
+        }
+        if let Some(version) = module_version.as_deref().or(version.as_deref()) {
+            set(&mut resource, "service.version", version);
+        }
+        for (key, value) in declared {
+            set(&mut resource, key, value);
+        }
+        resource.attributes.extend(measured.attributes.clone());
+        resource.attributes.extend(known.attributes.clone());
+        if let Some(name) = service_name {
+            set(&mut resource, "service.name", name);
+        }
+        resource
     }
-    let theirs = target.environment_variable("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
-    for (key, value) in parse_attributes(&theirs) {
-        set(&mut resource, &key, &value);
-    }
-    if let Some(name) = target.environment_variable("OTEL_SERVICE_NAME").filter(|n| !n.is_empty()) {
-        set(&mut resource, "service.name", &name);
-    }
-    measured(&mut resource, target, go, options);
-    resource
+}
+
+/// The resource of `target`, as far as the process itself and the host tell.
+#[must_use]
+pub fn resource(target: &Target, go: GoFacts<'_>, options: ResourceOptions) -> Resource {
+    let attributes = Placement::of(target).attributes();
+    ProcessFacts::read(target, go, options).resource(&Known { attributes, ..Known::default() })
 }
 
 /// What nobody can say better than the kernel and the executable.
-fn measured(resource: &mut Resource, target: &Target, go: GoFacts<'_>, options: ResourceOptions) {
+fn measured(target: &Target, go: GoFacts<'_>, options: ResourceOptions) -> Resource {
+    let mut resource = Resource::default();
     // The pid that the process itself knows, which is its own namespace's.
     let pid = target.namespace_pids.last().copied().unwrap_or_else(|| target.pid());
     resource.attributes.insert("process.pid".into(), Value::Int(pid.into()));
-    set(resource, "process.executable.name", &target.executable_name());
-    set(resource, "process.executable.path", &target.executable.to_string_lossy());
-    set(resource, "process.owner", &owner(target));
-    set(resource, "process.runtime.name", "go");
+    set(&mut resource, "process.executable.name", &target.executable_name());
+    set(&mut resource, "process.executable.path", &target.executable.to_string_lossy());
+    set(&mut resource, "process.owner", &owner(target));
+    set(&mut resource, "process.runtime.name", "go");
     if let Some(version) = go.version {
-        set(resource, "process.runtime.version", version);
+        set(&mut resource, "process.runtime.version", version);
     }
     if let Some(build_id) = go.build_id.filter(|id| !id.is_empty()) {
-        set(resource, "process.executable.build_id.go", build_id);
+        set(&mut resource, "process.executable.build_id.go", build_id);
     }
     if options.command_args
         && let Ok(arguments) = target.arguments()
     {
-        let list = arguments.into_iter().map(Arc::from).collect();
+        let list = redact::arguments(&arguments).into_iter().map(Arc::from).collect();
         resource.attributes.insert("process.command_args".into(), Value::List(list));
     }
     let uname = rustix::system::uname();
-    set(resource, "host.name", &uname.nodename().to_string_lossy());
+    set(&mut resource, "host.name", &uname.nodename().to_string_lossy());
     set(
-        resource,
+        &mut resource,
         "host.arch",
         match uname.machine().to_bytes() {
             b"x86_64" => "amd64",
@@ -89,17 +155,33 @@ fn measured(resource: &mut Resource, target: &Target, go: GoFacts<'_>, options: 
             _ => std::env::consts::ARCH,
         },
     );
-    if let Ok(id) = std::fs::read_to_string("/etc/machine-id")
-        && !id.trim().is_empty()
-    {
-        set(resource, "host.id", id.trim());
+    if let Some(id) = machine_id() {
+        set(&mut resource, "host.id", &id);
     }
-    set(resource, "telemetry.distro.name", "gotrace");
-    set(resource, "telemetry.distro.version", env!("CARGO_PKG_VERSION"));
+    set(&mut resource, "telemetry.distro.name", "gotrace");
+    set(&mut resource, "telemetry.distro.version", env!("CARGO_PKG_VERSION"));
+    resource
+}
+
+/// The inode of the first PID namespace (`include/linux/proc_ns.h`, PROC_PID_INIT_INO).
+const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+
+/// The host's id. A container has no file with it, but sees the host's through the first process where it
+/// shares the host's PID namespace.
+fn machine_id() -> Option<String> {
+    let read = |path: &str| {
+        let id = std::fs::read_to_string(path).ok()?;
+        let id = id.trim();
+        (id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit())).then(|| id.to_owned())
+    };
+    read("/etc/machine-id").or_else(|| {
+        let ours = rustix::fs::stat("/proc/self/ns/pid").ok()?.st_ino;
+        (ours == FIRST_PID_NAMESPACE).then(|| read("/proc/1/root/etc/machine-id")).flatten()
+    })
 }
 
 fn set(resource: &mut Resource, key: &str, value: &str) {
-    resource.attributes.insert(key.into(), Value::Text(value.into()));
+    resource.attributes.insert(key.into(), Value::Text(redact::value(key, value).into()));
 }
 
 /// A UUID made of what identifies the process: the same from two agents, or from one restarted.

@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
     time::Duration,
 };
@@ -70,6 +70,12 @@ impl Watch {
         // Never cleared: a pidfd stays readable.
         fd.readable().await?.retain_ready();
         Ok(())
+    }
+
+    /// Its pidfd, which can be read when it has ended.
+    #[must_use]
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
     }
 
     /// CPU time of all its threads so far, user and system, in nanoseconds; the kernel tells it in clock

@@ -5,4 +5,5 @@ pub mod json;
 pub mod leaks;
 pub mod model;
 pub mod otlp;
+pub mod prometheus;
 pub mod text;

@@ -1,7 +1,13 @@
 //! What every sink receives: finished spans and interval reports, with names resolved and times turned
 //! into Unix epoch. Made by the pipeline from the table's outputs; sinks only write them down.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use gotrace_common::Histogram;
 
@@ -34,15 +40,72 @@ pub enum Value {
     Text(Arc<str>),
     /// A whole number.
     Int(i64),
+    /// A number.
+    Double(f64),
     /// A list of texts.
     List(Vec<Arc<str>>),
 }
 
 /// A traced process as OpenTelemetry's resource.
-#[derive(Clone, Debug, Default, PartialEq)]
+///
+/// What is known of a process grows while it is traced: each time there is another resource, of the same
+/// process ([`Self::process`]), that spans and metrics carry from then on.
+#[derive(Clone, Debug)]
 pub struct Resource {
     /// Attributes by name (`service.name`, `process.pid`, …).
     pub attributes: BTreeMap<Arc<str>, Value>,
+    process: u64,
+}
+
+impl Default for Resource {
+    fn default() -> Self {
+        Self::new(BTreeMap::new())
+    }
+}
+
+impl PartialEq for Resource {
+    fn eq(&self, other: &Self) -> bool {
+        self.attributes == other.attributes
+    }
+}
+
+impl Resource {
+    /// Of a process that had none before.
+    #[must_use]
+    pub fn new(attributes: BTreeMap<Arc<str>, Value>) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self { attributes, process: NEXT.fetch_add(1, Ordering::Relaxed) }
+    }
+
+    /// Which process it is of, among those of this gotrace; never used again.
+    #[must_use]
+    pub fn process(&self) -> u64 {
+        self.process
+    }
+
+    /// An attribute that is text.
+    #[must_use]
+    pub fn text(&self, name: &str) -> Option<&str> {
+        match self.attributes.get(name) {
+            Some(Value::Text(text)) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The same process with what others know of it (container, pod, cloud). What the process itself
+    /// says, and what was measured, stays; its name gives way where it is only that of its file.
+    #[must_use]
+    pub fn with_metadata(&self, metadata: &BTreeMap<Arc<str>, Value>) -> Self {
+        const NAME: &str = "service.name";
+        let named_by_file = self.text(NAME) == self.text("process.executable.name");
+        let mut both = self.clone();
+        for (name, value) in metadata {
+            if !self.attributes.contains_key(name) || (&**name == NAME && named_by_file) {
+                both.attributes.insert(Arc::clone(name), value.clone());
+            }
+        }
+        both
+    }
 }
 
 /// A span's address. Computed, never drawn: see [`crate::ids`].
@@ -52,6 +115,34 @@ pub struct SpanContext {
     pub trace_id: [u8; 16],
     /// Span id, never all zero.
     pub span_id: [u8; 8],
+}
+
+/// Something that happened and is told once.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogRecord {
+    /// The process.
+    pub resource: Arc<Resource>,
+    /// What kind of event, `gotrace.leak.confirmed`.
+    pub name: &'static str,
+    /// When, Unix epoch.
+    pub time_unix_nano: u64,
+    /// How grave.
+    pub severity: Severity,
+    /// A sentence for people.
+    pub body: String,
+    /// What it is about.
+    pub attributes: Vec<(&'static str, Value)>,
+}
+
+/// How grave something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// Good to know.
+    Info,
+    /// Somebody should look.
+    Warn,
+    /// gotrace was wrong, or cannot go on.
+    Error,
 }
 
 /// Something that ended and is exported as a span.

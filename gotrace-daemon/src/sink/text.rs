@@ -274,9 +274,9 @@ pub(super) mod tests {
         };
         let receive: BTreeMap<Arc<str>, u64> = [("chan receive".into(), 10)].into();
         Interval {
-            resource: Arc::new(Resource {
-                attributes: [("process.executable.name".into(), Value::Text("shop".into()))].into(),
-            }),
+            resource: Arc::new(Resource::new(
+                [("process.executable.name".into(), Value::Text("shop".into()))].into(),
+            )),
             pid: 42,
             start_unix_nano: 1_000_000_000,
             end_unix_nano: 2_000_000_000,

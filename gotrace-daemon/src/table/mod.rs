@@ -84,6 +84,8 @@ pub struct Totals {
     pub births_mended: u64,
     /// Goroutines that snapshots no longer showed: their death was lost. Among `died`.
     pub deaths_mended: u64,
+    /// Births that found the table full.
+    pub refused: u64,
 }
 
 /// The table of one process.
@@ -98,6 +100,8 @@ pub struct Table {
     totals: Totals,
     knows_main: bool,
     trace_root_age_ns: u64,
+    /// Goroutines that it has room for.
+    limit: usize,
     began_ns: u64,
     reconciling: Option<Box<reconcile::Reconciling>>,
     /// Who the last snapshot did not show.
@@ -122,6 +126,7 @@ impl Table {
             totals: Totals::default(),
             knows_main: false,
             trace_root_age_ns,
+            limit: usize::MAX,
             began_ns: 0,
             reconciling: None,
             missing: HashSet::default(),
@@ -129,6 +134,13 @@ impl Table {
             seeded: false,
             sampled: false,
         }
+    }
+
+    /// The same with room for so many live goroutines; births beyond are counted ([`Totals::refused`]).
+    #[must_use]
+    pub fn with_room_for(mut self, goroutines: usize) -> Self {
+        self.limit = goroutines;
+        self
     }
 
     /// Takes an event of this process; what ended goes to `out`.
@@ -142,7 +154,16 @@ impl Table {
         }
     }
 
+    /// Whether there is no room for this goroutine.
+    fn is_full_for(&self, goid: u64) -> bool {
+        self.goroutines.len() >= self.limit && !self.goroutines.contains_key(&goid)
+    }
+
     fn create(&mut self, create: &Create) {
+        if self.is_full_for(create.goid) {
+            self.totals.refused += 1;
+            return;
+        }
         let site = self.site_of(SiteKey { created_pc: create.created_pc, entry_pc: create.entry_pc });
         let (begins_trace, trace) = self.place_in_trace(create.parent_goid, create.time_ns);
         let goroutine = Goroutine {
@@ -248,6 +269,9 @@ impl Table {
     }
 
     fn wait(&mut self, wait: &Wait<'_>, out: &mut Vec<Output>) {
+        if self.is_full_for(wait.goid) {
+            return;
+        }
         let duration_ns = wait.end_ns.saturating_sub(wait.start_ns);
         let goroutine = self.meet(wait.goid, wait.start_ns);
         goroutine.flags |= Goroutine::HAS_WAITED;
@@ -315,6 +339,9 @@ impl Table {
     }
 
     fn open_wait(&mut self, wait: &OpenWait) {
+        if self.is_full_for(wait.goid) {
+            return;
+        }
         let site = self.meet(wait.goid, wait.start_ns).site;
         *self.waiting.entry(wait.reason).or_default() += 1;
         *self.site_mut(site).waiting.entry(wait.reason).or_default() += 1;

@@ -57,6 +57,21 @@ impl Table {
         self.sampled = true;
     }
 
+    /// Events tell of births and deaths again, from `time_ns` (monotonic) on. Who lived then is known after
+    /// the next snapshot that sees all.
+    pub fn become_traced(&mut self, time_ns: u64) {
+        self.sampled = false;
+        self.seeded = false;
+        self.knows_main = false;
+        self.begin(time_ns);
+    }
+
+    /// Waits are not watched any more: snapshots tell of them, also of those that events told of before.
+    pub fn forget_parks(&mut self) {
+        self.begin_open_waits();
+        self.goroutines.values_mut().for_each(|g| g.flags &= !Goroutine::PARK_SEEN);
+    }
+
     /// Every probe is in place from this time on (monotonic): a death before it can have been missed without
     /// anything being lost.
     pub fn begin(&mut self, time_ns: u64) {
@@ -112,6 +127,10 @@ impl Table {
     fn add(&mut self, sighting: &Sighting) {
         let Some(Reconciling { exits, look: Some(look) }) = self.reconciling.as_deref() else { return };
         if exits.contains(&sighting.goid) {
+            return;
+        }
+        if self.goroutines.len() >= self.limit {
+            self.totals.refused += 1;
             return;
         }
         let key = key(sighting);

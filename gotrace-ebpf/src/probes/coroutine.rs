@@ -14,13 +14,13 @@ use crate::{
 /// first word is the g to run.
 #[uprobe]
 pub fn coroutine_switch(ctx: ProbeContext) -> u32 {
-    on_switch(argument::<0>(&ctx));
+    on_switch(&ctx, argument::<0>(&ctx));
     0
 }
 
 #[inline(always)]
-fn on_switch(from: u64) -> Option<()> {
-    let process = Process::hit(Hit::Coroutine, LEVEL_FULL)?;
+fn on_switch(ctx: &ProbeContext, from: u64) -> Option<()> {
+    let process = Process::hit(ctx, Hit::Coroutine, LEVEL_FULL)?;
     let layout = &process.layout;
     let from_goid = process.read(read_word(from + u64::from(layout.goid)))?;
     let coroutine = process.read(read_word(from + u64::from(layout.coroarg)))?;

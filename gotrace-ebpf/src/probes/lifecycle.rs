@@ -70,7 +70,7 @@ pub fn create_coroutine_2(ctx: ProbeContext) -> u32 {
 
 #[inline(always)]
 fn create(ctx: &ProbeContext, g: u64, kind: u8) -> Option<()> {
-    let process = Process::hit(Hit::Create, LEVEL_LIFECYCLE)?;
+    let process = Process::hit(ctx, Hit::Create, LEVEL_LIFECYCLE)?;
     let layout = &process.layout;
     let goid = process.read(read_word(g + u64::from(layout.goid)))?;
     // parentGoid (where there is one), gopc, ancestors, startpc
@@ -118,13 +118,13 @@ pub fn running_goid(ctx: &ProbeContext, process: &Process) -> Option<u64> {
 /// `gdestroy`, before Go 1.22 `goexit0`: the g is the first argument and still has its goid.
 #[uprobe]
 pub fn exit(ctx: ProbeContext) -> u32 {
-    on_exit(argument::<0>(&ctx));
+    on_exit(&ctx, argument::<0>(&ctx));
     0
 }
 
 #[inline(always)]
-fn on_exit(g: u64) -> Option<()> {
-    let process = Process::hit(Hit::Exit, LEVEL_LIFECYCLE)?;
+fn on_exit(ctx: &ProbeContext, g: u64) -> Option<()> {
+    let process = Process::hit(ctx, Hit::Exit, LEVEL_LIFECYCLE)?;
     let goid = process.read(read_word(g + u64::from(process.layout.goid)))?;
     let (mut wait_total_ns, mut schedule_total_ns, mut wait_count) = (0, 0, 0);
     if process.level >= LEVEL_WAITS {

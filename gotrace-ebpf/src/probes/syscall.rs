@@ -14,13 +14,13 @@ use crate::{
 /// `entersyscall`, `entersyscallblock`: the g is the current one.
 #[uprobe]
 pub fn syscall_enter(ctx: ProbeContext) -> u32 {
-    on_enter(current_g(&ctx));
+    on_enter(&ctx, current_g(&ctx));
     0
 }
 
 #[inline(always)]
-fn on_enter(g: u64) -> Option<()> {
-    let process = Process::hit(Hit::SyscallEnter, LEVEL_FULL)?;
+fn on_enter(ctx: &ProbeContext, g: u64) -> Option<()> {
+    let process = Process::hit(ctx, Hit::SyscallEnter, LEVEL_FULL)?;
     let goid = process.read(read_word(g + u64::from(process.layout.goid)))?;
     let key = process.key(goid);
     if let Some(state) = GOROUTINES.get_ptr_mut(key) {
@@ -44,7 +44,7 @@ pub fn syscall_exit(ctx: ProbeContext) -> u32 {
 
 #[inline(always)]
 fn on_exit(ctx: &ProbeContext, g: u64) -> Option<()> {
-    let process = Process::hit(Hit::SyscallExit, LEVEL_FULL)?;
+    let process = Process::hit(ctx, Hit::SyscallExit, LEVEL_FULL)?;
     let goid = process.read(read_word(g + u64::from(process.layout.goid)))?;
     // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
     let state = unsafe { &mut *GOROUTINES.get_ptr_mut(process.key(goid))? };

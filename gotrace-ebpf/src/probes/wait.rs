@@ -20,13 +20,13 @@ use crate::{
 /// `park_m`: the g is the first argument, its wait reason is set.
 #[uprobe]
 pub fn park(ctx: ProbeContext) -> u32 {
-    on_park(argument::<0>(&ctx));
+    on_park(&ctx, argument::<0>(&ctx));
     0
 }
 
 #[inline(always)]
-fn on_park(g: u64) -> Option<()> {
-    let process = Process::hit(Hit::Park, LEVEL_WAITS)?;
+fn on_park(ctx: &ProbeContext, g: u64) -> Option<()> {
+    let process = Process::hit(ctx, Hit::Park, LEVEL_WAITS)?;
     // goid, schedlink, waitsince, waitreason and its neighbours
     let words = process.read(read_words::<4>(g + u64::from(process.layout.goid)))?;
     begin(&process, g, words[0], words[3] as u8);
@@ -57,13 +57,13 @@ pub fn begin(process: &Process, g: u64, goid: u64, reason: u8) {
 /// `execute`: the g is the first argument and about to run.
 #[uprobe]
 pub fn run(ctx: ProbeContext) -> u32 {
-    on_run(argument::<0>(&ctx));
+    on_run(&ctx, argument::<0>(&ctx));
     0
 }
 
 #[inline(always)]
-fn on_run(g: u64) -> Option<()> {
-    let process = Process::hit(Hit::Run, LEVEL_WAITS)?;
+fn on_run(ctx: &ProbeContext, g: u64) -> Option<()> {
+    let process = Process::hit(ctx, Hit::Run, LEVEL_WAITS)?;
     let goid = process.read(read_word(g + u64::from(process.layout.goid)))?;
     end(&process, g, goid)
 }

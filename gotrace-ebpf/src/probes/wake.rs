@@ -28,7 +28,7 @@ pub fn ready_closure(ctx: ProbeContext) -> u32 {
 
 #[inline(always)]
 fn on_ready(ctx: &ProbeContext, g: u64) -> Option<()> {
-    let process = Process::hit(Hit::Ready, LEVEL_FULL)?;
+    let process = Process::hit(ctx, Hit::Ready, LEVEL_FULL)?;
     match running_goid(ctx, &process) {
         Some(goid) if goid != 0 => wake(&process, g, WakerKind::Goroutine, goid),
         _ => wake(&process, g, WakerKind::Timer, 0),
@@ -58,13 +58,13 @@ fn wake(process: &Process, g: u64, waker: WakerKind, waker_goid: u64) -> Option<
 /// `netpollready(toRun, pd, mode)`: a file descriptor is ready for reading, writing or both.
 #[uprobe]
 pub fn netpoll(ctx: ProbeContext) -> u32 {
-    on_netpoll(argument::<1>(&ctx), argument::<2>(&ctx) as u32);
+    on_netpoll(&ctx, argument::<1>(&ctx), argument::<2>(&ctx) as u32);
     0
 }
 
 #[inline(always)]
-fn on_netpoll(poll_desc: u64, mode: u32) -> Option<()> {
-    let process = Process::hit(Hit::Netpoll, LEVEL_FULL)?;
+fn on_netpoll(ctx: &ProbeContext, poll_desc: u64, mode: u32) -> Option<()> {
+    let process = Process::hit(ctx, Hit::Netpoll, LEVEL_FULL)?;
     // 'r', 'w' or their sum, which means both.
     if mode != u32::from(b'w') {
         wake_poller(&process, poll_desc + u64::from(process.layout.poll_rg));
@@ -88,13 +88,13 @@ fn wake_poller(process: &Process, address: u64) -> Option<()> {
 /// `injectglist`: the first argument points at a list of goroutines, linked by `schedlink`.
 #[uprobe]
 pub fn inject_list(ctx: ProbeContext) -> u32 {
-    on_inject_list(argument::<0>(&ctx));
+    on_inject_list(&ctx, argument::<0>(&ctx));
     0
 }
 
 #[inline(always)]
-fn on_inject_list(list: u64) -> Option<()> {
-    let process = Process::hit(Hit::InjectList, LEVEL_FULL)?;
+fn on_inject_list(ctx: &ProbeContext, list: u64) -> Option<()> {
+    let process = Process::hit(ctx, Hit::InjectList, LEVEL_FULL)?;
     let mut g = process.read(read_word(list))?;
     for _ in 0..MAX_WAKE_LIST {
         if g == 0 {
@@ -113,13 +113,13 @@ fn on_inject_list(list: u64) -> Option<()> {
 /// `goschedImpl`, `goyield_m`, `preemptPark`: the g is the first argument, runnable and not running.
 #[uprobe]
 pub fn give_way(ctx: ProbeContext) -> u32 {
-    on_yield(argument::<0>(&ctx));
+    on_yield(&ctx, argument::<0>(&ctx));
     0
 }
 
 #[inline(always)]
-fn on_yield(g: u64) -> Option<()> {
-    let process = Process::hit(Hit::Yield, LEVEL_FULL)?;
+fn on_yield(ctx: &ProbeContext, g: u64) -> Option<()> {
+    let process = Process::hit(ctx, Hit::Yield, LEVEL_FULL)?;
     let goid = process.read(read_word(g + u64::from(process.layout.goid)))?;
     let key = process.key(goid);
     if let Some(state) = GOROUTINES.get_ptr_mut(key) {

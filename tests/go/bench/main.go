@@ -9,6 +9,7 @@
 //	park 1000           that many goroutines more that wait for ever; returns when all of them do
 //	pause               the longest pause of a goroutine that ticks, since this was last asked for
 //	profile 2           its own goroutine profile in that debug form; counts the bytes
+//	exec PATH           executes that program in its place, with the same arguments
 //
 // It ends when standard input does. It compiles with Go 1.19 and later.
 package main
@@ -86,6 +87,8 @@ func obey(words []string) (sample, error) {
 			return sample{}, err
 		}
 		return profile(debug)
+	case len(words) == 2 && words[0] == "exec":
+		return sample{}, syscall.Exec(words[1], os.Args, os.Environ())
 	case len(words) == 3 && words[0] == "churn":
 		rate, err := strconv.Atoi(words[1])
 		if err != nil {

@@ -9,11 +9,12 @@ use super::{
     dispatch::Outbox,
     encode::Encoder,
     lane::{Received, Taker},
+    logs,
     pace::{Due, Pace},
     stats::Account,
 };
 use crate::sink::{
-    model::{Resource, Span},
+    model::{LogRecord, Resource, Span},
     otlp::convert::resource_of,
 };
 
@@ -23,6 +24,8 @@ pub(super) struct Collector {
     pub traces: Option<Outbox>,
     /// Where metrics go; `None`: nowhere.
     pub metrics: Option<Outbox>,
+    /// Where log records go; `None`: nowhere.
+    pub logs: Option<Outbox>,
     /// When metrics go.
     pub pace: Pace,
     /// What is lost.
@@ -43,6 +46,7 @@ impl Collector {
                     let due = self.pace.take(interval, &self.account);
                     self.report(due);
                 }
+                Received::Log(record) => self.log(&record),
                 Received::Nothing => {}
                 Received::End => break,
             }
@@ -94,6 +98,12 @@ impl Collector {
         {
             outbox.send(batch.finish());
         }
+    }
+
+    fn log(&self, record: &LogRecord) {
+        let Some(outbox) = &self.logs else { return };
+        let bytes = logs::request(record).encode_to_vec().into();
+        outbox.send(Request { resource: Arc::clone(&record.resource), count: 1, bytes });
     }
 
     fn report(&self, due: Vec<Due>) {

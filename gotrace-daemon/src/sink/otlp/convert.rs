@@ -89,24 +89,25 @@ pub(super) fn place(attributes: &mut Vec<KeyValue>, keys: &PlaceKeys, location: 
 
 /// The resource of a process.
 pub(super) fn resource(resource: &Resource) -> resource::Resource {
-    let Resource { attributes } = resource;
-    let attributes = attributes
-        .iter()
-        .map(|(key, value)| {
-            let value = match value {
-                Value::Text(t) => any_value::Value::StringValue(t.to_string()),
-                Value::Int(i) => any_value::Value::IntValue(*i),
-                Value::List(list) => any_value::Value::ArrayValue(ArrayValue {
-                    values: list
-                        .iter()
-                        .map(|t| AnyValue { value: Some(any_value::Value::StringValue(t.to_string())) })
-                        .collect(),
-                }),
-            };
-            attribute(key, value)
-        })
-        .collect();
+    let Resource { attributes, .. } = resource;
+    let attributes = attributes.iter().map(|(key, value)| attribute_of(key, value)).collect();
     resource::Resource { attributes, ..Default::default() }
+}
+
+/// An attribute of the model.
+pub(super) fn attribute_of(key: &str, value: &Value) -> KeyValue {
+    let value = match value {
+        Value::Text(t) => any_value::Value::StringValue(t.to_string()),
+        Value::Int(i) => any_value::Value::IntValue(*i),
+        Value::Double(d) => any_value::Value::DoubleValue(*d),
+        Value::List(list) => any_value::Value::ArrayValue(ArrayValue {
+            values: list
+                .iter()
+                .map(|t| AnyValue { value: Some(any_value::Value::StringValue(t.to_string())) })
+                .collect(),
+        }),
+    };
+    attribute(key, value)
 }
 
 /// gotrace as the scope of what it sends.

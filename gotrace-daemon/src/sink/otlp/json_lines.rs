@@ -7,8 +7,12 @@
 //! output against a complete decoder.
 
 use opentelemetry_proto::tonic::{
-    collector::{metrics::v1::ExportMetricsServiceRequest, trace::v1::ExportTraceServiceRequest},
+    collector::{
+        logs::v1::ExportLogsServiceRequest, metrics::v1::ExportMetricsServiceRequest,
+        trace::v1::ExportTraceServiceRequest,
+    },
     common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value::Value},
+    logs::v1::LogRecord,
     metrics::v1::{
         ExponentialHistogramDataPoint, Metric, NumberDataPoint, metric::Data,
         number_data_point::Value as Number,
@@ -53,6 +57,40 @@ pub(super) fn metrics(out: &mut Vec<u8>, request: &ExportMetricsServiceRequest) 
         });
     });
     out.push(b'\n');
+}
+
+/// Appends a request and a line feed.
+pub(super) fn logs(out: &mut Vec<u8>, request: &ExportLogsServiceRequest) {
+    let mut json = Json(out);
+    json.object(|o| {
+        o.array("resourceLogs", &request.resource_logs, |json, process| {
+            json.object(|o| {
+                resource(o, process.resource.as_ref());
+                o.array("scopeLogs", &process.scope_logs, |json, scope_logs| {
+                    json.object(|o| {
+                        scope(o, scope_logs.scope.as_ref());
+                        o.array("logRecords", &scope_logs.log_records, log_record);
+                    });
+                });
+            });
+        });
+    });
+    out.push(b'\n');
+}
+
+fn log_record(json: &mut Json<'_>, record: &LogRecord) {
+    json.object(|o| {
+        o.wide("timeUnixNano", record.time_unix_nano);
+        o.wide("observedTimeUnixNano", record.observed_time_unix_nano);
+        o.signed("severityNumber", i64::from(record.severity_number));
+        o.text("severityText", &record.severity_text);
+        o.value("body", |json| any_value(json, record.body.as_ref()));
+        o.array("attributes", &record.attributes, key_value);
+        o.number("flags", u64::from(record.flags));
+        o.hex("traceId", &record.trace_id);
+        o.hex("spanId", &record.span_id);
+        o.text("eventName", &record.event_name);
+    });
 }
 
 fn resource(o: &mut Object<'_, '_>, resource: Option<&Resource>) {

@@ -12,12 +12,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::sink::model::{Interval, Span};
+use crate::sink::model::{Interval, LogRecord, Span};
 
 /// Spans that may wait in one lane (about 20 MB).
 pub const MAX_QUEUED_SPANS: usize = 65_536;
 /// Intervals that may wait in one lane.
 pub(super) const MAX_QUEUED_INTERVALS: usize = 64;
+/// Log records that may wait in one lane.
+pub(super) const MAX_QUEUED_LOGS: usize = 1024;
 
 /// What a lane carries.
 #[derive(Debug)]
@@ -25,6 +27,7 @@ enum Item {
     /// The first so many of these.
     Spans(Arc<Vec<Span>>, usize),
     Interval(Arc<Interval>),
+    Log(Arc<LogRecord>),
 }
 
 /// What came out of a lane.
@@ -34,6 +37,8 @@ pub(super) enum Received {
     Spans(Arc<Vec<Span>>, usize),
     /// A process's state.
     Interval(Arc<Interval>),
+    /// Something that happened.
+    Log(Arc<LogRecord>),
     /// Nothing until the given moment.
     Nothing,
     /// The giving side has ended.
@@ -44,6 +49,7 @@ pub(super) enum Received {
 struct Load {
     spans: AtomicUsize,
     intervals: AtomicUsize,
+    logs: AtomicUsize,
 }
 
 /// The pipeline's end.
@@ -104,6 +110,12 @@ impl Giver {
             && self.items.send(Item::Interval(Arc::clone(interval))).is_ok()
     }
 
+    /// Whether the record found room.
+    pub fn log(&self, record: &Arc<LogRecord>) -> bool {
+        reserve(&self.load.logs, 1, MAX_QUEUED_LOGS) == 1
+            && self.items.send(Item::Log(Arc::clone(record))).is_ok()
+    }
+
     /// A view of the load.
     pub fn gauge(&self) -> Gauge {
         Gauge(Arc::clone(&self.load))
@@ -128,6 +140,10 @@ impl Taker {
             Ok(Item::Interval(interval)) => {
                 self.load.intervals.fetch_sub(1, Ordering::Relaxed);
                 Received::Interval(interval)
+            }
+            Ok(Item::Log(record)) => {
+                self.load.logs.fetch_sub(1, Ordering::Relaxed);
+                Received::Log(record)
             }
             Err(mpsc::RecvTimeoutError::Timeout) => Received::Nothing,
             Err(mpsc::RecvTimeoutError::Disconnected) => Received::End,

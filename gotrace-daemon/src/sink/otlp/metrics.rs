@@ -34,8 +34,8 @@ use crate::sink::model::{Interval, Resource, Site};
 #[derive(Debug)]
 pub(super) struct Metrics {
     temporality: Temporality,
-    /// By the resource's address; the `Arc` keeps the address from being used again.
-    processes: HashMap<usize, Process>,
+    /// By the resource's process.
+    processes: HashMap<u64, Process>,
 }
 
 #[derive(Debug)]
@@ -69,7 +69,7 @@ impl Metrics {
         spans_dropped: &BTreeMap<&'static str, u64>,
     ) -> (ResourceMetrics, u64) {
         // A process that nobody else speaks of has ended.
-        let key = Arc::as_ptr(&interval.resource) as usize;
+        let key = interval.resource.process();
         self.processes.retain(|k, p| *k == key || Arc::strong_count(&p.resource) > 1);
         let process = self.processes.entry(key).or_insert_with(|| Process {
             resource: Arc::clone(&interval.resource),
@@ -79,6 +79,7 @@ impl Metrics {
             counters: HashMap::new(),
             histograms: HashMap::new(),
         });
+        process.resource.clone_from(&interval.resource);
         let end = interval.end_unix_nano;
         let mut report = Report { temporality: self.temporality, process, end, metrics: Vec::new() };
         report.fill(interval, spans_dropped);

@@ -1,4 +1,4 @@
-//! OTLP: spans and metrics to a collector and into a file of JSON lines. The only room that names
+//! OTLP: spans, metrics and log records to a collector and into a file of JSON lines. The only room that names
 //! opentelemetry.
 //!
 //! ```text
@@ -22,11 +22,12 @@ mod health;
 mod histogram;
 mod json_lines;
 mod lane;
+mod logs;
 mod metrics;
 mod pace;
 mod retry;
 #[cfg(test)]
-mod samples;
+pub(in crate::sink) mod samples;
 mod series;
 mod stats;
 mod transport;
@@ -45,7 +46,7 @@ pub use series::MAX_SERIES;
 pub use stats::{Dropped, ExportStats, WARNING_INTERVAL};
 pub use transport::TransportError;
 
-use super::model::{Interval, Span};
+use super::model::{Interval, LogRecord, Span};
 use collector::Collector;
 use config::{DEFAULT_METRIC_INTERVAL, Signal, SignalConfig};
 use convert::resource_of;
@@ -135,9 +136,11 @@ impl Exporter {
                 };
                 let traces = otlp.traces.as_ref().map(|c| outbox(Signal::Traces, c)).transpose()?;
                 let metrics = otlp.metrics.as_ref().map(|c| outbox(Signal::Metrics, c)).transpose()?;
+                let logs = otlp.logs.as_ref().map(|c| outbox(Signal::Logs, c)).transpose()?;
                 let work = Collector {
                     traces,
                     metrics,
+                    logs,
                     pace: Pace::new(temporality, every),
                     account: Arc::clone(&account),
                 };
@@ -176,6 +179,16 @@ impl Exporter {
     pub fn interval(&self, interval: &Arc<Interval>) {
         for lane in [&self.collector, &self.file].into_iter().flatten() {
             lane.giver.interval(interval);
+        }
+    }
+
+    /// Takes something that happened. Never blocks; what does not fit is counted.
+    pub fn log(&self, record: &Arc<LogRecord>) {
+        let lanes = [(&self.collector, Dropped::QueueFull), (&self.file, Dropped::FileQueueFull)];
+        for (lane, why) in lanes {
+            if lane.as_ref().is_some_and(|lane| !lane.giver.log(record)) {
+                self.account.dropped(Signal::Logs, why, &record.resource, 1);
+            }
         }
     }
 

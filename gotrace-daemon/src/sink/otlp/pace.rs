@@ -28,8 +28,8 @@ pub(super) struct Due {
 pub(super) struct Pace {
     metrics: Metrics,
     every_ns: u64,
-    /// By the resource's address: the end of the last interval reported, and a later one that was not.
-    processes: HashMap<usize, (u64, Option<Arc<Interval>>)>,
+    /// By the resource's process: the end of the last interval reported, and a later one that was not.
+    processes: HashMap<u64, (u64, Option<Arc<Interval>>)>,
 }
 
 impl Pace {
@@ -44,9 +44,8 @@ impl Pace {
     /// Takes an interval and gives what is due, of this process or of others.
     pub fn take(&mut self, interval: Arc<Interval>, account: &Account) -> Vec<Due> {
         let now = interval.end_unix_nano;
-        let key = Arc::as_ptr(&interval.resource) as usize;
-        // An address that is used again for another process delays its first report, no more.
-        self.processes.entry(key).or_insert((0, None)).1 = Some(interval);
+        let process = interval.resource.process();
+        self.processes.entry(process).or_insert((0, None)).1 = Some(interval);
         let every_ns = self.every_ns;
         let mut due = Vec::new();
         for (last, waiting) in self.processes.values_mut() {

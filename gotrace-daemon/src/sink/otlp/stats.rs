@@ -13,6 +13,8 @@ use std::{
 use super::config::Signal;
 use crate::sink::model::Resource;
 
+/// Processes with losses, beyond which those that have ended are forgotten.
+const PROCESSES: usize = 1024;
 /// Least time between two warnings of the same kind.
 pub const WARNING_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -64,6 +66,12 @@ pub struct ExportStats {
     pub points_written: u64,
     /// Metric points that did not arrive, by why; cumulative ones are made good by the next report.
     pub points_dropped: BTreeMap<&'static str, u64>,
+    /// Log records that the collector acknowledged.
+    pub logs_sent: u64,
+    /// Log records written to the file.
+    pub logs_written: u64,
+    /// Log records that did not arrive, by why. Kinds with 0 are left out.
+    pub logs_dropped: BTreeMap<&'static str, u64>,
     /// Requests that the collector acknowledged.
     pub requests: u64,
     /// Attempts that were repeated.
@@ -91,8 +99,8 @@ pub(super) struct Account {
 #[derive(Debug, Default)]
 struct Inner {
     stats: ExportStats,
-    /// By the resource's address; the `Arc` keeps the address from being used again.
-    by_process: HashMap<usize, (Arc<Resource>, BTreeMap<&'static str, u64>)>,
+    /// By the resource's process.
+    by_process: HashMap<u64, (Arc<Resource>, BTreeMap<&'static str, u64>)>,
     last_warning: HashMap<&'static str, Instant>,
 }
 
@@ -111,7 +119,7 @@ impl Account {
     pub fn spans_dropped_of(&self, resource: &Arc<Resource>) -> BTreeMap<&'static str, u64> {
         self.lock()
             .by_process
-            .get(&(Arc::as_ptr(resource) as usize))
+            .get(&resource.process())
             .map(|(_, dropped)| dropped.clone())
             .unwrap_or_default()
     }
@@ -124,11 +132,18 @@ impl Account {
         let mut inner = self.lock();
         if signal == Signal::Traces {
             *inner.stats.spans_dropped.entry(why.name()).or_default() += count;
-            let (_, by_why) = inner
+            if inner.by_process.len() >= PROCESSES {
+                // Those of whom nobody speaks any more have ended.
+                inner.by_process.retain(|_, (resource, _)| Arc::strong_count(resource) > 1);
+            }
+            let (latest, by_why) = inner
                 .by_process
-                .entry(Arc::as_ptr(resource) as usize)
+                .entry(resource.process())
                 .or_insert_with(|| (Arc::clone(resource), BTreeMap::new()));
+            latest.clone_from(resource);
             *by_why.entry(why.name()).or_default() += count;
+        } else if signal == Signal::Logs {
+            *inner.stats.logs_dropped.entry(why.name()).or_default() += count;
         } else {
             *inner.stats.points_dropped.entry(why.name()).or_default() += count;
         }
@@ -148,7 +163,8 @@ impl Account {
         inner.stats.collector_trouble = None;
         match signal {
             Signal::Traces => inner.stats.spans_sent += count,
-            Signal::Metrics | Signal::Logs => inner.stats.points_sent += count,
+            Signal::Metrics => inner.stats.points_sent += count,
+            Signal::Logs => inner.stats.logs_sent += count,
         }
     }
 
@@ -157,7 +173,8 @@ impl Account {
         let mut inner = self.lock();
         match signal {
             Signal::Traces => inner.stats.spans_written += count,
-            Signal::Metrics | Signal::Logs => inner.stats.points_written += count,
+            Signal::Metrics => inner.stats.points_written += count,
+            Signal::Logs => inner.stats.logs_written += count,
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::level::Level;
 
 /// `10s`, `2m`, `1h30m`, `1.5s`, `500us`; a bare number is refused but for `0`.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     const EXPECTED: &str = "write a number and a unit: 500us, 1ms, 10s, 2m, 1h30m";
     if text == "0" {
         return Ok(Duration::ZERO);
@@ -42,7 +42,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     Ok(total)
 }
 
-pub(super) fn duration_above_zero(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration_above_zero(text: &str) -> Result<Duration, String> {
     match duration(text)? {
         Duration::ZERO => Err("must be longer than 0".into()),
         d => Ok(d),
@@ -50,7 +50,7 @@ pub(super) fn duration_above_zero(text: &str) -> Result<Duration, String> {
 }
 
 /// Below 100 ms a report costs more than it tells.
-pub(super) fn interval(text: &str) -> Result<Duration, String> {
+pub(crate) fn interval(text: &str) -> Result<Duration, String> {
     let interval = duration(text)?;
     if interval < Duration::from_millis(100) || interval > Duration::from_secs(3600) {
         return Err("must be from 100ms to 1h".into());
@@ -58,19 +58,32 @@ pub(super) fn interval(text: &str) -> Result<Duration, String> {
     Ok(interval)
 }
 
-pub(super) fn level(text: &str) -> Result<Level, String> {
+pub(crate) fn level(text: &str) -> Result<Level, String> {
     text.parse()
 }
 
-pub(super) fn ratio(text: &str) -> Result<f64, String> {
+pub(crate) fn ratio(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(ratio) if (0.0..=1.0).contains(&ratio) => Ok(ratio),
         _ => Err("write a share from 0 to 1, such as 0.1".into()),
     }
 }
 
+/// `1%` or `0.01` of a process's CPU time; `None` for `off`.
+pub(crate) fn budget(text: &str) -> Result<Option<f64>, String> {
+    let expected = "write a share of the process's CPU time above 0 and up to 100%, such as 1%, or off";
+    if text == "off" {
+        return Ok(None);
+    }
+    let (number, unit) = text.strip_suffix('%').map_or((text, 1.0), |number| (number, 0.01));
+    match number.trim().parse::<f64>() {
+        Ok(number) if number > 0.0 && number * unit <= 1.0 => Ok(Some(number * unit)),
+        _ => Err(expected.into()),
+    }
+}
+
 /// `8M`, `65536`; a power of two, as the kernel wants it.
-pub(super) fn ring_bytes(text: &str) -> Result<u32, String> {
+pub(crate) fn ring_bytes(text: &str) -> Result<u32, String> {
     let expected = "write a power of two from 64K to 1G, such as 8M";
     let (number, unit) = match text.char_indices().last() {
         Some((at, 'K' | 'k')) => (&text[..at], 1 << 10),
@@ -99,7 +112,7 @@ pub(super) fn bytes(text: &str) -> Result<u64, String> {
 }
 
 /// Keeps the text; the exporter takes it apart.
-pub(super) fn header(text: &str) -> Result<String, String> {
+pub(crate) fn header(text: &str) -> Result<String, String> {
     match text.split_once('=') {
         Some((name, _)) if !name.trim().is_empty() => Ok(text.to_owned()),
         // The value may be a secret: not repeated.

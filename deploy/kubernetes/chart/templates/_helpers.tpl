@@ -1,0 +1,34 @@
+{{- define "gotrace.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "gotrace.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 63 | trimSuffix "-" -}}
+{{- else if contains .Chart.Name .Release.Name -}}
+{{- .Release.Name | trunc 63 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "gotrace.account" -}}
+{{- default (include "gotrace.fullname" .) .Values.serviceAccount.name -}}
+{{- end -}}
+
+{{- define "gotrace.selector" -}}
+app.kubernetes.io/name: {{ include "gotrace.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "gotrace.labels" -}}
+{{ include "gotrace.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+{{- end -}}
+
+{{- /* The daemon listens on loopback unless told otherwise; probes and Prometheus come to the pod's address. */ -}}
+{{- define "gotrace.config" -}}
+{{- $listen := dict "http" (dict "listen" (printf "0.0.0.0:%d" (int .Values.metrics.port))) -}}
+{{- $engine := ternary (dict "trace" (dict "engine" "snapshot")) (dict) .Values.snapshotOnly -}}
+{{- toYaml (mergeOverwrite (deepCopy .Values.config) $engine $listen) -}}
+{{- end -}}

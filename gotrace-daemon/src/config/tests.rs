@@ -1,0 +1,108 @@
+//! The example file, and what is said of files that are wrong.
+
+use super::*;
+
+fn parse(yaml: &str) -> Result<Config, Error> {
+    Config::parse(yaml, Path::new("gotrace.yaml"))
+}
+
+fn wrong(yaml: &str) -> String {
+    parse(yaml).expect_err(yaml).to_string()
+}
+
+#[test]
+fn the_example_names_every_field_and_is_what_holds_without_a_file() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/gotrace.example.yaml");
+    let text = fs::read_to_string(&path).expect("the example");
+    let mut example = Config::read(&path).expect("it is valid");
+    // What has no default is shown by an example.
+    assert_eq!(example.otlp.endpoint.as_deref(), Some("http://localhost:4317"));
+    assert!(!example.rules.include.is_empty() && !example.rules.exclude.is_empty());
+    let fields = [
+        "engine",
+        "level",
+        "min_wait",
+        "stack_depth",
+        "interval",
+        "reconcile",
+        "ring_bytes",
+        "kernel_log",
+        "include",
+        "exclude",
+        "min_age",
+        "executable",
+        "command_line",
+        "uid",
+        "container",
+        "namespace",
+        "pod",
+        "labels",
+        "budget",
+        "processes",
+        "goroutines_per_process",
+        "max_goroutines",
+        "trace_root_age",
+        "ratio",
+        "resource_command_args",
+        "endpoint",
+        "protocol",
+        "headers",
+        "compression",
+        "timeout",
+        "insecure",
+        "ca",
+        "cert",
+        "key",
+        "export",
+        "grace",
+        "listen",
+    ];
+    for field in fields {
+        assert!(text.contains(&format!("{field}:")), "{field} is not in the example");
+    }
+    example.otlp = Otlp::default();
+    example.rules = RulesConfig::default();
+    assert_eq!(example, Config::default());
+}
+
+#[test]
+fn nothing_is_a_configuration() {
+    for yaml in ["", "# nothing\n", "---\n", "trace: {}\n"] {
+        assert_eq!(parse(yaml).expect("valid"), Config::default(), "{yaml:?}");
+    }
+}
+
+#[test]
+fn what_is_wrong_is_told_with_its_place() {
+    for (yaml, expected) in [
+        ("trace:\n  level: most\n", "gotrace.yaml:2:10: no level named `most`: use lifecycle, waits or full"),
+        ("trace:\n  interval: 10\n", "gotrace.yaml:2:13: `10` has no unit"),
+        ("trace:\n  levle: full\n", "gotrace.yaml:2:3: unknown field `levle`"),
+        ("limits:\n  budget: 200%\n", "gotrace.yaml:2:11: "),
+        ("limits:\n  processes: many\n", "gotrace.yaml:2:14: "),
+        ("limits:\n  processes: 0\n", "gotrace.yaml:2:3: processes must be from 1 to 4096"),
+        ("http:\n\n  listen: everywhere\n", "gotrace.yaml:3:3: listen must be"),
+        ("rules:\n  include:\n  - executable: ['~(']\n", "gotrace.yaml:3:18: `~(` is no pattern"),
+        ("trace: [\n", "gotrace.yaml:"),
+        ("otlp:\n  endpoint: 'not an address'\n", "gotrace.yaml:1:1: otlp: "),
+        ("a: b\n", "gotrace.yaml:1:1: unknown field `a`"),
+    ] {
+        let said = wrong(yaml);
+        assert!(said.starts_with(expected), "{yaml}\n{said}\n{expected}");
+        assert!(!said.contains('\n'), "{said}");
+    }
+}
+
+#[test]
+fn rules_and_values_arrive() {
+    let config = parse(
+        "trace:\n  level: full\n  interval: 1m30s\nlimits:\n  budget: off\nrules:\n  min_age: 5s\n  include:\n  \
+         - executable: [shop]\n    labels: {app: till}\n",
+    )
+    .expect("valid");
+    let line = config.line();
+    assert_eq!((line.level, line.interval, line.budget), (Level::Full, Duration::from_secs(90), None));
+    let rules = config.rules();
+    assert_eq!(rules.min_age, Duration::from_secs(5));
+    assert_eq!(rules.include[0].metadata.keys().collect::<Vec<_>>(), ["k8s.pod.label.app"]);
+}

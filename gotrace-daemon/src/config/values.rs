@@ -1,0 +1,104 @@
+//! Values of the configuration file as people write them, and the places of errors.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error as _, Visitor},
+};
+
+use crate::units;
+
+/// A time: `10s`, `1m30s`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+/// A size: `8M`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bytes(pub u32);
+
+/// A share: `1%`, `0.01`, or `off`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Share(pub Option<f64>);
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        units::duration(text).map(Self)
+    }
+}
+
+impl FromStr for Bytes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        units::ring_bytes(text).map(Self)
+    }
+}
+
+impl FromStr for Share {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        units::budget(text).map(Self)
+    }
+}
+
+macro_rules! from_text {
+    ($($name:ty),*) => {$(
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                text(deserializer)
+            }
+        }
+    )*};
+}
+
+from_text!(Span, Bytes, Share);
+
+/// A value by its text; a bare number is text too.
+pub(super) fn text<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr,
+    T::Err: fmt::Display,
+{
+    struct Text;
+
+    impl Visitor<'_> for Text {
+        type Value = String;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("text")
+        }
+
+        fn visit_str<E>(self, text: &str) -> Result<String, E> {
+            Ok(text.to_owned())
+        }
+    }
+
+    deserializer.deserialize_str(Text)?.parse().map_err(D::Error::custom)
+}
+
+/// What is wrong, in one line, without the place: that is told apart.
+pub(super) fn message(error: &serde_saphyr::Error) -> String {
+    let text = error.without_snippet().to_string();
+    let line = text.lines().next().unwrap_or_default();
+    let line = line.strip_prefix("error: ").unwrap_or(line);
+    // The parser's own place stands at the end or the beginning, as the versions have it.
+    let line = line.split(" at line ").next().unwrap_or(line);
+    line.to_owned()
+}
+
+/// Line and column of a field by its name; 0 where it is not written.
+pub(super) fn place_of(yaml: &str, field: &str) -> (u64, u64) {
+    yaml.lines()
+        .enumerate()
+        .find_map(|(number, line)| {
+            let key = line.trim_start().trim_start_matches("- ").trim_start();
+            let named = key.strip_prefix(field)?.trim_start().starts_with(':');
+            named.then(|| (number as u64 + 1, (line.len() - key.len()) as u64 + 1))
+        })
+        .unwrap_or((0, 0))
+}

@@ -1,0 +1,41 @@
+//! What gotrace may do itself: gives up what a daemon on every node has no use for.
+//!
+//! Must be called before there are threads: Linux keeps capabilities by thread, and new ones inherit.
+
+use std::io;
+
+use rustix::thread::{
+    CapabilitySet, capabilities, remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
+};
+
+/// What is kept, as far as it is there: eBPF programs and maps; probes, for which kernels want SYS_ADMIN
+/// still (seen on 6.18); memory and executables of other users' processes.
+const KEPT: CapabilitySet = CapabilitySet::BPF
+    .union(CapabilitySet::PERFMON)
+    .union(CapabilitySet::SYS_ADMIN)
+    .union(CapabilitySet::SYS_PTRACE)
+    .union(CapabilitySet::DAC_READ_SEARCH);
+/// And on older kernels: the memory-lock limit before 5.11, the process connector before 6.6.
+const KEPT_OLDER: CapabilitySet = CapabilitySet::SYS_RESOURCE.union(CapabilitySet::NET_ADMIN);
+
+/// Drops every other capability for good, and the way to new ones. Returns what is left, in words.
+///
+/// # Errors
+/// What the kernel says; nothing was dropped then, or not all.
+pub fn drop_privileges() -> io::Result<String> {
+    let kept = if super::kernel_is_at_least(6, 6) { KEPT } else { KEPT.union(KEPT_OLDER) };
+    let mut sets = capabilities(None)?;
+    let dropped = CapabilitySet::all().difference(kept);
+    for capability in dropped.iter() {
+        // Refused without SETPCAP, and for capabilities that this kernel does not know; without the others
+        // the bounding set gives nobody anything.
+        let _ = remove_capability_from_bounding_set(capability);
+    }
+    sets.permitted = sets.permitted.intersection(kept);
+    sets.effective = sets.permitted;
+    sets.inheritable = CapabilitySet::empty();
+    set_capabilities(None, sets)?;
+    set_no_new_privs(true)?;
+    let names: Vec<String> = sets.permitted.iter_names().map(|(name, _)| name.to_owned()).collect();
+    Ok(if names.is_empty() { "none".into() } else { names.join(", ") })
+}

@@ -1,0 +1,179 @@
+//! What is in `deploy/`: the chart in its variants, the manifests made of it, task definitions and the unit.
+//! Needs helm, which `cargo xtask setup` puts into the cache directory.
+
+use std::{fs, path::Path, process::Command};
+
+use gotrace_tests::{gobuild::cache_dir, manifests};
+use serde_json::Value;
+
+/// Arguments of a rendering, and what it is for.
+const VARIANTS: [&[&str]; 6] = [
+    &[],
+    &["--set", "snapshotOnly=true"],
+    &["--set", "securityContext.sysAdmin=true"],
+    &["--set", "metrics.podMonitor.create=true", "--set", "metrics.podMonitor.labels.release=prometheus"],
+    &[
+        "--set",
+        "clusterName=prod",
+        "--set",
+        "otlp.headersSecret.name=otlp",
+        "--set",
+        "priorityClassName=x",
+        "--set",
+        "fullnameOverride=tracer",
+        "--set",
+        "config.trace.level=full",
+        "--set",
+        "config.http.listen=off",
+        "--set-json",
+        r#"extraEnv=[{"name":"A","value":"b"}]"#,
+        "--set-json",
+        r#"imagePullSecrets=[{"name":"s"}]"#,
+    ],
+    &[
+        "--set",
+        "rbac.create=false",
+        "--set",
+        "serviceAccount.create=false",
+        "--set",
+        "serviceAccount.name=own",
+    ],
+];
+
+/// What `helm` prints.
+fn helm(arguments: &[&str]) -> String {
+    let program = cache_dir().join("cluster/helm");
+    assert!(program.exists(), "{} is not there: `cargo xtask setup` puts it there", program.display());
+    let output = Command::new(program)
+        .current_dir(manifests::directory().join("kubernetes"))
+        .args(arguments)
+        .args(["--kube-version", "1.36.3"])
+        .output()
+        .expect("helm runs");
+    assert!(output.status.success(), "helm {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+fn render(variant: &[&str]) -> Vec<Value> {
+    let arguments = [&["template", "gotrace", "chart", "--namespace", "gotrace"], variant].concat();
+    manifests::parse(&helm(&arguments)).expect("YAML")
+}
+
+fn find<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
+    objects.iter().find(|o| o["kind"] == kind).unwrap_or_else(|| panic!("no {kind}"))
+}
+
+#[test]
+fn the_chart_is_accepted_by_helm() {
+    for variant in VARIANTS {
+        helm(&[&["lint", "--strict", "chart"], variant].concat());
+        assert!(!render(variant).is_empty());
+    }
+}
+
+#[test]
+fn the_manifests_are_those_of_the_chart() {
+    let written = manifests::read(Path::new("kubernetes/gotrace.yaml")).expect("the manifests");
+    let (namespace, rest) = written.split_first().expect("not empty");
+    assert_eq!(namespace["kind"], "Namespace");
+    assert_eq!(rest, render(&[]), "render deploy/kubernetes/gotrace.yaml anew, as its first lines say");
+}
+
+#[test]
+fn no_variant_asks_for_more_than_it_needs() {
+    for variant in VARIANTS {
+        let objects = render(variant);
+        let pod = &find(&objects, "DaemonSet")["spec"]["template"]["spec"];
+        for more in ["hostNetwork", "hostIPC"] {
+            assert!(pod[more].is_null(), "{variant:?}: {more}");
+        }
+        assert_eq!(pod["hostPID"], true);
+        for volume in pod["volumes"].as_array().expect("volumes") {
+            assert!(volume["hostPath"].is_null(), "{variant:?}: {volume}");
+        }
+        let container = &pod["containers"][0];
+        let context = &container["securityContext"];
+        assert_eq!(context["privileged"], false);
+        assert_eq!(context["allowPrivilegeEscalation"], false);
+        assert_eq!(context["readOnlyRootFilesystem"], true);
+        assert_eq!(context["capabilities"]["drop"], serde_json::json!(["ALL"]));
+        let mut added: Vec<&str> = context["capabilities"]["add"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .filter_map(Value::as_str)
+            .collect();
+        added.sort_unstable();
+        let text = variant.join(" ");
+        let wanted: &[&str] = if text.contains("snapshotOnly") {
+            &["DAC_READ_SEARCH", "SYS_PTRACE"]
+        } else if text.contains("sysAdmin") {
+            &["BPF", "DAC_READ_SEARCH", "PERFMON", "SYS_ADMIN", "SYS_PTRACE"]
+        } else {
+            &["BPF", "DAC_READ_SEARCH", "PERFMON", "SYS_PTRACE"]
+        };
+        assert_eq!(added, wanted, "{variant:?}");
+        for object in &objects {
+            for rule in object["rules"].as_array().into_iter().flatten() {
+                for verb in rule["verbs"].as_array().expect("verbs") {
+                    assert!(["get", "list", "watch"].iter().any(|v| verb == *v), "{rule}");
+                }
+                assert!(!rule.to_string().contains('*') && !rule.to_string().contains("secrets"), "{rule}");
+            }
+        }
+        let config = find(&objects, "ConfigMap")["data"]["gotrace.yaml"].as_str().expect("a file");
+        // The probes of the kubelet come to the pod's address, whatever the values say.
+        assert!(config.contains("listen: 0.0.0.0:9464"), "{config}");
+        assert_eq!(container["ports"][0]["containerPort"], 9464);
+    }
+}
+
+#[test]
+fn task_definitions_have_names_that_the_api_knows() {
+    // KernelCapabilities of the Amazon ECS API Reference, as far as they are used; it knows no BPF and PERFMON.
+    const KNOWN: [&str; 4] = ["ALL", "SYS_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH"];
+    for (file, compatible, pid_mode, capabilities) in [
+        ("fargate/task-definition.json", "FARGATE", "task", &["SYS_PTRACE"][..]),
+        ("ecs/ec2-daemon.json", "EC2", "host", &KNOWN[1..]),
+        ("ecs/managed-instances.json", "MANAGED_INSTANCES", "host", &KNOWN[1..]),
+    ] {
+        let text = fs::read_to_string(manifests::directory().join(file)).expect("a file");
+        let task: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{file}: {e}"));
+        assert_eq!(task["requiresCompatibilities"], serde_json::json!([compatible]), "{file}");
+        assert_eq!(task["pidMode"], pid_mode, "{file}");
+        let containers = task["containerDefinitions"].as_array().expect("containers");
+        let gotrace = containers.iter().find(|c| c["name"] == "gotrace").expect("gotrace");
+        assert_eq!(gotrace["readonlyRootFilesystem"], true, "{file}");
+        assert_ne!(gotrace["privileged"], true, "{file}");
+        assert_eq!(
+            gotrace["linuxParameters"]["capabilities"]["add"],
+            serde_json::json!(capabilities),
+            "{file}"
+        );
+    }
+}
+
+#[test]
+fn the_unit_is_one() {
+    let unit = fs::read_to_string(manifests::directory().join("systemd/gotrace.service")).expect("a file");
+    for line in unit.lines().filter(|l| !l.is_empty() && !l.starts_with(['#', '['])) {
+        assert!(line.contains('='), "{line}");
+    }
+    for wanted in ["NoNewPrivileges=yes", "ProtectSystem=strict", "CapabilityBoundingSet=CAP_BPF CAP_PERFMON"]
+    {
+        assert!(unit.contains(wanted), "{wanted}");
+    }
+    let Ok(checked) = Command::new("systemd-analyze")
+        .args(["verify", "--man=no"])
+        .arg(manifests::directory().join("systemd/gotrace.service"))
+        .output()
+    else {
+        eprintln!("systemd-analyze is not here: the unit is not verified");
+        return;
+    };
+    let told = String::from_utf8_lossy(&checked.stderr);
+    // The program need not be installed where the tests run.
+    let wrong: Vec<&str> =
+        told.lines().filter(|l| l.contains("gotrace.service") && !l.contains("is not executable")).collect();
+    assert!(wrong.is_empty(), "{wrong:?}");
+}

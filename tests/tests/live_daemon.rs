@@ -1,0 +1,269 @@
+//! The node agent on real Go programs: it finds those that run and those that start, traces many at once,
+//! takes a changed configuration, keeps within its budget, and loses nothing at its end. Needs root and
+//! `go`.
+
+use std::{process::Command, thread, time::Duration};
+
+use gotrace_tests::{
+    daemon::{Daemon, Metrics, Place, Program, of},
+    export::Export,
+    gotrace::{binary, privileged},
+};
+
+const SOON: Duration = Duration::from_secs(10);
+
+fn place() -> Option<Place> {
+    privileged("live_daemon").then(|| Place::new().expect("a directory"))
+}
+
+fn start(place: &Place, name: &str) -> Program {
+    Program::start(&place.program(name).expect("the program builds")).expect("it starts")
+}
+
+fn until(daemon: &Daemon, what: &str, holds: impl Fn(&Metrics) -> bool) -> Duration {
+    daemon.until(what, SOON, |d| Ok(holds(&d.metrics()?))).unwrap_or_else(|e| panic!("{e:#}"))
+}
+
+#[test]
+fn those_that_run_and_those_that_start_are_found_and_others_left_alone() {
+    let (Some(place), Some(elsewhere)) = (place(), place()) else { return };
+    let mut old = start(&place, "shop");
+    let other = start(&elsewhere, "shop");
+    let config = place.config("level: waits", "");
+    let daemon = Daemon::start(&config, &["--budget", "off"]).expect("it starts");
+    until(&daemon, "the one that ran is traced", |m| m.has(old.pid()));
+    let mut new = start(&place, "shop");
+    let mut till = start(&place, "till");
+    until(&daemon, "those that started are traced", |m| m.has(new.pid()) && m.has(till.pid()));
+    let counts: Vec<u64> =
+        [(&mut old, "churn 2000 1s"), (&mut new, "churn 1000 1s"), (&mut till, "churn 500 1s")]
+            .into_iter()
+            .map(|(program, command)| program.count(command).expect("it churns"))
+            .collect();
+    let all = [old.pid(), new.pid(), till.pid()];
+    // Two processes of one file share its probes: each birth is counted once, and for its own process.
+    until(&daemon, "all births are counted", |m| {
+        all.iter().zip(&counts).all(|(pid, count)| m.churned(*pid) == *count as f64)
+    });
+    let metrics = daemon.metrics().expect("a page");
+    assert_eq!(metrics.sum("gotrace_events_lost_total", &[]), 0.0, "{}", metrics.0);
+    assert_eq!(metrics.sum("gotrace_programs_parsed_total", &[]), 2.0);
+    assert_eq!(metrics.sum("gotrace_probed_files", &[]), 2.0);
+    assert!(!metrics.has(other.pid()), "the rules do not take it");
+    assert!(!metrics.has(daemon.pid()));
+    let new_pid = new.pid();
+    new.finish().expect("it ends");
+    until(&daemon, "the one that ended is gone", |m| !m.has(new_pid));
+    until(&daemon, "that is counted", |m| m.sum("gotrace_processes_ended_total", &[]) == 1.0);
+    let metrics = daemon.metrics().expect("a page");
+    assert_eq!(metrics.sum("gotrace_probed_files", &[]), 2.0, "another process runs that file");
+    till.finish().expect("it ends");
+    until(&daemon, "probes that nobody needs are removed", |m| m.sum("gotrace_probed_files", &[]) == 1.0);
+    let own = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).expect("it runs");
+    // BPF, PERFMON, SYS_ADMIN, SYS_PTRACE, DAC_READ_SEARCH.
+    let kept = (1u64 << 39) | (1 << 38) | (1 << 21) | (1 << 19) | (1 << 2);
+    let older = (1u64 << 24) | (1 << 12);
+    for set in ["CapPrm:", "CapEff:", "CapBnd:"] {
+        let held = own.lines().find_map(|l| l.strip_prefix(set)).expect("a set");
+        let held = u64::from_str_radix(held.trim(), 16).expect("a number");
+        assert_eq!(held & !older & !kept, 0, "{set} {held:#x}");
+    }
+    assert!(own.contains("NoNewPrivs:\t1"), "{own}");
+    let (status, _, said) = daemon.finish().expect("it ends");
+    assert!(status.success(), "{status}: {said}");
+    old.count("churn 100 100ms").expect("the program lives on");
+}
+
+#[test]
+fn a_hundred_processes_of_ten_files_cost_ten_readings() {
+    let Some(place) = place() else { return };
+    let mut programs: Vec<Program> = (0..50).map(|n| start(&place, &format!("p{}", n % 10))).collect();
+    let config = place.config("level: lifecycle", "limits: {processes: 80}\n");
+    let daemon = Daemon::start(&config, &[]).expect("it starts");
+    programs.extend((0..50).map(|n| start(&place, &format!("p{}", n % 10))));
+    let took = until(&daemon, "all are traced", |m| programs.iter().all(|p| m.has(p.pid())));
+    // For whom there is no room is traced by snapshots, and counted.
+    until(&daemon, "80 have probes, 20 have not", |m| {
+        m.sum("gotrace_processes", &["gotrace_engine=\"events\""]) == 80.0
+            && m.sum("gotrace_processes", &["gotrace_engine=\"snapshot\""]) == 20.0
+            && m.sum("gotrace_processes_without_room_total", &[]) == 20.0
+    });
+    let metrics = daemon.metrics().expect("a page");
+    assert_eq!(metrics.sum("gotrace_programs_parsed_total", &[]), 10.0);
+    assert_eq!(metrics.sum("gotrace_probed_files", &[]), 10.0);
+    let (status, ended_in, said) = daemon.finish().expect("it ends");
+    assert!(status.success(), "{status}: {said}");
+    eprintln!("100 processes traced {took:?} after the last had started; all probes removed in {ended_in:?}");
+    assert!(ended_in < SOON, "{ended_in:?}");
+}
+
+#[test]
+fn a_process_that_executes_another_program_begins_anew() {
+    let Some(place) = place() else { return };
+    let till = place.program("till").expect("the program builds");
+    let mut program = start(&place, "shop");
+    let pid = program.pid();
+    let daemon = Daemon::start(&place.config("level: waits", ""), &[]).expect("it starts");
+    until(&daemon, "it is traced", |m| m.has(pid));
+    let before = program.count("churn 1000 300ms").expect("it churns");
+    until(&daemon, "its births are counted", |m| m.churned(pid) == before as f64);
+    program.say(&format!("exec {}", till.display())).expect("it listens");
+    program.answer().expect("the other program greets");
+    until(&daemon, "the other program is traced", |m| {
+        m.has(pid) && !m.values("target_info", &[&of(pid), "process_executable_name=\"till\""]).is_empty()
+    });
+    let after = program.count("churn 500 300ms").expect("it churns");
+    until(&daemon, "only the other program's births are counted", |m| m.churned(pid) == after as f64);
+    program.finish().expect("it ends");
+    until(&daemon, "it is gone", |m| !m.has(pid));
+}
+
+#[test]
+fn a_changed_configuration_is_taken_without_losing_what_is_known() {
+    let Some(place) = place() else { return };
+    let (mut shop, till) = (start(&place, "shop"), start(&place, "till"));
+    let daemon = Daemon::start(&place.config("level: waits", ""), &[]).expect("it starts");
+    until(&daemon, "both are traced", |m| m.has(shop.pid()) && m.has(till.pid()));
+    let first = shop.count("churn 1000 300ms").expect("it churns");
+    // By itself when the file changes.
+    let exclude = "  exclude:\n  - executable: [till]\n";
+    daemon.reconfigure(&place.config("level: lifecycle", exclude)).expect("written");
+    until(&daemon, "the excluded one is gone", |m| !m.has(till.pid()));
+    until(&daemon, "the level has changed", |m| m.is_at(shop.pid(), "lifecycle"));
+    let second = shop.count("churn 1000 300ms").expect("it churns");
+    until(&daemon, "what was known stays", |m| m.churned(shop.pid()) == (first + second) as f64);
+    // One that is wrong changes nothing, and is told with its place.
+    daemon.reconfigure("trace:\n  level: most\n").expect("written");
+    daemon.signal(libc::SIGHUP);
+    daemon.until("the error is told", SOON, |d| Ok(d.said().contains("gotrace.yaml:2:10: "))).expect("told");
+    assert!(daemon.metrics().expect("a page").has(shop.pid()));
+    // On SIGHUP.
+    daemon.reconfigure(&place.config("level: full", "")).expect("written");
+    daemon.signal(libc::SIGHUP);
+    until(&daemon, "nobody is excluded any more", |m| m.has(till.pid()) && m.is_at(shop.pid(), "full"));
+    let third = shop.count("churn 1000 300ms").expect("it churns");
+    let all = (first + second + third) as f64;
+    until(&daemon, "what was known stays", |m| m.churned(shop.pid()) == all);
+    let metrics = daemon.metrics().expect("a page");
+    assert_eq!(metrics.sum("gotrace_events_lost_total", &[]), 0.0, "{}", metrics.0);
+}
+
+#[test]
+fn a_storm_is_brought_within_the_budget_and_what_was_lowered_is_restored() {
+    let Some(place) = place() else { return };
+    let (mut storm, mut calm) = (start(&place, "shop"), start(&place, "till"));
+    let daemon = Daemon::start(&place.config("level: full", ""), &["--budget", "5%"]).expect("it starts");
+    until(&daemon, "both are traced", |m| m.has(storm.pid()) && m.has(calm.pid()));
+    storm.say("pingpong 12s").expect("it listens");
+    let lowered = until(&daemon, "the storm's level is lowered", |m| m.is_at(storm.pid(), "lifecycle"));
+    assert!(lowered < Duration::from_secs(5), "{lowered:?}");
+    // The report after the next tells of a time without those probes.
+    let within = |m: &Metrics| {
+        m.values("gotrace_probe_cost_ratio", &[&of(storm.pid())]).iter().all(|cost| *cost <= 0.05)
+    };
+    let kept = lowered + until(&daemon, "it costs no more than it may", within);
+    assert!(kept < Duration::from_secs(5), "{kept:?}");
+    let count = calm.count("churn 100 2s").expect("it churns");
+    until(&daemon, "another's goroutines are all seen", |m| m.churned(calm.pid()) == count as f64);
+    let metrics = daemon.metrics().expect("a page");
+    assert!(metrics.is_at(calm.pid(), "full"), "{}", metrics.0);
+    assert!(within(&metrics), "still");
+    let rounds = storm.answer().expect("the storm ends")["count"].as_u64().expect("a count");
+    assert!(rounds > 1_000_000, "a storm of {} parks a second", rounds * 2 / 12);
+    let restored = daemon
+        .until("the level is restored", Duration::from_secs(40), |d| {
+            Ok(d.metrics()?.is_at(storm.pid(), "full"))
+        })
+        .unwrap_or_else(|e| panic!("{e:#}"));
+    eprintln!(
+        "{} parks a second: lowered after {lowered:?}, within the budget after {kept:?}, restored {restored:?} after \
+         the end",
+        rounds * 2 / 12
+    );
+    let count = storm.count("churn 100 1s").expect("it churns");
+    until(&daemon, "its goroutines are seen again", |m| m.churned(storm.pid()) == count as f64);
+    assert!(daemon.said().contains("level changed"), "{}", daemon.said());
+}
+
+#[test]
+fn one_process_that_floods_the_ring_takes_nothing_from_another() {
+    let Some(place) = place() else { return };
+    let (mut flood, mut calm) = (start(&place, "shop"), start(&place, "till"));
+    let config = place.config("level: lifecycle, ring_bytes: 256K", "");
+    let daemon = Daemon::start(&config, &["--budget", "off"]).expect("it starts");
+    until(&daemon, "both are traced", |m| m.has(flood.pid()) && m.has(calm.pid()));
+    flood.say("births 4s").expect("it listens");
+    // The flood is noticed first.
+    thread::sleep(Duration::from_millis(500));
+    let count = calm.count("churn 300 3s").expect("it churns");
+    let flooded = flood.answer().expect("it ends")["count"].as_u64().expect("a count");
+    until(&daemon, "all of the calm one's births are counted", |m| m.churned(calm.pid()) == count as f64);
+    let metrics = daemon.metrics().expect("a page");
+    assert_eq!(metrics.sum("gotrace_events_lost_total", &[&of(calm.pid())]), 0.0, "{}", metrics.0);
+    eprintln!(
+        "{} births a second beside it, of whose records {} were lost",
+        flooded / 4,
+        metrics.sum("gotrace_events_lost_total", &[&of(flood.pid())])
+    );
+}
+
+#[test]
+fn the_last_spans_get_out_when_it_is_told_to_end() {
+    let Some(place) = place() else { return };
+    let mut shop = start(&place, "shop");
+    let export = place.path().join("spans.jsonl");
+    let config = place.config("level: lifecycle", &format!("otlp: {{export: {}}}\n", export.display()));
+    let daemon = Daemon::start(&config, &["--budget", "off"]).expect("it starts");
+    until(&daemon, "it is traced", |m| m.has(shop.pid()));
+    let count = shop.count("churn 5000 500ms").expect("it churns");
+    let (status, took, said) = daemon.finish().expect("it ends");
+    assert!(status.success(), "{status}: {said}");
+    assert!(took < SOON, "{took:?}");
+    let text = std::fs::read_to_string(&export).expect("an export");
+    let export = Export::parse(&text).expect("JSON lines");
+    let churned = export.spans.iter().filter(|s| s.name.starts_with("main.churn")).count();
+    assert_eq!(churned as u64, count);
+}
+
+#[test]
+fn without_tracepoints_the_process_connector_tells_of_new_processes() {
+    let Some(place) = place() else { return };
+    let daemon = Daemon::start(&place.config("engine: snapshot", ""), &[]).expect("it starts");
+    assert!(
+        daemon.said().contains("new processes are noticed by the process connector"),
+        "{}",
+        daemon.said()
+    );
+    let mut shop = start(&place, "shop");
+    let pid = shop.pid();
+    until(&daemon, "a process that starts is found", |m| m.has(pid));
+    shop.count("park 50").expect("it parks");
+    until(&daemon, "its goroutines are seen", |m| {
+        m.values("go_goroutine_count", &[&of(pid)]).first().is_some_and(|count| *count >= 50.0)
+    });
+    shop.finish().expect("it ends");
+    until(&daemon, "and is gone when it has ended", |m| !m.has(pid));
+    let (status, _, said) = daemon.finish().expect("it ends");
+    assert!(status.success(), "{status}: {said}");
+}
+
+#[test]
+fn where_nothing_tells_of_new_processes_they_are_looked_for() {
+    let Some(place) = place() else { return };
+    // In a network of its own the connector does not answer, and the test cannot ask for pages.
+    let mut command = Command::new("unshare");
+    command.arg("--net").arg(binary().expect("built"));
+    let config = place.config("engine: snapshot", "");
+    let daemon = Daemon::start_unseen(command, &config).expect("it starts");
+    let said = |what: &str| {
+        daemon.until_said(what, SOON).unwrap_or_else(|e| panic!("{e:#}"));
+    };
+    said("new processes are noticed by looking at /proc every second");
+    let shop = start(&place, "shop");
+    let pid = shop.pid();
+    said(&format!("traced pid={pid} "));
+    shop.finish().expect("it ends");
+    said(&format!("the process ended pid={pid} "));
+    let (status, _, said) = daemon.finish().expect("it ends");
+    assert!(status.success(), "{status}: {said}");
+}
