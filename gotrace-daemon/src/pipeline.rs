@@ -23,7 +23,6 @@ mod traced;
 use std::{
     os::fd::BorrowedFd,
     sync::Arc,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -34,7 +33,7 @@ use crate::{
     eventlog::EventLog,
     kernel::{self, HitCost},
     level::Level,
-    process::{Clock, ProcessError, Target, descends_from},
+    process::{Clock, ProcessError, Target, descends_from, wait_for_any},
     sink::{
         model::{Interval, Span, Summary},
         otlp::Exporter,
@@ -320,10 +319,7 @@ impl Line {
         };
         match &self.probes {
             Some(probes) => probes.ring.wait(time, &ends).map_err(LineError::Ring),
-            None => {
-                thread::sleep(time);
-                Ok(true)
-            }
+            None => wait_for_any(&ends, time).map_err(LineError::Ring),
         }
     }
 
