@@ -99,6 +99,18 @@ pub(crate) fn ring_bytes(text: &str) -> Result<u32, String> {
         .ok_or_else(|| expected.into())
 }
 
+/// `65536`, `50M`, `1G`; more than 0.
+pub(crate) fn bytes(text: &str) -> Result<u64, String> {
+    let (number, unit) = match text.char_indices().last() {
+        Some((at, 'K' | 'k')) => (&text[..at], 1 << 10),
+        Some((at, 'M' | 'm')) => (&text[..at], 1 << 20),
+        Some((at, 'G' | 'g')) => (&text[..at], 1 << 30),
+        _ => (text, 1_u64),
+    };
+    let bytes = number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit)).filter(|&n| n > 0);
+    bytes.ok_or_else(|| "write a number of bytes above 0, such as 50M".into())
+}
+
 /// Keeps the text; the exporter takes it apart.
 pub(crate) fn header(text: &str) -> Result<String, String> {
     match text.split_once('=') {
@@ -142,6 +154,15 @@ mod tests {
         assert_eq!(ring_bytes("65536"), Ok(1 << 16));
         for bad in ["", "K", "3M", "32K", "2G", "4G", "99999999999", "-8M", "8MB", "µ"] {
             assert!(ring_bytes(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn bytes_are_above_zero() {
+        assert_eq!(bytes("50M"), Ok(50 << 20));
+        assert_eq!(bytes("1"), Ok(1));
+        for bad in ["", "0", "0G", "M", "-1", "1T", "99999999999999999999"] {
+            assert!(bytes(bad).is_err(), "{bad}");
         }
     }
 

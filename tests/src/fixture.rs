@@ -281,7 +281,8 @@ fn only_child(pid: u32) -> Result<u32> {
 }
 
 /// Reads lines in a thread of their own, so that waiting for one can be given up.
-pub(crate) fn read_lines(from: impl std::io::Read + Send + 'static) -> mpsc::Receiver<String> {
+#[must_use]
+pub fn read_lines(from: impl std::io::Read + Send + 'static) -> mpsc::Receiver<String> {
     let (send, receive) = mpsc::channel();
     thread::spawn(move || {
         for line in BufReader::new(from).lines().map_while(Result::ok) {

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use gotrace::{
     gobin::Binary,
     process::Target,
-    snapshot::{Counts, Engine, Goroutine, Live, Names, Options, Snapshot, Status},
+    snapshot::{Counts, Engine, Goroutine, Live, Names, ObjectKind, Op, Options, Snapshot, Status},
 };
 
 use crate::{
@@ -30,7 +30,7 @@ pub struct Stacks {
     stdin: ChildStdin,
     lines: mpsc::Receiver<String>,
     errors: Option<thread::JoinHandle<String>>,
-    /// Addresses of its locks, by name.
+    /// Addresses of its locks, by name; and numbers of its descriptors, with `fd:` before their names.
     pub objects: BTreeMap<String, u64>,
 }
 
@@ -155,17 +155,20 @@ pub struct Agreed {
     pub frames: usize,
 }
 
-/// Takes a snapshot of the program and holds it against both of its tracebacks.
+/// Takes a snapshot of the program, with one thread or two, and holds it against both of its tracebacks.
 ///
 /// # Errors
 /// Every disagreement, one a line.
-pub fn check(program: &Path) -> Result<Agreed> {
+pub fn check(program: &Path, two_readers: bool) -> Result<Agreed> {
     let mut stacks = Stacks::start(program, None)?;
     let own = stacks.own()?;
     let target = Target::open(stacks.pid())?;
     let binary = Arc::new(Binary::parse(&target.exe_bytes()?)?);
     let mut live = Live::new(&target, binary)?;
     live.check_layout()?;
+    if two_readers {
+        live.always_use_two_readers();
+    }
     let snapshot = live.take(EVERYTHING)?;
     judge(stacks, &own, &snapshot, &mut live.names(&target))
 }
@@ -200,7 +203,8 @@ fn judge(
     names: &mut Names,
 ) -> Result<Agreed> {
     let mut wrong = Vec::new();
-    locks(snapshot, names, &stacks.objects, &mut wrong);
+    locks(snapshot, &stacks.objects, &mut wrong);
+    descriptors(snapshot, &stacks.objects, &mut wrong);
     labels(snapshot, &mut wrong);
     arguments(snapshot, names, own, &stacks.own()?, &mut wrong);
     let whole = stacks.quit()?;
@@ -346,22 +350,34 @@ fn state(goroutine: &Goroutine, names: &Names) -> String {
     }
 }
 
-/// Locks by their addresses, which gotrace can know from Go 1.26 on, and their kinds in every version.
-fn locks(snapshot: &Snapshot, names: &Names, objects: &BTreeMap<String, u64>, wrong: &mut Vec<String>) {
-    let addresses_known = names.binary().go_version().minor >= 26;
-    for (name, address) in objects {
+/// Locks by their kinds and addresses.
+fn locks(snapshot: &Snapshot, objects: &BTreeMap<String, u64>, wrong: &mut Vec<String>) {
+    for (name, address) in objects.iter().filter(|(name, _)| !name.starts_with("fd:")) {
         let kind = match name.as_str() {
             "mutex" | "cond" => name.as_str(),
             "group" => "waitgroup",
             _ => "rwmutex",
         };
-        let found = snapshot
-            .objects
-            .iter()
-            .any(|o| o.kind.name() == kind && o.address == if addresses_known { *address } else { 0 });
+        let found = snapshot.objects.iter().any(|o| o.kind.name() == kind && o.address == *address);
         if !found {
             wrong.push(format!("nothing waits on the {kind} {name} at {address:#x}: {:?}", snapshot.objects));
         }
+    }
+}
+
+/// Descriptors by number: one goroutine reads from each, and nobody else waits on one.
+fn descriptors(snapshot: &Snapshot, objects: &BTreeMap<String, u64>, wrong: &mut Vec<String>) {
+    let expected: BTreeSet<Option<u64>> =
+        objects.iter().filter(|(name, _)| name.starts_with("fd:")).map(|(_, n)| Some(*n)).collect();
+    let waits = snapshot.goroutines.iter().flat_map(|g| snapshot.waits_of(g));
+    let found: Vec<(Option<u64>, Option<Op>)> = waits
+        .filter_map(|w| Some((snapshot.object(w.object)?, w.op)))
+        .filter(|(o, _)| o.kind == ObjectKind::Fd)
+        .map(|(o, op)| (o.descriptor().map(u64::from), op))
+        .collect();
+    let numbers: BTreeSet<Option<u64>> = found.iter().map(|(number, _)| *number).collect();
+    if numbers != expected || found.len() != 2 || found.iter().any(|(_, op)| *op != Some(Op::Read)) {
+        wrong.push(format!("the descriptors {expected:?} are read from, and gotrace tells {found:?}"));
     }
 }
 

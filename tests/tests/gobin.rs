@@ -418,3 +418,73 @@ fn arm64_lines_are_those_of_go_tool_addr2line() {
         }
     }
 }
+
+#[test]
+fn the_table_of_semaphores_is_found_in_code_where_the_symbol_table_has_it() {
+    let mut compared = 0;
+    for version in VERSIONS {
+        for arch in [Arch::Amd64, Arch::Arm64] {
+            for &mode in modes(arch).iter().filter(|m| m.exists(version, arch)) {
+                let data = read(version, mode, arch);
+                let name = format!("Go {version}, {}, {}", mode.name(), arch.name());
+                let whole = Binary::parse(&data).expect("parses");
+                let symbol = object::File::parse(&*data)
+                    .expect("an object file")
+                    .symbols()
+                    .find(|s| s.name() == Ok("runtime.semtable"))
+                    .map(|s| (s.address(), s.size()));
+                let bare = Binary::parse(&without_sections(data)).expect("parses without sections");
+                assert_eq!(bare.sources().get("semtable"), Some(&Source::Code), "{name}");
+                let table = bare.semaphores().expect("found");
+                assert_eq!(Some(table), whole.semaphores(), "{name}");
+                if let Some((address, size)) = symbol {
+                    let whole = (table.address, u64::from(table.roots) * u64::from(table.stride));
+                    assert_eq!(whole, (address, size), "{name}");
+                    compared += 1;
+                }
+            }
+        }
+    }
+    assert!(compared > 80, "only {compared} symbol tables");
+}
+
+/// What is true of every map: it has only places in its own frame and among its arguments, and almost every
+/// place where a goroutine can be stopped has one.
+#[test]
+fn every_frame_has_a_map_of_its_pointers() {
+    for version in VERSIONS {
+        for arch in [Arch::Amd64, Arch::Arm64] {
+            let binary = parse(version, Mode::Stripped, arch);
+            let name = format!("Go {version}, {}", arch.name());
+            let (mut with, mut without, mut slots, mut objects) = (0, BTreeSet::new(), 0, 0);
+            for pc in sample(&binary) {
+                let Some(unwind) = binary.unwind(pc).filter(|u| u.stack_delta.is_some()) else { continue };
+                let function = binary.function_at(pc).expect("a function").name;
+                let Some(map) = binary.stack_map(pc, false) else {
+                    without.insert(function);
+                    continue;
+                };
+                let delta = unwind.stack_delta.expect("checked");
+                assert_eq!(map.end, delta + if arch == Arch::Amd64 { 8 } else { 0 }, "{name}: {function}");
+                assert!(map.slots.is_sorted() && map.slots.iter().all(|s| s % 8 == 0), "{name}: {function}");
+                // Neither the return address nor the caller's frame pointer.
+                let kept = [delta, delta.wrapping_sub(8)];
+                assert!(
+                    !map.slots.iter().any(|s| kept.contains(s)),
+                    "{name}: {function} at {pc:#x}: {map:?}"
+                );
+                for o in &map.objects {
+                    assert!(o.offset % 8 == 0 || o.pointers == 0, "{name}: {function}: {o:?}");
+                }
+                with += 1;
+                slots += map.slots.len();
+                objects += map.objects.len();
+            }
+            assert!(with > 5000 && slots > with / 4 && objects > 100, "{name}: {with}, {slots}, {objects}");
+            // Assembly, and the two functions that a signal calls.
+            let go = |f: &&String| ["main.", "sync.", "os.", "fmt."].iter().any(|p| f.starts_with(p));
+            assert!(without.len() < 120 && !without.iter().any(|f| go(&f)), "{name}: {without:?}");
+            assert!(without.contains("runtime.asyncPreempt") && without.contains("reflect.methodValueCall"));
+        }
+    }
+}

@@ -1,4 +1,7 @@
 //! The live table on a terminal: taken, refreshed, given back, however it ends. Needs root, and no Go.
+//!
+//! What is sent to a terminal is the difference to what it shows, so what a user sees is read off an
+//! emulated screen, never out of the bytes.
 
 use std::{
     fs::File,
@@ -19,6 +22,8 @@ use gotrace_tests::{
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
+const ROWS: u16 = 24;
+const COLUMNS: u16 = 100;
 const ENTER: &str = "\x1b[?1049h";
 const LEAVE: &str = "\x1b[?1049l";
 
@@ -26,13 +31,13 @@ const LEAVE: &str = "\x1b[?1049l";
 struct OnTerminal {
     child: Child,
     master: File,
-    screen: Arc<Mutex<String>>,
+    sent: Arc<Mutex<Vec<u8>>>,
 }
 
 impl OnTerminal {
     fn attach(pid: u32, more: &[&str]) -> Self {
         let (mut master, mut slave) = (0, 0);
-        let size = libc::winsize { ws_row: 24, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
+        let size = libc::winsize { ws_row: ROWS, ws_col: COLUMNS, ws_xpixel: 0, ws_ypixel: 0 };
         // SAFETY: both descriptors are written by the call; name and settings may be null.
         let result = unsafe {
             libc::openpty(
@@ -64,27 +69,45 @@ impl OnTerminal {
         }
         let child = command.spawn().expect("it starts");
         drop((slave, command));
-        let screen = Arc::new(Mutex::new(String::new()));
+        let sent = Arc::new(Mutex::new(Vec::new()));
         let mut reader = master.try_clone().expect("a descriptor");
-        let shown = Arc::clone(&screen);
+        let kept = Arc::clone(&sent);
         thread::spawn(move || {
             let mut bytes = [0; 4096];
             // An error is the end: nobody has the other side open any more.
             while let Ok(n @ 1..) = reader.read(&mut bytes) {
-                shown.lock().expect("whole").push_str(&String::from_utf8_lossy(&bytes[..n]));
+                kept.lock().expect("whole").extend_from_slice(&bytes[..n]);
             }
         });
-        Self { child, master, screen }
+        Self { child, master, sent }
     }
 
+    /// Everything sent so far, control sequences and all.
     fn shown(&self) -> String {
-        self.screen.lock().expect("whole").clone()
+        String::from_utf8_lossy(&self.sent.lock().expect("whole")).into_owned()
     }
 
+    /// What a user sees now.
+    fn screen(&self) -> String {
+        let mut terminal = vt100::Parser::new(ROWS, COLUMNS, 0);
+        terminal.process(&self.sent.lock().expect("whole"));
+        terminal.screen().contents()
+    }
+
+    /// Until `text` is sent.
     fn wait_for(&self, text: &str) {
+        Self::wait(text, || self.shown());
+    }
+
+    /// Until `text` stands on the screen.
+    fn wait_to_see(&self, text: &str) {
+        Self::wait(text, || self.screen());
+    }
+
+    fn wait(text: &str, now: impl Fn() -> String) {
         let begin = Instant::now();
-        while !self.shown().contains(text) {
-            assert!(begin.elapsed() < PATIENCE, "{text:?} never came:\n{}", self.shown());
+        while !now().contains(text) {
+            assert!(begin.elapsed() < PATIENCE, "{text:?} never came:\n{}", now());
             thread::sleep(Duration::from_millis(20));
         }
     }
@@ -139,14 +162,14 @@ fn the_table_is_shown_in_place_and_left_by_key_and_signal() {
         let mut view = OnTerminal::attach(demo.pid(), &[]);
         view.wait_for(ENTER);
         for part in ["engine", "events", "alive", "born/s", "main.waitForever", "lost", "q quit"] {
-            view.wait_for(part);
+            view.wait_to_see(part);
         }
         assert!(!view.is_cooked());
         view.master.write_all(keys.as_bytes()).expect("a key");
         view.check_end("interrupted");
     }
     let view = OnTerminal::attach(demo.pid(), &[]);
-    view.wait_for("main.waitForever");
+    view.wait_to_see("main.waitForever");
     // SAFETY: a signal to our own child, which has not been waited for.
     unsafe { libc::kill(view.child.id().cast_signed(), libc::SIGTERM) };
     view.check_end("interrupted");
@@ -159,7 +182,7 @@ fn the_table_ends_with_its_target() {
     }
     let demo = Demo::start("120s").expect("it starts");
     let view = OnTerminal::attach(demo.pid(), &[]);
-    view.wait_for("main.waitForever");
+    view.wait_to_see("main.waitForever");
     drop(demo);
     view.check_end("the process ended");
 }

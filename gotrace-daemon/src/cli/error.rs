@@ -5,6 +5,7 @@ use std::{fmt, io, process::ExitCode};
 
 use crate::{
     kernel,
+    printable::printable_lines,
     process::{ProcessError, SpawnError},
 };
 
@@ -82,9 +83,9 @@ impl CliError {
 
 impl fmt::Display for CliError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "gotrace: {}", self.what)?;
+        write!(f, "gotrace: {}", printable_lines(&self.what))?;
         match &self.help {
-            Some(help) => write!(f, "\nhelp: {help}"),
+            Some(help) => write!(f, "\nhelp: {}", printable_lines(help)),
             None => Ok(()),
         }
     }

@@ -147,6 +147,7 @@ fn left_behind(out: &mut impl Write, left: Vec<LeftProcess>, format: Format) -> 
             goroutines: process.alive,
             when: When::AtItsEnd,
             references_complete: true,
+            proof: None,
         };
         let mut names = process.names;
         match format {

@@ -5,17 +5,22 @@
 //! process runs on meanwhile.
 
 use std::{
+    cell::Cell,
     io::{self, IsTerminal as _, Write},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use clap::{Args, ValueEnum, value_parser};
 
+mod proof;
+
+use self::proof::{Proving, prove};
 use super::{CliError, Exit, TextOrJson, output::Stdout};
 use crate::{
     gobin::Binary,
-    leak::{Finding, Graph, Settings, Verdict, Watch, judge, suspects},
+    leak::{Agreement, Finding, Graph, Settings, Verdict, Watch, judge, suspects},
     process::Target,
     sink::leaks::{Header, When, graph, json, text},
     snapshot::{Live, Options, Reference, References, Snapshot, SnapshotError, Suspect},
@@ -43,14 +48,16 @@ const MAX_SUSPECTS: usize = 200_000;
 Examples:
   gotrace leaks --pid 1234
   gotrace leaks --pid 1234 --watch 60s
-  gotrace leaks --pid 1234 --watch 5m --format json --fail-on deadlock,growing
+  gotrace leaks --pid 1234 --watch 5m --format json --fail-on unreachable,deadlock,growing
   gotrace leaks --pid 1234 --graph dot | dot -Tsvg > graph.svg
 
 Verdicts, the worst first:
-  deadlock  waits for ever by the language's rules, or for locks in a circle
-  growing   more and more goroutines stand at the same place and stay (needs --watch)
-  stuck     has not moved for --stuck-after, where others do (needs --watch)
-  orphaned  its creator has ended, and no stack or variable refers to what it waits on: a suspicion
+  unreachable  can never run again: nothing that can run leads to what it waits on, as marking the
+               heap ten times shows
+  deadlock     waits for ever by the language's rules, or for locks in a circle
+  growing      more and more goroutines stand at the same place and stay (needs --watch)
+  stuck        has not moved for --stuck-after, where others do (needs --watch)
+  orphaned     its creator has ended, and no stack or variable refers to what it waits on: a suspicion
 
 Reads the process's memory; it is neither stopped nor changed, and eBPF is not needed. Ctrl-C ends
 the watch and tells what is known by then.")]
@@ -73,9 +80,18 @@ pub struct LeaksArgs {
     /// End with exit code 10 when there is a finding with one of these verdicts
     #[arg(long, value_delimiter = ',', value_parser = verdict, value_name = "VERDICT,…")]
     pub fail_on: Vec<Verdict>,
+    /// Do not mark the heap: nothing is told as unreachable
+    #[arg(long)]
+    pub no_proof: bool,
+    /// Write what marking the heap saw, pass by pass, as JSON lines (schema gotrace.evidence/1)
+    #[arg(long, value_name = "FILE", conflicts_with = "no_proof")]
+    pub evidence: Option<PathBuf>,
+    /// Read the heap no faster than this many bytes a second (50M, 1G) [default: as fast as can be]
+    #[arg(long, value_parser = values::bytes, value_name = "BYTES", conflicts_with = "no_proof")]
+    pub max_read_rate: Option<u64>,
     /// Instead of findings: who waits for what, and whose stack refers to it, for Graphviz or as JSON
     /// lines (schema gotrace.graph/1)
-    #[arg(long, value_enum, value_name = "FORMAT", conflicts_with_all = ["watch", "format", "fail_on"])]
+    #[arg(long, value_enum, value_name = "FORMAT", conflicts_with_all = ["watch", "format", "fail_on", "evidence", "max_read_rate"])]
     pub graph: Option<GraphFormat>,
 }
 
@@ -90,10 +106,9 @@ pub enum GraphFormat {
 
 /// Verdicts that this command can come to.
 fn verdict(name: &str) -> Result<Verdict, String> {
-    const EXPECTED: &str = "write deadlock, growing, stuck or orphaned";
+    const EXPECTED: &str = "write unreachable, deadlock, growing, stuck or orphaned";
     match Verdict::from_name(name) {
         Some(Verdict::LeftBehind) => Err("left_behind is told at the end of `gotrace exec`".into()),
-        Some(Verdict::Unreachable) => Err(format!("not available yet in this version: {EXPECTED}")),
         Some(verdict) => Ok(verdict),
         None => Err(EXPECTED.into()),
     }
@@ -135,6 +150,7 @@ pub fn run(args: &LeaksArgs) -> Result<Exit, CliError> {
         goroutines: 0,
         when: if args.watch.is_some() { When::Watched } else { When::Once },
         references_complete: true,
+        proof: None,
     };
     if let Some(format) = args.graph {
         let (snapshot, references) = process.whole_graph()?;
@@ -155,17 +171,27 @@ pub fn run(args: &LeaksArgs) -> Result<Exit, CliError> {
     let first = process.look()?;
     watch.observe(&first);
     let begin = Begin::of(&first);
-    let seen = watching(args, &mut process, &mut watch, first);
-    let (last, findings, complete, gone) = match seen {
-        Ok(last) => conclude(&mut process, &mut watch, last)?,
+    let interrupted = Interrupts::listen()?;
+    let mut proving = if args.no_proof { None } else { Proving::new(&target, &process.live, args) };
+    prove(&mut proving, &interrupted);
+    let seen = watching(args, &mut process, &mut watch, first, (&mut proving, &interrupted));
+    if args.watch.is_some() && seen.is_ok() {
+        // Those that were not there at first.
+        prove(&mut proving, &interrupted);
+    }
+    let (last, mut findings, complete, gone) = match seen {
+        Ok(last) => conclude(&mut process, &mut watch, last, &mut proving)?,
         Err(ended) => {
             let Ended { last, error } = *ended;
             let none = References::default();
-            let findings = judge(&watch, &last, (&none, &none));
+            let unreached = proving.as_ref().map(Proving::unreached).unwrap_or_default();
+            let findings = judge(&watch, &last, (&none, &none), &unreached);
             (last, findings, false, Some(error))
         }
     };
-    let header = header_of(header, begin, &last, watch.looks(), complete);
+    let mut header = header_of(header, begin, &last, watch.looks(), complete);
+    let summary = proving.as_mut().map(|p| p.conclude(&mut findings, gone.is_none())).transpose()?;
+    header.proof = summary.as_ref();
     let mut out = Stdout::lock();
     match args.format {
         TextOrJson::Text => text::write(&mut out, header, &findings, &mut names)?,
@@ -179,7 +205,8 @@ pub fn run(args: &LeaksArgs) -> Result<Exit, CliError> {
              within bounds: orphaned goroutines were not told"
         );
     }
-    if findings.iter().any(|f| args.fail_on.contains(&f.verdict)) {
+    let proven = |f: &Finding| !f.passes.is_some_and(Agreement::is_provisional);
+    if findings.iter().any(|f| args.fail_on.contains(&f.verdict) && proven(f)) {
         return Ok(Exit::FINDINGS);
     }
     match gone {
@@ -278,15 +305,12 @@ fn watching(
     process: &mut Process,
     watch: &mut Watch,
     first: Snapshot,
+    (proving, interrupted): (&mut Option<Proving>, &Interrupts),
 ) -> Result<Snapshot, Box<Ended>> {
     let mut last = first;
     let Some(length) = args.watch else {
         std::thread::sleep(SHORT);
         return Ok(last);
-    };
-    let interrupted = match Interrupts::listen() {
-        Ok(interrupted) => interrupted,
-        Err(error) => return Err(Box::new(Ended { last, error })),
     };
     let wanted = args.interval.unwrap_or_else(|| (length / LOOKS).clamp(SHORTEST, LONGEST));
     let begin = Instant::now();
@@ -300,6 +324,9 @@ fn watching(
                 last = snapshot;
             }
             Err(error) => return Err(Box::new(Ended { last, error })),
+        }
+        if let Some(proving) = proving {
+            proving.check();
         }
         if progress {
             let (seen, count) = (watch.looks(), last.counts.goroutines - last.counts.system);
@@ -321,7 +348,12 @@ fn watching(
 type Conclusion = (Snapshot, Vec<Finding>, bool, Option<CliError>);
 
 /// Looks for references, looks again, and once more, so that what is found has stood still meanwhile.
-fn conclude(process: &mut Process, watch: &mut Watch, mut last: Snapshot) -> Result<Conclusion, CliError> {
+fn conclude(
+    process: &mut Process,
+    watch: &mut Watch,
+    mut last: Snapshot,
+    proving: &mut Option<Proving>,
+) -> Result<Conclusion, CliError> {
     if watch.looks() < 2 {
         last = process.look()?;
         watch.observe(&last);
@@ -339,7 +371,11 @@ fn conclude(process: &mut Process, watch: &mut Watch, mut last: Snapshot) -> Res
     }
     let (others, locks) = both.unwrap_or_default();
     let complete = others.complete && locks.complete;
-    let findings = judge(watch, &last, (&others, &locks));
+    let unreached = proving.as_mut().map(|p| {
+        p.check();
+        p.unreached()
+    });
+    let findings = judge(watch, &last, (&others, &locks), &unreached.unwrap_or_default());
     Ok((last, findings, complete, None))
 }
 
@@ -351,9 +387,11 @@ fn agree(before: References, now: References) -> References {
 }
 
 /// Ctrl-C and the like, for as long as it lives.
-struct Interrupts {
+pub(super) struct Interrupts {
     runtime: tokio::runtime::Runtime,
     told: Arc<tokio::sync::Notify>,
+    /// Whether one came, after which nothing is waited for any more.
+    ended: Cell<bool>,
 }
 
 impl Interrupts {
@@ -378,12 +416,15 @@ impl Interrupts {
                 });
             }
         }
-        Ok(Self { runtime, told })
+        Ok(Self { runtime, told, ended: Cell::new(false) })
     }
 
     /// Whether the user wanted to end before the time came.
     fn wait_until(&self, time: Instant) -> bool {
-        self.runtime
-            .block_on(async { tokio::time::timeout_at(time.into(), self.told.notified()).await.is_ok() })
+        if !self.ended.get() {
+            let told = async { tokio::time::timeout_at(time.into(), self.told.notified()).await.is_ok() };
+            self.ended.set(self.runtime.block_on(told));
+        }
+        self.ended.get()
     }
 }

@@ -12,6 +12,7 @@ use super::{CliError, Format, TraceArgs, diagnostics::HoldBack, is_broken_pipe};
 use crate::{
     level::Level,
     pipeline::{Engine, Follow, LeftBehind, Line, LineConfig, LineError, Stop, Traced},
+    printable::printable,
     process::ResourceOptions,
     sink::{
         json,
@@ -178,7 +179,8 @@ impl Display {
     }
 
     fn take_terminal(&mut self, traced: &Traced, stop: &Stop) {
-        let executable = traced.target().executable.display();
+        let executable = traced.target().executable.display().to_string();
+        let executable = printable(&executable);
         let about = format!(
             "pid {} · {executable} · engine {} · level {}",
             traced.pid(),

@@ -8,8 +8,19 @@ use super::{Source, code::Code, elf::Elf, moduledata::Found, scan::Scan, symtab:
 
 /// Names of the variables.
 pub(super) const VARIABLES: [&str; 2] = ["runtime.allglen", "runtime.allgptr"];
-/// Both functions are small.
+/// The functions are small.
 const MAX_FUNCTION: usize = 4096;
+
+/// The code of one of the functions that were looked for.
+pub(super) fn function<'a>(elf: &Elf<'a>, found: &Found<'_>, scan: &Scan, name: &str) -> Option<Code<'a>> {
+    let address = *scan.addresses.get(name)?;
+    let relative = u32::try_from(address.checked_sub(found.text)?).ok()?;
+    let f = found.view.func(found.view.index_at(relative)?)?;
+    let len = (f.end.checked_sub(relative)? as usize).min(MAX_FUNCTION);
+    let bytes = elf.bytes_from(address)?;
+    let bytes = bytes.get(..len.min(bytes.len()))?;
+    Some(Code { arch: elf.arch, bytes, address, name_of: &|_| None })
+}
 
 /// The variables' addresses, and where they were learned.
 pub(super) fn find(
@@ -23,13 +34,7 @@ pub(super) fn find(
         return Some((Allgs { length, pointer }, Source::Symtab));
     }
     ["runtime.forEachGRace", "runtime.atomicAllG"].into_iter().find_map(|name| {
-        let address = *scan.addresses.get(name)?;
-        let relative = u32::try_from(address.checked_sub(found.text)?).ok()?;
-        let f = found.view.func(found.view.index_at(relative)?)?;
-        let len = (f.end.checked_sub(relative)? as usize).min(MAX_FUNCTION);
-        let bytes = elf.bytes_from(address)?;
-        let bytes = bytes.get(..len.min(bytes.len()))?;
-        let code = Code { arch: elf.arch, bytes, address, name_of: &|_| None };
+        let code = function(elf, found, scan, name)?;
         // Both are variables without a value in the file, one word long.
         let variables = code.data_references();
         let mut variables = variables.into_iter().filter(|&a| a % 8 == 0 && elf.is_data(a));

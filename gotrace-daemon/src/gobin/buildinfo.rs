@@ -8,6 +8,7 @@ use super::{
     bytes::{slice, u8_at, uvarint},
     elf::Elf,
 };
+use crate::printable::printable;
 
 const MAGIC: &[u8] = b"\xff Go buildinf:";
 const HEADER: usize = 32;
@@ -77,7 +78,7 @@ fn parse_version(text: &str) -> Option<GoVersion> {
     Some(GoVersion {
         minor: minor.parse().ok()?,
         patch: patch.parse().unwrap_or_default(),
-        text: text.to_owned(),
+        text: printable(text).into_owned(),
     })
 }
 
@@ -90,6 +91,8 @@ fn parse_module(block: &[u8]) -> BuildInfo {
     };
     let text = String::from_utf8_lossy(text);
     for line in text.lines() {
+        // Tabs are between fields.
+        let line = line.split('\t').map(printable).collect::<Vec<_>>().join("\t");
         let mut fields = line.split('\t');
         match (fields.next(), fields.next()) {
             (Some("path"), Some(path)) => info.path = Some(path.to_owned()),

@@ -59,12 +59,21 @@ impl Code<'_> {
 
     /// Addresses of data that instructions load from, or take, relative to themselves; in order, each once.
     pub fn data_references(&self) -> Vec<u64> {
+        self.references(true)
+    }
+
+    /// The same of those alone whose address is taken: of structures and arrays rather than single values.
+    pub fn addresses_taken(&self) -> Vec<u64> {
+        self.references(false)
+    }
+
+    fn references(&self, loads: bool) -> Vec<u64> {
         let all = match self.arch {
             Arch::Amd64 => code_amd64::data_references(self),
             Arch::Arm64 => code_arm64::data_references(self),
         };
         let mut distinct = Vec::new();
-        for address in all {
+        for (address, _) in all.into_iter().filter(|&(_, taken)| taken || loads) {
             if !distinct.contains(&address) {
                 distinct.push(address);
             }

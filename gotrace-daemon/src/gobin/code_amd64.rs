@@ -114,10 +114,11 @@ pub(super) fn calls(code: &Code<'_>, target: u64) -> Vec<(Place, usize)> {
         .collect()
 }
 
-pub(super) fn data_references(code: &Code<'_>) -> Vec<u64> {
+/// (address, whether it is taken rather than loaded from).
+pub(super) fn data_references(code: &Code<'_>) -> Vec<(u64, bool)> {
     decode(code, 0)
         .filter(|i| matches!(i.mnemonic(), Mnemonic::Mov | Mnemonic::Lea) && i.is_ip_rel_memory_operand())
-        .map(|i| i.ip_rel_memory_address())
+        .map(|i| (i.ip_rel_memory_address(), i.mnemonic() == Mnemonic::Lea))
         .collect()
 }
 
@@ -204,7 +205,7 @@ mod tests {
             0x48, 0x8b, 0x05, 0x10, 0, 0, 0, 0x48, 0x8d, 0x0d, 0x20, 0, 0, 0, 0x48, 0x8b, 0x10, 0x83, 0x3d,
             0x30, 0, 0, 0, 0,
         ];
-        assert_eq!(data_references(&code(&bytes)), [0x1017, 0x102e]);
+        assert_eq!(data_references(&code(&bytes)), [(0x1017, false), (0x102e, true)]);
     }
 
     #[test]

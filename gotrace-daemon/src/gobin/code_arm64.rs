@@ -158,8 +158,8 @@ pub(super) fn calls(code: &Code<'_>, target: u64) -> Vec<(Place, usize)> {
         .collect()
 }
 
-/// `adrp` with the `add` or the load that completes it.
-pub(super) fn data_references(code: &Code<'_>) -> Vec<u64> {
+/// `adrp` with the `add` or the load that completes it: (address, whether it is taken by an `add`).
+pub(super) fn data_references(code: &Code<'_>) -> Vec<(u64, bool)> {
     let mut pages: [Option<u64>; 32] = [None; 32];
     let mut found = Vec::new();
     for (at, w) in words(code, 0) {
@@ -172,13 +172,13 @@ pub(super) fn data_references(code: &Code<'_>) -> Vec<u64> {
         } else if w & 0xffc0_0000 == 0x9100_0000 {
             // add xd, xn, #immediate
             if let Some(page) = pages[n].take() {
-                found.push(page.wrapping_add(immediate));
+                found.push((page.wrapping_add(immediate), true));
             }
             pages[d] = None;
         } else if w & 0x3fc0_0000 == 0x3940_0000 {
             // ldr of 1, 2, 4 or 8 bytes, [xn, #immediate scaled by the size]
             if let Some(page) = pages[n] {
-                found.push(page.wrapping_add(immediate << (w >> 30)));
+                found.push((page.wrapping_add(immediate << (w >> 30)), false));
             }
             pages[d] = None;
         }
@@ -258,7 +258,7 @@ mod tests {
     fn data_by_page_and_offset() {
         // adrp x27,+1 page; add x27,x27,#0x18; ldar x0,[x27]; adrp x1,+2 pages; ldr x2,[x1,#0x20]
         let bytes = assemble(&[0xb000_001b, 0x9100_637b, 0xc8df_ff60, 0xd000_0001, 0xf940_1022]);
-        assert_eq!(data_references(&code(&bytes)), [0x2018, 0x3020]);
+        assert_eq!(data_references(&code(&bytes)), [(0x2018, true), (0x3020, false)]);
     }
 
     #[test]

@@ -35,7 +35,7 @@ const MAX_UNITS: usize = 1 << 20;
 type Slice<'a> = EndianSlice<'a, LittleEndian>;
 
 /// Structures and the fields wanted of each.
-const STRUCTURES: [(&str, &[&str]); 8] = [
+const STRUCTURES: [(&str, &[&str]); 10] = [
     (
         "runtime.g",
         &[
@@ -67,6 +67,8 @@ const STRUCTURES: [(&str, &[&str]); 8] = [
     ("runtime.sudog", &["g", "elem", "waitlink", "c"]),
     ("runtime.hchan", &["qcount", "dataqsiz", "elemsize", "closed", "recvq", "sendq"]),
     ("runtime.pollDesc", &["fd", "rg", "wg"]),
+    ("runtime.mspan", &["startAddr", "npages", "nelems", "spanclass", "state", "elemsize", "specials"]),
+    ("runtime.special", &["next", "offset", "kind"]),
     (OPTIONAL, &["vu"]),
 ];
 

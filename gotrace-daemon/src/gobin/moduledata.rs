@@ -34,6 +34,8 @@ pub(super) struct Found<'a> {
     pub text: u64,
     /// Address of what `funcdata` offsets count from; `None` when not found.
     pub gofunc: Option<u64>,
+    /// Address of the module data; `None` when not found.
+    pub module: Option<u64>,
     pub warnings: Vec<String>,
 }
 
@@ -48,7 +50,7 @@ pub(super) fn find<'a>(elf: &Elf<'a>, minor: u32) -> Result<Found<'a>, Error> {
             return Err(Error::NotGo { why: "it has a Go function table but no module data" });
         }
         warnings.push("the module data was not found: inlined functions are not shown".to_owned());
-        return Ok(Found { view, text: header.text_start, gofunc: None, warnings });
+        return Ok(Found { view, text: header.text_start, gofunc: None, module: None, warnings });
     };
     let text = module.word(TEXT).unwrap_or_default();
     if !elf.is_code(text) {
@@ -69,7 +71,8 @@ pub(super) fn find<'a>(elf: &Elf<'a>, minor: u32) -> Result<Found<'a>, Error> {
     if inline.is_none() {
         warnings.push("the tables of inlined calls were not found: inlined functions are not shown".into());
     }
-    Ok(Found { view, text, gofunc: inline.map(|(_, address)| address), warnings })
+    let gofunc = inline.map(|(_, address)| address);
+    Ok(Found { view, text, gofunc, module: Some(module.address), warnings })
 }
 
 /// The function table: (bytes, header, address).

@@ -1,6 +1,12 @@
 //! How Go's own tracebacks show functions (`runtime/traceback.go`, `showfuncinfo`, `printFuncName`).
 
 use super::unwind::EntryKind;
+use crate::printable::printable;
+
+/// A name or path of the program, as anything that prints it may have it.
+pub(super) fn text(bytes: &[u8]) -> String {
+    printable(&String::from_utf8_lossy(bytes)).into_owned()
+}
 
 /// A function's name as tracebacks print it: type arguments are left out (`main.f[...]`).
 pub(super) fn printed(name: &str) -> String {

@@ -96,6 +96,10 @@ pub(super) struct Func {
     /// First address behind it.
     pub end: u32,
     name: u32,
+    /// Bytes of arguments and results on the caller's stack, or `abi.ArgsSizeUnknown`.
+    pub args: u32,
+    /// Where it goes on after a recovered panic, relative to its entry; 0: nowhere.
+    pub defer_return: u32,
     pc_stack: u32,
     pc_file: u32,
     pc_line: u32,
@@ -133,7 +137,8 @@ pub(super) struct View<'a> {
     pub header: Header,
     /// From the header on.
     pub data: &'a [u8],
-    /// Tables of inlined calls: what `funcdata` offsets count from. Empty when not found.
+    /// Tables of inlined calls and of pointers on the stack: what `funcdata` offsets count from. Empty when
+    /// not found.
     pub inline: &'a [u8],
 }
 
@@ -153,6 +158,8 @@ impl<'a> View<'a> {
             entry,
             end,
             name: word(1)?,
+            args: word(2)?,
+            defer_return: word(3)?,
             pc_stack: word(4)?,
             pc_file: word(5)?,
             pc_line: word(6)?,
@@ -245,7 +252,8 @@ impl<'a> View<'a> {
         .take(MAX_PC_STEPS)
     }
 
-    fn value_at(&self, table: u32, f: &Func, pc: u32) -> Option<i32> {
+    /// The value of a pc-value table at an address relative to the text's beginning.
+    pub fn value_at(&self, table: u32, f: &Func, pc: u32) -> Option<i32> {
         let pc = pc.checked_sub(f.entry)?;
         self.steps(table, f).find(|&(_, end)| pc < end).map(|(value, _)| value)
     }
@@ -256,14 +264,16 @@ impl<'a> View<'a> {
         self.value_at(f.pc_stack, f, pc).and_then(|n| u32::try_from(n).ok())
     }
 
-    fn pcdata(&self, f: &Func, n: usize) -> Option<u32> {
+    /// Offset of one of a function's pc-value tables.
+    pub fn pcdata(&self, f: &Func, n: usize) -> Option<u32> {
         if n >= f.pcdata_count {
             return None;
         }
         u32_at(self.data, f.tail + 4 * n)
     }
 
-    fn funcdata(&self, f: &Func, n: usize) -> Option<u32> {
+    /// Offset in [`View::inline`] of one of a function's data.
+    pub fn funcdata(&self, f: &Func, n: usize) -> Option<u32> {
         if n >= f.funcdata_count {
             return None;
         }

@@ -11,6 +11,7 @@ use super::{
     code::{Code, Place},
     elf::Elf,
     moduledata::Found,
+    names,
     scan::Scan,
     symtab::Symbols,
 };
@@ -122,7 +123,7 @@ impl Planner<'_> {
         let relative = u32::try_from(address.checked_sub(self.found.text)?).ok()?;
         let view = &self.found.view;
         let f = view.func(view.index_at(relative)?).filter(|f| f.entry == relative)?;
-        Some(String::from_utf8_lossy(view.name(&f)).into_owned())
+        Some(names::text(view.name(&f)))
     }
 
     /// Adds a probe; whether it could.

@@ -3,10 +3,10 @@
 
 use std::collections::HashMap;
 
-use super::{Error, bytes::cstr, moduledata::Found, pclntab::View};
+use super::{Error, bytes::cstr, moduledata::Found, names, pclntab::View};
 
 /// Functions that are probed, or whose calls are, or that tell where the runtime's variables are.
-pub(super) const WANTED: [&str; 24] = [
+pub(super) const WANTED: [&str; 26] = [
     "runtime.newproc.func1",
     "runtime.newproc1",
     "runtime.runqput",
@@ -31,6 +31,8 @@ pub(super) const WANTED: [&str; 24] = [
     "runtime.exitsyscall",
     "runtime.forEachGRace",
     "runtime.atomicAllG",
+    "runtime.semacquire1",
+    "runtime.semrelease1",
 ];
 
 /// The closure in which `runtime.goready` calls `runtime.ready`; its full name depends on the version
@@ -52,7 +54,7 @@ pub(super) struct Scan {
     pub inlined: Vec<(&'static str, String)>,
     /// Where the used part of the function table ends.
     pub table_end: usize,
-    /// Where the used part of the tables of inlined calls ends.
+    /// Where the used part of the tables of inlined calls and of pointers on the stack ends.
     pub inline_end: usize,
     /// C code is linked in.
     pub cgo: bool,
@@ -84,6 +86,9 @@ impl Scan {
             if name.starts_with(b"runtime.") || name.starts_with(b"_.") {
                 this.note(name, address, &wanted);
             }
+            if let Some(end) = view.stack_maps_end(&f) {
+                this.inline_end = this.inline_end.max(end);
+            }
             let Some((begin, end, steps)) = view.inline_extent(&f) else { continue };
             work = work
                 .checked_sub(steps + (end - begin) / 16)
@@ -111,12 +116,12 @@ impl Scan {
         }
         self.race |= name == b"runtime.racecall";
         if name.ends_with(READY_CLOSURE) && self.ready_closures.len() < MAX_FOUND {
-            self.ready_closures.push((String::from_utf8_lossy(name).into_owned(), address));
+            self.ready_closures.push((names::text(name), address));
         }
     }
 
     fn note_inlined(&mut self, callee: &'static str, view: &View<'_>, f: &super::pclntab::Func) {
-        let holder = String::from_utf8_lossy(view.name(f)).into_owned();
+        let holder = names::text(view.name(f));
         let known = self.inlined.iter().any(|(c, h)| *c == callee && *h == holder);
         if !known && self.inlined.len() < MAX_FOUND {
             self.inlined.push((callee, holder));

@@ -2,7 +2,7 @@
 //! runtime's structures and a few numbers. One row a class of versions; a test of the workspace holds it
 //! against the debug information of a binary built by each version.
 //!
-//! Sources: `runtime/runtime2.go`, `runtime/netpoll.go`, `runtime/symtab.go`, `internal/abi/symtab.go`.
+//! Sources: `runtime/runtime2.go`, `runtime/mheap.go`, `runtime/netpoll.go`, `runtime/symtab.go`, `internal/abi/symtab.go`.
 //! The offsets are the same on amd64 and arm64, with and without race detector and cgo.
 
 /// The oldest version with a row.
@@ -13,7 +13,7 @@ pub(super) const NEWEST: u32 = 27;
 const NONE: u32 = u32::MAX;
 
 /// Names of the fields, in the order of the columns of [`ROWS`].
-pub(super) const FIELDS: [&str; 44] = [
+pub(super) const FIELDS: [&str; 54] = [
     "g.stack.lo",
     "g.stack.hi",
     "g.m",
@@ -58,29 +58,49 @@ pub(super) const FIELDS: [&str; 44] = [
     "pollDesc.rg",
     "pollDesc.wg",
     "g.trackingSeq",
+    "mspan.startAddr",
+    "mspan.npages",
+    "mspan.nelems",
+    "mspan.spanclass",
+    "mspan.state",
+    "mspan.elemsize",
+    "mspan.specials",
+    "special.next",
+    "special.offset",
+    "special.kind",
 ];
 
 /// (first version, offsets in the order of [`FIELDS`]).
 #[rustfmt::skip]
-const ROWS: [(u32, [u32; FIELDS.len()]); 6] = [
+const ROWS: [(u32, [u32; FIELDS.len()]); 7] = [
     (18, [0, 8, 48, 56, 64, 96, 104, 112, 120, NONE, 144, 152, 160, 168, 176, NONE, 232, NONE, 296, 312, 328, 360, NONE,
           0, 72, 192, 208, 232,
-          0, 24, NONE, 64, 80, NONE, 0, 8, 24, 28, 56, 72, 8, 24, 32, 189]),
+          0, 24, NONE, 64, 80, NONE, 0, 8, 24, 28, 56, 72, 8, 24, 32, 189,
+          24, 32, 56, 98, 99, 104, 128, 0, 8, 10]),
     (21, [0, 8, 48, 56, 64, 96, 104, 112, 120, NONE, 144, 152, 160, 168, 176, NONE, 208, 272, 280, 296, 312, 344, NONE,
           0, 72, 192, 208, 232,
-          0, 24, NONE, 64, 80, NONE, 0, 8, 24, 28, 56, 72, 8, 32, 40, 188]),
+          0, 24, NONE, 64, 80, NONE, 0, 8, 24, 28, 56, 72, 8, 32, 40, 188,
+          24, 32, 56, 106, 107, 112, 136, 0, 8, 10]),
     (22, [0, 8, 48, 56, 64, 96, 104, 112, 120, NONE, 144, 152, 160, 168, 176, 187, 208, 272, 280, 296, 312, 344, 368,
           0, 72, 192, 208, 232,
-          0, 24, NONE, 64, 80, NONE, 0, 8, 24, 28, 56, 72, 8, 32, 40, 191]),
+          0, 24, NONE, 64, 80, NONE, 0, 8, 24, 28, 56, 72, 8, 32, 40, 191,
+          24, 32, 50, 98, 99, 104, 128, 0, 8, 10]),
     (23, [0, 8, 48, 56, 64, 96, 104, 112, 120, 128, 152, 160, 168, 176, 184, 195, 216, 280, 288, 304, 320, 352, 384,
           0, 72, 192, 208, 232,
-          0, 24, NONE, 64, 80, NONE, 0, 8, 24, 28, 64, 80, 8, 32, 40, 199]),
+          0, 24, NONE, 64, 80, NONE, 0, 8, 24, 28, 64, 80, 8, 32, 40, 199,
+          24, 32, 50, 98, 99, 104, 128, 0, 8, 10]),
+    (24, [0, 8, 48, 56, 64, 96, 104, 112, 120, 128, 152, 160, 168, 176, 184, 195, 216, 280, 288, 304, 320, 352, 384,
+          0, 72, 192, 208, 232,
+          0, 24, NONE, 64, 80, NONE, 0, 8, 24, 28, 64, 80, 8, 32, 40, 199,
+          24, 32, 50, 98, 99, 104, 128, 0, 8, 16]),
     (25, [0, 8, 48, 56, 64, 88, 96, 104, 112, 120, 144, 152, 160, 168, 176, 187, 208, 272, 280, 296, 312, 344, 376,
           0, 64, 184, 200, 224,
-          0, 24, NONE, 64, 80, NONE, 0, 8, 24, 28, 64, 80, 8, 32, 40, 191]),
+          0, 24, NONE, 64, 80, NONE, 0, 8, 24, 28, 64, 80, 8, 32, 40, 191,
+          24, 32, 50, 98, 99, 104, 128, 0, 8, 16]),
     (26, [0, 8, 48, 56, 64, 88, 96, 104, 112, 120, 144, 152, 160, 168, 176, 187, 208, 280, 288, 304, 320, 352, 384,
           0, 64, 184, 208, 232,
-          0, 24, 32, 72, 88, 96, 0, 8, 24, 28, 64, 80, 8, 32, 40, 191]),
+          0, 24, 32, 72, 88, 96, 0, 8, 24, 28, 64, 80, 8, 32, 40, 191,
+          24, 32, 50, 98, 99, 104, 128, 0, 8, 16]),
 ];
 
 /// Offsets of a version's fields, those that it has.
@@ -100,6 +120,17 @@ pub(super) const fn gofunc_offset(minor: u32) -> u64 {
         ..=19 => 304,
         20..=26 => 320,
         _ => 344,
+    }
+}
+
+/// Numbers of what the runtime keeps beside an object: a finalizer, a weak handle, a cleanup
+/// (`runtime/mheap.go`, `_KindSpecialFinalizer` and the following); `None` where the version has none.
+pub(super) const fn special_kinds(minor: u32) -> (u8, Option<u8>, Option<u8>) {
+    match minor {
+        ..=22 => (1, None, None),
+        23 => (1, Some(2), None),
+        24 => (1, Some(2), Some(6)),
+        _ => (2, Some(3), Some(7)),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What is reported.
 
-use std::cmp::Reverse;
+use std::{cmp::Reverse, collections::BTreeMap};
 
 use crate::snapshot::{StackFrame, Wait, WaitObject};
 
@@ -66,6 +66,32 @@ impl AtLeastAtMost {
     }
 }
 
+/// Goroutines that marking the heap could not reach ([`crate::heap`]).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unreached {
+    /// By goid: how many passes in a row agree.
+    pub goids: BTreeMap<u64, u32>,
+    /// How many must agree for a proof.
+    pub needed: u32,
+}
+
+/// How many passes over the heap agree on a finding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Agreement {
+    /// So many do on each of its goroutines.
+    pub agreed: u32,
+    /// So many must for a proof.
+    pub needed: u32,
+}
+
+impl Agreement {
+    /// Whether more passes must agree before it is proven.
+    #[must_use]
+    pub const fn is_provisional(self) -> bool {
+        self.agreed < self.needed
+    }
+}
+
 /// Goroutines a second, a 95 % confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Growth {
@@ -81,7 +107,7 @@ pub struct Growth {
 pub struct Finding {
     /// Why.
     pub verdict: Verdict,
-    /// How their number grows; only for [`Verdict::Growing`].
+    /// How their number grows; only for [`Verdict::Growing`], and [`Verdict::Unreachable`] where it does.
     pub growth: Option<Growth>,
     /// How long the one that has waited longest has waited; for [`Verdict::LeftBehind`] how long it lived.
     pub oldest: AtLeastAtMost,
@@ -99,6 +125,10 @@ pub struct Finding {
     pub waits_on_total: usize,
     /// Their ids, ascending.
     pub goids: Vec<u64>,
+    /// How many passes agree; only for [`Verdict::Unreachable`].
+    pub passes: Option<Agreement>,
+    /// Bytes of the heap that only these goroutines keep alive; `None` where that was not looked for.
+    pub retained_bytes: Option<u64>,
     /// What is known and what is not, in a sentence.
     pub why: String,
     /// The test that made them, by its function; only for [`Verdict::LeftBehind`].

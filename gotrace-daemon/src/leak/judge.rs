@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{
-    AtLeastAtMost, Finding, Growth, Reason, Verdict, Watch, locks,
+    Agreement, AtLeastAtMost, Finding, Growth, Reason, Unreached, Verdict, Watch, locks,
     trend::{MIN_POINTS, trend},
+    unreached,
     watch::{Group, NONE, Track},
 };
 use crate::snapshot::{
@@ -47,14 +48,18 @@ pub(super) struct Place<'a> {
     pub members: Vec<Member<'a>>,
 }
 
-/// All places at which goroutines wait for others, by group.
-pub(super) fn places<'a>(watch: &'a Watch, snapshot: &'a Snapshot) -> BTreeMap<u32, Place<'a>> {
+/// All places at which goroutines wait for others, or for what cannot come if that is proven, by group.
+pub(super) fn places<'a>(
+    watch: &'a Watch,
+    snapshot: &'a Snapshot,
+    unreached: &Unreached,
+) -> BTreeMap<u32, Place<'a>> {
     let mut places: BTreeMap<u32, Place<'a>> = BTreeMap::new();
     for track in watch.tracks.iter().filter(|t| t.group != NONE) {
         let Some(group) = watch.groups.get(track.group as usize) else { continue };
         let Some(goroutine) = snapshot.goroutine(track.goid) else { continue };
         let reason = watch.reason(goroutine);
-        if !reason.is_for_others() {
+        if !reason.is_for_others() && !unreached.goids.contains_key(&track.goid) {
             continue;
         }
         let waits = snapshot.waits_of(goroutine);
@@ -133,7 +138,7 @@ impl Member<'_> {
 pub(super) fn stands_long(watch: &Watch, member: &Member<'_>) -> bool {
     member.track.looks >= STUCK_LOOKS
         && watch.stands(member.track).at_least_ns >= watch.settings.stuck_after_ns
-        && watch.others_move_since(member.track.since_ns)
+        && watch.others_move_since(watch.since_ns(member.track))
 }
 
 /// Whether goroutines of its site come and go, and it has lived much longer than those.
@@ -178,7 +183,7 @@ fn doubtful(watch: &Watch, snapshot: &Snapshot, member: &Member<'_>, doubt: Doub
 #[must_use]
 pub fn suspects(watch: &Watch, snapshot: &Snapshot) -> (Vec<Suspect>, Vec<Suspect>) {
     let (mut others, mut locks) = (Vec::new(), Vec::new());
-    for place in places(watch, snapshot).values() {
+    for place in places(watch, snapshot, &Unreached::default()).values() {
         let suspect =
             |m: &Member<'_>| Some(Suspect { goid: m.goroutine.goid, waits_on: m.references(snapshot)? });
         let (for_locks, for_others): (Vec<&Member<'_>>, Vec<_>) =
@@ -211,10 +216,15 @@ fn is_alone(snapshot: &Snapshot, orphans: &[&Member<'_>]) -> bool {
 }
 
 /// The verdicts, the worst first. `held`: who refers to what the suspects for channels and for locks wait
-/// on, as of after the last look.
+/// on, as of after the last look. `unreached`: whom marking the heap could not reach.
 #[must_use]
-pub fn judge(watch: &Watch, snapshot: &Snapshot, held: (&References, &References)) -> Vec<Finding> {
-    let places = places(watch, snapshot);
+pub fn judge(
+    watch: &Watch,
+    snapshot: &Snapshot,
+    held: (&References, &References),
+    unreached: &Unreached,
+) -> Vec<Finding> {
+    let places = places(watch, snapshot, unreached);
     let mut findings = Vec::new();
     let mut told: HashSet<u64> = HashSet::new();
     let mut report = |verdict: Verdict, growth: Option<Growth>, members: &[Member<'_>], why: String| {
@@ -224,6 +234,14 @@ pub fn judge(watch: &Watch, snapshot: &Snapshot, held: (&References, &References
             findings.push(finding);
         }
     };
+    for place in places.values() {
+        let proven = pick(place, |m| unreached.goids.contains_key(&m.goroutine.goid));
+        if proven.is_empty() {
+            continue;
+        }
+        let growth = growing(watch, snapshot, place).map(|(_, growth, _)| growth);
+        report(Verdict::Unreachable, growth, &proven, unreached::why(watch, unreached, &proven));
+    }
     for place in places.values() {
         let nil = pick(place, |m| m.reason == Reason::Nil && !m.is_main());
         report(
@@ -271,6 +289,10 @@ pub fn judge(watch: &Watch, snapshot: &Snapshot, held: (&References, &References
             let why = why_unheld(watch, snapshot, kind, &members, members.iter().all(unheld));
             report(verdict, None, &members, why);
         }
+    }
+    for finding in findings.iter_mut().filter(|f| f.verdict == Verdict::Unreachable) {
+        let agreed = finding.goids.iter().filter_map(|goid| unreached.goids.get(goid)).min();
+        finding.passes = agreed.map(|&agreed| Agreement { agreed, needed: unreached.needed });
     }
     findings.sort_by_cached_key(Finding::by_impact);
     findings
@@ -401,6 +423,8 @@ fn finding(
         waits_on: objects.into_iter().map(|(_, w, o)| (w, o)).collect(),
         waits_on_total,
         goids,
+        passes: None,
+        retained_bytes: None,
         why,
         test: None,
     })

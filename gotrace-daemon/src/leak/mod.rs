@@ -17,10 +17,11 @@ mod reason;
 #[cfg(test)]
 mod tests;
 mod trend;
+mod unreached;
 mod watch;
 
 pub use behind::{Left, is_machinery, left_behind, test_function};
-pub use finding::{AtLeastAtMost, Finding, Growth, Verdict};
+pub use finding::{Agreement, AtLeastAtMost, Finding, Growth, Unreached, Verdict};
 pub use graph::{Edge, EdgeKind, Graph, GraphGroup, GraphObject};
 pub use judge::{judge, suspects};
 pub use reason::Reason;

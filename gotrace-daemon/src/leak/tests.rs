@@ -113,7 +113,7 @@ fn verdicts_with(looks: &[Snapshot], stacks: &[(u64, &[u64])]) -> Vec<Finding> {
         stacks: stacks.iter().map(|(a, g)| (*a, g.to_vec())).collect(),
         complete: true,
     };
-    judge(&watch, last, (&unheld(&others), &unheld(&locks)))
+    judge(&watch, last, (&unheld(&others), &unheld(&locks)), &Unreached::default())
 }
 
 fn verdicts(looks: &[Snapshot]) -> Vec<Finding> {
@@ -172,7 +172,10 @@ fn locks_that_others_may_hold_are_no_deadlock() {
     let stacks = [(0x1000, vec![20, 21]), (0x9000, vec![20, 21])].into_iter().collect();
     // Somebody outside refers to one lock of the two.
     let held = References { unheld: vec![21], stacks, complete: true };
-    assert_eq!(names(&judge(&watch, last, (&References::default(), &held))), [("stuck", 1), ("stuck", 1)]);
+    assert_eq!(
+        names(&judge(&watch, last, (&References::default(), &held), &Unreached::default())),
+        [("stuck", 1), ("stuck", 1)]
+    );
 }
 
 #[test]
@@ -327,10 +330,10 @@ fn a_sender_that_nobody_refers_to_is_orphaned() {
     // Somebody refers to it.
     let watch = watch_of(&looks);
     let held = References { complete: true, ..References::default() };
-    assert!(judge(&watch, &looks[1], (&held, &held)).is_empty());
+    assert!(judge(&watch, &looks[1], (&held, &held), &Unreached::default()).is_empty());
     // Not everything was searched.
     let torn = References { unheld: vec![20], ..References::default() };
-    assert!(judge(&watch, &looks[1], (&torn, &torn)).is_empty());
+    assert!(judge(&watch, &looks[1], (&torn, &torn), &Unreached::default()).is_empty());
     // Its creator lives, and may hold the channel on the heap.
     assert!(verdicts(&still(1, &[g(20, 5, SEND).chan(0x1000, Op::Send)])).is_empty());
 }
@@ -455,7 +458,10 @@ fn looks_out_of_order_and_reused_ids_do_no_harm() {
     assert_eq!(watch.looks(), before, "older than the last");
     watch.observe(&Snapshot { monotonic_ns: 900 * SECOND, ..Snapshot::default() });
     let empty = Snapshot::default();
-    assert!(judge(&watch, &empty, (&References::default(), &References::default())).is_empty());
+    assert!(
+        judge(&watch, &empty, (&References::default(), &References::default()), &Unreached::default())
+            .is_empty()
+    );
 }
 
 #[test]

@@ -13,6 +13,8 @@ use crate::snapshot::{Goroutine, Snapshot, StackFrame};
 
 /// As many places are told apart; goroutines at others are counted only.
 const MAX_GROUPS: usize = 1 << 17;
+/// Looks that are the end of a watch.
+const LAST_LOOKS: usize = 4;
 /// No group.
 pub(super) const NONE: u32 = u32::MAX;
 
@@ -36,7 +38,7 @@ pub(super) struct Look {
     pub io: u64,
 }
 
-/// A goroutine.
+/// A goroutine. There can be millions: times are numbers of looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Track {
     pub goid: u64,
@@ -44,14 +46,12 @@ pub(super) struct Track {
     pub site: u32,
     /// Where it stands; [`NONE`] when it runs.
     pub group: u32,
-    /// End of the look that first saw it there.
-    pub since_ns: u64,
-    /// Begin of the last look that did not see it there; `None` when it was there at the first look.
-    pub not_before_ns: Option<u64>,
+    /// The look that first saw it there; all since have.
+    since: u32,
     /// Looks that saw it there, one after the other.
     pub looks: u32,
-    /// Begin of the last look in which it was not alive; `None` when it was alive at the first look.
-    born_after_ns: Option<u64>,
+    /// The look that first saw it alive.
+    born: u32,
 }
 
 /// Goroutines with the same entry function and creation site.
@@ -137,6 +137,7 @@ impl Watch {
             return;
         }
         let look = self.looks.len();
+        let number = u32::try_from(look).unwrap_or(u32::MAX);
         let stacks: Vec<u32> =
             snapshot.stacks.ids().map(|id| self.stack_id(snapshot.stacks.frames(id))).collect();
         let old = std::mem::take(&mut self.tracks);
@@ -153,16 +154,14 @@ impl Watch {
             let site = known.map_or_else(|| self.site_id(goroutine), |t| t.site);
             let stack = goroutine.stack.and_then(|id| stacks.get(id.index())).copied();
             let group = stack.map_or(NONE, |stack| self.group_id(site, stack, look));
-            let not_before_ns = before.map(|b| b.begin_ns);
             let fresh = Track {
                 goid: goroutine.goid,
                 mark: goroutine.park_mark,
                 site,
                 group,
-                since_ns: end_ns,
-                not_before_ns,
+                since: number,
                 looks: 1,
-                born_after_ns: known.map_or(not_before_ns, |t| t.born_after_ns),
+                born: known.map_or(number, |t| t.born),
             };
             let stood = known.filter(|t| {
                 let known = fresh.mark != 0 && group != NONE;
@@ -193,8 +192,8 @@ impl Watch {
 
     fn gone(&mut self, track: Track, end_ns: u64) {
         self.unsettle(track);
-        if let (Some(site), Some(born_after)) = (self.sites.get_mut(track.site as usize), track.born_after_ns)
-        {
+        let born_after = self.begin_before(track.born);
+        if let (Some(site), Some(born_after)) = (self.sites.get_mut(track.site as usize), born_after) {
             site.finished += 1;
             site.longest_finished_ns = site.longest_finished_ns.max(end_ns.saturating_sub(born_after));
         }
@@ -248,15 +247,28 @@ impl Watch {
     pub(super) fn stands(&self, track: &Track) -> super::AtLeastAtMost {
         let (begin, end) = self.looks.last().map_or((0, 0), |l| (l.begin_ns, l.end_ns));
         super::AtLeastAtMost {
-            at_least_ns: if track.looks < 2 { 0 } else { begin.saturating_sub(track.since_ns) },
-            at_most_ns: track.not_before_ns.map(|before| end.saturating_sub(before)),
+            at_least_ns: if track.looks < 2 { 0 } else { begin.saturating_sub(self.since_ns(track)) },
+            at_most_ns: self.begin_before(track.since).map(|before| end.saturating_sub(before)),
         }
     }
 
-    /// Whether, since a time, others came, went or moved at most looks, and at the last one.
+    /// End of the look that first saw a goroutine where it stands.
+    pub(super) fn since_ns(&self, track: &Track) -> u64 {
+        self.looks.get(track.since as usize).map_or(0, |l| l.end_ns)
+    }
+
+    /// Begin of the look before this one: what it saw first began later. `None` for the first look, before
+    /// which nobody looked.
+    fn begin_before(&self, look: u32) -> Option<u64> {
+        self.looks.get((look as usize).checked_sub(1)?).map(|l| l.begin_ns)
+    }
+
+    /// Whether, since a time, others came, went or moved at most looks, and at one of the last few: those at
+    /// the end of a watch follow one another so closely that a quiet program has no time to move.
     pub(super) fn others_move_since(&self, ns: u64) -> bool {
         let within: Vec<bool> = self.looks.iter().filter(|l| l.begin_ns >= ns).map(|l| l.moved > 0).collect();
-        within.last() == Some(&true) && within.iter().filter(|m| **m).count() * 2 > within.len()
+        let lately = within.iter().rev().take(LAST_LOOKS).any(|m| *m);
+        lately && within.iter().filter(|m| **m).count() * 2 > within.len()
     }
 
     /// The settled of a group at each look (end of the look, count); from the second look on, as before

@@ -6,8 +6,13 @@
 //! at the end is that of the snapshot if its last wait began before; otherwise it is not known.
 
 use std::{
+    io,
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        mpsc::{Receiver, Sender, TryRecvError, channel},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -19,7 +24,7 @@ use crate::{
     gobin::{Binary, EntryKind},
     leak::{Finding, Left, is_machinery, left_behind, test_function},
     process::Clock,
-    snapshot::{Live, Names, Options, Snapshot, StackFrame},
+    snapshot::{Live, Names, Options, Snapshot, SnapshotError, StackFrame},
 };
 
 /// Time between two looks at stacks.
@@ -81,10 +86,30 @@ struct Family {
     created_pc: u64,
 }
 
+/// Looks at stacks, on a thread of their own: the ring does not wait for them.
+struct Looks {
+    orders: Sender<()>,
+    results: Receiver<Result<Snapshot, SnapshotError>>,
+    /// When the one was ordered that is under way.
+    ordered: Option<Instant>,
+}
+
+impl Looks {
+    fn start(mut live: Live) -> io::Result<Self> {
+        let (orders, wanted) = channel();
+        let (results, taken) = channel();
+        let options = Options { stacks: true, waits: false, labels: false, arguments: false };
+        thread::Builder::new()
+            .name("gotrace-stacks".into())
+            .spawn(move || while wanted.recv().is_ok() && results.send(live.take(options)).is_ok() {})?;
+        Ok(Self { orders, results: taken, ordered: None })
+    }
+}
+
 /// What is kept of a process.
 pub(super) struct Behind {
     names: Names,
-    live: Option<Live>,
+    looks: Option<Looks>,
     failed: bool,
     next: Instant,
     last: Option<Snapshot>,
@@ -111,7 +136,7 @@ impl Behind {
     ) -> Option<Self> {
         (config.left_behind != LeftBehind::Nobody && is_judged(binary, is_command)).then(|| Self {
             names: Names::new(Arc::clone(binary), 0, file),
-            live: None,
+            looks: None,
             failed: false,
             next: Instant::now(),
             last: None,
@@ -154,31 +179,54 @@ impl Behind {
         self.waiting.insert(goid, (since_ns, reason, woken));
     }
 
-    /// Looks at the stacks if it is time.
+    /// Has the stacks looked at if it is time, and takes in what was seen.
     pub fn look(&mut self, traced: &mut Traced) {
-        let now = Instant::now();
-        if now < self.next || self.failed {
+        if self.failed {
             return;
         }
-        if self.live.is_none() {
-            match Live::new(traced.target(), Arc::clone(traced.symbolizer.shared_binary())) {
-                Ok(live) => {
-                    self.names = live.names(traced.target());
-                    self.live = Some(live);
-                }
-                Err(error) => return self.cannot(traced, &error),
+        let now = Instant::now();
+        let Some(looks) = &mut self.looks else {
+            if now >= self.next
+                && let Err(error) = self.begin_looks(traced)
+            {
+                self.cannot(traced, &*error);
             }
-        }
-        let Some(live) = &mut self.live else { return };
-        match live.take(Options { stacks: true, waits: false, labels: false, arguments: false }) {
+            return;
+        };
+        let Some(ordered) = looks.ordered else {
+            if now >= self.next {
+                // Refused when the thread panicked, and has said so.
+                self.failed = looks.orders.send(()).is_err();
+                looks.ordered = Some(now);
+            }
+            return;
+        };
+        let taken = match looks.results.try_recv() {
+            Err(TryRecvError::Empty) => return,
+            Err(TryRecvError::Disconnected) => {
+                self.failed = true;
+                return;
+            }
+            Ok(taken) => taken,
+        };
+        looks.ordered = None;
+        match taken {
             Ok(snapshot) => {
-                self.next = now + EVERY.max(now.elapsed() * REST);
+                let took = Duration::from_nanos(snapshot.duration_ns);
+                self.next = ordered + EVERY.max(took * REST);
                 self.take_in(snapshot);
             }
             // It has not begun, or has ended: the next look will tell, or there is none.
             Err(_) if self.last.is_none() || traced.has_ended() => self.next = now + EVERY / 10,
             Err(error) => self.cannot(traced, &error),
         }
+    }
+
+    fn begin_looks(&mut self, traced: &Traced) -> Result<(), Box<dyn std::error::Error>> {
+        let live = Live::new(traced.target(), Arc::clone(traced.symbolizer.shared_binary()))?;
+        self.names = live.names(traced.target());
+        self.looks = Some(Looks::start(live)?);
+        Ok(())
     }
 
     fn cannot(&mut self, traced: &Traced, error: &dyn std::fmt::Display) {
@@ -229,7 +277,7 @@ impl Behind {
     /// Judges a process that has ended.
     pub fn conclude(mut self, traced: &Traced, lossy: bool) -> LeftProcess {
         let end_ns = Clock::now_monotonic_ns();
-        if self.live.is_none() {
+        if self.looks.is_none() {
             let file = traced.target().executable_file().try_clone().ok().map(Arc::new);
             let binary = Arc::clone(traced.symbolizer.shared_binary());
             self.names = Names::new(binary, traced.symbolizer.bias(), file);

@@ -8,6 +8,7 @@ use std::{
 };
 
 use super::model::{Interval, Location, Site, Summary, Value};
+use crate::printable::printable;
 
 /// Sites shown for an interval.
 const SITES: usize = 10;
@@ -58,7 +59,7 @@ pub fn summary(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
     let Summary { last, spans, spans_dropped, ended, cost_ns_per_event } = summary;
     let seconds = last.end_unix_nano.saturating_sub(last.start_unix_nano) as f64 / 1e9;
     let name = match last.resource.attributes.get("process.executable.name") {
-        Some(Value::Text(name)) => format!(" ({})", clean(name)),
+        Some(Value::Text(name)) => format!(" ({})", printable(name)),
         _ => String::new(),
     };
     writeln!(out, "\npid {}{name}: {seconds:.1} s {}, ended: {ended}", last.pid, how(last))?;
@@ -171,21 +172,18 @@ fn by_count<T>(map: &BTreeMap<Arc<str>, T>, count: impl Fn(&T) -> u64) -> Vec<(&
 }
 
 fn place(location: &Location) -> String {
-    clean(&location.function)
+    printable(&location.function).into_owned()
 }
 
 /// A name comes from a file that may be hostile: it must not steer the terminal.
-fn clean(name: &str) -> String {
-    name.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
-}
 
 fn creator(site: &Site) -> String {
     match &site.created_by {
         Some(location) if location.line > 0 => {
             let file = location.file.rsplit('/').next().unwrap_or(&location.file);
-            clean(&format!("{} ({file}:{})", location.function, location.line))
+            printable(&format!("{} ({file}:{})", location.function, location.line)).into_owned()
         }
-        Some(location) => clean(&location.function),
+        Some(location) => printable(&location.function).into_owned(),
         None => "?".into(),
     }
 }

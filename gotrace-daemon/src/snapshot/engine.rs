@@ -8,6 +8,7 @@ use super::{
     layout::{Layout, word},
     merge::merge,
     reader::Reader,
+    semaphores::Semaphores,
 };
 use crate::{
     gobin::{Allgs, Binary},
@@ -20,6 +21,9 @@ const MAX_ALLGS: u64 = 1 << 25;
 const CHECKED: u64 = 256;
 /// From so many `g`s on a second thread reads one half of them.
 const TWO_THREADS: usize = 50_000;
+/// On machines with at least so many processors: two readers on two processors would leave the target none
+/// (measured: they add a millisecond to its longest pause, one reader adds nothing).
+const FOR_TWO_THREADS: usize = 4;
 
 /// Takes snapshots of one program in one process, and keeps what does not change between them.
 #[derive(Debug)]
@@ -29,7 +33,9 @@ pub struct Engine {
     allgs: Allgs,
     pub(super) layout: Layout,
     /// One a thread.
-    readers: Vec<Reader>,
+    pub(super) readers: Vec<Reader>,
+    /// Whether two read, however few goroutines and processors there are.
+    always_two: bool,
     /// Whether the layout is known to be that of the process.
     settled: bool,
     warning: Option<String>,
@@ -51,6 +57,7 @@ impl Engine {
             allgs,
             readers: vec![Reader::new(Arc::clone(&binary), bias, layout)],
             layout,
+            always_two: false,
             settled: !binary.layout_is_extrapolated(),
             warning: None,
             binary,
@@ -63,6 +70,12 @@ impl Engine {
     #[must_use]
     pub fn binary(&self) -> &Arc<Binary> {
         &self.binary
+    }
+
+    /// From now on two threads read, however few goroutines and processors there are: for whom time is all
+    /// that counts, and for tests.
+    pub fn always_use_two_readers(&mut self) {
+        self.always_two = true;
     }
 
     /// Mapped address less link-time address.
@@ -163,7 +176,7 @@ impl Engine {
 
     /// For a version that is newer than all that are known: the newest layout, if the process looks like
     /// that, else the only other one that it looks like.
-    fn settle(&mut self, memory: &dyn ReadMemory) -> Result<(), SnapshotError> {
+    pub(super) fn settle(&mut self, memory: &dyn ReadMemory) -> Result<(), SnapshotError> {
         if self.settled {
             return Ok(());
         }
@@ -211,8 +224,8 @@ impl Engine {
         }
     }
 
-    /// Reads the `g`s at these sorted addresses; very many with two threads, each one half, if the machine
-    /// has the processors.
+    /// Reads the `g`s at these sorted addresses; very many with two threads, each one half, where the target
+    /// keeps processors of its own.
     fn read(
         &mut self,
         memory: &dyn ReadMemory,
@@ -221,9 +234,21 @@ impl Engine {
         snapshot: &mut Snapshot,
     ) -> Result<(), ProcessError> {
         snapshot.goroutines.reserve_exact(gs.len().min(1 << 21));
-        let two = gs.len() >= TWO_THREADS && thread::available_parallelism().is_ok_and(|n| n.get() >= 2);
+        let spare = || thread::available_parallelism().is_ok_and(|n| n.get() >= FOR_TWO_THREADS);
+        let two = self.always_two || gs.len() >= TWO_THREADS && spare();
+        let waiters = match self.binary.semaphores() {
+            Some(table) if options.waits && self.layout.locks_are_apart => {
+                Arc::new(Semaphores::read(memory, &self.layout, table, self.bias)?)
+            }
+            _ => Arc::default(),
+        };
+        for reader in &mut self.readers {
+            reader.waits.waiters = Arc::clone(&waiters);
+        }
         if two && self.readers.len() < 2 {
-            self.readers.push(Reader::new(Arc::clone(&self.binary), self.bias, self.layout));
+            let mut reader = Reader::new(Arc::clone(&self.binary), self.bias, self.layout);
+            reader.waits.waiters = waiters;
+            self.readers.push(reader);
         }
         match &mut self.readers[..] {
             [first, second] if two => {
@@ -279,7 +304,7 @@ impl Engine {
 
     /// Addresses of the first `g`s. The length is read before the pointer: the runtime publishes the array
     /// first, then its length, and never shrinks it (`runtime/proc.go`, `allgadd`).
-    fn list(&self, memory: &dyn ReadMemory, most: u64) -> Result<Vec<u64>, SnapshotError> {
+    pub(super) fn list(&self, memory: &dyn ReadMemory, most: u64) -> Result<Vec<u64>, SnapshotError> {
         let variable = |address: u64, name: &str| {
             let address = address.wrapping_add(self.bias);
             let mut bytes = [0; 8];

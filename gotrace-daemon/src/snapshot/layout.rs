@@ -43,8 +43,13 @@ pub(super) struct Layout {
     pub chan_recvq: usize,
     pub chan_sendq: usize,
     pub chan_len: usize,
+    pub poll_fd: Option<usize>,
+    pub poll_rg: Option<usize>,
+    pub poll_wg: Option<usize>,
     /// Labels are a map (up to Go 1.23), not a slice.
     pub labels_are_a_map: bool,
+    /// A goroutine that waits for a lock does not point to its entry (up to Go 1.25).
+    pub locks_are_apart: bool,
 }
 
 /// No structure of the runtime that is read is longer.
@@ -64,6 +69,7 @@ impl Layout {
                     SnapshotError::NoField { field, version: binary.go_version().text.clone() }
                 })
             };
+        let small = |field: &str| offsets.get(field).map(|o| o as usize).filter(|&o| o <= LONGEST);
         let truth = |field: &'static str, plain: &'static str| match offsets.get(field) {
             // Two words from Go 1.26 on: the collector may clear the first, the second is always right.
             Some(o) => Ok(o as usize),
@@ -109,7 +115,11 @@ impl Layout {
             chan_recvq: get("hchan.recvq")?,
             chan_sendq: get("hchan.sendq")?,
             chan_len: 0,
+            poll_fd: small("pollDesc.fd"),
+            poll_rg: small("pollDesc.rg"),
+            poll_wg: small("pollDesc.wg"),
             labels_are_a_map: minor <= 23,
+            locks_are_apart: minor <= 25,
         };
         let g = [
             this.stack_lo,
@@ -145,11 +155,11 @@ fn end(fields: &[usize], size: usize) -> usize {
 }
 
 /// The word at an offset; 0 outside of the bytes.
-pub(super) fn word(bytes: &[u8], at: usize) -> u64 {
+pub(crate) fn word(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u64::from_le_bytes(*b))
 }
 
 /// The half word at an offset; 0 outside of the bytes.
-pub(super) fn half(bytes: &[u8], at: usize) -> u32 {
+pub(crate) fn half(bytes: &[u8], at: usize) -> u32 {
     bytes.get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_le_bytes(*b))
 }

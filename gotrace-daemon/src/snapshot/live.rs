@@ -63,6 +63,11 @@ impl Live {
         self.engine.warning()
     }
 
+    /// As [`Engine::always_use_two_readers`].
+    pub fn always_use_two_readers(&mut self) {
+        self.engine.always_use_two_readers();
+    }
+
     /// Names for its addresses.
     #[must_use]
     pub fn names(&self, target: &Target) -> Names {

@@ -10,6 +10,7 @@
 mod arguments;
 #[cfg(test)]
 mod builder;
+mod descriptors;
 mod engine;
 mod error;
 mod image;
@@ -23,6 +24,8 @@ mod pieces;
 mod reader;
 mod references;
 mod seen;
+mod semaphores;
+mod standing;
 mod unwind;
 mod waits;
 
@@ -38,8 +41,12 @@ pub use model::{
     Status, Wait, WaitObject, WaitRange,
 };
 
+pub(crate) use layout::{half as half_at, word as word_at};
 pub use names::{NamedFrame, Names};
+pub(crate) use pieces::Pieces;
 pub use references::{Reference, References, Suspect};
+pub use semaphores::Semaphores;
+pub use standing::{Record, Standing, Standings};
 
 /// What to read. The default is everything but arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -379,10 +379,11 @@ impl Op {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WaitObject {
     /// Address: of the channel (`runtime.hchan`), of the `sync` object itself where the kind is known,
-    /// else of the semaphore word; 0 when unknown (locks before Go 1.26, timers, descriptors). Objects
-    /// whose address is unknown are one entry a kind, and are not the same object.
+    /// else of the semaphore word, of the descriptor's `runtime.pollDesc`; 0 when unknown (timers, some
+    /// descriptors, and before Go 1.26 a lock that was begun to be waited for while the snapshot was taken).
+    /// Objects whose address is unknown are one entry a kind, and are not the same object.
     pub address: u64,
-    /// Elements in the channel's buffer.
+    /// Elements in the channel's buffer; of a descriptor see [`WaitObject::descriptor`].
     pub len: u64,
     /// Size of the channel's buffer, in elements.
     pub cap: u64,
@@ -396,8 +397,17 @@ pub struct WaitObject {
     pub kind: ObjectKind,
     /// Whether the channel is closed.
     pub closed: bool,
-    /// Whether the fields of a channel (`len`, `cap`, `elem_size`, `closed`) were read.
+    /// Whether the fields of a channel (`len`, `cap`, `elem_size`, `closed`) were read, or the number of a
+    /// descriptor.
     pub known: bool,
+}
+
+impl WaitObject {
+    /// The number of a descriptor; `None` where it is not known, and for other kinds.
+    #[must_use]
+    pub fn descriptor(&self) -> Option<u32> {
+        if self.kind == ObjectKind::Fd && self.known { u32::try_from(self.len).ok() } else { None }
+    }
 }
 
 /// What an object is.

@@ -11,7 +11,7 @@ pub(super) const UNREADABLE: u32 = u32::MAX;
 
 /// Items read into one buffer.
 #[derive(Debug, Default)]
-pub(super) struct Pieces {
+pub(crate) struct Pieces {
     pieces: Vec<Piece>,
     /// First item of each piece.
     first: Vec<usize>,

@@ -10,12 +10,13 @@ use hashbrown::HashMap;
 use super::{
     Arguments, Goroutine, Options, Snapshot, StackFrame, Status,
     arguments::Kept,
+    descriptors::Descriptors,
     labels::Labels,
     layout::{Layout, word},
     model::WaitRange,
     pieces::Pieces,
     seen::{Holds, Seen},
-    unwind::{End, Interner, Places, Start},
+    unwind::{End, Interner, Places, Start, roles},
     waits::{Family, Waits},
 };
 use crate::{
@@ -65,6 +66,8 @@ struct Batch {
     stacks: Vec<(Range<usize>, End)>,
     frames: Vec<StackFrame>,
     arguments: Vec<Kept>,
+    /// Goroutines that wait on a `sync.Cond` which only their stack tells, and what may be its address.
+    conditions: Vec<(usize, u64)>,
 }
 
 /// What is kept between the batches of a snapshot, and between snapshots.
@@ -78,6 +81,7 @@ pub(super) struct Reader {
     entries: HashMap<u64, Option<EntryKind>, FixedState>,
     pub interner: Interner,
     pub waits: Waits,
+    descriptors: Descriptors,
     labels: Labels,
     pieces: Pieces,
     scratch: Vec<StackFrame>,
@@ -99,6 +103,7 @@ impl Reader {
             entries: HashMap::default(),
             interner: Interner::default(),
             waits: Waits::default(),
+            descriptors: Descriptors::default(),
             labels: Labels::default(),
             pieces: Pieces::default(),
             scratch: Vec::new(),
@@ -148,6 +153,8 @@ impl Reader {
         retry: bool,
     ) -> Result<Vec<u64>, ProcessError> {
         batch.gs.clear();
+        self.descriptors.begin();
+        batch.conditions.clear();
         self.look(memory, addresses, |address, holds| match holds {
             Some(Holds::Goroutine(seen)) => batch.gs.push((address, Some(seen))),
             Some(Holds::Nothing) => snapshot.counts.dead += 1,
@@ -159,7 +166,9 @@ impl Reader {
             self.read_stacks(memory, batch)?;
         }
         if options.waits {
-            self.waits.read(memory, &self.layout, &batch.gs, &mut snapshot.counts)?;
+            self.descriptors.resolve(memory, &self.layout, |n| batch.gs.get(n).map_or(0, |g| g.0))?;
+            let Batch { gs, conditions, .. } = &*batch;
+            self.waits.read(memory, &self.layout, gs, conditions, &mut snapshot.counts)?;
         }
         let mut again = Vec::new();
         let mut torn = vec![false; batch.gs.len()];
@@ -253,7 +262,9 @@ impl Reader {
                     let (n, start, hi) = open[rest + i];
                     let len = items[rest + i].1;
                     let Some(bytes) = self.pieces.item(i, len as usize) else { continue };
-                    let bases = self.arguments.as_ref().map(|_| &mut self.bases);
+                    let condition = self.is_in_condition(batch.gs[n].1);
+                    let wanted = condition || self.arguments.is_some();
+                    let bases = if wanted { Some(&mut self.bases) } else { None };
                     let (end, used) =
                         self.places.unwind(&self.binary, start, bytes, &mut self.scratch, bases);
                     let (frames, bases) = (&self.scratch, &self.bases);
@@ -267,8 +278,19 @@ impl Reader {
                         continue;
                     }
                     self.windows.note(used.max(reach));
+                    if condition {
+                        // The function keeps it for when it wakes.
+                        for slot in self.places.pointers_of(&self.binary, roles::COND, frames, bases) {
+                            let at = slot.wrapping_sub(start.sp) as usize;
+                            batch.conditions.push((n, word(bytes, at)));
+                        }
+                    }
                     if let Some(arguments) = &mut self.arguments {
                         batch.arguments[n] = arguments.keep(start.sp, frames, bases, bytes);
+                    }
+                    if batch.gs[n].1.is_some_and(|s| self.family(&s) == Family::Io) {
+                        let bytes = self.pieces.item(i, len as usize).unwrap_or_default();
+                        self.descriptors.note(n, bytes);
                     }
                     let begin = batch.frames.len();
                     batch.frames.extend_from_slice(&self.scratch);
@@ -280,6 +302,14 @@ impl Reader {
             window = (window * 8).min(LAST_WINDOW);
         }
         Ok(())
+    }
+
+    /// Whether a goroutine waits on a `sync.Cond` that nothing but its stack refers to.
+    fn is_in_condition(&self, seen: Option<Seen>) -> bool {
+        self.layout.locks_are_apart
+            && seen.is_some_and(|s| {
+                s.status.is_waiting() && self.families.get(usize::from(s.wait_reason)) == Some(&Family::Cond)
+            })
     }
 
     /// Threads of those that have one: by (g, m) for the `m` that runs it, by (0, m) for every `m`.
@@ -312,6 +342,12 @@ impl Reader {
             rest += done;
         }
         Ok(threads)
+    }
+
+    /// What a goroutine waits for, if it does.
+    fn family(&self, seen: &Seen) -> Family {
+        let reason = self.families.get(usize::from(seen.wait_reason)).filter(|_| seen.status.is_waiting());
+        reason.copied().unwrap_or(Family::Other)
     }
 
     /// Adds a goroutine of a batch to the snapshot.
@@ -364,9 +400,10 @@ impl Reader {
         let waiting = status.is_waiting();
         let begin = snapshot.waits.len();
         if waiting && options.waits {
-            let family = self.families.get(usize::from(seen.wait_reason)).copied().unwrap_or(Family::Other);
+            let family = self.family(&seen);
             let roles = self.places.roles(&self.binary, frames);
-            self.waits.add(n, family, roles, &mut snapshot.waits, &mut snapshot.objects);
+            let descriptors = &self.descriptors;
+            self.waits.add(n, family, roles, descriptors, &mut snapshot.waits, &mut snapshot.objects);
         }
         let mut labels = None;
         if options.labels && seen.labels != 0 {

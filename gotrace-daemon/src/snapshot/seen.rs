@@ -113,6 +113,26 @@ impl Seen {
         hash.max(1)
     }
 
+    /// Differs when it ran, but for one chance in 256, and when its stack was moved; 0 where it cannot be told.
+    pub fn standing_mark(&self) -> u64 {
+        let Some(moves) = self.tracking_seq else { return 0 };
+        let parts = [
+            self.goid,
+            u64::from(moves) | u64::from(self.wait_reason) << 8 | u64::from(self.status.is_waiting()) << 16,
+            self.stack.0,
+            self.stack.1,
+            self.sched.0,
+            self.sched.1,
+            self.waiting,
+        ];
+        // FNV-1a, a word at a time.
+        let hash = parts.iter().fold(0xcbf2_9ce4_8422_2325, |h: u64, &p| {
+            let h = (h ^ p).wrapping_mul(0x0100_0000_01b3);
+            h ^ (h >> 32)
+        });
+        hash.max(1)
+    }
+
     /// Where its stack can be followed from; `None` when it runs, or when the stack pointer is not in the
     /// stack.
     pub fn start(&self) -> Option<Start> {

@@ -218,6 +218,26 @@ impl Places {
         frames.iter().take(ROLE_FRAMES).fold(0, |bits, f| bits | self.get(binary, f.pc()).roles)
     }
 
+    /// Addresses of the words of the innermost frame with a role that hold pointers which the function still
+    /// uses. `bases`: where each frame's arguments begin.
+    pub fn pointers_of(
+        &mut self,
+        binary: &Binary,
+        role: u8,
+        frames: &[StackFrame],
+        bases: &[u64],
+    ) -> Vec<u64> {
+        let mut inner = frames.iter().zip(bases).take(ROLE_FRAMES);
+        let found = inner.find(|(f, _)| self.get(binary, f.pc()).roles & role != 0);
+        let Some((frame, &base)) = found else { return Vec::new() };
+        let Some(map) = binary.stack_map(frame.pc().wrapping_sub(self.bias), false) else {
+            return Vec::new();
+        };
+        // The arguments are behind the return address: amd64 counts it to the frame.
+        let sp = base.wrapping_sub(u64::from(map.end) + if self.arm64 { 8 } else { 0 });
+        map.slots.iter().map(|&slot| sp.wrapping_add(u64::from(slot))).collect()
+    }
+
     /// Whether any frame is of a function outside of the runtime.
     pub fn leaves_runtime(&mut self, binary: &Binary, frames: &[StackFrame]) -> bool {
         frames.iter().any(|f| self.get(binary, f.pc()).flags & OUTSIDE_RUNTIME != 0)

@@ -3,20 +3,22 @@
 //! semaphore is).
 //!
 //! A channel operation and each case of a select have one `sudog` with the channel's address. Waits for
-//! locks have one with the semaphore's address from Go 1.26 on; before, the address is in none that a
-//! goroutine points to, so that only the kind is told. The lists are untrusted: each entry must name its
-//! goroutine, and their number is bounded.
+//! locks have one with the semaphore's address; from Go 1.26 on the goroutine points to it, before it is found
+//! in the runtime's table or in the condition's list (`semaphores`), and where it is not, only the kind is told.
+//! The lists are untrusted: each entry must name its goroutine, and their number is bounded.
 
-use std::{hash::BuildHasher as _, ops::Range};
+use std::{hash::BuildHasher as _, ops::Range, sync::Arc};
 
 use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 
 use super::{
     Counts, ObjectId, ObjectKind, Op, Wait, WaitObject,
+    descriptors::Descriptors,
     layout::{Layout, half, word},
     pieces::Pieces,
     seen::Seen,
+    semaphores::{COND_LIST, Conditions, Semaphores},
     unwind::roles,
 };
 use crate::process::{ProcessError, ReadMemory};
@@ -96,6 +98,9 @@ pub(super) struct Waits {
     objects: HashTable<ObjectId>,
     hasher: FixedState,
     budget: usize,
+    /// Of this snapshot, where goroutines do not point to their entries.
+    pub waiters: Arc<Semaphores>,
+    conditions: Conditions,
     /// Channels of which a queue has a first but no last, or the reverse: never for longer than an
     /// instruction, if the structure is known.
     pub odd_queues: u64,
@@ -106,15 +111,18 @@ impl Waits {
     pub fn begin(&mut self, goroutines: usize) {
         self.objects.clear();
         self.odd_queues = 0;
+        self.conditions.begin();
         self.budget = goroutines.saturating_mul(2).saturating_add(MAX_ENTRIES);
     }
 
     /// Reads the lists of a batch (address of the `g`, what was seen of it), and the channels in them.
+    /// `conditions`: which of the batch may wait on a `sync.Cond` at which address.
     pub fn read(
         &mut self,
         memory: &dyn ReadMemory,
         layout: &Layout,
         batch: &[(u64, Option<Seen>)],
+        conditions: &[(usize, u64)],
         counts: &mut Counts,
     ) -> Result<(), ProcessError> {
         self.entries.clear();
@@ -124,7 +132,11 @@ impl Waits {
         let mut open: Vec<(usize, u64, usize)> = batch
             .iter()
             .enumerate()
-            .filter_map(|(n, (_, seen))| Some((n, seen.filter(|s| s.status.is_waiting())?.waiting, 0)))
+            .filter_map(|(n, (g, seen))| {
+                let seen = seen.filter(|s| s.status.is_waiting())?;
+                let apart = || self.waiters.of(*g).map_or(0, |(sudog, _)| sudog);
+                Some((n, if seen.waiting == 0 { apart() } else { seen.waiting }, 0))
+            })
             .filter(|&(_, sudog, _)| sudog != 0)
             .collect();
         let mut found: Vec<(usize, Entry)> = Vec::with_capacity(open.len());
@@ -137,7 +149,9 @@ impl Waits {
             for (i, (n, sudog, count)) in open.into_iter().enumerate() {
                 let valid = self.pieces.item(i, len).filter(|b| word(b, layout.sudog_g) == batch[n].0);
                 let Some(bytes) = valid else {
-                    counts.waits_unreadable += 1;
+                    // One that was found elsewhere may have been left since.
+                    let apart = self.waiters.of(batch[n].0).is_some_and(|(of, _)| of == sudog);
+                    counts.waits_unreadable += u64::from(!apart);
                     continue;
                 };
                 if self.budget == 0 || count == MAX_CASES {
@@ -154,6 +168,15 @@ impl Waits {
                 }
             }
             open = next;
+        }
+        for &(n, condition) in conditions {
+            let Some(&(g, _)) = batch.get(n) else { continue };
+            if found.last().is_some_and(|&(of, e)| of == n && e.chan == 0) {
+                continue;
+            }
+            if let Some(sudog) = self.conditions.find(memory, layout, condition, g)? {
+                found.push((n, Entry { sudog, chan: 0, elem: condition.wrapping_add(COND_LIST) }));
+            }
         }
         // Stable: the cases of each in the order of its list.
         found.sort_by_key(|&(n, _)| n);
@@ -201,6 +224,7 @@ impl Waits {
         n: usize,
         family: Family,
         roles: u8,
+        descriptors: &Descriptors,
         waits: &mut Vec<Wait>,
         objects: &mut Vec<WaitObject>,
     ) {
@@ -209,8 +233,20 @@ impl Waits {
         if !is_channel {
             let address = self.entries.get(range.start).filter(|_| !range.is_empty()).map_or(0, |e| e.elem);
             if let Some((kind, op, distance)) = lock(family, roles) {
-                let address = if address == 0 { 0 } else { address.saturating_sub(distance) };
+                let descriptor = match op {
+                    Some(Op::Read) => descriptors.of(n, false),
+                    Some(Op::Write) => descriptors.of(n, true),
+                    _ => None,
+                };
+                let address = match descriptor {
+                    Some(d) => d.address,
+                    None if address == 0 => 0,
+                    None => address.saturating_sub(distance),
+                };
                 let object = self.object(address, kind, None, false, objects);
+                if let (Some(d), Some(o)) = (descriptor, objects.get_mut(object.index())) {
+                    (o.len, o.known) = (u64::from(d.number), true);
+                }
                 if let Some(o) = objects.get_mut(object.index()) {
                     o.receivers += 1;
                 }

@@ -162,6 +162,20 @@ func outside() {
 	ready.Add(1)
 	time.AfterFunc(0, func() { ready.Done(); forever(make(chan int)) })
 	keep = append(keep, listener, r, w)
+	objects += fmt.Sprintf(" fd:listener %#x fd:pipe %#x", number(listener.(*net.TCPListener)), number(r))
+}
+
+// number of a descriptor; Fd would make it blocking.
+func number(of syscall.Conn) uintptr {
+	raw, err := of.SyscallConn()
+	if err != nil {
+		panic(err)
+	}
+	var number uintptr
+	if err := raw.Control(func(fd uintptr) { number = fd }); err != nil {
+		panic(err)
+	}
+	return number
 }
 
 func calls() {

@@ -7,7 +7,7 @@ use super::{
     diff::{Change, Diff, Differences},
     read::{Place, Stack, Tally},
 };
-use crate::sink::text::duration;
+use crate::{printable::printable, sink::text::duration};
 
 /// Frames of a stack that are shown; of deeper ones the middle is not.
 const SHOWN_FRAMES: usize = 40;
@@ -67,7 +67,7 @@ fn described(tally: &Tally) -> String {
     let s = if *goroutines == 1 { "" } else { "s" };
     let mut text = format!("{source}: {goroutines} goroutine{s}");
     if let Some(executable) = executable {
-        text.push_str(&format!(" of {}", executable.rsplit('/').next().unwrap_or(executable)));
+        text.push_str(&format!(" of {}", printable(executable.rsplit('/').next().unwrap_or(executable))));
     }
     let known: Vec<String> =
         pid.map(|pid| format!("process {pid}")).into_iter().chain(go_version.clone()).collect();

@@ -309,5 +309,6 @@ pub(in crate::sink) fn wait_on(wait: Wait, object: &WaitObject) -> Value {
         "elem_size": chan.map(|c| c.elem_size),
         "senders": is_chan.then_some(object.senders),
         "receivers": is_chan.then_some(object.receivers),
+        "fd": object.descriptor(),
     })
 }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Dump, group::groups, json::SCHEMA, wait_reason};
-use crate::{gobin::Frame, snapshot::Names};
+use crate::{gobin::Frame, printable::printable, snapshot::Names};
 
 /// Longest line that is read. The deepest stack that a snapshot keeps has less.
 pub const MAX_LINE_BYTES: u64 = 64 << 20;
@@ -81,6 +81,8 @@ impl Places {
     }
 
     fn number(&mut self, place: Place<'_>) -> u32 {
+        let Place { function, file, line } = place;
+        let place = Place { function: shown(function), file: file.map(shown), line };
         let Self { places, numbers, scratch, .. } = self;
         scratch.clear();
         spell(scratch, &place);
@@ -94,6 +96,7 @@ impl Places {
     }
 
     fn text_number(&mut self, text: &str) -> u32 {
+        let text = &*printable(text);
         if let Some(&n) = self.text_numbers.get(text) {
             return n;
         }
@@ -353,7 +356,7 @@ impl Tally {
         }
         self.pid = header.pid;
         self.executable = header.executable;
-        self.go_version = header.go_version;
+        self.go_version = header.go_version.map(|v| printable(&v).into_owned());
         self.time_unix_nano = header.time_unix_nano;
         self.filter = header.filter;
         Ok(())
@@ -382,6 +385,14 @@ fn not_json(what: &str, error: &serde_json::Error) -> String {
     // Always line 1, as a line is what was parsed.
     let text = text.rsplit_once(" at line ").map_or(&*text, |(text, _)| text);
     format!("not {what}: {text}, at column {}", error.column())
+}
+
+/// Names of a file that anybody may have written, fit to be printed.
+fn shown(name: Cow<'_, str>) -> Cow<'_, str> {
+    match printable(&name) {
+        Cow::Borrowed(_) => name,
+        Cow::Owned(changed) => Cow::Owned(changed),
+    }
 }
 
 /// Adds a place to a text such that different places give different texts.

@@ -150,3 +150,21 @@ fn places_that_differ_are_told_apart() {
         assert!(!all[n + 1..].contains(one), "{all:?}");
     }
 }
+
+#[test]
+fn what_a_dump_says_is_not_obeyed_by_a_terminal() {
+    let whole = String::from_utf8(file(false)).expect("text");
+    let hostile = whole
+        .replace("main.waitForever", "main.\\u001b[2Jwait")
+        .replace("/usr/bin/demo", "/usr/bin/\\u001b]0;title\\u0007")
+        .replace("\"chan receive\"", "\"chan\\rreceive\"");
+    assert_ne!(hostile, whole);
+    let mut places = Places::default();
+    let before = read_with(whole.as_bytes(), &mut places).expect("a dump");
+    let after = read_with(hostile.as_bytes(), &mut places).expect("a dump");
+    let (text, lines) = diff_of(&before, &after, &places);
+    assert!(text.contains("main.\u{fffd}[2Jwait") && text.contains("\u{fffd}]0;title"), "{text}");
+    for written in [text, lines] {
+        assert!(!written.contains(|c: char| c.is_control() && c != '\n'), "{written:?}");
+    }
+}

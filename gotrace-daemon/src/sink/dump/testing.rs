@@ -28,6 +28,9 @@ pub(super) fn demo() -> (Snapshot, Names) {
     let mut engine = Engine::new(Arc::clone(&binary), image.bias).expect("a program that tells enough");
     let mut snapshot = engine.take(&image, Options::default()).expect("goroutines");
     snapshot.pid = 4711;
+    // A minute and a half after the collector last noted who waits.
+    let noted = snapshot.goroutines.iter().map(|g| g.wait_since_ns).max().unwrap_or(0);
+    snapshot.monotonic_ns = noted + 90_000_000_000;
     snapshot.time_unix_nano = 1_700_000_000_000_000_000;
     snapshot.duration_ns = 1_500_000;
     (snapshot, Names::new(binary, image.bias, None))

@@ -2,8 +2,9 @@
 //! `goroutineheader`, `traceback2`, `printcreatedby`, Go 1.21 to 1.27; before 1.21 without the creator's
 //! goid), so that what reads those reads this.
 //!
-//! What differs by nature: arguments are `(...)` unless the snapshot has them; no minutes, as memory does not tell when a wait began; all
-//! frames, however deep. A stack that was not followed to its end ends in `...additional frames elided...`.
+//! What differs by nature: arguments are `(...)` unless the snapshot has them; all frames, however deep. The
+//! minutes are those that the runtime itself would print, from `g.waitsince`, which the collector sets: they
+//! can be too many by up to the time between two collections, and are missing before the second. A stack that was not followed to its end ends in `...additional frames elided...`.
 //! A goroutine of which Go would show no frame has all of them.
 
 use std::{
@@ -30,7 +31,8 @@ pub fn write(out: &mut dyn Write, dump: &Dump<'_>, names: &mut Names) -> io::Res
         if n > 0 {
             out.write_all(b"\n")?;
         }
-        writeln!(out, "goroutine {} [{}]:", goroutine.goid, attributes(goroutine, names))?;
+        let minutes = minutes(goroutine, dump.snapshot.monotonic_ns);
+        writeln!(out, "goroutine {} [{}]:", goroutine.goid, attributes(goroutine, minutes, names))?;
         out.write_all(bodies.of(goroutine, names).as_bytes())?;
         bodies.created_by(out, goroutine, goroutine.parent_goid, names)?;
     }
@@ -53,7 +55,7 @@ pub fn write_groups(
             out.write_all(b"\n")?;
         }
         let first = group.first;
-        let attributes = attributes(first, names);
+        let attributes = attributes(first, 0, names);
         match group.count {
             1 => writeln!(out, "1 goroutine [{attributes}], goid {}:", first.goid)?,
             n => {
@@ -66,11 +68,24 @@ pub fn write_groups(
     Ok(())
 }
 
+/// How many minutes a goroutine has waited by the runtime's own account; 0 when less, or not known.
+fn minutes(goroutine: &Goroutine, now_ns: u64) -> u64 {
+    let waits = goroutine.status.is_waiting() || goroutine.status == Status::Syscall;
+    if !waits || goroutine.wait_since_ns == 0 {
+        return 0;
+    }
+    now_ns.saturating_sub(goroutine.wait_since_ns) / 60_000_000_000
+}
+
 /// What stands between the brackets.
-fn attributes(goroutine: &Goroutine, names: &Names) -> String {
+fn attributes(goroutine: &Goroutine, minutes: u64, names: &Names) -> String {
     let mut text = doing(goroutine, names).into_owned();
     if goroutine.status == Status::Leaked {
         text.push_str(" (leaked)");
+    }
+    if minutes > 0 {
+        // The runtime writes "1 minutes" too.
+        text.push_str(&format!(", {minutes} minutes"));
     }
     if goroutine.is_locked_to_thread() {
         text.push_str(", locked to thread");

@@ -60,6 +60,7 @@ pub fn json(out: &mut impl Write, header: Header<'_>, graph: &Graph, names: &mut
             "len": chan.map(|c| c.len),
             "cap": chan.map(|c| c.cap),
             "closed": chan.map(|c| c.closed),
+            "fd": o.descriptor(),
         }});
         line(out, &object)?;
     }
@@ -115,6 +116,9 @@ pub fn dot(out: &mut impl Write, header: Header<'_>, graph: &Graph, names: &mut 
         };
         if o.kind == ObjectKind::Chan && o.known {
             label += &format!("\nlen {}, cap {}{}", o.len, o.cap, if o.closed { ", closed" } else { "" });
+        }
+        if let Some(number) = o.descriptor() {
+            label = format!("fd {number}");
         }
         writeln!(out, "  o{id} [shape=ellipse, label={}];", quoted(&label))?;
     }

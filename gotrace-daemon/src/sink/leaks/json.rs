@@ -10,7 +10,7 @@ use super::{
     values::{frames, line, place, reason},
 };
 use crate::{
-    leak::{AtLeastAtMost, Finding},
+    leak::{Agreement, AtLeastAtMost, Finding},
     sink::dump::json::wait_on,
     snapshot::Names,
 };
@@ -46,7 +46,20 @@ pub fn write(
     for finding in findings {
         line(out, &object(finding, names))?;
     }
-    line(out, &json!({"summary": {"findings": findings.len(), "goroutines": header.goroutines}}))
+    let proof = header.proof.map(|p| {
+        json!({
+            "passes": p.passes,
+            "passes_needed": p.needed,
+            "passes_void": p.void,
+            "refuted": p.refuted,
+            "leaked_bytes": p.retained.leaked_bytes,
+            "heap_bytes": p.retained.heap_bytes,
+        })
+    });
+    line(
+        out,
+        &json!({"summary": {"findings": findings.len(), "goroutines": header.goroutines, "proof": proof}}),
+    )
 }
 
 fn object(finding: &Finding, names: &mut Names) -> Value {
@@ -63,7 +76,9 @@ fn object(finding: &Finding, names: &mut Names) -> Value {
         "waits_on": waits,
         "waits_on_total": finding.waits_on_total,
         "goids": finding.goids,
-        "retained_bytes": null,
+        "retained_bytes": finding.retained_bytes,
+        "passes": finding.passes.map(|p| json!({"agreed": p.agreed, "needed": p.needed})),
+        "provisional": finding.passes.is_some_and(Agreement::is_provisional),
         "test": finding.test,
         "why": finding.why,
     })

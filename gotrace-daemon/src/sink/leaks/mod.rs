@@ -3,6 +3,7 @@
 //! Input: [`Finding`](crate::leak::Finding)s or a [`Graph`](crate::leak::Graph), and
 //! [`Names`](crate::snapshot::Names) for their addresses. Output: bytes.
 
+pub mod evidence;
 pub mod graph;
 pub mod json;
 pub mod text;
@@ -31,6 +32,23 @@ pub struct Header<'a> {
     pub when: When,
     /// Whether who refers to what could be looked for in all stacks and variables.
     pub references_complete: bool,
+    /// What marking the heap came to; `None` where it was not marked.
+    pub proof: Option<&'a ProofSummary>,
+}
+
+/// What marking the heap came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProofSummary {
+    /// Passes that were made and told something.
+    pub passes: u32,
+    /// Passes that must agree.
+    pub needed: u32,
+    /// Passes that told nothing, as the list of goroutines was being changed.
+    pub void: u32,
+    /// Goroutines that were proven, and have run or vanished all the same.
+    pub refuted: u64,
+    /// What the leaked goroutines keep alive.
+    pub retained: crate::heap::Retained,
 }
 
 /// When a process was looked at.

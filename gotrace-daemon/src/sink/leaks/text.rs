@@ -2,10 +2,11 @@
 
 use std::io::{self, Write};
 
-use super::{Header, When};
+use super::{Header, ProofSummary, When};
 use crate::{
     gobin::Frame,
     leak::{AtLeastAtMost, Finding, Verdict},
+    printable::printable,
     snapshot::{Names, ObjectKind},
 };
 
@@ -32,7 +33,7 @@ pub fn write(
     findings: &[Finding],
     names: &mut Names,
 ) -> io::Result<()> {
-    let name = header.executable.rsplit('/').next().unwrap_or(header.executable);
+    let name = printable(header.executable.rsplit('/').next().unwrap_or(header.executable));
     let looked = match header.when {
         When::Watched => format!("watched for {} in {} looks", duration(header.duration_ns), header.looks),
         When::Once => "looked at once".to_owned(),
@@ -47,11 +48,49 @@ pub fn write(
     if header.when == When::Once {
         writeln!(out, "  growing and stuck goroutines are told with --watch 60s")?;
     }
+    if let Some(line) = header.proof.and_then(proof) {
+        writeln!(out, "  {line}")?;
+    }
     for finding in findings {
         writeln!(out)?;
         self::finding(out, finding, names)?;
     }
     Ok(())
+}
+
+/// `512 B`, `1.5 KiB`, `2.0 GiB`.
+fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    let (mut value, mut unit) = (bytes as f64, None);
+    for name in UNITS {
+        if value < 1024.0 {
+            break;
+        }
+        (value, unit) = (value / 1024.0, Some(name));
+    }
+    unit.map_or(format!("{bytes} B"), |unit| format!("{value:.1} {unit}"))
+}
+
+/// What marking the heap came to.
+fn proof(proof: &ProofSummary) -> Option<String> {
+    let of = bytes;
+    let passes = match proof.passes {
+        0 => return None,
+        1 => "marked the heap once".to_owned(),
+        n => format!("marked the heap {n} times"),
+    };
+    let held = match (proof.retained.leaked_bytes, proof.retained.heap_bytes) {
+        (Some(leaked), Some(heap)) if leaked > 0 => {
+            format!(": leaked goroutines hold {} of {}", of(leaked), of(heap))
+        }
+        (_, Some(heap)) => format!(": {} in use", of(heap)),
+        _ => String::new(),
+    };
+    let refuted = match proof.refuted {
+        0 => String::new(),
+        n => format!("; {n} that were proven unreachable have run or vanished: an error of gotrace"),
+    };
+    Some(format!("{passes}{held}{refuted}"))
 }
 
 fn finding(out: &mut impl Write, finding: &Finding, names: &mut Names) -> io::Result<()> {
@@ -62,6 +101,10 @@ fn finding(out: &mut impl Write, finding: &Finding, names: &mut Names) -> io::Re
     }
     let lives = if finding.verdict == Verdict::LeftBehind { "lived" } else { "waits" };
     writeln!(out, ", {}", age(finding.oldest, count, lives))?;
+    if let Some(retained) = finding.retained_bytes {
+        let s = if count == 1 { "s" } else { "" };
+        writeln!(out, "{INDENT}alone keep{s} {} of the heap alive", bytes(retained))?;
+    }
     if let Some(test) = &finding.test {
         writeln!(out, "{INDENT}made in {test}")?;
     }
@@ -106,7 +149,7 @@ fn objects(finding: &Finding) -> String {
     let known = if first.address == 0 { String::new() } else { format!(" {:#x}", first.address) };
     let capacity = match first.kind {
         ObjectKind::Chan if first.known => format!(" (len {}, cap {})", first.len, first.cap),
-        _ => String::new(),
+        _ => first.descriptor().map_or_else(String::new, |number| format!(" (number {number})")),
     };
     match finding.waits_on_total {
         1 => format!(": {kind}{known}{capacity}"),
@@ -154,6 +197,13 @@ mod tests {
         assert!(lines.iter().all(|l| l.chars().count() <= WIDTH + 5), "{lines:?}");
         assert_eq!(lines.concat().matches("goroutine").count(), 30);
         assert_eq!(wrap("short"), ["short"]);
+    }
+
+    #[test]
+    fn bytes_have_units() {
+        for (n, text) in [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (2 << 30, "2.0 GiB")] {
+            assert_eq!(bytes(n), text);
+        }
     }
 
     #[test]

@@ -1,0 +1,186 @@
+//! The proof in `gotrace leaks`: passes over the heap until enough agree, and a look at the proven ones for
+//! as long as they are watched.
+
+use std::{
+    fs::File,
+    io::{self, BufWriter, IsTerminal as _, Write as _},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{CliError, Interrupts, LeaksArgs};
+use crate::{
+    heap::{HeapError, PASSES, Prover, Retained, Throttled},
+    leak::{Finding, Unreached, Verdict},
+    process::{Memory, Target},
+    sink::leaks::{ProofSummary, evidence},
+    snapshot::Live,
+};
+
+/// Passes that are made at most: more than must agree, as a goroutine whose stack is moved begins anew.
+const MAX_PASSES: u32 = 2 * PASSES;
+/// Between two passes, at random.
+const REST: std::ops::Range<u64> = 15_000..60_000;
+
+/// A proof that is being made.
+pub(super) struct Proving {
+    pid: u32,
+    prover: Prover,
+    memory: Memory,
+    max_read_rate: Option<u64>,
+    evidence: Option<PathBuf>,
+    /// Why no more passes are made.
+    failed: bool,
+    /// Proven ones that ran or vanished all the same.
+    refuted: u64,
+    /// Goids that were told as refuted, and are not to be told as proven again.
+    distrusted: Vec<u64>,
+}
+
+impl Proving {
+    /// `None` where nothing can be proven of this program, which is said.
+    pub fn new(target: &Target, live: &Live, args: &LeaksArgs) -> Option<Self> {
+        match Prover::new(Arc::clone(live.binary()), live.bias()) {
+            Ok(prover) => Some(Self {
+                pid: args.pid,
+                prover,
+                memory: target.memory(),
+                max_read_rate: args.max_read_rate,
+                evidence: args.evidence.clone(),
+                failed: false,
+                refuted: 0,
+                distrusted: Vec::new(),
+            }),
+            Err(e) => {
+                tracing::warn!(pid = args.pid, "no goroutine is told as unreachable: {e}");
+                None
+            }
+        }
+    }
+
+    fn pass(&mut self) -> Result<(), HeapError> {
+        let memory = Throttled::new(&self.memory, self.max_read_rate);
+        self.prover.pass(&memory).map(drop)
+    }
+
+    fn fail(&mut self, e: &HeapError) {
+        self.failed = true;
+        // That the process is gone is said by those who look at it next.
+        if !e.is_of_process() {
+            tracing::warn!(pid = self.pid, "no goroutine is told as unreachable: {e}");
+        }
+    }
+
+    /// Looks whether those that are proven still stand.
+    pub fn check(&mut self) {
+        match self.prover.refuted(&self.memory) {
+            Ok(refuted) => {
+                for goid in &refuted {
+                    tracing::error!(
+                        pid = self.pid,
+                        goid,
+                        "goroutine {goid} was proven unreachable and has run or vanished all the same: this is an error \
+                         of gotrace; please report it with --evidence"
+                    );
+                }
+                self.refuted += refuted.len() as u64;
+                self.distrusted.extend(refuted);
+            }
+            Err(e) => self.fail(&e),
+        }
+    }
+
+    /// Whom no pass reached: those that enough agree on; where the user ended it early, all of them.
+    pub fn unreached(&self) -> Unreached {
+        let proof = self.prover.proof();
+        if self.failed && !proof.unreachable.values().any(crate::heap::Proven::is_final) {
+            return Unreached { needed: PASSES, ..Unreached::default() };
+        }
+        let early = proof.passes - proof.void < PASSES;
+        let trusted = |goid: &u64| !self.distrusted.contains(goid);
+        let goids = proof
+            .unreachable
+            .iter()
+            .filter(|(goid, p)| trusted(goid) && proof.never_stopped.is_none() && (p.is_final() || early))
+            .map(|(&goid, p)| (goid, p.passes.min(PASSES)))
+            .collect();
+        Unreached { goids, needed: PASSES }
+    }
+
+    /// Adds to findings what they keep alive, writes the evidence, and sums up.
+    pub fn conclude(&mut self, findings: &mut [Finding], alive: bool) -> Result<ProofSummary, CliError> {
+        let proven = |f: &&mut Finding| f.verdict == Verdict::Unreachable;
+        let groups: Vec<Vec<u64>> = findings.iter_mut().filter(proven).map(|f| f.goids.clone()).collect();
+        let mut retained = Retained::default();
+        if alive && !self.failed {
+            let memory = Throttled::new(&self.memory, self.max_read_rate);
+            match self.prover.retained(&memory, &groups) {
+                Ok(found) => retained = found,
+                Err(e) => {
+                    tracing::warn!(pid = self.pid, "what leaked goroutines keep alive is not known: {e}")
+                }
+            }
+        }
+        for (n, finding) in findings.iter_mut().filter(|f| f.verdict == Verdict::Unreachable).enumerate() {
+            finding.retained_bytes = retained.by_group.get(n).copied().flatten();
+        }
+        let proof = self.prover.proof();
+        if let Some(goid) = proof.never_stopped {
+            tracing::warn!(
+                pid = self.pid,
+                goid,
+                "goroutine {goid} ran through all passes without a stop, so that its registers are not known: nothing is \
+                 told as unreachable"
+            );
+        }
+        let summary = ProofSummary {
+            passes: proof.passes - proof.void,
+            needed: PASSES,
+            void: proof.void,
+            refuted: self.refuted,
+            retained,
+        };
+        if let Some(path) = &self.evidence {
+            let failed = |e: io::Error| CliError::failure(format!("writing {}: {e}", path.display()));
+            let mut out = BufWriter::new(File::create(path).map_err(failed)?);
+            evidence::write(&mut out, self.pid, &self.prover, &summary).map_err(failed)?;
+            out.flush().map_err(failed)?;
+        }
+        Ok(summary)
+    }
+}
+
+/// Makes passes until they agree, there are enough, or the user wants no more.
+pub(super) fn prove(proving: &mut Option<Proving>, interrupted: &Interrupts) {
+    let Some(proving) = proving.as_mut().filter(|p| !p.failed) else { return };
+    let progress = io::stderr().is_terminal();
+    let begun = proving.prover.proof().passes;
+    let mut random = fastrand::Rng::new();
+    loop {
+        if let Err(e) = proving.pass() {
+            proving.fail(&e);
+            break;
+        }
+        let proof = proving.prover.proof();
+        let made = proof.passes - begun;
+        if progress {
+            eprint!(
+                "\r\x1b[Kmarked the heap {made} times, {} goroutines unreachable so far",
+                proof.unreachable.len()
+            );
+        }
+        // With nobody left, no further pass can find anybody proven.
+        let nobody = proof.unreachable.is_empty() && proof.void < proof.passes && made >= 2;
+        if nobody || made >= MAX_PASSES || made >= PASSES && proof.is_settled() {
+            break;
+        }
+        let rest = Duration::from_micros(random.u64(REST));
+        if interrupted.wait_until(Instant::now() + rest) {
+            break;
+        }
+    }
+    if progress {
+        eprint!("\r\x1b[K");
+    }
+}

@@ -1,0 +1,456 @@
+//! Marking: from words that may be pointers to all objects that can be reached through them, by one or two
+//! threads.
+//!
+//! Two bits an object: reached, and reached but not looked through yet. Spans are put together to segments
+//! of about a mebibyte; a segment in which something is to be looked through waits in a queue, from which
+//! each thread takes the next. Of a segment those spans are read that have such objects, by address, in one
+//! call; what points to a neighbour is followed at once, and the bytes are dropped.
+//!
+//! Every word is taken for a pointer, to anywhere in an object. Spans without pointers are not looked
+//! through. What is not readable holds nothing: the program could not read it either.
+
+use std::{
+    ops::Range,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use crossbeam_deque::{Injector, Steal};
+use foldhash::fast::FixedState;
+use hashbrown::HashSet;
+
+use super::{
+    bits::Bits,
+    table::{Place, Table},
+};
+use crate::{
+    process::{Piece, ProcessError, ReadMemory},
+    snapshot::Pieces,
+};
+
+/// Spans of about so many bytes are one segment, and so much is read at once.
+const SEGMENT: u64 = 1 << 20;
+/// Threads that mark.
+const MAX_THREADS: usize = 2;
+/// From so many bytes of heap on a second thread helps.
+const TWO_THREADS: u64 = 32 << 20;
+/// What is not readable as a whole is read by pages of the kernel.
+const KERNEL_PAGE: u64 = 4096;
+/// Ranges of roots are read in parts of this many bytes.
+const PART: u64 = 1 << 16;
+
+/// The state of a marking.
+#[derive(Debug)]
+pub(super) struct Marker {
+    pub table: Table,
+    marks: Bits,
+    /// Reached, and not looked through yet.
+    open: Bits,
+    /// Spans of each segment, and the segment of each span.
+    segments: Vec<Range<usize>>,
+    segment_of: Vec<u32>,
+    queued: Vec<AtomicBool>,
+    queue: Injector<u32>,
+    /// Segments that are queued or being looked through.
+    pending: AtomicUsize,
+    /// Objects that are not looked through: the records of goroutines that may never run again.
+    skipped: HashSet<u64, FixedState>,
+    /// Whether a span has such.
+    has_skipped: Vec<bool>,
+    /// Bytes that were read.
+    pub bytes_read: AtomicU64,
+    /// Bytes of objects and roots that could not be read.
+    pub bytes_unreadable: AtomicU64,
+}
+
+/// What a thread needs.
+#[derive(Default)]
+struct Worker {
+    plan: Vec<Planned>,
+    pieces: Vec<Piece>,
+    buffer: Vec<u8>,
+    failed: Vec<usize>,
+}
+
+/// A part of a segment that is read: a whole span, or one object of it.
+#[derive(Clone, Copy)]
+struct Planned {
+    entry: usize,
+    /// `None` for the whole span.
+    index: Option<u32>,
+    /// Where its bytes are in the buffer.
+    at: usize,
+}
+
+impl Marker {
+    /// Nothing is marked. `offset`: how many spans the first segment has fewer than the others, so that a
+    /// heap is cut differently each time.
+    pub fn new(table: Table, offset: usize) -> Self {
+        let mut segments: Vec<Range<usize>> = Vec::new();
+        let mut segment_of = Vec::with_capacity(table.entries.len());
+        let mut bytes = SEGMENT.saturating_sub(offset as u64 % SEGMENT);
+        for (n, entry) in table.entries.iter().enumerate() {
+            match segments.last_mut() {
+                Some(last) if bytes + entry.span.bytes <= SEGMENT => last.end = n + 1,
+                _ => {
+                    if !segments.is_empty() {
+                        bytes = 0;
+                    }
+                    segments.push(n..n + 1);
+                }
+            }
+            bytes += entry.span.bytes;
+            segment_of.push(u32::try_from(segments.len() - 1).unwrap_or(u32::MAX));
+        }
+        Self {
+            marks: Bits::new(table.objects),
+            open: Bits::new(table.objects),
+            queued: segments.iter().map(|_| AtomicBool::new(false)).collect(),
+            has_skipped: vec![false; table.entries.len()],
+            segments,
+            segment_of,
+            queue: Injector::new(),
+            pending: AtomicUsize::new(0),
+            skipped: HashSet::default(),
+            bytes_read: AtomicU64::new(0),
+            bytes_unreadable: AtomicU64::new(0),
+            table,
+        }
+    }
+
+    /// From now on the object at an address is marked, but not looked through. Gives its number.
+    pub fn skip(&mut self, address: u64) -> Option<u64> {
+        let place = self.table.find(address)?;
+        let number = self.table.number(place);
+        self.skipped.insert(number);
+        *self.has_skipped.get_mut(place.entry as usize)? = true;
+        Some(number)
+    }
+
+    /// What was skipped is not any more; it is looked through if it was reached already.
+    pub fn unskip(&mut self, address: u64) {
+        let Some(place) = self.table.find(address) else { return };
+        let number = self.table.number(place);
+        if self.skipped.remove(&number) && self.marks.has(number) {
+            self.reopen(place);
+        }
+    }
+
+    fn reopen(&self, place: Place) {
+        let scanned = self.table.entry(place).is_some_and(|e| !e.span.noscan);
+        if scanned && self.open.set(self.table.number(place)) {
+            self.enqueue(place.entry);
+        }
+    }
+
+    /// Whether the object at an address was reached; what is not in the heap counts as reached.
+    pub fn is_reached(&self, address: u64) -> bool {
+        self.table.find(address).is_none_or(|place| self.marks.has(self.table.number(place)))
+    }
+
+    /// Takes in a word that may be a pointer.
+    #[inline]
+    pub fn word(&self, word: u64) {
+        let Some(place) = self.table.find(word) else { return };
+        let Some(entry) = self.table.entry(place) else { return };
+        let number = entry.first + u64::from(place.index);
+        if !self.marks.set(number) || entry.span.noscan {
+            return;
+        }
+        if self.has_skipped[place.entry as usize] && self.skipped.contains(&number) {
+            return;
+        }
+        if self.open.set(number) {
+            self.enqueue(place.entry);
+        }
+    }
+
+    /// Takes in words.
+    pub fn words(&self, bytes: &[u8]) {
+        let (low, high) = (self.table.low, self.table.high);
+        for chunk in bytes.chunks_exact(8) {
+            let word = chunk.first_chunk().map_or(0, |b| u64::from_le_bytes(*b));
+            if word >= low && word < high {
+                self.word(word);
+            }
+        }
+    }
+
+    fn enqueue(&self, entry: u32) {
+        let Some(&segment) = self.segment_of.get(entry as usize) else { return };
+        let Some(queued) = self.queued.get(segment as usize) else { return };
+        // In one order with the bits: see `bits`.
+        if !queued.load(Ordering::SeqCst) && !queued.swap(true, Ordering::SeqCst) {
+            self.pending.fetch_add(1, Ordering::AcqRel);
+            self.queue.push(segment);
+        }
+    }
+
+    /// Takes in all words of ranges (first address, length). Those that cannot be read as a whole are read by
+    /// pages. Gives the bytes that could be read.
+    pub fn ranges(&self, memory: &dyn ReadMemory, ranges: &[(u64, u64)]) -> Result<u64, ProcessError> {
+        let mut items = Vec::new();
+        for &(begin, len) in ranges {
+            let end = begin.saturating_add(len) & !7;
+            let mut at = begin.next_multiple_of(8);
+            while at < end {
+                let size = (end - at).min(PART);
+                items.push((at, size as u32));
+                at += size;
+            }
+        }
+        let (mut rest, mut pieces, mut read) = (&items[..], Pieces::default(), 0);
+        while !rest.is_empty() {
+            let done = pieces.read(memory, rest, 0)?;
+            for (n, &(address, len)) in rest.iter().enumerate().take(done) {
+                match pieces.item(n, len as usize) {
+                    Some(bytes) => {
+                        self.words(bytes);
+                        read += u64::from(len);
+                    }
+                    None => read += self.by_pages(memory, address, u64::from(len))?,
+                }
+            }
+            rest = &rest[done..];
+        }
+        self.bytes_read.fetch_add(read, Ordering::Relaxed);
+        Ok(read)
+    }
+
+    fn by_pages(&self, memory: &dyn ReadMemory, address: u64, len: u64) -> Result<u64, ProcessError> {
+        let mut page = vec![0; KERNEL_PAGE as usize];
+        let (mut at, end, mut read) = (address, address.saturating_add(len), 0);
+        while at < end {
+            let size = (KERNEL_PAGE - at % KERNEL_PAGE).min(end - at);
+            let bytes = &mut page[..size as usize];
+            if memory.read_at(at, bytes)? {
+                self.words(bytes);
+                read += size;
+            } else {
+                self.bytes_unreadable.fetch_add(size, Ordering::Relaxed);
+            }
+            at += size;
+        }
+        Ok(read)
+    }
+
+    /// Follows everything that was taken in, until nothing new is reached.
+    pub fn drain(&self, memory: &dyn ReadMemory) -> Result<(), ProcessError> {
+        if self.pending.load(Ordering::Acquire) == 0 {
+            return Ok(());
+        }
+        let bytes: u64 = self.table.entries.iter().map(|e| e.span.bytes).sum();
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        let threads = if bytes >= TWO_THREADS { MAX_THREADS.min(processors) } else { 1 };
+        let failed: Mutex<Option<ProcessError>> = Mutex::new(None);
+        let stop = AtomicBool::new(false);
+        let work = || {
+            let mut worker = Worker::default();
+            while !stop.load(Ordering::Acquire) {
+                match self.queue.steal() {
+                    Steal::Success(segment) => {
+                        if let Err(e) = self.segment(memory, segment as usize, &mut worker) {
+                            stop.store(true, Ordering::Release);
+                            *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
+                        }
+                        self.pending.fetch_sub(1, Ordering::AcqRel);
+                    }
+                    Steal::Retry => {}
+                    Steal::Empty if self.pending.load(Ordering::Acquire) == 0 => break,
+                    Steal::Empty => thread::sleep(Duration::from_micros(20)),
+                }
+            }
+        };
+        thread::scope(|scope| {
+            for _ in 1..threads {
+                // Where no thread can be had, one does it all.
+                let _ = thread::Builder::new().name("marking".into()).spawn_scoped(scope, work);
+            }
+            work();
+        });
+        failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    }
+
+    /// Looks through all open objects of a segment, and through what they open in it.
+    fn segment(&self, memory: &dyn ReadMemory, n: usize, worker: &mut Worker) -> Result<(), ProcessError> {
+        if let Some(queued) = self.queued.get(n) {
+            // Whatever is opened from here on queues it again.
+            queued.swap(false, Ordering::SeqCst);
+        }
+        let Some(range) = self.segments.get(n) else { return Ok(()) };
+        loop {
+            self.plan(range.clone(), worker);
+            if worker.plan.is_empty() {
+                return Ok(());
+            }
+            if let [Planned { entry, index: Some(index), .. }] = worker.plan[..]
+                && self.table.entries[entry].span.size > SEGMENT
+            {
+                let place = Place { entry: entry as u32, index };
+                self.large(memory, self.table.object(place), worker)?;
+                continue;
+            }
+            self.read(memory, worker)?;
+            self.look_through(worker);
+        }
+    }
+
+    /// What is to be read of a segment. Single objects are taken out of the open ones, those of whole spans
+    /// are not yet.
+    fn plan(&self, range: Range<usize>, worker: &mut Worker) {
+        worker.plan.clear();
+        let mut at = 0;
+        for n in range {
+            let entry = &self.table.entries[n];
+            let open: u64 = entry.words().map(|w| u64::from(self.open.word(w).count_ones())).sum();
+            if open == 0 {
+                continue;
+            }
+            let all = u64::from(entry.span.count) * entry.span.size;
+            if open * entry.span.size * 4 >= all && entry.span.size <= SEGMENT / 16 && all <= SEGMENT {
+                worker.plan.push(Planned { entry: n, index: None, at });
+                at += all as usize;
+                continue;
+            }
+            for w in entry.words() {
+                // A large object is planned alone, as it is read in parts.
+                if entry.span.size > SEGMENT && !worker.plan.is_empty() || at as u64 > SEGMENT {
+                    break;
+                }
+                let mut bits = self.open.take(w);
+                while bits != 0 {
+                    let index = ((w - entry.words().start) * 64) as u32 + bits.trailing_zeros();
+                    bits &= bits - 1;
+                    worker.plan.push(Planned { entry: n, index: Some(index), at });
+                    at += entry.span.size as usize;
+                    if entry.span.size > SEGMENT || at as u64 > SEGMENT {
+                        self.give_back(entry.first + (w - entry.words().start) as u64 * 64, bits);
+                        break;
+                    }
+                }
+            }
+            if at as u64 > SEGMENT {
+                return;
+            }
+        }
+    }
+
+    /// Objects that were taken and do not fit into the buffer.
+    fn give_back(&self, first: u64, mut bits: u64) {
+        while bits != 0 {
+            self.open.set(first + u64::from(bits.trailing_zeros()));
+            bits &= bits - 1;
+        }
+    }
+
+    fn extent(&self, planned: &Planned) -> (u64, usize) {
+        let entry = &self.table.entries[planned.entry];
+        match planned.index {
+            None => (entry.span.base, (u64::from(entry.span.count) * entry.span.size) as usize),
+            Some(index) => (entry.span.base + u64::from(index) * entry.span.size, entry.span.size as usize),
+        }
+    }
+
+    /// Reads what is planned; what is not readable becomes zeros.
+    fn read(&self, memory: &dyn ReadMemory, worker: &mut Worker) -> Result<(), ProcessError> {
+        let Worker { plan, pieces, buffer, failed } = worker;
+        pieces.clear();
+        let mut total = 0;
+        for planned in &*plan {
+            let (address, len) = self.extent(planned);
+            total = planned.at + len;
+            match pieces.last_mut() {
+                Some(last) if last.address + last.len as u64 == address => last.len += len,
+                _ => pieces.push(Piece { address, len }),
+            }
+        }
+        buffer.resize(total, 0);
+        memory.read_pieces(pieces, buffer, failed)?;
+        self.bytes_read.fetch_add(total as u64, Ordering::Relaxed);
+        let mut at = 0;
+        let mut bad = failed.iter().copied().peekable();
+        for (n, piece) in pieces.iter().enumerate() {
+            if bad.next_if_eq(&n).is_some() {
+                let (mut done, end) = (0, piece.len);
+                while done < end {
+                    let address = piece.address + done as u64;
+                    let size = ((KERNEL_PAGE - address % KERNEL_PAGE) as usize).min(end - done);
+                    let bytes = buffer.get_mut(at + done..at + done + size).unwrap_or_default();
+                    if !memory.read_at(address, bytes)? {
+                        bytes.fill(0);
+                        self.bytes_unreadable.fetch_add(size as u64, Ordering::Relaxed);
+                    }
+                    done += size;
+                }
+            }
+            at += piece.len;
+        }
+        Ok(())
+    }
+
+    fn look_through(&self, worker: &Worker) {
+        for planned in worker.plan.iter().filter(|p| p.index.is_some()) {
+            let (_, len) = self.extent(planned);
+            self.words(worker.buffer.get(planned.at..planned.at + len).unwrap_or_default());
+        }
+        let mut any = true;
+        while any {
+            any = false;
+            for planned in worker.plan.iter().filter(|p| p.index.is_none()) {
+                let entry = &self.table.entries[planned.entry];
+                let size = entry.span.size as usize;
+                let first = entry.words().start;
+                for w in entry.words() {
+                    let mut bits = self.open.take(w);
+                    while bits != 0 {
+                        any = true;
+                        let index = (w - first) * 64 + bits.trailing_zeros() as usize;
+                        bits &= bits - 1;
+                        let at = planned.at + index * size;
+                        self.words(worker.buffer.get(at..at + size).unwrap_or_default());
+                    }
+                }
+            }
+        }
+    }
+
+    /// An object that is longer than a segment, in parts.
+    fn large(
+        &self,
+        memory: &dyn ReadMemory,
+        (address, size): (u64, u64),
+        worker: &mut Worker,
+    ) -> Result<(), ProcessError> {
+        let mut at = 0;
+        while at < size {
+            let len = (size - at).min(SEGMENT);
+            worker.buffer.resize(len as usize, 0);
+            if memory.read_at(address + at, &mut worker.buffer)? {
+                self.bytes_read.fetch_add(len, Ordering::Relaxed);
+                self.words(&worker.buffer);
+            } else {
+                self.by_pages(memory, address + at, len)?;
+            }
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// Bytes and number of the objects that were reached.
+    pub fn reached(&self) -> (u64, u64) {
+        let of = |e: &super::table::Entry| {
+            let count: u64 = e.words().map(|w| u64::from(self.marks.word(w).count_ones())).sum();
+            (count * e.span.size, count)
+        };
+        self.table.entries.iter().map(of).fold((0, 0), |(a, b), (c, d)| (a + c, b + d))
+    }
+
+    /// Whether an object was reached.
+    pub fn has(&self, place: Place) -> bool {
+        self.marks.has(self.table.number(place))
+    }
+}

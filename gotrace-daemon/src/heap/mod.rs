@@ -1,0 +1,28 @@
+//! Proofs from the heap: which goroutines can never run again, shown from outside.
+//!
+//! A goroutine that waits for a channel or lock which nothing that can run refers to will not run again.
+//! Input: the memory of a running process, its program, and where that is mapped. Output: the goids of such
+//! goroutines, how many passes agree, what they keep alive, and what was counted on the way. The process is
+//! not stopped. Conservative: every word may be a pointer, and whatever is not understood can run, so that a
+//! leak may be missed and none is made up. Refuses versions of Go that are not known.
+
+mod bits;
+mod error;
+mod evidence;
+mod layout;
+mod mark;
+mod modules;
+mod pass;
+mod prove;
+mod retain;
+mod roots;
+mod spans;
+mod table;
+mod throttle;
+mod waiting;
+
+pub use error::HeapError;
+pub use evidence::{CandidateEvidence, Outcome, PassEvidence, RootEvidence};
+pub use prove::{PASSES, Proof, Proven, Prover};
+pub use retain::Retained;
+pub use throttle::Throttled;

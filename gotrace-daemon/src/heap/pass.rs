@@ -1,0 +1,303 @@
+//! One pass: marks the heap of a running process from everything that can run, and tells which goroutines
+//! are left.
+//!
+//! The process runs on meanwhile. What it changes is looked for at the end of the pass: spans that were
+//! taken, goroutines that came or moved, and all variables again; what is new counts as able to run. A
+//! pointer can still escape a single pass, when it is moved from where was not read yet to where was read
+//! already; see [`super::Prover`] for how many passes must agree.
+
+use std::{sync::atomic::Ordering, time::Instant};
+
+use super::{
+    HeapError, Prover,
+    evidence::{CandidateEvidence, Outcome, PassEvidence, RootEvidence},
+    layout::Span,
+    mark::Marker,
+    modules::{self, Module},
+    roots,
+    spans::{self, Spans},
+    table::Table,
+    waiting::{self, Candidate},
+};
+use crate::{
+    process::ReadMemory,
+    snapshot::{Standing, Standings},
+};
+
+/// Bytes of a `g` that is not in the heap.
+const G_BYTES: u64 = 512;
+
+/// What a pass leaves.
+#[derive(Debug)]
+pub(super) struct Marked {
+    pub marker: Marker,
+    /// Goroutines that nothing can let run.
+    pub leaked: Vec<Candidate>,
+    /// The others, as they stood at the pass's end.
+    pub others: Vec<Standing>,
+    pub modules: Vec<Module>,
+    pub evidence: PassEvidence,
+    /// Goroutines that ran at both looks: goid, and how often each had stopped.
+    pub running: Vec<(u64, Option<u8>)>,
+}
+
+/// Where roots are.
+#[derive(Clone, Copy, Debug)]
+enum Root {
+    Data,
+    Bss,
+    Stacks,
+    Specials,
+    Blocks,
+}
+
+impl Prover {
+    /// Marks once. `None` when the list of goroutines could not be read whole, so that nothing follows.
+    pub(super) fn mark(&mut self, memory: &dyn ReadMemory) -> Result<Option<Marked>, HeapError> {
+        let begin = Instant::now();
+        let Standings { goroutines, unknown } = self.engine.standings(memory)?;
+        if unknown > 0 {
+            return Ok(None);
+        }
+        let modules = modules::read(memory, self.first_module, &self.version)?;
+        let list = match (self.list, modules.first()) {
+            (Some(list), _) => list,
+            (None, Some(first)) => spans::find(memory, &self.layout, first, &self.version)?,
+            (None, None) => return Err(HeapError::NoModule),
+        };
+        self.list = Some(list);
+        let spans = spans::read(memory, &self.layout, list, &self.version)?;
+        let table = self.table(&spans.objects)?;
+        let mut marker = Marker::new(table, self.random.usize(..1 << 20));
+        let (mut candidates, others) = waiting::split(&mut self.engine, memory, goroutines.clone())?;
+        self.candidates = candidates.iter().map(|c| told(c, Outcome::Reached)).collect();
+        for candidate in &candidates {
+            marker.skip(candidate.standing.g);
+            for &record in &candidate.records {
+                marker.skip(record);
+            }
+        }
+        let mut evidence = PassEvidence {
+            spans: marker.table.entries.len() as u64,
+            spans_unreadable: spans.unreadable + spans.overlapping,
+            heap_bytes: spans.objects.iter().map(|s| s.size * u64::from(s.count)).sum(),
+            goroutines: goroutines.len() as u64,
+            candidates: candidates.len() as u64,
+            modules: modules.len() as u64,
+            ..PassEvidence::default()
+        };
+        let mut order = [Root::Data, Root::Bss, Root::Stacks, Root::Specials, Root::Blocks];
+        self.random.shuffle(&mut order);
+        for root in order {
+            self.take_in(memory, root, &marker, (&modules, &spans, &others), &mut evidence.roots)?;
+        }
+        marker.drain(memory)?;
+        evidence.woken += wake(memory, &mut marker, &mut candidates)?;
+
+        // What has changed meanwhile.
+        let now = spans::read(memory, &self.layout, list, &self.version)?;
+        let fresh = fresh(&marker.table, &now);
+        let looked_through: Vec<_> = fresh.iter().filter(|s| !s.noscan).map(|s| (s.base, s.bytes)).collect();
+        marker.ranges(memory, &looked_through)?;
+        evidence.roots.fresh_spans = fresh.len() as u64;
+        let Standings { goroutines: later, unknown } = self.engine.standings(memory)?;
+        if unknown > 0 {
+            return Ok(None);
+        }
+        let before = |s: &Standing| {
+            let n = goroutines.binary_search_by_key(&s.g, |b| b.g).ok()?;
+            goroutines.get(n).filter(|b| b.goid == s.goid)
+        };
+        let stands = |s: &Standing| {
+            s.status.is_waiting() && s.mark != 0 && before(s).is_some_and(|b| b.mark == s.mark)
+        };
+        let moved: Vec<Standing> = later.iter().filter(|s| !stands(s)).copied().collect();
+        let still: Vec<u64> = later.iter().filter(|s| stands(s)).map(|s| s.goid).collect();
+        let mut still = still;
+        still.sort_unstable();
+        let in_fresh = |a: u64| {
+            let n = fresh.partition_point(|s| s.base <= a);
+            n.checked_sub(1).is_some_and(|n| a - fresh[n].base < fresh[n].bytes)
+        };
+        let stays = |c: &Candidate| {
+            still.binary_search(&c.standing.goid).is_ok()
+                && !c.waits_on.iter().chain(&c.records).any(|&a| in_fresh(a))
+        };
+        let (kept, lost): (Vec<Candidate>, Vec<Candidate>) = candidates.into_iter().partition(stays);
+        evidence.moved = lost.len() as u64;
+        candidates = kept;
+        for candidate in &lost {
+            unskip(&mut marker, candidate);
+        }
+        let again: Vec<Standing> = lost.iter().map(|c| c.standing).chain(moved.iter().copied()).collect();
+        let mut second = RootEvidence::default();
+        for root in [Root::Stacks, Root::Data, Root::Bss] {
+            self.take_in(memory, root, &marker, (&modules, &now, &again), &mut second)?;
+        }
+        evidence.roots.goroutines_again = again.len() as u64;
+        marker.drain(memory)?;
+        evidence.woken += wake(memory, &mut marker, &mut candidates)?;
+
+        self.settle(&candidates, &lost);
+        (evidence.reached_bytes, evidence.reached_objects) = marker.reached();
+        evidence.bytes_read = marker.bytes_read.load(Ordering::Relaxed);
+        evidence.bytes_unreadable = marker.bytes_unreadable.load(Ordering::Relaxed);
+        evidence.unreached = candidates.iter().filter(|c| !c.hidden).count() as u64;
+        evidence.duration_ns = u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let runs = |s: &&Standing| s.status == crate::snapshot::Status::Running;
+        let running = later
+            .iter()
+            .filter(runs)
+            .filter(|s| before(s).is_some_and(|b| b.status == s.status && b.stops == s.stops))
+            .map(|s| (s.goid, s.stops))
+            .collect();
+        let leaked: Vec<u64> = candidates.iter().map(|c| c.standing.g).collect();
+        let others = later.into_iter().filter(|s| leaked.binary_search(&s.g).is_err()).collect();
+        Ok(Some(Marked { marker, leaked: candidates, others, modules, evidence, running }))
+    }
+
+    /// Notes what became of the candidates: those that are left, and those that moved.
+    fn settle(&mut self, left: &[Candidate], moved: &[Candidate]) {
+        let goids = |of: &[Candidate]| {
+            let mut goids: Vec<(u64, bool)> = of.iter().map(|c| (c.standing.goid, c.hidden)).collect();
+            goids.sort_unstable();
+            goids
+        };
+        let (left, moved) = (goids(left), goids(moved));
+        let find =
+            |of: &[(u64, bool)], goid| of.binary_search_by_key(&goid, |&(g, _)| g).ok().map(|n| of[n].1);
+        for c in &mut self.candidates {
+            c.outcome = match (find(&left, c.goid), find(&moved, c.goid)) {
+                (Some(true), _) => Outcome::Hidden,
+                (Some(false), _) => Outcome::Unreached,
+                (None, Some(_)) => Outcome::Moved,
+                (None, None) => Outcome::Reached,
+            };
+        }
+    }
+
+    fn table(&self, spans: &[Span]) -> Result<Table, HeapError> {
+        Table::new(spans).ok_or_else(|| HeapError::Implausible {
+            version: self.version.clone(),
+            why: "its spans are spread too wide or are too large".into(),
+        })
+    }
+
+    fn take_in(
+        &self,
+        memory: &dyn ReadMemory,
+        root: Root,
+        marker: &Marker,
+        (modules, spans, goroutines): (&[Module], &Spans, &[Standing]),
+        found: &mut RootEvidence,
+    ) -> Result<(), HeapError> {
+        match root {
+            Root::Data => {
+                let ranges: Vec<_> = modules.iter().map(|m| m.data).collect();
+                found.data_bytes = marker.ranges(memory, &ranges)?;
+            }
+            Root::Bss => {
+                let ranges: Vec<_> = modules.iter().map(|m| m.bss).collect();
+                found.bss_bytes = marker.ranges(memory, &ranges)?;
+            }
+            Root::Stacks => {
+                found.goroutines = goroutines.len() as u64;
+                found.stack_bytes = stacks(memory, marker, goroutines)?;
+            }
+            Root::Specials => {
+                let specials = roots::specials(memory, &self.layout, marker)?;
+                found.finalizers = specials.finalizers;
+                found.weak_handles = specials.weak;
+                found.cleanups = specials.cleanups;
+                found.specials_cut = specials.cut;
+            }
+            Root::Blocks => found.blocks = roots::blocks(memory, marker, spans, modules)?,
+        }
+        Ok(())
+    }
+}
+
+/// Takes in the `g`s and the used parts of the stacks of goroutines; gives how many bytes of stack there were.
+fn stacks(memory: &dyn ReadMemory, marker: &Marker, goroutines: &[Standing]) -> Result<u64, HeapError> {
+    let mut ranges: Vec<(u64, u64)> = Vec::with_capacity(goroutines.len());
+    let mut outside: Vec<(u64, u64)> = Vec::new();
+    for s in goroutines {
+        let (lo, hi) = s.stack;
+        let from = s.sp.unwrap_or(lo) & !7;
+        ranges.push((from, hi.saturating_sub(from)));
+        if marker.table.find(s.g).is_some() {
+            marker.word(s.g);
+        } else {
+            outside.push((s.g, G_BYTES));
+        }
+    }
+    ranges.sort_unstable();
+    let bytes = marker.ranges(memory, &ranges)?;
+    marker.ranges(memory, &outside)?;
+    Ok(bytes)
+}
+
+fn told(candidate: &Candidate, outcome: Outcome) -> CandidateEvidence {
+    CandidateEvidence {
+        goid: candidate.standing.goid,
+        g: candidate.standing.g,
+        outcome,
+        waits_on: candidate.waits_on.clone(),
+        records: candidate.records.clone(),
+    }
+}
+
+fn unskip(marker: &mut Marker, candidate: &Candidate) {
+    marker.unskip(candidate.standing.g);
+    for &record in &candidate.records {
+        marker.unskip(record);
+    }
+}
+
+/// Lets those run of which something is reached that they wait on, until there are none; gives their number.
+pub(super) fn wake(
+    memory: &dyn ReadMemory,
+    marker: &mut Marker,
+    candidates: &mut Vec<Candidate>,
+) -> Result<u64, HeapError> {
+    let mut woken = 0;
+    loop {
+        let can_run = |c: &Candidate| c.waits_on.iter().any(|&a| marker.is_reached(a));
+        let (now, left): (Vec<Candidate>, Vec<Candidate>) =
+            std::mem::take(candidates).into_iter().partition(can_run);
+        *candidates = left;
+        if now.is_empty() {
+            return Ok(woken);
+        }
+        woken += now.len() as u64;
+        let_run(memory, marker, &now)?;
+    }
+}
+
+/// Makes candidates roots, and follows them.
+pub(super) fn let_run(
+    memory: &dyn ReadMemory,
+    marker: &mut Marker,
+    candidates: &[Candidate],
+) -> Result<(), HeapError> {
+    for candidate in candidates {
+        unskip(marker, candidate);
+    }
+    let standings: Vec<Standing> = candidates.iter().map(|c| c.standing).collect();
+    stacks(memory, marker, &standings)?;
+    marker.drain(memory)?;
+    Ok(())
+}
+
+/// Spans that were not there when the pass began, or were something else.
+fn fresh(table: &Table, now: &Spans) -> Vec<Span> {
+    let known = |s: &Span| {
+        let n = table.entries.partition_point(|e| e.span.base < s.base);
+        table.entries.get(n).is_some_and(|e| {
+            let old = e.span;
+            (old.base, old.bytes, old.size, old.count, old.noscan)
+                == (s.base, s.bytes, s.size, s.count, s.noscan)
+        })
+    };
+    now.objects.iter().filter(|s| !known(s)).copied().collect()
+}

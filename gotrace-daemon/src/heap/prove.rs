@@ -1,0 +1,198 @@
+//! Many passes, and what they agree on.
+//!
+//! A single pass over a running program misses a pointer that is moved at the wrong time with a chance of at
+//! most a quarter, if it is moved as fast as can be between two places of which one is read before the
+//! other, in an order that the program cannot know. [`PASSES`] of them miss it with one of less than one in a
+//! million. All of them must find the goroutine unmoved: same id, same saved registers, same stack, same
+//! records, and the runtime's own count of its stops.
+//!
+//! Registers of a thread cannot be read without stopping it. The runtime stops every goroutine that runs for
+//! ten milliseconds, which saves its registers on its stack, where a pass finds them; where one runs through
+//! all passes without a stop, nothing is proven.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::{CandidateEvidence, HeapError, PassEvidence, layout::Layout, pass::Marked};
+use crate::{
+    gobin::Binary,
+    process::ReadMemory,
+    snapshot::{Engine, Standing},
+};
+
+/// Passes that must agree: 4^-10 is less than 10^-6.
+pub const PASSES: u32 = 10;
+
+/// A goroutine that no pass could reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proven {
+    /// How many passes in a row agree.
+    pub passes: u32,
+    /// How it stood in all of them.
+    pub standing: Standing,
+}
+
+impl Proven {
+    /// Whether enough agree.
+    #[must_use]
+    pub const fn is_final(&self) -> bool {
+        self.passes >= PASSES
+    }
+}
+
+/// What passes agree on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Proof {
+    /// By goid: those that the last pass could not reach.
+    pub unreachable: BTreeMap<u64, Proven>,
+    /// Passes that were made.
+    pub passes: u32,
+    /// Of those, the ones that told nothing, as the list of goroutines was being changed.
+    pub void: u32,
+    /// A goroutine that ran through all passes without a stop, so that its registers are not known.
+    pub never_stopped: Option<u64>,
+}
+
+impl Proof {
+    /// Whether nothing is left to be told by another pass.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.passes >= PASSES + self.void && self.unreachable.values().all(Proven::is_final)
+    }
+
+    /// Those that enough passes agree on.
+    pub fn proven(&self) -> impl Iterator<Item = (u64, &Proven)> {
+        let known = self.never_stopped.is_none();
+        self.unreachable.iter().filter(move |(_, p)| known && p.is_final()).map(|(&goid, p)| (goid, p))
+    }
+}
+
+/// Marks the heap of one process again and again.
+#[derive(Debug)]
+pub struct Prover {
+    pub(super) engine: Engine,
+    pub(super) layout: Layout,
+    /// Address of the program's module data.
+    pub(super) first_module: u64,
+    pub(super) version: String,
+    /// Address of the list of spans, once it was found.
+    pub(super) list: Option<u64>,
+    pub(super) random: fastrand::Rng,
+    proof: Proof,
+    evidence: Vec<PassEvidence>,
+    pub(super) candidates: Vec<CandidateEvidence>,
+    /// Goroutines that ran at every look so far, and how often each had stopped.
+    running: Option<Vec<(u64, Option<u8>)>>,
+    pub(super) last: Option<Marked>,
+}
+
+impl Prover {
+    /// For a program that is mapped with this bias (mapped address less link-time address).
+    ///
+    /// # Errors
+    /// When the program, or its version of Go, does not tell what is needed.
+    pub fn new(binary: Arc<Binary>, bias: u64) -> Result<Self, HeapError> {
+        let layout = Layout::new(&binary)?;
+        let module = binary.moduledata().ok_or(HeapError::NoModule)?;
+        Ok(Self {
+            layout,
+            first_module: module.wrapping_add(bias),
+            version: binary.go_version().text.clone(),
+            engine: Engine::new(binary, bias)?,
+            list: None,
+            random: fastrand::Rng::new(),
+            proof: Proof::default(),
+            evidence: Vec::new(),
+            candidates: Vec::new(),
+            running: None,
+            last: None,
+        })
+    }
+
+    /// Makes one pass more.
+    ///
+    /// # Errors
+    /// When the memory cannot be read, or does not look like the heap of this program's version of Go.
+    pub fn pass(&mut self, memory: &dyn ReadMemory) -> Result<&Proof, HeapError> {
+        self.last = None;
+        self.proof.passes += 1;
+        let Some(marked) = self.mark(memory)? else {
+            self.proof.void += 1;
+            return Ok(&self.proof);
+        };
+        self.evidence.push(marked.evidence);
+        let mut running = marked.running.clone();
+        if let Some(before) = &self.running {
+            running.retain(|r| before.contains(r));
+        }
+        self.proof.never_stopped = running.first().map(|&(goid, _)| goid);
+        self.running = Some(running);
+        let before = std::mem::take(&mut self.proof.unreachable);
+        self.proof.unreachable = marked
+            .leaked
+            .iter()
+            .filter(|c| !c.hidden)
+            .map(|c| {
+                let standing = c.standing;
+                let known = before.get(&standing.goid).filter(|p| p.standing.mark == standing.mark);
+                (standing.goid, Proven { passes: known.map_or(0, |p| p.passes) + 1, standing })
+            })
+            .collect();
+        self.last = Some(marked);
+        Ok(&self.proof)
+    }
+
+    /// What the passes so far agree on.
+    #[must_use]
+    pub fn proof(&self) -> &Proof {
+        &self.proof
+    }
+
+    /// Looks again at those that are proven, and gives the goids of those that have run or vanished since,
+    /// which none of them should. They are proven no more.
+    ///
+    /// # Errors
+    /// When the memory cannot be read.
+    pub fn refuted(&mut self, memory: &dyn ReadMemory) -> Result<Vec<u64>, HeapError> {
+        if self.proof.unreachable.is_empty() {
+            return Ok(Vec::new());
+        }
+        let now = self.engine.standings(memory)?;
+        let by_goid: BTreeMap<u64, &Standing> = now.goroutines.iter().map(|s| (s.goid, s)).collect();
+        // Where the list could not be read whole, one that is not in it may still be there.
+        let gone = |p: &Proven| match by_goid.get(&p.standing.goid) {
+            Some(later) => p.standing.has_run(later),
+            None => now.unknown == 0,
+        };
+        let goids: Vec<u64> =
+            self.proof.unreachable.iter().filter(|(_, p)| gone(p)).map(|(&g, _)| g).collect();
+        let was_final = |goid: &u64| self.proof.unreachable.get(goid).is_some_and(Proven::is_final);
+        let refuted = goids.iter().copied().filter(was_final).collect();
+        self.proof.unreachable.retain(|goid, _| !goids.contains(goid));
+        Ok(refuted)
+    }
+
+    /// What each pass counted.
+    #[must_use]
+    pub fn evidence(&self) -> &[PassEvidence] {
+        &self.evidence
+    }
+
+    /// The candidates of the last pass.
+    #[must_use]
+    pub fn candidates(&self) -> &[CandidateEvidence] {
+        &self.candidates
+    }
+
+    /// The version of Go of the program.
+    #[must_use]
+    pub fn go_version(&self) -> &str {
+        &self.version
+    }
+
+    /// Begins anew: what was agreed on until now counts no more.
+    pub fn forget(&mut self) {
+        self.proof = Proof::default();
+        self.running = None;
+        self.last = None;
+    }
+}

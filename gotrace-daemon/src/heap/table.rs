@@ -1,0 +1,203 @@
+//! From an address to the object that holds it: a map of the heap's pages to spans, and within a span by
+//! its objects' size.
+
+use super::layout::{PAGE, Span};
+
+/// Pages of a block of the map: 64 MiB, as the runtime takes memory.
+const BLOCK: u64 = 8192;
+/// Blocks that heaps may be spread over: all user addresses of amd64.
+const MAX_BLOCKS: u64 = 1 << 21;
+/// Pages of all spans together that are believed: 512 GiB.
+const MAX_PAGES: u64 = 1 << 26;
+const NONE: u32 = u32::MAX;
+
+/// A span and where its objects' bits are.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry {
+    pub span: Span,
+    /// Number of its first object, a multiple of 64.
+    pub first: u64,
+    /// 2^32 divided by the size, rounded up.
+    inverse: u64,
+}
+
+impl Entry {
+    /// Numbers of the words of bits that are its objects'.
+    pub fn words(&self) -> std::ops::Range<usize> {
+        let begin = (self.first / 64) as usize;
+        begin..begin + (self.span.count as usize).div_ceil(64)
+    }
+
+    /// Which object an offset in the span is in; may be behind the last.
+    fn index(&self, offset: u64) -> u64 {
+        if self.span.count == 1 {
+            return offset / self.span.size;
+        }
+        let guess = offset.wrapping_mul(self.inverse) >> 32;
+        if offset.wrapping_sub(guess.wrapping_mul(self.span.size)) < self.span.size {
+            guess
+        } else {
+            offset / self.span.size
+        }
+    }
+}
+
+/// All spans of objects at about one time.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    pub entries: Vec<Entry>,
+    /// Addresses of the first and behind the last.
+    pub low: u64,
+    pub high: u64,
+    /// Numbers of objects are below this.
+    pub objects: u64,
+    /// First page of a block's part of `pages`, by block.
+    blocks: Vec<u32>,
+    pages: Vec<u32>,
+}
+
+/// An object: its span's place in [`Table::entries`], and which one of the span it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub entry: u32,
+    pub index: u32,
+}
+
+impl Table {
+    /// `spans`: by address, none over another. `None` when they are spread too wide to be a heap.
+    pub fn new(spans: &[Span]) -> Option<Self> {
+        let (Some(first), Some(last)) = (spans.first(), spans.last()) else { return Some(Self::default()) };
+        let low = first.base / (BLOCK * PAGE) * (BLOCK * PAGE);
+        let high = last.base + last.bytes;
+        let blocks = (high - low).div_ceil(BLOCK * PAGE);
+        let pages = spans.iter().fold(0_u64, |sum, s| sum.saturating_add(s.bytes / PAGE));
+        if blocks > MAX_BLOCKS || pages > MAX_PAGES {
+            return None;
+        }
+        let mut this = Self {
+            entries: Vec::with_capacity(spans.len()),
+            low,
+            high,
+            objects: 0,
+            blocks: vec![NONE; usize::try_from(blocks).ok()?],
+            pages: Vec::new(),
+        };
+        for &span in spans {
+            let n = u32::try_from(this.entries.len()).ok()?;
+            let first = this.objects;
+            this.objects += u64::from(span.count).next_multiple_of(64);
+            this.entries.push(Entry { span, first, inverse: (1_u64 << 32).div_ceil(span.size) });
+            let begin = (span.base - low) / PAGE;
+            // Of a large object's span, all pages are mapped too: interior pointers keep it.
+            for page in begin..begin + span.bytes / PAGE {
+                let block = this.blocks.get_mut((page / BLOCK) as usize)?;
+                if *block == NONE {
+                    *block = u32::try_from(this.pages.len()).ok()?;
+                    this.pages.resize(this.pages.len() + BLOCK as usize, NONE);
+                }
+                let at = *block as usize + (page % BLOCK) as usize;
+                *this.pages.get_mut(at)? = n;
+            }
+        }
+        Some(this)
+    }
+
+    /// The object that an address points into.
+    #[inline]
+    pub fn find(&self, address: u64) -> Option<Place> {
+        if address < self.low || address >= self.high {
+            return None;
+        }
+        let page = (address - self.low) / PAGE;
+        let block = *self.blocks.get((page / BLOCK) as usize)?;
+        if block == NONE {
+            return None;
+        }
+        let entry = *self.pages.get(block as usize + (page % BLOCK) as usize)?;
+        let known = self.entries.get(entry as usize)?;
+        let index = known.index(address - known.span.base);
+        (index < u64::from(known.span.count)).then_some(Place { entry, index: index as u32 })
+    }
+
+    /// A span by its place.
+    pub fn entry(&self, place: Place) -> Option<&Entry> {
+        self.entries.get(place.entry as usize)
+    }
+
+    /// Number of an object.
+    pub fn number(&self, place: Place) -> u64 {
+        self.entry(place).map_or(0, |e| e.first + u64::from(place.index))
+    }
+
+    /// First address and size of an object.
+    pub fn object(&self, place: Place) -> (u64, u64) {
+        self.entry(place)
+            .map_or((0, 0), |e| (e.span.base + u64::from(place.index) * e.span.size, e.span.size))
+    }
+
+    /// Whether there is a span of objects, in use or not filled in yet, on the page of an address.
+    pub fn has_page(&self, address: u64) -> bool {
+        if address < self.low || address >= self.high {
+            return false;
+        }
+        let page = (address - self.low) / PAGE;
+        let block = self.blocks.get((page / BLOCK) as usize).copied().unwrap_or(NONE);
+        block != NONE
+            && self.pages.get(block as usize + (page % BLOCK) as usize).is_some_and(|&entry| entry != NONE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn span(base: u64, pages: u64, size: u64, count: u32) -> Span {
+        Span { base, bytes: pages * PAGE, size, count, noscan: false, specials: 0 }
+    }
+
+    #[test]
+    fn every_address_of_an_object_leads_to_it() {
+        let base = 0xc000_0000_0000;
+        let sizes = [8, 16, 24, 48, 96, 112, 416, 1152, 3072, 6784, 8192];
+        let spans: Vec<Span> = sizes
+            .iter()
+            .enumerate()
+            .map(|(n, &size)| span(base + n as u64 * 10 * PAGE, 8, size, (8 * PAGE / size) as u32))
+            .collect();
+        let table = Table::new(&spans).expect("a heap");
+        for (n, s) in spans.iter().enumerate() {
+            for offset in 0..s.bytes {
+                let found = table.find(s.base + offset);
+                let index = offset / s.size;
+                let expected =
+                    (index < u64::from(s.count)).then_some(Place { entry: n as u32, index: index as u32 });
+                assert_eq!(found, expected, "size {} at {offset}", s.size);
+            }
+            assert_eq!(table.find(s.base + s.bytes), None, "between spans");
+        }
+        assert_eq!(table.find(base - 1), None);
+        assert_eq!(table.find(0), None);
+        assert_eq!(table.find(u64::MAX), None);
+    }
+
+    #[test]
+    fn numbers_of_objects_do_not_collide() {
+        let spans =
+            [span(1 << 40, 1, 8192, 1), span((1 << 40) + PAGE, 1, 48, 170), span(1 << 45, 3, 24576, 1)];
+        let table = Table::new(&spans).expect("a heap");
+        let mut numbers = std::collections::BTreeSet::new();
+        for s in &spans {
+            for n in 0..u64::from(s.count) {
+                let place = table.find(s.base + n * s.size + s.size / 2).expect("an object");
+                assert_eq!(table.object(place), (s.base + n * s.size, s.size));
+                assert!(numbers.insert(table.number(place)));
+                assert!(table.number(place) < table.objects);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_spread_too_wide_is_no_heap() {
+        assert!(Table::new(&[span(PAGE, 1, 8, 8), span((1 << 52) - PAGE, 1, 8, 8)]).is_none());
+    }
+}

@@ -1,0 +1,155 @@
+//! Goroutines that may never run again, and what each waits on: for which objects to be reached it takes to
+//! let it run.
+//!
+//! Only waits that another goroutine must end count: channels, `select`, locks, `sync.WaitGroup`,
+//! `sync.Cond`. Whatever is not understood of one makes it a goroutine that can run. Up to Go 1.25 a wait for
+//! a lock has no record that its goroutine leads to: it is found in the runtime's table of semaphores or in the
+//! condition's list.
+
+use super::HeapError;
+use crate::{
+    gobin::Binary,
+    process::ReadMemory,
+    snapshot::{Engine, Record, Standing},
+};
+
+/// The main goroutine.
+const MAIN: u64 = 1;
+
+/// What a wait reason means for a proof.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// For one channel.
+    Channel,
+    /// For several.
+    Select,
+    /// For a semaphore of the runtime.
+    Semaphore,
+    /// For a `sync.Cond`.
+    Cond,
+    /// For nothing that can come.
+    Never,
+    /// For something else: the goroutine can run.
+    Other,
+}
+
+impl Kind {
+    /// By the runtime's name. In a `testing/synctest` bubble time itself may end a wait.
+    fn of(reason: &str) -> Self {
+        match reason {
+            "chan receive" | "chan send" => Self::Channel,
+            "select" => Self::Select,
+            "semacquire"
+            | "sync.Mutex.Lock"
+            | "sync.RWMutex.RLock"
+            | "sync.RWMutex.Lock"
+            | "sync.WaitGroup.Wait" => Self::Semaphore,
+            "sync.Cond.Wait" => Self::Cond,
+            "chan receive (nil chan)" | "chan send (nil chan)" | "select (no cases)" => Self::Never,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// A goroutine that may never run again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Candidate {
+    pub standing: Standing,
+    /// It can run when any of these is reached. Empty: never.
+    pub waits_on: Vec<u64>,
+    /// Records of the runtime that name it.
+    pub records: Vec<u64>,
+    /// It is not to be told: the main goroutine parks for ever on purpose.
+    pub hidden: bool,
+}
+
+/// The candidates among goroutines, and the others.
+pub(super) fn split(
+    engine: &mut Engine,
+    memory: &dyn ReadMemory,
+    standings: Vec<Standing>,
+) -> Result<(Vec<Candidate>, Vec<Standing>), HeapError> {
+    let binary = std::sync::Arc::clone(engine.binary());
+    let (mut maybe, mut others): (Vec<Standing>, Vec<Standing>) =
+        standings.into_iter().partition(|s| kind_of(&binary, s) != Kind::Other);
+    maybe.retain(|s| {
+        let stands = s.sp.is_some() && s.mark != 0;
+        if !stands {
+            others.push(*s);
+        }
+        stands
+    });
+    let records = engine.records(memory, &maybe)?;
+    let apart = engine.records_apart(memory, &maybe, |s| match kind_of(&binary, s) {
+        Kind::Semaphore => Some(false),
+        Kind::Cond => Some(true),
+        _ => None,
+    })?;
+    let mut candidates = Vec::with_capacity(maybe.len());
+    for ((standing, list), apart) in maybe.into_iter().zip(records).zip(apart) {
+        let list = list.map(|list| if list.is_empty() { apart.into_iter().collect() } else { list });
+        match waits_on(kind_of(&binary, &standing), list) {
+            Some((waits_on, records)) => {
+                let hidden = standing.goid == MAIN && waits_on.is_empty();
+                candidates.push(Candidate { standing, waits_on, records, hidden });
+            }
+            None => others.push(standing),
+        }
+    }
+    Ok((candidates, others))
+}
+
+fn kind_of(binary: &Binary, standing: &Standing) -> Kind {
+    if !standing.status.is_waiting() || standing.system || standing.from_c {
+        return Kind::Other;
+    }
+    binary.wait_reasons().get(usize::from(standing.wait_reason)).map_or(Kind::Other, |name| Kind::of(name))
+}
+
+/// What must be reached, and the records; `None` when that is not known.
+fn waits_on(kind: Kind, list: Option<Vec<Record>>) -> Option<(Vec<u64>, Vec<u64>)> {
+    let list = list?;
+    let sudogs: Vec<u64> = list.iter().map(|r| r.sudog).collect();
+    match kind {
+        Kind::Never => Some((Vec::new(), sudogs)),
+        // All of its channels are nil.
+        Kind::Select if list.is_empty() => Some((Vec::new(), sudogs)),
+        Kind::Channel | Kind::Select => {
+            let channels: Vec<u64> = list.iter().map(|r| r.chan).collect();
+            (!channels.is_empty() && channels.iter().all(|&c| c != 0)).then_some((channels, sudogs))
+        }
+        Kind::Semaphore | Kind::Cond => {
+            let first = list.first().filter(|r| r.chan == 0 && r.elem != 0)?;
+            Some((vec![first.elem], sudogs))
+        }
+        Kind::Other => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_waits_that_others_must_end_count() {
+        assert_eq!(Kind::of("chan receive"), Kind::Channel);
+        assert_eq!(Kind::of("select (no cases)"), Kind::Never);
+        assert_eq!(Kind::of("semacquire"), Kind::Semaphore);
+        for other in ["sleep", "IO wait", "select (durable)", "coroutine", "GC worker (idle)", ""] {
+            assert_eq!(Kind::of(other), Kind::Other, "{other}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_of_a_wait_makes_no_candidate() {
+        let record = |chan, elem| Record { sudog: 8, chan, elem };
+        assert_eq!(waits_on(Kind::Channel, None), None, "a list that was torn");
+        assert_eq!(waits_on(Kind::Channel, Some(vec![])), None, "a channel that is not known");
+        assert_eq!(waits_on(Kind::Channel, Some(vec![record(0, 0)])), None);
+        assert_eq!(waits_on(Kind::Semaphore, Some(vec![])), None, "a lock that is not known");
+        assert_eq!(waits_on(Kind::Semaphore, Some(vec![record(0, 0)])), None);
+        assert_eq!(waits_on(Kind::Select, Some(vec![record(16, 0), record(0, 0)])), None);
+        assert_eq!(waits_on(Kind::Semaphore, Some(vec![record(0, 32)])), Some((vec![32], vec![8])));
+        assert_eq!(waits_on(Kind::Never, Some(vec![])), Some((vec![], vec![])));
+    }
+}

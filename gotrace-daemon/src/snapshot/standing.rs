@@ -1,0 +1,233 @@
+//! What a proof from the heap needs of every goroutine: where it stands, which part of its stack is in use,
+//! and the runtime's records (`sudog`s) through which it waits.
+//!
+//! Input: memory of the running process. Output: [`Standing`]s, one an entry of the runtime's list that
+//! holds a goroutine. Nothing is believed that does not name its goroutine; lists are bounded.
+
+use hashbrown::HashMap;
+
+use super::{
+    Engine, SnapshotError, Status,
+    layout::word,
+    pieces::Pieces,
+    seen::{Holds, Seen},
+    unwind::Start,
+};
+use crate::{
+    gobin::EntryKind,
+    process::{ProcessError, ReadMemory},
+};
+
+/// How often a `g` that holds nonsense, as it is being changed, is looked at.
+const TRIES: usize = 4;
+/// `reflect.Select` allows 65,536 cases.
+const MAX_CASES: usize = 1 << 16;
+/// Records of all goroutines together, beyond two for each.
+const MAX_RECORDS: usize = 1 << 22;
+
+/// A goroutine as a proof sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Address of its `g`.
+    pub g: u64,
+    /// Its id.
+    pub goid: u64,
+    /// What it does.
+    pub status: Status,
+    /// Number of its wait reason; means something only when it waits.
+    pub wait_reason: u8,
+    /// Bounds of its stack: lowest address, first address behind.
+    pub stack: (u64, u64),
+    /// Where the used part of its stack begins; `None` when it runs, or when that is not known: then all of
+    /// the stack may be in use.
+    pub sp: Option<u64>,
+    /// Saved program counter.
+    pub pc: u64,
+    /// First entry of the list of records through which it waits; 0 for none.
+    pub waiting: u64,
+    /// A C thread's call into Go: its stack began elsewhere.
+    pub from_c: bool,
+    /// The runtime's own, or one that runs finalizers and cleanups.
+    pub system: bool,
+    /// Differs if it ran, but for one chance in 256, or if its stack was moved. 0 where the version of Go does
+    /// not tell whether it ran.
+    pub mark: u64,
+    /// How often it stopped running, modulo 256.
+    pub stops: Option<u8>,
+}
+
+/// All goroutines at about one time.
+#[derive(Clone, Debug, Default)]
+pub struct Standings {
+    /// By address of the `g`.
+    pub goroutines: Vec<Standing>,
+    /// Entries of the runtime's list that could not be read or held nonsense at every look.
+    pub unknown: u64,
+}
+
+/// A record through which a goroutine waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Its address.
+    pub sudog: u64,
+    /// The channel; 0 where it waits for a semaphore or a list of `sync.Cond`.
+    pub chan: u64,
+    /// Where an element goes, or the semaphore.
+    pub elem: u64,
+}
+
+impl Engine {
+    /// Looks at every goroutine.
+    ///
+    /// # Errors
+    /// When the memory cannot be read at all, or does not look like that of this program.
+    pub fn standings(&mut self, memory: &dyn ReadMemory) -> Result<Standings, SnapshotError> {
+        self.settle(memory)?;
+        let mut open = self.list(memory, u64::MAX)?;
+        open.sort_unstable();
+        open.dedup();
+        let mut all = Standings::default();
+        let mut kinds: HashMap<u64, Option<EntryKind>> = HashMap::new();
+        let len = self.layout.g_len;
+        for _ in 0..TRIES {
+            let mut again = Vec::new();
+            let items: Vec<(u64, u32)> = open.iter().map(|&g| (g, len as u32)).collect();
+            let (mut rest, mut pieces) = (&items[..], Pieces::default());
+            while !rest.is_empty() {
+                let done = pieces.read(memory, rest, 512)?;
+                for (n, &(g, _)) in rest.iter().enumerate().take(done) {
+                    let seen = pieces.item(n, len).map(|b| Seen::parse(b, &self.layout));
+                    match seen {
+                        Some(Holds::Nothing) => {}
+                        Some(Holds::Goroutine(seen)) => {
+                            let kind = *kinds.entry(seen.entry_pc).or_insert_with(|| {
+                                self.binary.entry_kind(seen.entry_pc.wrapping_sub(self.bias))
+                            });
+                            if kind.is_none() && seen.entry_pc != 0 {
+                                again.push(g);
+                            } else {
+                                all.goroutines.push(Standing::new(g, &seen, kind));
+                            }
+                        }
+                        Some(Holds::Nonsense) | None => again.push(g),
+                    }
+                }
+                rest = &rest[done..];
+            }
+            open = again;
+            if open.is_empty() {
+                break;
+            }
+        }
+        all.unknown = open.len() as u64;
+        all.goroutines.sort_unstable_by_key(|s| s.g);
+        Ok(all)
+    }
+
+    /// The records of the waiting goroutines among these, in their order; `None` for a list that could not
+    /// be read to its end, or that holds a record of another goroutine.
+    ///
+    /// # Errors
+    /// When the process is gone, or its memory may not be read.
+    pub fn records(
+        &self,
+        memory: &dyn ReadMemory,
+        standings: &[Standing],
+    ) -> Result<Vec<Option<Vec<Record>>>, ProcessError> {
+        let layout = &self.layout;
+        let len = layout.sudog_len;
+        let mut lists: Vec<Option<Vec<Record>>> = vec![Some(Vec::new()); standings.len()];
+        let mut budget = standings.len().saturating_mul(2).saturating_add(MAX_RECORDS);
+        let mut open: Vec<(usize, u64)> = standings
+            .iter()
+            .enumerate()
+            .filter(|(_, s)| s.status.is_waiting() && s.waiting != 0)
+            .map(|(n, s)| (n, s.waiting))
+            .collect();
+        let mut pieces = Pieces::default();
+        while !open.is_empty() {
+            open.sort_unstable_by_key(|&(_, sudog)| sudog);
+            let items: Vec<(u64, u32)> = open.iter().map(|&(_, sudog)| (sudog, len as u32)).collect();
+            let done = pieces.read(memory, &items, 64)?;
+            let mut next = open.split_off(done);
+            for (i, (n, sudog)) in open.into_iter().enumerate() {
+                let Some(list) = lists.get_mut(n) else { continue };
+                let valid = pieces.item(i, len).filter(|b| word(b, layout.sudog_g) == standings[n].g);
+                let Some(bytes) = valid.filter(|_| budget > 0) else {
+                    *list = None;
+                    continue;
+                };
+                budget -= 1;
+                let Some(known) = list else { continue };
+                let chan = word(bytes, layout.sudog_c);
+                known.push(Record { sudog, chan, elem: word(bytes, layout.sudog_elem) });
+                let following = word(bytes, layout.sudog_waitlink);
+                // Of a semaphore's list, `waitlink` names the next goroutine, not the next case.
+                if chan != 0 && following != 0 {
+                    if known.len() >= MAX_CASES {
+                        *list = None;
+                    } else {
+                        next.push((n, following));
+                    }
+                }
+            }
+            open = next;
+        }
+        Ok(lists)
+    }
+
+    /// How many bytes from a stack pointer up belong to the frames down to a function, its arguments'
+    /// places included; `None` where it is not among the frames that these bytes have.
+    pub fn reach_of(&mut self, standing: &Standing, bytes: &[u8], function: &str) -> Option<u64> {
+        let sp = standing.sp?;
+        let start = Start { pc: standing.pc, sp, lr: 0, in_syscall: false };
+        let (mut frames, mut bases) = (Vec::new(), Vec::new());
+        let binary = std::sync::Arc::clone(&self.binary);
+        let places = &mut self.readers.first_mut()?.places;
+        places.unwind(&binary, start, bytes, &mut frames, Some(&mut bases));
+        let bias = self.bias;
+        let named =
+            |pc: u64| binary.lookup(pc.wrapping_sub(bias), true).iter().any(|f| f.function == function);
+        let n = frames.iter().position(|f| named(f.pc()))?;
+        // A receiver and what the function was given beside it are kept in the caller's frame.
+        Some(bases.get(n)?.checked_sub(sp)?.saturating_add(32))
+    }
+
+    /// Where the fields of a record are: its goroutine, what it waits on, and how much of it is read.
+    #[must_use]
+    pub fn record_layout(&self) -> (usize, usize, usize) {
+        (self.layout.sudog_g, self.layout.sudog_elem, self.layout.sudog_len)
+    }
+}
+
+impl Standing {
+    /// Whether it is not the same goroutine any more, or has run since; its stack may have been moved.
+    #[must_use]
+    pub fn has_run(&self, later: &Self) -> bool {
+        let depth = |s: &Self| s.sp.map(|sp| s.stack.1.wrapping_sub(sp));
+        self.goid != later.goid
+            || !later.status.is_waiting()
+            || self.stops != later.stops
+            || self.pc != later.pc
+            || self.waiting != later.waiting
+            || depth(self) != depth(later)
+    }
+
+    fn new(g: u64, seen: &Seen, kind: Option<EntryKind>) -> Self {
+        Self {
+            g,
+            goid: seen.goid,
+            status: seen.status,
+            wait_reason: seen.wait_reason,
+            stack: seen.stack,
+            // One that waits and has a thread runs on the thread's own stack for the runtime.
+            sp: seen.start().filter(|_| seen.m == 0 || !seen.status.is_waiting()).map(|s| s.sp),
+            pc: seen.sched.0,
+            waiting: seen.waiting,
+            from_c: seen.entry_pc == 0,
+            system: matches!(kind, Some(EntryKind::System | EntryKind::Runner)),
+            mark: seen.standing_mark(),
+            stops: seen.tracking_seq,
+        }
+    }
+}

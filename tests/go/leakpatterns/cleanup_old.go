@@ -1,0 +1,6 @@
+//go:build !go1.24
+
+package main
+
+// There are no cleanups.
+func byCleanup(wake func()) { byFinalizer(wake) }

@@ -1,0 +1,3 @@
+module gotrace.test/leakpatterns
+
+go 1.19

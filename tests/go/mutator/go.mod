@@ -1,0 +1,3 @@
+module example.com/mutator
+
+go 1.19
