@@ -101,7 +101,7 @@ fn the_dashboard_is_one() {
 
 fn histogram(ns: u64) -> Histogram {
     let mut histogram = Histogram::default();
-    histogram.record(ns);
+    histogram.add(ns);
     histogram
 }
 

@@ -20,6 +20,7 @@ mod go_test;
 mod leaks;
 mod man;
 mod output;
+mod surroundings;
 mod trace;
 
 use clap::{ColorChoice, Parser, Subcommand};
