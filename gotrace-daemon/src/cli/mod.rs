@@ -22,6 +22,7 @@ mod man;
 mod output;
 mod surroundings;
 mod trace;
+mod why;
 
 use clap::{ColorChoice, Parser, Subcommand};
 
@@ -34,6 +35,7 @@ pub use dump_args::{DiffArgs, DumpArgs, DumpFormat};
 pub use error::{CliError, Exit};
 pub use leaks::{GraphFormat, LeaksArgs};
 pub use output::{Stdout, is_broken_pipe};
+pub use why::{WhyArgs, WhyFormat};
 
 /// Shows and traces the goroutines of running Go programs, from outside
 ///
@@ -89,6 +91,7 @@ Examples:
   gotrace attach --pid 1234 --duration 10s --export spans.json
   gotrace dump --pid 1234                       every goroutine now, without eBPF
   gotrace leaks --pid 1234 --watch 60s          what will not finish, and why
+  gotrace why --pid 1234 --goid 51              who holds what a goroutine waits on
   gotrace diff before.json pid:1234             what grew since that dump
   gotrace exec -- ./server --port 8080          from goroutine 1 on
   gotrace daemon --config gotrace.yaml          all Go programs of the node
@@ -105,6 +108,8 @@ pub enum Command {
     Dump(DumpArgs),
     /// Show goroutines that will not finish, and why that is believed
     Leaks(leaks::LeaksArgs),
+    /// Show who still holds what a goroutine waits on
+    Why(WhyArgs),
     /// Compare two dumps: which goroutines are new, more, fewer, gone
     Diff(DiffArgs),
     /// Trace all Go programs of the node, now and as they start: the node agent
@@ -131,6 +136,7 @@ pub fn run(cli: Cli) -> Result<Exit, CliError> {
         Command::Exec(args) => exec::run(args),
         Command::Dump(args) => dump::run(&args),
         Command::Leaks(args) => leaks::run(&args),
+        Command::Why(args) => why::run(&args),
         Command::Diff(args) => diff::run(&args),
         Command::Daemon(args) => daemon::run(&args),
         Command::Inspect(args) => binary::run(args),

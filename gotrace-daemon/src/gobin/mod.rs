@@ -362,6 +362,13 @@ impl Binary {
         versions::special_kinds(self.version.minor)
     }
 
+    /// The variable of an executable that holds a link-time address, by its symbol table, and how far into it
+    /// the address is; `None` where it has no such table, or no such variable.
+    #[must_use]
+    pub fn variable_at(executable: &[u8], address: u64) -> Option<(String, u64)> {
+        symtab::variable_at(&Elf::parse(executable).ok()?, address)
+    }
+
     /// Link-time addresses of what is writable: the program's variables.
     pub fn variables(&self) -> impl Iterator<Item = std::ops::Range<u64>> + '_ {
         let writable = self.segments.iter().filter(|s| s.flags & object::elf::PF_W.0 != 0);

@@ -46,6 +46,9 @@ pub struct RootEvidence {
     pub goroutines: u64,
     /// Bytes of their stacks.
     pub stack_bytes: u64,
+    /// Stacks of those that wait of which just the words were taken that will still be used, by the program's own
+    /// tables; of the others, every word.
+    pub stacks_exact: u64,
     /// Finalizers.
     pub finalizers: u64,
     /// Weak handles.

@@ -17,12 +17,15 @@ mod prove;
 mod retain;
 mod roots;
 mod spans;
+mod stacks;
 mod table;
 mod throttle;
 mod waiting;
+mod why;
 
 pub use error::HeapError;
 pub use evidence::{CandidateEvidence, Outcome, PassEvidence, RootEvidence};
 pub use prove::{PASSES, Proof, Proven, Prover};
 pub use retain::Retained;
 pub use throttle::Throttled;
+pub use why::{Holder, Link, Path, Why};

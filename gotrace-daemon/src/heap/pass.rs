@@ -16,16 +16,14 @@ use super::{
     modules::{self, Module},
     roots,
     spans::{self, Spans},
+    stacks,
     table::Table,
     waiting::{self, Candidate},
 };
 use crate::{
     process::ReadMemory,
-    snapshot::{Standing, Standings},
+    snapshot::{Engine, Standing, Standings},
 };
-
-/// Bytes of a `g` that is not in the heap.
-const G_BYTES: u64 = 512;
 
 /// What a pass leaves.
 #[derive(Debug)]
@@ -89,10 +87,11 @@ impl Prover {
         let mut order = [Root::Data, Root::Bss, Root::Stacks, Root::Specials, Root::Blocks];
         self.random.shuffle(&mut order);
         for root in order {
-            self.take_in(memory, root, &marker, (&modules, &spans, &others), &mut evidence.roots)?;
+            let roots = (&modules[..], &spans, &others[..]);
+            self.take_in(memory, root, &marker, roots, true, &mut evidence.roots)?;
         }
         marker.drain(memory)?;
-        evidence.woken += wake(memory, &mut marker, &mut candidates)?;
+        evidence.woken += wake(&mut self.engine, memory, &mut marker, &mut candidates, true)?;
 
         // What has changed meanwhile.
         let now = spans::read(memory, &self.layout, list, &self.version)?;
@@ -132,11 +131,12 @@ impl Prover {
         let again: Vec<Standing> = lost.iter().map(|c| c.standing).chain(moved.iter().copied()).collect();
         let mut second = RootEvidence::default();
         for root in [Root::Stacks, Root::Data, Root::Bss] {
-            self.take_in(memory, root, &marker, (&modules, &now, &again), &mut second)?;
+            // Those have moved, and may move on.
+            self.take_in(memory, root, &marker, (&modules, &now, &again), false, &mut second)?;
         }
         evidence.roots.goroutines_again = again.len() as u64;
         marker.drain(memory)?;
-        evidence.woken += wake(memory, &mut marker, &mut candidates)?;
+        evidence.woken += wake(&mut self.engine, memory, &mut marker, &mut candidates, false)?;
 
         self.settle(&candidates, &lost);
         (evidence.reached_bytes, evidence.reached_objects) = marker.reached();
@@ -184,11 +184,12 @@ impl Prover {
     }
 
     fn take_in(
-        &self,
+        &mut self,
         memory: &dyn ReadMemory,
         root: Root,
         marker: &Marker,
         (modules, spans, goroutines): (&[Module], &Spans, &[Standing]),
+        exact: bool,
         found: &mut RootEvidence,
     ) -> Result<(), HeapError> {
         match root {
@@ -202,7 +203,9 @@ impl Prover {
             }
             Root::Stacks => {
                 found.goroutines = goroutines.len() as u64;
-                found.stack_bytes = stacks(memory, marker, goroutines)?;
+                let taken = stacks::take_in(&mut self.engine, memory, marker, goroutines, exact)?;
+                found.stack_bytes = taken.bytes;
+                found.stacks_exact = taken.exact;
             }
             Root::Specials => {
                 let specials = roots::specials(memory, &self.layout, marker)?;
@@ -215,26 +218,6 @@ impl Prover {
         }
         Ok(())
     }
-}
-
-/// Takes in the `g`s and the used parts of the stacks of goroutines; gives how many bytes of stack there were.
-fn stacks(memory: &dyn ReadMemory, marker: &Marker, goroutines: &[Standing]) -> Result<u64, HeapError> {
-    let mut ranges: Vec<(u64, u64)> = Vec::with_capacity(goroutines.len());
-    let mut outside: Vec<(u64, u64)> = Vec::new();
-    for s in goroutines {
-        let (lo, hi) = s.stack;
-        let from = s.sp.unwrap_or(lo) & !7;
-        ranges.push((from, hi.saturating_sub(from)));
-        if marker.table.find(s.g).is_some() {
-            marker.word(s.g);
-        } else {
-            outside.push((s.g, G_BYTES));
-        }
-    }
-    ranges.sort_unstable();
-    let bytes = marker.ranges(memory, &ranges)?;
-    marker.ranges(memory, &outside)?;
-    Ok(bytes)
 }
 
 fn told(candidate: &Candidate, outcome: Outcome) -> CandidateEvidence {
@@ -255,10 +238,13 @@ fn unskip(marker: &mut Marker, candidate: &Candidate) {
 }
 
 /// Lets those run of which something is reached that they wait on, until there are none; gives their number.
+/// `exact`: whether they are looked at again afterwards.
 pub(super) fn wake(
+    engine: &mut Engine,
     memory: &dyn ReadMemory,
     marker: &mut Marker,
     candidates: &mut Vec<Candidate>,
+    exact: bool,
 ) -> Result<u64, HeapError> {
     let mut woken = 0;
     loop {
@@ -270,21 +256,23 @@ pub(super) fn wake(
             return Ok(woken);
         }
         woken += now.len() as u64;
-        let_run(memory, marker, &now)?;
+        let_run(engine, memory, marker, &now, exact)?;
     }
 }
 
 /// Makes candidates roots, and follows them.
 pub(super) fn let_run(
+    engine: &mut Engine,
     memory: &dyn ReadMemory,
     marker: &mut Marker,
     candidates: &[Candidate],
+    exact: bool,
 ) -> Result<(), HeapError> {
     for candidate in candidates {
         unskip(marker, candidate);
     }
     let standings: Vec<Standing> = candidates.iter().map(|c| c.standing).collect();
-    stacks(memory, marker, &standings)?;
+    stacks::take_in(engine, memory, marker, &standings, exact)?;
     marker.drain(memory)?;
     Ok(())
 }

@@ -16,7 +16,7 @@ use super::{CandidateEvidence, HeapError, PassEvidence, layout::Layout, pass::Ma
 use crate::{
     gobin::Binary,
     process::ReadMemory,
-    snapshot::{Engine, Standing},
+    snapshot::{Engine, FrameMaps, Standing},
 };
 
 /// Passes that must agree: 4^-10 is less than 10^-6.
@@ -77,6 +77,8 @@ pub struct Prover {
     /// Address of the list of spans, once it was found.
     pub(super) list: Option<u64>,
     pub(super) random: fastrand::Rng,
+    /// Maps of the program's frames, as far as they were needed.
+    pub(super) maps: FrameMaps,
     proof: Proof,
     evidence: Vec<PassEvidence>,
     pub(super) candidates: Vec<CandidateEvidence>,
@@ -100,6 +102,7 @@ impl Prover {
             engine: Engine::new(binary, bias)?,
             list: None,
             random: fastrand::Rng::new(),
+            maps: FrameMaps::default(),
             proof: Proof::default(),
             evidence: Vec::new(),
             candidates: Vec::new(),

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     kernel::{HitCost, Kernel},
     process::Clock,
-    sink::model::{Happening, Value},
+    sink::model::{LogRecord, Severity, Value},
 };
 
 /// Time between two looks.
@@ -135,18 +135,19 @@ impl Line {
             from.name()
         );
         for traced in self.traced.iter().filter(|t| pids.contains(&t.pid())) {
-            exporter.happening(Happening {
+            exporter.log(&Arc::new(LogRecord {
                 resource: Arc::clone(&traced.resource),
                 name: "gotrace.level.changed",
                 time_unix_nano: traced.clock.unix_nano(Clock::now_monotonic_ns()),
-                text: text.clone(),
+                severity: Severity::Info,
+                body: text.clone(),
                 attributes: vec![
                     ("gotrace.level.from", Value::Text(from.name().into())),
                     ("gotrace.level.to", Value::Text(to.name().into())),
                     ("gotrace.probe.cost", Value::Double(cost_share)),
                     ("gotrace.budget", Value::Double(budget.share())),
                 ],
-            });
+            }));
         }
     }
 

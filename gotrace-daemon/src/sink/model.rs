@@ -46,21 +46,6 @@ pub enum Value {
     List(Vec<Arc<str>>),
 }
 
-/// Something that happened to a process and is worth a log record.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Happening {
-    /// The process.
-    pub resource: Arc<Resource>,
-    /// Its name (`gotrace.level.changed`).
-    pub name: &'static str,
-    /// When, Unix epoch.
-    pub time_unix_nano: u64,
-    /// What happened, for people.
-    pub text: String,
-    /// Its figures.
-    pub attributes: Vec<(&'static str, Value)>,
-}
-
 /// A traced process as OpenTelemetry's resource.
 ///
 /// What is known of a process grows while it is traced: each time there is another resource, of the same
@@ -132,6 +117,34 @@ pub struct SpanContext {
     pub trace_id: [u8; 16],
     /// Span id, never all zero.
     pub span_id: [u8; 8],
+}
+
+/// Something that happened and is told once.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogRecord {
+    /// The process.
+    pub resource: Arc<Resource>,
+    /// What kind of event, `gotrace.leak.confirmed`.
+    pub name: &'static str,
+    /// When, Unix epoch.
+    pub time_unix_nano: u64,
+    /// How grave.
+    pub severity: Severity,
+    /// A sentence for people.
+    pub body: String,
+    /// What it is about.
+    pub attributes: Vec<(&'static str, Value)>,
+}
+
+/// How grave something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// Good to know.
+    Info,
+    /// Somebody should look.
+    Warn,
+    /// gotrace was wrong, or cannot go on.
+    Error,
 }
 
 /// Something that ended and is exported as a span.

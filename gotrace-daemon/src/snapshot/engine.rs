@@ -6,6 +6,7 @@ use std::{sync::Arc, thread};
 use super::{
     Goroutine, Options, Snapshot, SnapshotError,
     layout::{Layout, word},
+    live_words::Maps,
     merge::merge,
     reader::Reader,
     semaphores::Semaphores,
@@ -39,6 +40,7 @@ pub struct Engine {
     /// Whether the layout is known to be that of the process.
     settled: bool,
     warning: Option<String>,
+    pub(super) maps: Maps,
     /// The list of the last snapshot, and the same sorted.
     list: Vec<u64>,
     sorted: Vec<u64>,
@@ -60,6 +62,7 @@ impl Engine {
             always_two: false,
             settled: !binary.layout_is_extrapolated(),
             warning: None,
+            maps: Maps::default(),
             binary,
             list: Vec::new(),
             sorted: Vec::new(),

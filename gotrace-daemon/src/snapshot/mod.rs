@@ -13,10 +13,12 @@ mod builder;
 mod descriptors;
 mod engine;
 mod error;
+mod frames;
 mod image;
 mod labels;
 mod layout;
 mod live;
+mod live_words;
 mod merge;
 mod model;
 mod names;
@@ -34,8 +36,10 @@ pub use arguments::Arguments;
 pub(crate) use builder::Builder;
 pub use engine::Engine;
 pub use error::SnapshotError;
+pub use frames::FrameMaps;
 pub use image::{Image, Recording};
 pub use live::Live;
+pub use live_words::G_HEAD;
 pub use model::{
     Counts, Goroutine, LabelSet, LabelsId, ObjectId, ObjectKind, Op, Snapshot, StackFrame, StackId, Stacks,
     Status, Wait, WaitObject, WaitRange,

@@ -7,7 +7,7 @@
 use hashbrown::HashMap;
 
 use super::{
-    Engine, SnapshotError, Status,
+    Engine, SnapshotError, StackFrame, Status,
     layout::word,
     pieces::Pieces,
     seen::{Holds, Seen},
@@ -24,6 +24,8 @@ const TRIES: usize = 4;
 const MAX_CASES: usize = 1 << 16;
 /// Records of all goroutines together, beyond two for each.
 const MAX_RECORDS: usize = 1 << 22;
+/// As much of a stack as is followed to tell the frame of a word.
+const MAX_FOLLOWED: u64 = 1 << 20;
 
 /// A goroutine as a proof sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +43,7 @@ pub struct Standing {
     /// Where the used part of its stack begins; `None` when it runs, or when that is not known: then all of
     /// the stack may be in use.
     pub sp: Option<u64>,
-    /// Saved program counter.
+    /// Saved program counter, of the system call where it is in one; 0 where `sp` is not known.
     pub pc: u64,
     /// First entry of the list of records through which it waits; 0 for none.
     pub waiting: u64,
@@ -176,21 +178,29 @@ impl Engine {
         Ok(lists)
     }
 
-    /// How many bytes from a stack pointer up belong to the frames down to a function, its arguments'
-    /// places included; `None` where it is not among the frames that these bytes have.
-    pub fn reach_of(&mut self, standing: &Standing, bytes: &[u8], function: &str) -> Option<u64> {
-        let sp = standing.sp?;
-        let start = Start { pc: standing.pc, sp, lr: 0, in_syscall: false };
+    /// The frame that a word on a goroutine's stack belongs to; `None` where the stack cannot be followed to it.
+    ///
+    /// # Errors
+    /// When the process is gone, or its memory may not be read.
+    pub fn frame_at(
+        &mut self,
+        memory: &dyn ReadMemory,
+        standing: &Standing,
+        address: u64,
+    ) -> Result<Option<StackFrame>, ProcessError> {
+        let Some(sp) = standing.sp.filter(|&sp| sp <= address) else { return Ok(None) };
+        let len = standing.stack.1.saturating_sub(sp).min(MAX_FOLLOWED);
+        let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+        if !memory.read_at(sp, &mut bytes)? {
+            return Ok(None);
+        }
+        let start = Start { pc: standing.pc, sp, lr: 0, in_syscall: standing.status == Status::Syscall };
         let (mut frames, mut bases) = (Vec::new(), Vec::new());
         let binary = std::sync::Arc::clone(&self.binary);
-        let places = &mut self.readers.first_mut()?.places;
-        places.unwind(&binary, start, bytes, &mut frames, Some(&mut bases));
-        let bias = self.bias;
-        let named =
-            |pc: u64| binary.lookup(pc.wrapping_sub(bias), true).iter().any(|f| f.function == function);
-        let n = frames.iter().position(|f| named(f.pc()))?;
-        // A receiver and what the function was given beside it are kept in the caller's frame.
-        Some(bases.get(n)?.checked_sub(sp)?.saturating_add(32))
+        let Some(reader) = self.readers.first_mut() else { return Ok(None) };
+        reader.places.unwind(&binary, start, &bytes, &mut frames, Some(&mut bases));
+        let n = bases.iter().position(|&base| address < base);
+        Ok(n.and_then(|n| frames.get(n)).copied())
     }
 
     /// Where the fields of a record are: its goroutine, what it waits on, and how much of it is read.
@@ -222,7 +232,7 @@ impl Standing {
             stack: seen.stack,
             // One that waits and has a thread runs on the thread's own stack for the runtime.
             sp: seen.start().filter(|_| seen.m == 0 || !seen.status.is_waiting()).map(|s| s.sp),
-            pc: seen.sched.0,
+            pc: seen.start().map_or(0, |s| s.pc),
             waiting: seen.waiting,
             from_c: seen.entry_pc == 0,
             system: matches!(kind, Some(EntryKind::System | EntryKind::Runner)),

@@ -213,6 +213,11 @@ impl Places {
         End::Incomplete
     }
 
+    /// Whether a frame is that of a fault (`runtime.sigpanic`), which its caller did not call.
+    pub fn is_fault(&mut self, binary: &Binary, pc: u64) -> bool {
+        self.get(binary, pc).flags & EXACT_CALLER != 0
+    }
+
     /// Roles of the innermost frames of a stack ([`roles`]).
     pub fn roles(&mut self, binary: &Binary, frames: &[StackFrame]) -> u8 {
         frames.iter().take(ROLE_FRAMES).fold(0, |bits, f| bits | self.get(binary, f.pc()).roles)

@@ -55,6 +55,7 @@ fn pass(n: usize, e: &PassEvidence) -> Value {
             "bss_bytes": r.bss_bytes,
             "goroutines": r.goroutines,
             "stack_bytes": r.stack_bytes,
+            "stacks_exact": r.stacks_exact,
             "finalizers": r.finalizers,
             "weak_handles": r.weak_handles,
             "cleanups": r.cleanups,

@@ -8,6 +8,7 @@ pub mod graph;
 pub mod json;
 pub mod text;
 mod values;
+pub mod why;
 
 /// What is said beside the findings.
 #[derive(Clone, Copy, Debug)]

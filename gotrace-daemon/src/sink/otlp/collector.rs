@@ -9,12 +9,13 @@ use super::{
     dispatch::Outbox,
     encode::Encoder,
     lane::{Received, Taker},
+    logs,
     pace::{Due, Pace},
     stats::Account,
 };
 use crate::sink::{
-    model::{Resource, Span},
-    otlp::convert::{self, resource_of},
+    model::{LogRecord, Resource, Span},
+    otlp::convert::resource_of,
 };
 
 /// What the thread works with.
@@ -45,12 +46,7 @@ impl Collector {
                     let due = self.pace.take(interval, &self.account);
                     self.report(due);
                 }
-                Received::Happening(happening) => {
-                    if let Some(outbox) = &self.logs {
-                        let bytes = convert::logs_request(&happening).encode_to_vec().into();
-                        outbox.send(Request { resource: Arc::clone(&happening.resource), count: 1, bytes });
-                    }
-                }
+                Received::Log(record) => self.log(&record),
                 Received::Nothing => {}
                 Received::End => break,
             }
@@ -102,6 +98,12 @@ impl Collector {
         {
             outbox.send(batch.finish());
         }
+    }
+
+    fn log(&self, record: &LogRecord) {
+        let Some(outbox) = &self.logs else { return };
+        let bytes = logs::request(record).encode_to_vec().into();
+        outbox.send(Request { resource: Arc::clone(&record.resource), count: 1, bytes });
     }
 
     fn report(&self, due: Vec<Due>) {

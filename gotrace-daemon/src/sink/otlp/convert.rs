@@ -19,16 +19,13 @@
 //! | `gotrace.waker.goroutine.id` | wait, when a goroutine woke it | int |
 //! | `gotrace.link.kind`: `creator`, `waker` | link | string |
 
-use opentelemetry_proto::tonic::{collector::logs::v1::ExportLogsServiceRequest, logs::v1 as logs};
 use opentelemetry_proto::tonic::{
     common::v1::{AnyValue, ArrayValue, InstrumentationScope, KeyValue, any_value},
     resource::v1 as resource,
     trace::v1::{self as trace, span::SpanKind},
 };
 
-use crate::sink::model::{
-    GoroutineSpan, Happening, Location, Resource, Span, SpanContext, Value, WaitSpan, Waker,
-};
+use crate::sink::model::{GoroutineSpan, Location, Resource, Span, SpanContext, Value, WaitSpan, Waker};
 
 /// The scope's name.
 pub(super) const SCOPE: &str = "gotrace";
@@ -93,12 +90,13 @@ pub(super) fn place(attributes: &mut Vec<KeyValue>, keys: &PlaceKeys, location: 
 /// The resource of a process.
 pub(super) fn resource(resource: &Resource) -> resource::Resource {
     let Resource { attributes, .. } = resource;
-    let attributes = attributes.iter().map(|(key, value)| attribute(key, any(value))).collect();
+    let attributes = attributes.iter().map(|(key, value)| attribute_of(key, value)).collect();
     resource::Resource { attributes, ..Default::default() }
 }
 
-fn any(value: &Value) -> any_value::Value {
-    match value {
+/// An attribute of the model.
+pub(super) fn attribute_of(key: &str, value: &Value) -> KeyValue {
+    let value = match value {
         Value::Text(t) => any_value::Value::StringValue(t.to_string()),
         Value::Int(i) => any_value::Value::IntValue(*i),
         Value::Double(d) => any_value::Value::DoubleValue(*d),
@@ -108,33 +106,8 @@ fn any(value: &Value) -> any_value::Value {
                 .map(|t| AnyValue { value: Some(any_value::Value::StringValue(t.to_string())) })
                 .collect(),
         }),
-    }
-}
-
-/// A request with one log record.
-pub(super) fn logs_request(happening: &Happening) -> ExportLogsServiceRequest {
-    let Happening { resource: process, name, time_unix_nano, text, attributes } = happening;
-    let record = logs::LogRecord {
-        time_unix_nano: *time_unix_nano,
-        observed_time_unix_nano: *time_unix_nano,
-        severity_number: logs::SeverityNumber::Info.into(),
-        severity_text: "INFO".into(),
-        body: Some(AnyValue { value: Some(any_value::Value::StringValue(text.clone())) }),
-        attributes: attributes.iter().map(|(key, value)| attribute(key, any(value))).collect(),
-        event_name: (*name).into(),
-        ..Default::default()
     };
-    ExportLogsServiceRequest {
-        resource_logs: vec![logs::ResourceLogs {
-            resource: Some(resource(process)),
-            scope_logs: vec![logs::ScopeLogs {
-                scope: Some(scope()),
-                log_records: vec![record],
-                schema_url: String::new(),
-            }],
-            schema_url: String::new(),
-        }],
-    }
+    attribute(key, value)
 }
 
 /// gotrace as the scope of what it sends.

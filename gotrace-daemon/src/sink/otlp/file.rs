@@ -17,10 +17,11 @@ use super::{
     convert::{self, resource_of},
     json_lines,
     lane::{Received, Taker},
+    logs,
     pace::{Due, Pace},
     stats::{Account, Dropped},
 };
-use crate::sink::model::{Resource, Span};
+use crate::sink::model::{LogRecord, Resource, Span};
 
 /// Bytes gathered before they are written.
 const MAX_BUFFER: usize = 256 << 10;
@@ -73,10 +74,7 @@ impl FileWriter {
                     let due = self.pace.take(interval, &self.account);
                     self.report(due);
                 }
-                Received::Happening(happening) => {
-                    json_lines::logs(&mut self.buffer, &convert::logs_request(&happening));
-                    self.pending.push((Signal::Logs, Arc::clone(&happening.resource), 1));
-                }
+                Received::Log(record) => self.log(&record),
                 Received::Nothing => {}
                 Received::End => break,
             }
@@ -110,6 +108,14 @@ impl FileWriter {
                     self.write();
                 }
             }
+        }
+    }
+
+    fn log(&mut self, record: &LogRecord) {
+        json_lines::logs(&mut self.buffer, &logs::request(record));
+        self.pending.push((Signal::Logs, Arc::clone(&record.resource), 1));
+        if self.failed {
+            self.write();
         }
     }
 
@@ -175,6 +181,7 @@ mod tests {
         let many = Arc::new(vec![samples::goroutine(&resource, 18); spans]);
         assert_eq!(giver.spans(&many), spans);
         assert!(giver.interval(&Arc::new(samples::interval(&resource, 0, Vec::new()))));
+        assert!(giver.log(&Arc::new(samples::log(&resource))));
         drop(giver);
         writer.run(&taker);
         account.stats()
@@ -188,16 +195,19 @@ mod tests {
         let stats = run(&path, 3000);
         assert_eq!((stats.spans_written, stats.spans_dropped_total()), (3000, 0));
         let text = std::fs::read_to_string(&path).expect("text");
-        let mut spans = 0;
+        let (mut spans, mut logs) = (0, 0);
         for line in text.lines() {
             let value: serde_json::Value = serde_json::from_str(line).expect("JSON");
             if let Some(list) = value["resourceSpans"][0]["scopeSpans"][0]["spans"].as_array() {
                 spans += list.len();
+            } else if let Some(list) = value["resourceLogs"][0]["scopeLogs"][0]["logRecords"].as_array() {
+                assert_eq!(list[0]["eventName"], "gotrace.leak.confirmed");
+                logs += list.len();
             } else {
                 assert!(value["resourceMetrics"][0]["scopeMetrics"][0]["metrics"].is_array());
             }
         }
-        assert_eq!(spans, 3000);
+        assert_eq!((spans, logs, stats.logs_written), (3000, 1, 1));
         assert!(text.ends_with('\n'));
     }
 

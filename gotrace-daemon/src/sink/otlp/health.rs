@@ -95,14 +95,17 @@ impl Health {
 
 /// Reads one figure of the account.
 type Total = fn(&ExportStats) -> u64;
+/// Reads one figure for each reason.
+type ByReason = fn(ExportStats) -> std::collections::BTreeMap<&'static str, u64>;
 
 fn instruments(provider: &SdkMeterProvider, account: &Arc<Account>) {
     let meter = provider.meter(SCOPE);
-    let totals: [(&str, &str, &str, Total); 4] = [
+    let totals: [(&str, &str, &str, Total); 5] = [
         ("gotrace.exporter.spans.sent", "{span}", "Spans that the collector took.", |s| s.spans_sent),
         ("gotrace.exporter.points.sent", "{point}", "Metric points that the collector took.", |s| {
             s.points_sent
         }),
+        ("gotrace.exporter.logs.sent", "{record}", "Log records that the collector took.", |s| s.logs_sent),
         ("gotrace.exporter.requests", "{request}", "Requests that the collector took.", |s| s.requests),
         ("gotrace.exporter.retries", "{request}", "Attempts that were repeated.", |s| s.retries),
     ];
@@ -115,17 +118,33 @@ fn instruments(provider: &SdkMeterProvider, account: &Arc<Account>) {
             .with_callback(move |observer| observer.observe(value(&account.stats()), &[]))
             .build();
     }
-    let account = Arc::clone(account);
-    meter
-        .u64_observable_counter("gotrace.exporter.spans.dropped")
-        .with_unit("{span}")
-        .with_description("Spans that did not reach the collector or the file.")
-        .with_callback(move |observer| {
-            for (why, count) in account.stats().spans_dropped {
-                observer.observe(count, &[KeyValue::new("gotrace.dropped.reason", why)]);
-            }
-        })
-        .build();
+    let dropped: [(&str, &str, &str, ByReason); 2] = [
+        (
+            "gotrace.exporter.spans.dropped",
+            "{span}",
+            "Spans that did not reach the collector or the file.",
+            |s| s.spans_dropped,
+        ),
+        (
+            "gotrace.exporter.logs.dropped",
+            "{record}",
+            "Log records that did not reach the collector or the file.",
+            |s| s.logs_dropped,
+        ),
+    ];
+    for (name, unit, description, value) in dropped {
+        let account = Arc::clone(account);
+        meter
+            .u64_observable_counter(name)
+            .with_unit(unit)
+            .with_description(description)
+            .with_callback(move |observer| {
+                for (why, count) in value(account.stats()) {
+                    observer.observe(count, &[KeyValue::new("gotrace.dropped.reason", why)]);
+                }
+            })
+            .build();
+    }
 }
 
 fn exporter(transport: &Transport) -> Result<MetricExporter, ExporterBuildError> {

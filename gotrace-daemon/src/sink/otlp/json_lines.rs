@@ -86,6 +86,9 @@ fn log_record(json: &mut Json<'_>, record: &LogRecord) {
         o.text("severityText", &record.severity_text);
         o.value("body", |json| any_value(json, record.body.as_ref()));
         o.array("attributes", &record.attributes, key_value);
+        o.number("flags", u64::from(record.flags));
+        o.hex("traceId", &record.trace_id);
+        o.hex("spanId", &record.span_id);
         o.text("eventName", &record.event_name);
     });
 }

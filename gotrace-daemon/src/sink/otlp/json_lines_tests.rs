@@ -26,8 +26,18 @@ fn metric_line() -> (ExportMetricsServiceRequest, String) {
     (request, String::from_utf8(out).expect("UTF-8"))
 }
 
+fn log_line() -> (ExportLogsServiceRequest, String) {
+    let request = crate::sink::otlp::logs::request(&samples::log(&samples::resource()));
+    let mut out = Vec::new();
+    logs(&mut out, &request);
+    (request, String::from_utf8(out).expect("UTF-8"))
+}
+
 #[test]
 fn a_complete_decoder_reads_back_what_was_written() {
+    let (request, line) = log_line();
+    let decoded: ExportLogsServiceRequest = serde_json::from_str(&line).expect("OTLP JSON");
+    assert_eq!(decoded, request);
     let (request, line) = trace_line();
     let mut decoded: ExportTraceServiceRequest = serde_json::from_str(&line).expect("OTLP JSON");
     for span in &mut decoded.resource_spans[0].scope_spans[0].spans {

@@ -12,14 +12,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::sink::model::{Happening, Interval, Span};
+use crate::sink::model::{Interval, LogRecord, Span};
 
 /// Spans that may wait in one lane (about 20 MB).
 pub const MAX_QUEUED_SPANS: usize = 65_536;
 /// Intervals that may wait in one lane.
-pub(super) const MAX_QUEUED_INTERVALS: usize = 256;
+pub(super) const MAX_QUEUED_INTERVALS: usize = 64;
 /// Log records that may wait in one lane.
-const MAX_QUEUED_HAPPENINGS: usize = 1024;
+pub(super) const MAX_QUEUED_LOGS: usize = 1024;
 
 /// What a lane carries.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ enum Item {
     /// The first so many of these.
     Spans(Arc<Vec<Span>>, usize),
     Interval(Arc<Interval>),
-    Happening(Arc<Happening>),
+    Log(Arc<LogRecord>),
 }
 
 /// What came out of a lane.
@@ -37,8 +37,8 @@ pub(super) enum Received {
     Spans(Arc<Vec<Span>>, usize),
     /// A process's state.
     Interval(Arc<Interval>),
-    /// Something that happened to one.
-    Happening(Arc<Happening>),
+    /// Something that happened.
+    Log(Arc<LogRecord>),
     /// Nothing until the given moment.
     Nothing,
     /// The giving side has ended.
@@ -49,7 +49,7 @@ pub(super) enum Received {
 struct Load {
     spans: AtomicUsize,
     intervals: AtomicUsize,
-    happenings: AtomicUsize,
+    logs: AtomicUsize,
 }
 
 /// The pipeline's end.
@@ -110,10 +110,10 @@ impl Giver {
             && self.items.send(Item::Interval(Arc::clone(interval))).is_ok()
     }
 
-    /// Whether the log record found room.
-    pub fn happening(&self, happening: &Arc<Happening>) -> bool {
-        reserve(&self.load.happenings, 1, MAX_QUEUED_HAPPENINGS) == 1
-            && self.items.send(Item::Happening(Arc::clone(happening))).is_ok()
+    /// Whether the record found room.
+    pub fn log(&self, record: &Arc<LogRecord>) -> bool {
+        reserve(&self.load.logs, 1, MAX_QUEUED_LOGS) == 1
+            && self.items.send(Item::Log(Arc::clone(record))).is_ok()
     }
 
     /// A view of the load.
@@ -141,9 +141,9 @@ impl Taker {
                 self.load.intervals.fetch_sub(1, Ordering::Relaxed);
                 Received::Interval(interval)
             }
-            Ok(Item::Happening(happening)) => {
-                self.load.happenings.fetch_sub(1, Ordering::Relaxed);
-                Received::Happening(happening)
+            Ok(Item::Log(record)) => {
+                self.load.logs.fetch_sub(1, Ordering::Relaxed);
+                Received::Log(record)
             }
             Err(mpsc::RecvTimeoutError::Timeout) => Received::Nothing,
             Err(mpsc::RecvTimeoutError::Disconnected) => Received::End,
@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(spans.len(), 40_000);
         assert_eq!(giver.spans(&many), 40_000);
         let interval = Arc::new(samples::interval(&resource, 0, Vec::new()));
-        let taken = (0..400).filter(|_| giver.interval(&interval)).count();
+        let taken = (0..100).filter(|_| giver.interval(&interval)).count();
         assert_eq!(taken, MAX_QUEUED_INTERVALS);
     }
 

@@ -1,4 +1,4 @@
-//! OTLP: spans and metrics to a collector and into a file of JSON lines. The only room that names
+//! OTLP: spans, metrics and log records to a collector and into a file of JSON lines. The only room that names
 //! opentelemetry.
 //!
 //! ```text
@@ -22,6 +22,7 @@ mod health;
 mod histogram;
 mod json_lines;
 mod lane;
+mod logs;
 mod metrics;
 mod pace;
 mod retry;
@@ -45,7 +46,7 @@ pub use series::MAX_SERIES;
 pub use stats::{Dropped, ExportStats, WARNING_INTERVAL};
 pub use transport::TransportError;
 
-use super::model::{Happening, Interval, Span};
+use super::model::{Interval, LogRecord, Span};
 use collector::Collector;
 use config::{DEFAULT_METRIC_INTERVAL, Signal, SignalConfig};
 use convert::resource_of;
@@ -181,15 +182,12 @@ impl Exporter {
         }
     }
 
-    /// Takes a log record. Never blocks; what does not fit is counted.
-    pub fn happening(&self, happening: Happening) {
-        let happening = Arc::new(happening);
+    /// Takes something that happened. Never blocks; what does not fit is counted.
+    pub fn log(&self, record: &Arc<LogRecord>) {
         let lanes = [(&self.collector, Dropped::QueueFull), (&self.file, Dropped::FileQueueFull)];
         for (lane, why) in lanes {
-            if let Some(lane) = lane
-                && !lane.giver.happening(&happening)
-            {
-                self.account.dropped(Signal::Logs, why, &happening.resource, 1);
+            if lane.as_ref().is_some_and(|lane| !lane.giver.log(record)) {
+                self.account.dropped(Signal::Logs, why, &record.resource, 1);
             }
         }
     }

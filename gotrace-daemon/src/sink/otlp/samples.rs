@@ -7,7 +7,8 @@ use gotrace_common::Histogram;
 use crate::{
     ids::ProcessKey,
     sink::model::{
-        GoroutineSpan, Interval, Location, Resource, Site, Span, SpanContext, Value, WaitSpan, Waker,
+        GoroutineSpan, Interval, Location, LogRecord, Resource, Severity, Site, Span, SpanContext, Value,
+        WaitSpan, Waker,
     },
 };
 
@@ -23,6 +24,21 @@ pub(crate) fn resource() -> Arc<Resource> {
         ("service.name".into(), Value::Text("shop".into())),
         ("process.command_args".into(), Value::List(vec!["shop".into(), "-v".into()])),
     ])))
+}
+
+pub(crate) fn log(resource: &Arc<Resource>) -> LogRecord {
+    LogRecord {
+        resource: Arc::clone(resource),
+        name: "gotrace.leak.confirmed",
+        time_unix_nano: START,
+        severity: Severity::Warn,
+        body: "3 goroutines of main.worker can never run again".into(),
+        attributes: vec![
+            ("code.function.name", Value::Text("main.worker".into())),
+            ("gotrace.leak.proven", Value::Int(3)),
+            ("gotrace.probe.cost", Value::Double(0.25)),
+        ],
+    }
 }
 
 pub(crate) fn context(root: u64, goid: u64) -> SpanContext {

@@ -66,6 +66,12 @@ pub struct ExportStats {
     pub points_written: u64,
     /// Metric points that did not arrive, by why; cumulative ones are made good by the next report.
     pub points_dropped: BTreeMap<&'static str, u64>,
+    /// Log records that the collector acknowledged.
+    pub logs_sent: u64,
+    /// Log records written to the file.
+    pub logs_written: u64,
+    /// Log records that did not arrive, by why. Kinds with 0 are left out.
+    pub logs_dropped: BTreeMap<&'static str, u64>,
     /// Requests that the collector acknowledged.
     pub requests: u64,
     /// Attempts that were repeated.
@@ -136,6 +142,8 @@ impl Account {
                 .or_insert_with(|| (Arc::clone(resource), BTreeMap::new()));
             latest.clone_from(resource);
             *by_why.entry(why.name()).or_default() += count;
+        } else if signal == Signal::Logs {
+            *inner.stats.logs_dropped.entry(why.name()).or_default() += count;
         } else {
             *inner.stats.points_dropped.entry(why.name()).or_default() += count;
         }
@@ -155,7 +163,8 @@ impl Account {
         inner.stats.collector_trouble = None;
         match signal {
             Signal::Traces => inner.stats.spans_sent += count,
-            Signal::Metrics | Signal::Logs => inner.stats.points_sent += count,
+            Signal::Metrics => inner.stats.points_sent += count,
+            Signal::Logs => inner.stats.logs_sent += count,
         }
     }
 
@@ -164,7 +173,8 @@ impl Account {
         let mut inner = self.lock();
         match signal {
             Signal::Traces => inner.stats.spans_written += count,
-            Signal::Metrics | Signal::Logs => inner.stats.points_written += count,
+            Signal::Metrics => inner.stats.points_written += count,
+            Signal::Logs => inner.stats.logs_written += count,
         }
     }
 

@@ -1,0 +1,341 @@
+//! Who still holds what a goroutine waits on: the shortest chain of references from a variable or a
+//! goroutine's stack to it.
+//!
+//! Looked for backwards, from what is waited on to what refers to it, and on from there, through the objects
+//! that the last pass reached; each step looks through the heap once. The runtime's own records of
+//! waiting goroutines refer to everything that is waited on, and are left out. The process runs on: a
+//! reference that was found was there when it was read.
+
+use foldhash::fast::FixedState;
+use hashbrown::{HashMap, HashSet};
+
+use super::{
+    HeapError, Prover, bits::Bits, evidence::Outcome, mark::Marker, modules::Module, pass::Marked,
+    table::Place,
+};
+use crate::{
+    process::{ProcessError, ReadMemory},
+    snapshot::{Pieces, StackFrame, Standing, word_at},
+};
+
+/// Steps at most.
+const MAX_STEPS: usize = 256;
+/// Objects that are remembered as being on the way.
+const MAX_OBJECTS: usize = 1 << 22;
+/// Memory is looked through in parts of this many bytes.
+const PART: u64 = 1 << 16;
+
+/// Where a chain begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// A variable of the program.
+    Variable {
+        /// Address of the word.
+        address: u64,
+        /// Number of the module, 0 for the program itself.
+        module: usize,
+        /// How far into the module's variables of that kind.
+        offset: u64,
+        /// Whether it has a value in the file (`data`, else `bss`).
+        has_value: bool,
+    },
+    /// The stack of a goroutine.
+    Stack {
+        /// The goroutine.
+        goid: u64,
+        /// Address of the word.
+        address: u64,
+        /// The frame that holds it; `None` where it runs, or the stack could not be followed.
+        frame: Option<StackFrame>,
+        /// Whether the goroutine itself waits for another one.
+        waits: bool,
+    },
+    /// The runtime's record of a goroutine: a deferred call, or the like.
+    Goroutine {
+        /// The goroutine.
+        goid: u64,
+    },
+    /// What the runtime keeps outside of its heap: a finalizer, a cleanup, a weak handle.
+    Runtime,
+}
+
+/// An object on the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its address.
+    pub address: u64,
+    /// Bytes of the object, as the runtime's size classes have them.
+    pub size: u64,
+    /// How far into the object that which refers to it points.
+    pub entered_at: u64,
+}
+
+/// What holds an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// What can run, or be read by what can run.
+    pub holder: Holder,
+    /// The objects from there, the one that is waited on last.
+    pub links: Vec<Link>,
+}
+
+/// What is known of a goroutine's wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// There is no such goroutine.
+    Unknown,
+    /// It does not wait for another goroutine, or that is not known of it.
+    Other,
+    /// What it waits on is reached; `None` where the way was not found again.
+    Held(Option<Path>),
+    /// What it waits on is no object of the heap, but a variable of the program or the runtime.
+    Variable(u64),
+    /// Nothing that can run leads to it, by this pass.
+    Unreached,
+}
+
+/// What was found of an object: the next one on the way to what is waited on, and where that is entered.
+#[derive(Clone, Copy)]
+struct Step {
+    next: Option<Place>,
+    entered_at: u64,
+}
+
+impl Prover {
+    /// Who holds what a goroutine waits on, as of the last pass.
+    ///
+    /// # Errors
+    /// When the memory cannot be read.
+    pub fn why(&mut self, memory: &dyn ReadMemory, goid: u64) -> Result<Why, HeapError> {
+        let Some(marked) = self.last.take() else { return Ok(Why::Unknown) };
+        let candidate = self.candidates.iter().find(|c| c.goid == goid).cloned();
+        let known = marked.others.iter().any(|s| s.goid == goid);
+        let why = match candidate {
+            None if known => Why::Other,
+            None => Why::Unknown,
+            Some(c) if matches!(c.outcome, Outcome::Unreached | Outcome::Hidden) => Why::Unreached,
+            Some(c) => {
+                let places: Vec<(Place, u64)> = c
+                    .waits_on
+                    .iter()
+                    .filter_map(|&a| {
+                        let place = marked.marker.table.find(a)?;
+                        Some((place, a - marked.marker.table.object(place).0))
+                    })
+                    .filter(|(place, _)| marked.marker.has(*place))
+                    .collect();
+                let outside = c.waits_on.iter().copied().find(|&a| marked.marker.table.find(a).is_none());
+                match outside.filter(|_| places.is_empty()) {
+                    Some(address) => Why::Variable(address),
+                    None => Why::Held(self.path(memory, &marked, goid, &places)?),
+                }
+            }
+        };
+        self.last = Some(marked);
+        Ok(why)
+    }
+
+    fn path(
+        &mut self,
+        memory: &dyn ReadMemory,
+        marked: &Marked,
+        goid: u64,
+        sought: &[(Place, u64)],
+    ) -> Result<Option<Path>, HeapError> {
+        let marker = &marked.marker;
+        let number = |p: Place| marker.table.number(p);
+        let mut steps: HashMap<u64, Step, FixedState> = HashMap::default();
+        let front = |places: &[Place]| {
+            let bits = Bits::new(marker.table.objects);
+            for &p in places {
+                bits.set(number(p));
+            }
+            bits
+        };
+        // The runtime's records of those that wait, and their `g`s.
+        let mut records: HashSet<u64, FixedState> = HashSet::default();
+        let mut waiting: HashMap<u64, bool, FixedState> = HashMap::default();
+        for c in &self.candidates {
+            let all = c.records.iter().chain([&c.g]);
+            records.extend(all.filter_map(|&a| Some(number(marker.table.find(a)?))));
+            let same = c.waits_on.iter().any(|&a| {
+                marker.table.find(a).is_some_and(|p| sought.iter().any(|&(s, _)| number(s) == number(p)))
+            });
+            waiting.insert(c.goid, same);
+        }
+        let gs: HashMap<u64, u64, FixedState> = marked
+            .others
+            .iter()
+            .filter(|s| !waiting.contains_key(&s.goid))
+            .filter_map(|s| Some((number(marker.table.find(s.g)?), s.goid)))
+            .collect();
+        let mut now: Vec<Place> = sought.iter().map(|&(p, _)| p).collect();
+        for &(place, entered_at) in sought {
+            steps.insert(number(place), Step { next: None, entered_at });
+        }
+        for _ in 0..MAX_STEPS {
+            let bits = front(&now);
+            let holds = |word: u64| marker.table.find(word).filter(|&p| bits.has(number(p)));
+            let found = match variables(memory, &marked.modules, &holds)? {
+                Some(found) => Some(found),
+                None => self.on_stacks(memory, &marked.others, goid, &waiting, &holds)?,
+            };
+            if let Some((holder, word)) = found {
+                return Ok(chain(marker, &steps, holder, word));
+            }
+            let mut next = Vec::new();
+            let mut by_goroutine = None;
+            referrers(memory, marker, &records, &mut |referrer, word| {
+                let Some(held) = holds(word) else { return };
+                if let Some(&goid) = gs.get(&number(referrer)) {
+                    by_goroutine.get_or_insert((Holder::Goroutine { goid }, word));
+                }
+                if steps.len() < MAX_OBJECTS && !steps.contains_key(&number(referrer)) {
+                    let entered_at = word - marker.table.object(held).0;
+                    steps.insert(number(referrer), Step { next: Some(held), entered_at });
+                    next.push(referrer);
+                }
+            })?;
+            if let Some((holder, word)) = by_goroutine {
+                return Ok(chain(marker, &steps, holder, word));
+            }
+            if next.is_empty() {
+                let Some(&last) = now.first() else { return Ok(None) };
+                return Ok(chain(marker, &steps, Holder::Runtime, marker.table.object(last).0));
+            }
+            now = next;
+        }
+        Ok(None)
+    }
+
+    /// A word on a stack, of one that waits for nobody where there is one. Not that of the goroutine itself,
+    /// nor of others that wait on the same.
+    fn on_stacks(
+        &mut self,
+        memory: &dyn ReadMemory,
+        goroutines: &[Standing],
+        goid: u64,
+        waiting: &HashMap<u64, bool, FixedState>,
+        holds: &dyn Fn(u64) -> Option<Place>,
+    ) -> Result<Option<(Holder, u64)>, HeapError> {
+        let mut second = None;
+        for standing in goroutines.iter().filter(|s| s.goid != goid && !s.system) {
+            let waits = waiting.get(&standing.goid).copied();
+            if waits == Some(true) || waits.is_some() && second.is_some() {
+                continue;
+            }
+            let (lo, hi) = standing.stack;
+            let from = standing.sp.unwrap_or(lo) & !7;
+            let Some((address, word)) = first_word(memory, from, hi.saturating_sub(from), holds)? else {
+                continue;
+            };
+            let frame = self.engine.frame_at(memory, standing, address)?;
+            let holder = Holder::Stack { goid: standing.goid, address, frame, waits: waits.is_some() };
+            if waits.is_none() {
+                return Ok(Some((holder, word)));
+            }
+            second = Some((holder, word));
+        }
+        Ok(second)
+    }
+}
+
+/// The chain from a holder, whose word this is.
+fn chain(marker: &Marker, steps: &HashMap<u64, Step, FixedState>, holder: Holder, word: u64) -> Option<Path> {
+    let mut place = marker.table.find(word)?;
+    let mut entered_at = word - marker.table.object(place).0;
+    let mut links = Vec::new();
+    while links.len() <= MAX_STEPS {
+        let (address, size) = marker.table.object(place);
+        links.push(Link { address, size, entered_at });
+        let step = steps.get(&marker.table.number(place))?;
+        let Some(next) = step.next else { return Some(Path { holder, links }) };
+        entered_at = step.entered_at;
+        place = next;
+    }
+    None
+}
+
+/// The first word of a range that holds something, and its address.
+fn first_word(
+    memory: &dyn ReadMemory,
+    begin: u64,
+    len: u64,
+    holds: &dyn Fn(u64) -> Option<Place>,
+) -> Result<Option<(u64, u64)>, ProcessError> {
+    let begin = begin.next_multiple_of(8);
+    let mut at = 0;
+    let mut bytes = Vec::new();
+    while at < len {
+        bytes.resize(usize::try_from((len - at).min(PART)).unwrap_or(0) / 8 * 8, 0);
+        if memory.read_at(begin + at, &mut bytes)? {
+            for (n, chunk) in bytes.chunks_exact(8).enumerate() {
+                let word = word_at(chunk, 0);
+                if holds(word).is_some() {
+                    return Ok(Some((begin + at + 8 * n as u64, word)));
+                }
+            }
+        }
+        at += PART;
+    }
+    Ok(None)
+}
+
+fn variables(
+    memory: &dyn ReadMemory,
+    modules: &[Module],
+    holds: &dyn Fn(u64) -> Option<Place>,
+) -> Result<Option<(Holder, u64)>, ProcessError> {
+    for (n, module) in modules.iter().enumerate() {
+        for (has_value, (begin, len)) in [(true, module.data), (false, module.bss)] {
+            if let Some((address, word)) = first_word(memory, begin, len, holds)? {
+                let offset = address - begin;
+                return Ok(Some((Holder::Variable { address, module: n, offset, has_value }, word)));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Tells every word of every object that was reached and may hold pointers.
+fn referrers(
+    memory: &dyn ReadMemory,
+    marker: &Marker,
+    records: &HashSet<u64, FixedState>,
+    tell: &mut dyn FnMut(Place, u64),
+) -> Result<(), ProcessError> {
+    let mut pieces = Pieces::default();
+    let (low, high) = (marker.table.low, marker.table.high);
+    for (n, entry) in marker.table.entries.iter().enumerate().filter(|(_, e)| !e.span.noscan) {
+        let mut items: Vec<(u64, u32)> = Vec::new();
+        let mut owners: Vec<Place> = Vec::new();
+        for index in 0..entry.span.count {
+            let place = Place { entry: n as u32, index };
+            if !marker.has(place) || records.contains(&marker.table.number(place)) {
+                continue;
+            }
+            let (address, size) = marker.table.object(place);
+            let mut at = 0;
+            while at < size {
+                items.push((address + at, (size - at).min(PART) as u32));
+                owners.push(place);
+                at += PART;
+            }
+        }
+        let mut first = 0;
+        while first < items.len() {
+            let done = pieces.read(memory, &items[first..], 4096)?;
+            for i in 0..done {
+                let Some(bytes) = pieces.item(i, items[first + i].1 as usize) else { continue };
+                for chunk in bytes.chunks_exact(8) {
+                    let word = word_at(chunk, 0);
+                    if word >= low && word < high {
+                        tell(owners[first + i], word);
+                    }
+                }
+            }
+            first += done;
+        }
+    }
+    Ok(())
+}

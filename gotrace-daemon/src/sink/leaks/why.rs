@@ -1,0 +1,231 @@
+//! `gotrace why`: who holds what a goroutine waits on, as text, as JSON (schema `gotrace.why/1`), or for
+//! Graphviz.
+//!
+//! Input: a [`Why`], and [`Names`] for its addresses. Output: bytes. Unknown is `null`; addresses are strings.
+
+use std::io::{self, Write};
+
+use serde_json::{Value, json};
+
+use super::values::{line, place};
+use crate::{
+    heap::{Holder, Link, Path, Why},
+    snapshot::Names,
+};
+
+/// The schema of the JSON line.
+pub const SCHEMA: &str = "gotrace.why/1";
+
+/// What was asked, and what was found.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer<'a> {
+    /// The process.
+    pub pid: u32,
+    /// As the binary has it, experiments included.
+    pub go_version: &'a str,
+    /// The goroutine.
+    pub goid: u64,
+    /// What it runs; 0 for none.
+    pub entry_pc: u64,
+    /// Its wait reason.
+    pub wait_reason: Option<&'a str>,
+    /// What was found.
+    pub why: &'a Why,
+    /// Name of the variable that the chain begins at, and how far into it; by the symbol table.
+    pub variable: Option<&'a (String, u64)>,
+}
+
+/// For people.
+///
+/// # Errors
+/// What the writer says.
+pub fn text(out: &mut impl Write, answer: Answer<'_>, names: &mut Names) -> io::Result<()> {
+    let runs = names.entry(answer.entry_pc).map_or(String::new(), |f| format!(" ({})", f.function));
+    let waits = answer.wait_reason.map_or(String::new(), |r| format!(" waits: {r}"));
+    writeln!(out, "goroutine {}{runs}{waits}", answer.goid)?;
+    writeln!(out, "  {}", sentence(answer, names))?;
+    if let Why::Held(Some(path)) = answer.why {
+        writeln!(out)?;
+        writeln!(out, "    {}", holder(answer, &path.holder, names))?;
+        for (n, link) in path.links.iter().enumerate() {
+            let last = n + 1 == path.links.len();
+            let what = if last { "what it waits on" } else { "object" };
+            writeln!(out, "    -> {}", object(link, what))?;
+        }
+    }
+    Ok(())
+}
+
+/// One object.
+///
+/// # Errors
+/// What the writer says.
+pub fn json(out: &mut impl Write, answer: Answer<'_>, names: &mut Names) -> io::Result<()> {
+    let path = match answer.why {
+        Why::Held(Some(path)) => path_value(answer, path, names),
+        _ => Value::Null,
+    };
+    let entry = place(names.entry(answer.entry_pc));
+    let why = sentence(answer, names);
+    line(
+        out,
+        &json!({
+            "schema": SCHEMA,
+            "pid": answer.pid,
+            "go_version": answer.go_version,
+            "goid": answer.goid,
+            "entry": entry,
+            "wait_reason": answer.wait_reason,
+            "outcome": outcome(answer.why),
+            "path": path,
+            "why": why,
+        }),
+    )
+}
+
+/// For Graphviz.
+///
+/// # Errors
+/// What the writer says.
+pub fn dot(out: &mut impl Write, answer: Answer<'_>, names: &mut Names) -> io::Result<()> {
+    let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
+    writeln!(out, "digraph why {{\n  rankdir=LR;\n  node [shape=box, fontname=\"monospace\"];")?;
+    let asked = format!("goroutine {}", answer.goid);
+    writeln!(out, "  asked [label={}];", quoted(&asked))?;
+    match answer.why {
+        Why::Held(Some(path)) => {
+            let label = holder(answer, &path.holder, names);
+            writeln!(out, "  n0 [label={}, style=bold];", quoted(&label))?;
+            for (n, link) in path.links.iter().enumerate() {
+                let label = format!("{:#x}, {} bytes", link.address, link.size);
+                writeln!(out, "  n{} [label={}, shape=ellipse];", n + 1, quoted(&label))?;
+                writeln!(out, "  n{n} -> n{};", n + 1)?;
+            }
+            writeln!(out, "  asked -> n{} [style=dashed, label=\"waits\"];", path.links.len())?;
+        }
+        _ => {
+            let why = sentence(answer, names);
+            writeln!(out, "  n0 [label={}, shape=plaintext];\n  asked -> n0 [style=dashed];", quoted(&why))?;
+        }
+    }
+    writeln!(out, "}}")
+}
+
+const fn outcome(why: &Why) -> &'static str {
+    match why {
+        Why::Unknown => "unknown",
+        Why::Other => "not_for_others",
+        Why::Held(Some(_)) => "held",
+        Why::Held(None) => "held_by_unknown",
+        Why::Variable(_) => "variable",
+        Why::Unreached => "unreachable",
+    }
+}
+
+fn sentence(answer: Answer<'_>, names: &mut Names) -> String {
+    match answer.why {
+        Why::Unknown => "there is no such goroutine".into(),
+        Why::Other => {
+            "it does not wait for another goroutine to let it run, or what it waits on is not known".into()
+        }
+        Why::Held(Some(path)) => {
+            let through = match path.links.len() {
+                0 | 1 => "refers to what it waits on".to_owned(),
+                2 => "leads to what it waits on through one object".to_owned(),
+                n => format!("leads to what it waits on through {} objects", n - 1),
+            };
+            let waits = match path.holder {
+                Holder::Stack { goid, waits: true, .. } => {
+                    format!("; goroutine {goid} itself waits for another one")
+                }
+                _ => String::new(),
+            };
+            format!("{} {through}{waits}", holder(answer, &path.holder, names))
+        }
+        Why::Held(None) => {
+            "what it waits on is reached, but the way there had changed before it was found".into()
+        }
+        Why::Variable(address) => match answer.variable {
+            Some((name, _)) => format!("what it waits on is in the variable {name}, at {address:#x}"),
+            None => format!("what it waits on is a variable of the program or the runtime, at {address:#x}"),
+        },
+        Why::Unreached => {
+            "nothing that can run leads to what it waits on, by one pass over the heap: `gotrace leaks` \
+                           makes as many as a proof needs"
+                .into()
+        }
+    }
+}
+
+fn holder(answer: Answer<'_>, holder: &Holder, names: &mut Names) -> String {
+    match holder {
+        Holder::Variable { address, module, offset, has_value } => match answer.variable {
+            Some((name, 0)) => format!("variable {name}"),
+            Some((name, at)) => format!("variable {name} (+{at})"),
+            None => {
+                let kind = if *has_value { "data" } else { "bss" };
+                let of = if *module == 0 { String::new() } else { format!(" of plugin {module}") };
+                format!("variable at {address:#x} ({kind}{of} +{offset:#x})")
+            }
+        },
+        Holder::Stack { goid, frame, .. } => {
+            let mut place = None;
+            if let Some(frame) = frame {
+                let stack = names.stack(std::slice::from_ref(frame));
+                place = stack.first().map(|f| {
+                    let file = f.frame.file.rsplit('/').next().unwrap_or_default();
+                    format!("{} ({file}:{})", f.frame.function, f.frame.line)
+                });
+            }
+            match place {
+                Some(place) => format!("goroutine {goid} in {place}"),
+                None => format!("the stack of goroutine {goid}"),
+            }
+        }
+        Holder::Goroutine { goid } => format!("goroutine {goid}, by a deferred call or the like"),
+        Holder::Runtime => "the runtime, for a finalizer, a cleanup or a weak pointer,".into(),
+    }
+}
+
+fn object(link: &Link, what: &str) -> String {
+    let inside =
+        if link.entered_at == 0 { String::new() } else { format!(", entered at +{}", link.entered_at) };
+    format!("{:#x}  {what}, {} bytes{inside}", link.address, link.size)
+}
+
+fn path_value(answer: Answer<'_>, path: &Path, names: &mut Names) -> Value {
+    let address = |a: u64| format!("{a:#x}");
+    let root = match &path.holder {
+        Holder::Variable { address: at, module, offset, has_value } => json!({
+            "kind": "variable",
+            "name": answer.variable.map(|(name, _)| name),
+            "name_offset": answer.variable.map(|(_, at)| at),
+            "address": address(*at),
+            "module": module,
+            "section": if *has_value { "data" } else { "bss" },
+            "section_offset": offset,
+        }),
+        Holder::Stack { goid, address: at, frame, waits } => {
+            let mut frames = Vec::new();
+            if let Some(frame) = frame {
+                frames =
+                    names.stack(std::slice::from_ref(frame)).iter().map(|f| place(Some(f.frame))).collect();
+            }
+            json!({
+                "kind": "stack",
+                "goid": goid,
+                "address": address(*at),
+                "frame": frames.into_iter().next(),
+                "waits": waits,
+            })
+        }
+        Holder::Goroutine { goid } => json!({"kind": "goroutine", "goid": goid}),
+        Holder::Runtime => json!({"kind": "runtime"}),
+    };
+    let objects: Vec<Value> = path
+        .links
+        .iter()
+        .map(|l| json!({"address": address(l.address), "size": l.size, "entered_at": l.entered_at}))
+        .collect();
+    json!({"root": root, "objects": objects})
+}
