@@ -244,6 +244,35 @@ mod tests {
     }
 
     #[test]
+    fn surroundings_win_but_for_the_service() {
+        let claims = "k8s.pod.name=another,service.namespace=mine,team=blue,api.key=hunter2";
+        let (child, target) = sleeper(&[("OTEL_RESOURCE_ATTRIBUTES", claims)]);
+        let found = resource(&target, GoFacts::default(), ResourceOptions::default());
+        end(child);
+        let told = [
+            ("k8s.pod.name", "shop-1"),
+            ("host.name", "node-a"),
+            ("service.name", "shop"),
+            ("service.namespace", "sales"),
+            ("service.version", "2.0"),
+        ];
+        let metadata = told.map(|(name, value)| (Arc::from(name), Value::Text(value.into()))).into();
+        let known = found.with_metadata(&metadata);
+        for (name, value) in [
+            ("k8s.pod.name", "shop-1"),
+            ("host.name", "node-a"),
+            ("service.name", "shop"),
+            ("service.namespace", "mine"),
+            ("service.version", "2.0"),
+            ("team", "blue"),
+            ("api.key", redact::REDACTED),
+        ] {
+            assert_eq!(text(&known, name), value, "{name}");
+        }
+        assert_eq!(known.process(), found.process());
+    }
+
+    #[test]
     fn what_the_executable_says_is_in_it() {
         let (child, target) = sleeper(&[]);
         let go = GoFacts { version: Some("go1.24.3"), module_version: Some("v1.2.3"), build_id: Some("x/y") };
