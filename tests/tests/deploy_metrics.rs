@@ -13,7 +13,7 @@ use std::{
 };
 
 use gotrace::sink::{
-    model::{Interval, Location, Resource, Site, Value as Attribute},
+    model::{Interval, Leak, Location, Resource, Site, Value as Attribute},
     otlp::ExportStats,
     prometheus::{Agent, Board},
 };
@@ -149,6 +149,16 @@ fn page() -> String {
         snapshots: histogram(1_000_000),
         engine: "events",
         level: "waits",
+        leaks: vec![Leak {
+            entry: named("main.worker"),
+            created_by: Some(named("main.main")),
+            waits_at: Some(named("main.worker")),
+            reason: "chan receive".into(),
+            count: 2,
+            retained_bytes: Some(4_096),
+            goids: vec![18, 19],
+        }],
+        leaks_refuted: 0,
         probe_cost_share: Some(0.01),
     };
     let agent = Agent {

@@ -23,7 +23,7 @@ use crate::{
 /// What to run.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Run these stages only (comma-separated): setup format clippy docs ebpf build unit programs live vm
+    /// Run these stages only (comma-separated): setup format clippy docs ebpf build unit programs live vm; and soak, which runs for 20 minutes and only when asked for
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Run only the stages that need neither Go nor a virtual machine
@@ -34,9 +34,12 @@ pub struct Options {
 /// Stages of a run with `--quick`: those that need neither a Go toolchain nor a kernel of their own.
 const QUICK: [&str; 4] = ["format", "clippy", "ebpf", "unit"];
 
+/// Runs only when asked for: ten minutes of work for each of two servers.
+const LONG: &str = "soak";
+
 type Stage = (&'static str, &'static str, fn() -> Result<()>);
 
-const STAGES: [Stage; 10] = [
+const STAGES: [Stage; 11] = [
     ("setup", "install what is missing", setup::main),
     ("format", "rustfmt and gofmt", format),
     ("clippy", "clippy without warnings", clippy),
@@ -47,6 +50,7 @@ const STAGES: [Stage; 10] = [
     ("programs", "Go programs of every version and mode, read and compared", programs),
     ("live", "live tests", live),
     ("vm", "kernels in virtual machines", vm),
+    (LONG, "real servers at work for long", soak),
 ];
 
 /// Runs `cargo xtask test`.
@@ -60,7 +64,7 @@ pub fn main(options: &Options) -> Result<()> {
     let begin = Instant::now();
     for (name, what, stage) in STAGES {
         let wanted = if options.only.is_empty() {
-            !options.quick || QUICK.contains(&name)
+            name != LONG && (!options.quick || QUICK.contains(&name))
         } else {
             options.only.iter().any(|n| n == name)
         };
@@ -192,7 +196,7 @@ fn run_integration(names: &[String], threads: &str) -> Result<()> {
 }
 
 fn programs() -> Result<()> {
-    let elsewhere = ["live_", "vm_", "cli_"];
+    let elsewhere = ["live_", "vm_", "cli_", "soak_"];
     run_integration(&integration(|n| !elsewhere.iter().any(|e| n.starts_with(e)))?, "2")
 }
 
@@ -202,6 +206,13 @@ fn live() -> Result<()> {
     }
     // One after the other: what they measure is time.
     run_integration(&integration(|n| n.starts_with("live_"))?, "1")
+}
+
+fn soak() -> Result<()> {
+    if !is_root() {
+        return skip("the long tests need root");
+    }
+    run_integration(&integration(|n| n.starts_with("soak_"))?, "1")
 }
 
 fn vm() -> Result<()> {

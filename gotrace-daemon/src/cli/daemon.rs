@@ -17,7 +17,7 @@ use super::{CliError, Exit, surroundings::Surroundings, trace::Background};
 use crate::{
     config::{self, Config},
     pipeline::{Budget, Control, Line, NodeState, Observer, ProcessEvent, Stop},
-    process::drop_privileges,
+    process::{drop_privileges, raise_open_files_limit},
     sink::{
         otlp::Exporter,
         prometheus::{Agent, Board, Health, Server, Watched},
@@ -110,6 +110,7 @@ pub(super) fn run(args: &DaemonArgs) -> Result<Exit, CliError> {
         }
         return Ok(Exit::DONE);
     }
+    raise_open_files_limit();
     match drop_privileges() {
         Ok(left) => tracing::info!("capabilities kept: {left}"),
         Err(error) => tracing::warn!(%error, "capabilities that are not needed could not be dropped"),

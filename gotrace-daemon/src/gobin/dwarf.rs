@@ -67,7 +67,20 @@ const STRUCTURES: [(&str, &[&str]); 10] = [
     ("runtime.sudog", &["g", "elem", "waitlink", "c"]),
     ("runtime.hchan", &["qcount", "dataqsiz", "elemsize", "closed", "recvq", "sendq"]),
     ("runtime.pollDesc", &["fd", "rg", "wg"]),
-    ("runtime.mspan", &["startAddr", "npages", "nelems", "spanclass", "state", "elemsize", "specials"]),
+    (
+        "runtime.mspan",
+        &[
+            "startAddr",
+            "npages",
+            "nelems",
+            "spanclass",
+            "state",
+            "elemsize",
+            "specials",
+            "freeindex",
+            "allocBits",
+        ],
+    ),
     ("runtime.special", &["next", "offset", "kind"]),
     (OPTIONAL, &["vu"]),
 ];

@@ -24,6 +24,13 @@ impl Bits {
         word.load(SeqCst) & bit == 0 && word.fetch_or(bit, SeqCst) & bit == 0
     }
 
+    /// Takes a number out.
+    pub fn clear(&self, number: u64) {
+        if let Some(word) = self.0.get((number / 64) as usize) {
+            word.fetch_and(!(1 << (number % 64)), SeqCst);
+        }
+    }
+
     /// Whether a number is there.
     pub fn has(&self, number: u64) -> bool {
         self.word((number / 64) as usize) & 1 << (number % 64) != 0

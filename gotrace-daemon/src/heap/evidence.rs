@@ -61,6 +61,8 @@ pub struct RootEvidence {
     pub blocks: u64,
     /// Spans that were taken while the pass was going on; everything in them counts as reached.
     pub fresh_spans: u64,
+    /// Objects that were free at first and in use at last, and seemed to be referred to.
+    pub fresh_objects: u64,
     /// Goroutines that came or moved while the pass was going on, and were looked at again.
     pub goroutines_again: u64,
 }

@@ -35,12 +35,14 @@ pub(super) struct Layout {
     start: usize,
     pages: usize,
     elements: usize,
-    /// `nelems` is a word, not a `uint16` (up to Go 1.21).
+    /// `nelems` and `freeindex` are words, not a `uint16` (up to Go 1.21).
     wide_elements: bool,
     class: usize,
     state: usize,
     element_size: usize,
     specials: usize,
+    free_index: usize,
+    alloc_bits: usize,
     /// As much of an `mspan` as is read.
     pub len: usize,
     special_next: usize,
@@ -68,6 +70,10 @@ pub(super) struct Span {
     pub noscan: bool,
     /// First of what is kept beside its objects; 0 for none.
     pub specials: u64,
+    /// Objects from this one on are free unless a bit says otherwise.
+    pub free_index: u32,
+    /// Where those bits are, one an object; 0 for none.
+    pub alloc_bits: u64,
 }
 
 /// What an `mspan` holds.
@@ -106,6 +112,8 @@ impl Layout {
             state: get("mspan.state")?,
             element_size,
             specials,
+            free_index: get("mspan.freeindex")?,
+            alloc_bits: get("mspan.allocBits")?,
             len: specials.max(element_size) + 8,
             special_next: get("special.next")?,
             special_offset: get("special.offset")?,
@@ -130,10 +138,11 @@ impl Layout {
             Some(0) => Holds::Free,
             Some(2) if placed => Holds::Manual(base, pages * PAGE),
             Some(1) if placed => {
-                let count = match self.wide_elements {
-                    true => at(self.elements),
-                    false => u64::from(half_at(bytes, self.elements) & 0xffff),
+                let number = |offset| match self.wide_elements {
+                    true => at(offset),
+                    false => u64::from(half_at(bytes, offset) & 0xffff),
                 };
+                let count = number(self.elements);
                 let size = at(self.element_size);
                 let fits = size >= 8
                     && size.is_multiple_of(8)
@@ -153,6 +162,8 @@ impl Layout {
                     count: u32::try_from(count).unwrap_or(0),
                     noscan: bytes.get(self.class).is_some_and(|class| class & 1 == 1),
                     specials: at(self.specials),
+                    free_index: u32::try_from(number(self.free_index)).unwrap_or(u32::MAX),
+                    alloc_bits: at(self.alloc_bits),
                 })
             }
             _ => Holds::Nonsense,
@@ -195,6 +206,8 @@ impl Layout {
             state: 99,
             element_size: 104,
             specials: 128,
+            free_index: 48,
+            alloc_bits: 64,
             len: 136,
             special_next: 0,
             special_offset: 8,

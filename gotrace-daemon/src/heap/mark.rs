@@ -42,6 +42,8 @@ const TWO_THREADS: u64 = 32 << 20;
 const KERNEL_PAGE: u64 = 4096;
 /// Ranges of roots are read in parts of this many bytes.
 const PART: u64 = 1 << 16;
+/// `stack.lo`, `stack.hi`, `stackguard0`, `stackguard1` at the beginning of a `g`.
+const G_STACK_BYTES: usize = 32;
 
 /// The state of a marking.
 #[derive(Debug)]
@@ -50,6 +52,14 @@ pub(super) struct Marker {
     marks: Bits,
     /// Reached, and not looked through yet.
     open: Bits,
+    /// Bytes of an object that is as large as a `g`; 0 where that is not known.
+    g_size: u64,
+    /// The runtime's own memory in the heap, stacks among it: first address and length, by address.
+    manual: Vec<(u64, u64)>,
+    /// Free: not to be reached.
+    free: Bits,
+    /// Free, and a word looked like a pointer to it.
+    doubted: Bits,
     /// Spans of each segment, and the segment of each span.
     segments: Vec<Range<usize>>,
     segment_of: Vec<u32>,
@@ -87,9 +97,9 @@ struct Planned {
 }
 
 impl Marker {
-    /// Nothing is marked. `offset`: how many spans the first segment has fewer than the others, so that a
+    /// Nothing is marked. `free`: objects that are not to be. `offset`: how many spans the first segment has fewer than the others, so that a
     /// heap is cut differently each time.
-    pub fn new(table: Table, offset: usize) -> Self {
+    pub fn new(table: Table, free: Bits, offset: usize) -> Self {
         let mut segments: Vec<Range<usize>> = Vec::new();
         let mut segment_of = Vec::with_capacity(table.entries.len());
         let mut bytes = SEGMENT.saturating_sub(offset as u64 % SEGMENT);
@@ -109,6 +119,10 @@ impl Marker {
         Self {
             marks: Bits::new(table.objects),
             open: Bits::new(table.objects),
+            doubted: Bits::new(table.objects),
+            g_size: 0,
+            manual: Vec::new(),
+            free,
             queued: segments.iter().map(|_| AtomicBool::new(false)).collect(),
             has_skipped: vec![false; table.entries.len()],
             segments,
@@ -120,6 +134,30 @@ impl Marker {
             bytes_unreadable: AtomicU64::new(0),
             table,
         }
+    }
+
+    /// What a `g` says of its stack is no pointer: the end of a stack is where another span's first object may
+    /// begin. `g`: one that is in the heap. `manual`: where stacks are.
+    pub fn know_stacks(&mut self, g: u64, manual: &[(u64, u64)]) {
+        self.g_size = self.table.find(g).map_or(0, |p| self.table.object(p).1);
+        self.manual = manual.to_vec();
+    }
+
+    /// The words of an object. Nothing but a `g` begins with the bounds of a stack; two more words say how far
+    /// the stack may be used (`runtime/runtime2.go`, `g.stack`, `g.stackguard0`, `g.stackguard1`).
+    fn object(&self, bytes: &[u8]) {
+        let mut bytes = bytes;
+        if bytes.len() as u64 == self.g_size {
+            let at =
+                |n: usize| bytes.get(n..).and_then(|b| b.first_chunk()).map_or(0, |b| u64::from_le_bytes(*b));
+            let (lo, hi) = (at(0), at(8));
+            let n = self.manual.partition_point(|&(base, _)| base <= lo);
+            let stack = n.checked_sub(1).and_then(|n| self.manual.get(n));
+            if lo < hi && stack.is_some_and(|&(base, len)| lo - base < len && hi - base <= len) {
+                bytes = bytes.get(G_STACK_BYTES..).unwrap_or_default();
+            }
+        }
+        self.words(bytes);
     }
 
     /// From now on the object at an address is marked, but not looked through. Gives its number.
@@ -149,7 +187,32 @@ impl Marker {
 
     /// Whether the object at an address was reached; what is not in the heap counts as reached.
     pub fn is_reached(&self, address: u64) -> bool {
-        self.table.find(address).is_none_or(|place| self.marks.has(self.table.number(place)))
+        // One that is waited on is in use: that it looks free says that it was not read well.
+        let reached = |n| self.marks.has(n) || self.free.has(n);
+        self.table.find(address).is_none_or(|place| reached(self.table.number(place)))
+    }
+
+    /// Objects that looked free when something looked like a pointer to them are looked at again: those that
+    /// are not free by `now` are reached. Gives their number.
+    pub fn settle_free(&self, now: &Bits) -> u64 {
+        let mut used = 0;
+        for (n, entry) in self.table.entries.iter().enumerate() {
+            for w in entry.words() {
+                let mut bits = self.doubted.word(w) & !now.word(w);
+                while bits != 0 {
+                    let index = ((w - entry.words().start) * 64) as u32 + bits.trailing_zeros();
+                    bits &= bits - 1;
+                    let number = entry.first + u64::from(index);
+                    self.free.clear(number);
+                    self.doubted.clear(number);
+                    if self.marks.set(number) {
+                        self.reopen(Place { entry: n as u32, index });
+                    }
+                    used += 1;
+                }
+            }
+        }
+        used
     }
 
     /// Takes in a word that may be a pointer.
@@ -158,6 +221,10 @@ impl Marker {
         let Some(place) = self.table.find(word) else { return };
         let Some(entry) = self.table.entry(place) else { return };
         let number = entry.first + u64::from(place.index);
+        if self.free.has(number) {
+            self.doubted.set(number);
+            return;
+        }
         if !self.marks.set(number) || entry.span.noscan {
             return;
         }
@@ -395,7 +462,7 @@ impl Marker {
     fn look_through(&self, worker: &Worker) {
         for planned in worker.plan.iter().filter(|p| p.index.is_some()) {
             let (_, len) = self.extent(planned);
-            self.words(worker.buffer.get(planned.at..planned.at + len).unwrap_or_default());
+            self.object(worker.buffer.get(planned.at..planned.at + len).unwrap_or_default());
         }
         let mut any = true;
         while any {
@@ -411,7 +478,7 @@ impl Marker {
                         let index = (w - first) * 64 + bits.trailing_zeros() as usize;
                         bits &= bits - 1;
                         let at = planned.at + index * size;
-                        self.words(worker.buffer.get(at..at + size).unwrap_or_default());
+                        self.object(worker.buffer.get(at..at + size).unwrap_or_default());
                     }
                 }
             }

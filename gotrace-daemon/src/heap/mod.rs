@@ -9,6 +9,7 @@
 mod bits;
 mod error;
 mod evidence;
+mod free;
 mod layout;
 mod mark;
 mod modules;
@@ -19,6 +20,8 @@ mod roots;
 mod spans;
 mod stacks;
 mod table;
+#[cfg(test)]
+mod tests;
 mod throttle;
 mod waiting;
 mod why;

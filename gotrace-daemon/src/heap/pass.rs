@@ -10,7 +10,9 @@ use std::{sync::atomic::Ordering, time::Instant};
 
 use super::{
     HeapError, Prover,
+    bits::Bits,
     evidence::{CandidateEvidence, Outcome, PassEvidence, RootEvidence},
+    free,
     layout::Span,
     mark::Marker,
     modules::{self, Module},
@@ -66,7 +68,11 @@ impl Prover {
         self.list = Some(list);
         let spans = spans::read(memory, &self.layout, list, &self.version)?;
         let table = self.table(&spans.objects)?;
-        let mut marker = Marker::new(table, self.random.usize(..1 << 20));
+        let free = free::read(memory, &table)?;
+        let mut marker = Marker::new(table, free, self.random.usize(..1 << 20));
+        if let Some(s) = goroutines.iter().find(|s| marker.table.find(s.g).is_some()) {
+            marker.know_stacks(s.g, &spans.manual);
+        }
         let (mut candidates, others) = waiting::split(&mut self.engine, memory, goroutines.clone())?;
         self.candidates = candidates.iter().map(|c| told(c, Outcome::Reached)).collect();
         for candidate in &candidates {
@@ -99,6 +105,7 @@ impl Prover {
         let looked_through: Vec<_> = fresh.iter().filter(|s| !s.noscan).map(|s| (s.base, s.bytes)).collect();
         marker.ranges(memory, &looked_through)?;
         evidence.roots.fresh_spans = fresh.len() as u64;
+        evidence.roots.fresh_objects = marker.settle_free(&still_free(memory, &marker.table, &now)?);
         let Standings { goroutines: later, unknown } = self.engine.standings(memory)?;
         if unknown > 0 {
             return Ok(None);
@@ -277,15 +284,30 @@ pub(super) fn let_run(
     Ok(())
 }
 
+/// Objects that are free, of spans that are what they were when the pass began.
+fn still_free(memory: &dyn ReadMemory, table: &Table, now: &Spans) -> Result<Bits, HeapError> {
+    let free = Bits::new(table.objects);
+    let same = |s: &Span| {
+        let n = table.entries.partition_point(|e| e.span.base < s.base);
+        table.entries.get(n).filter(|e| is_same(&e.span, s)).map(|e| (*s, e.first))
+    };
+    let spans: Vec<(Span, u64)> = now.objects.iter().filter_map(same).collect();
+    free::each(memory, &spans, |first, n| {
+        free.set(first + u64::from(n));
+    })?;
+    Ok(free)
+}
+
+fn is_same(old: &Span, new: &Span) -> bool {
+    let of = |s: &Span| (s.base, s.bytes, s.size, s.count, s.noscan);
+    of(old) == of(new)
+}
+
 /// Spans that were not there when the pass began, or were something else.
 fn fresh(table: &Table, now: &Spans) -> Vec<Span> {
     let known = |s: &Span| {
         let n = table.entries.partition_point(|e| e.span.base < s.base);
-        table.entries.get(n).is_some_and(|e| {
-            let old = e.span;
-            (old.base, old.bytes, old.size, old.count, old.noscan)
-                == (s.base, s.bytes, s.size, s.count, s.noscan)
-        })
+        table.entries.get(n).is_some_and(|e| is_same(&e.span, s))
     };
     now.objects.iter().filter(|s| !known(s)).copied().collect()
 }

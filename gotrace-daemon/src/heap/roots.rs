@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Specials of a program that are followed.
-const MAX_SPECIALS: usize = 1 << 24;
+const MAX_SPECIALS: usize = 1 << 22;
 /// Bytes of a block of finalizers or cleanups (`runtime/mfinal.go`, `runtime/mcleanup.go`).
 const BLOCK: u64 = 4096;
 /// Blocks that are followed.
@@ -48,7 +48,8 @@ pub(super) fn specials(
     marker: &Marker,
 ) -> Result<Specials, ProcessError> {
     let mut found = Specials::default();
-    let mut budget = MAX_SPECIALS;
+    // A list that leads back into itself ends there.
+    let mut seen: HashSet<u64, FixedState> = HashSet::default();
     // (special, its span), all lists one step at a time.
     let mut open: Vec<(u64, usize)> = marker
         .table
@@ -67,11 +68,10 @@ pub(super) fn specials(
         let done = pieces.read(memory, &items, 64)?;
         let mut next = open.split_off(done);
         for (i, (_, n)) in open.into_iter().enumerate() {
-            let Some(bytes) = pieces.item(i, len).filter(|_| budget > 0) else {
+            let Some(bytes) = pieces.item(i, len).filter(|_| seen.len() < MAX_SPECIALS) else {
                 found.cut += 1;
                 continue;
             };
-            budget -= 1;
             let (following, offset, kind) = layout.special(bytes);
             let rest = bytes.get(layout.special_rest()..).unwrap_or_default();
             let entry = &marker.table.entries[n];
@@ -96,7 +96,7 @@ pub(super) fn specials(
                 }
                 SpecialKind::Other => {}
             }
-            if following > 0xffff && following.is_multiple_of(8) {
+            if following > 0xffff && following.is_multiple_of(8) && seen.insert(following) {
                 next.push((following, n));
             }
         }

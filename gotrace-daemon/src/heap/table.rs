@@ -152,7 +152,16 @@ mod tests {
     use super::*;
 
     fn span(base: u64, pages: u64, size: u64, count: u32) -> Span {
-        Span { base, bytes: pages * PAGE, size, count, noscan: false, specials: 0 }
+        Span {
+            base,
+            bytes: pages * PAGE,
+            size,
+            count,
+            noscan: false,
+            specials: 0,
+            free_index: count,
+            alloc_bits: 0,
+        }
     }
 
     #[test]

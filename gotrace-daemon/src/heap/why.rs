@@ -24,6 +24,8 @@ const MAX_STEPS: usize = 256;
 const MAX_OBJECTS: usize = 1 << 22;
 /// Memory is looked through in parts of this many bytes.
 const PART: u64 = 1 << 16;
+/// A longer stack is looked through whole.
+const MAX_FOLLOWED: u64 = 1 << 20;
 
 /// Where a chain begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,8 +49,6 @@ pub enum Holder {
         address: u64,
         /// The frame that holds it; `None` where it runs, or the stack could not be followed.
         frame: Option<StackFrame>,
-        /// Whether the goroutine itself waits for another one.
-        waits: bool,
     },
     /// The runtime's record of a goroutine: a deferred call, or the like.
     Goroutine {
@@ -68,6 +68,8 @@ pub struct Link {
     pub size: u64,
     /// How far into the object that which refers to it points.
     pub entered_at: u64,
+    /// What refers to it is not the object before, but a goroutine that waits on that, and its frame.
+    pub through: Option<(u64, Option<StackFrame>)>,
 }
 
 /// What holds an object.
@@ -99,6 +101,8 @@ pub enum Why {
 struct Step {
     next: Option<Place>,
     entered_at: u64,
+    /// Goroutine and frame, where it is not the object itself that refers to the next.
+    through: Option<(u64, Option<StackFrame>)>,
 }
 
 impl Prover {
@@ -154,14 +158,12 @@ impl Prover {
         };
         // The runtime's records of those that wait, and their `g`s.
         let mut records: HashSet<u64, FixedState> = HashSet::default();
-        let mut waiting: HashMap<u64, bool, FixedState> = HashMap::default();
+        let mut waiting: HashMap<u64, Vec<Place>, FixedState> = HashMap::default();
         for c in &self.candidates {
             let all = c.records.iter().chain([&c.g]);
             records.extend(all.filter_map(|&a| Some(number(marker.table.find(a)?))));
-            let same = c.waits_on.iter().any(|&a| {
-                marker.table.find(a).is_some_and(|p| sought.iter().any(|&(s, _)| number(s) == number(p)))
-            });
-            waiting.insert(c.goid, same);
+            let on = c.waits_on.iter().filter_map(|&a| marker.table.find(a)).filter(|&p| marker.has(p));
+            waiting.insert(c.goid, on.collect());
         }
         let gs: HashMap<u64, u64, FixedState> = marked
             .others
@@ -171,14 +173,14 @@ impl Prover {
             .collect();
         let mut now: Vec<Place> = sought.iter().map(|&(p, _)| p).collect();
         for &(place, entered_at) in sought {
-            steps.insert(number(place), Step { next: None, entered_at });
+            steps.insert(number(place), Step { next: None, entered_at, through: None });
         }
         for _ in 0..MAX_STEPS {
             let bits = front(&now);
             let holds = |word: u64| marker.table.find(word).filter(|&p| bits.has(number(p)));
             let found = match variables(memory, &marked.modules, &holds)? {
                 Some(found) => Some(found),
-                None => self.on_stacks(memory, &marked.others, goid, &waiting, &holds)?,
+                None => self.on_stacks(memory, &marked.others, &waiting, &holds)?,
             };
             if let Some((holder, word)) = found {
                 return Ok(chain(marker, &steps, holder, word));
@@ -192,12 +194,29 @@ impl Prover {
                 }
                 if steps.len() < MAX_OBJECTS && !steps.contains_key(&number(referrer)) {
                     let entered_at = word - marker.table.object(held).0;
-                    steps.insert(number(referrer), Step { next: Some(held), entered_at });
+                    steps.insert(number(referrer), Step { next: Some(held), entered_at, through: None });
                     next.push(referrer);
                 }
             })?;
             if let Some((holder, word)) = by_goroutine {
                 return Ok(chain(marker, &steps, holder, word));
+            }
+            // A goroutine that waits refers to what its stack has, and is reached by what it waits on.
+            for standing in marked.others.iter().filter(|s| s.goid != goid) {
+                let Some(on) = waiting.get(&standing.goid) else { continue };
+                let fresh: Vec<Place> =
+                    on.iter().copied().filter(|&p| !steps.contains_key(&number(p))).collect();
+                if fresh.is_empty() {
+                    continue;
+                }
+                let Some((address, word)) = self.on_stack(memory, standing, &holds)? else { continue };
+                let Some(held) = holds(word) else { continue };
+                let through = Some((standing.goid, self.engine.frame_at(memory, standing, address)?));
+                let entered_at = word - marker.table.object(held).0;
+                for place in fresh {
+                    steps.insert(number(place), Step { next: Some(held), entered_at, through });
+                    next.push(place);
+                }
             }
             if next.is_empty() {
                 let Some(&last) = now.first() else { return Ok(None) };
@@ -208,35 +227,51 @@ impl Prover {
         Ok(None)
     }
 
-    /// A word on a stack, of one that waits for nobody where there is one. Not that of the goroutine itself,
-    /// nor of others that wait on the same.
+    /// A word that holds something, on the stack of a goroutine that waits for nobody.
     fn on_stacks(
         &mut self,
         memory: &dyn ReadMemory,
         goroutines: &[Standing],
-        goid: u64,
-        waiting: &HashMap<u64, bool, FixedState>,
+        waiting: &HashMap<u64, Vec<Place>, FixedState>,
         holds: &dyn Fn(u64) -> Option<Place>,
     ) -> Result<Option<(Holder, u64)>, HeapError> {
-        let mut second = None;
-        for standing in goroutines.iter().filter(|s| s.goid != goid && !s.system) {
-            let waits = waiting.get(&standing.goid).copied();
-            if waits == Some(true) || waits.is_some() && second.is_some() {
-                continue;
+        for standing in goroutines.iter().filter(|s| !waiting.contains_key(&s.goid) && !s.system) {
+            if let Some((address, word)) = self.on_stack(memory, standing, holds)? {
+                let frame = self.engine.frame_at(memory, standing, address)?;
+                return Ok(Some((Holder::Stack { goid: standing.goid, address, frame }, word)));
             }
-            let (lo, hi) = standing.stack;
-            let from = standing.sp.unwrap_or(lo) & !7;
-            let Some((address, word)) = first_word(memory, from, hi.saturating_sub(from), holds)? else {
-                continue;
-            };
-            let frame = self.engine.frame_at(memory, standing, address)?;
-            let holder = Holder::Stack { goid: standing.goid, address, frame, waits: waits.is_some() };
-            if waits.is_none() {
-                return Ok(Some((holder, word)));
-            }
-            second = Some((holder, word));
         }
-        Ok(second)
+        Ok(None)
+    }
+
+    /// The first word on a goroutine's stack that holds something, and its address.
+    fn on_stack(
+        &mut self,
+        memory: &dyn ReadMemory,
+        standing: &Standing,
+        holds: &dyn Fn(u64) -> Option<Place>,
+    ) -> Result<Option<(u64, u64)>, HeapError> {
+        let (lo, hi) = standing.stack;
+        let from = standing.sp.unwrap_or(lo) & !7;
+        let len = hi.saturating_sub(from);
+        if standing.sp.is_none() || len > MAX_FOLLOWED {
+            return Ok(first_word(memory, from, len, holds)?);
+        }
+        let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+        if !memory.read_at(from, &mut bytes)? {
+            return Ok(None);
+        }
+        let mut found = None;
+        let begin = bytes.as_ptr().addr();
+        self.engine.used_words(&mut self.maps, standing, &bytes, &mut |words| {
+            for chunk in words.chunks_exact(8) {
+                let word = word_at(chunk, 0);
+                if found.is_none() && holds(word).is_some() {
+                    found = Some((from + (chunk.as_ptr().addr() - begin) as u64, word));
+                }
+            }
+        });
+        Ok(found)
     }
 }
 
@@ -244,13 +279,14 @@ impl Prover {
 fn chain(marker: &Marker, steps: &HashMap<u64, Step, FixedState>, holder: Holder, word: u64) -> Option<Path> {
     let mut place = marker.table.find(word)?;
     let mut entered_at = word - marker.table.object(place).0;
+    let mut through = None;
     let mut links = Vec::new();
     while links.len() <= MAX_STEPS {
         let (address, size) = marker.table.object(place);
-        links.push(Link { address, size, entered_at });
+        links.push(Link { address, size, entered_at, through });
         let step = steps.get(&marker.table.number(place))?;
         let Some(next) = step.next else { return Some(Path { holder, links }) };
-        entered_at = step.entered_at;
+        (entered_at, through) = (step.entered_at, step.through);
         place = next;
     }
     None

@@ -77,9 +77,10 @@ func inData(wake func()) {
 	later(func() { data.wake[n]() })
 }
 
+// Fills its size class, so that no rest of an older object is behind it.
 type node struct {
 	next *node
-	pad  [3]uint64
+	pad  [4]uint64
 	wake func()
 }
 
@@ -93,16 +94,11 @@ func inList(wake func()) {
 	}
 	tail.next = head
 	head = first
-	if head.next == nil {
-		panic("no list")
-	}
 	later(func() {
-		n := 0
 		for at := head; at != nil; at = at.next {
 			if at.wake != nil {
 				at.wake()
 				at.wake = nil
-				n++
 			}
 		}
 	})

@@ -62,6 +62,7 @@ fn pass(n: usize, e: &PassEvidence) -> Value {
             "specials_cut": r.specials_cut,
             "blocks": r.blocks,
             "fresh_spans": r.fresh_spans,
+            "fresh_objects": r.fresh_objects,
             "goroutines_again": r.goroutines_again,
         },
         "reached_objects": e.reached_objects,

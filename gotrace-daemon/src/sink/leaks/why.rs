@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::values::{line, place};
 use crate::{
     heap::{Holder, Link, Path, Why},
-    snapshot::Names,
+    snapshot::{Names, StackFrame},
 };
 
 /// The schema of the JSON line.
@@ -48,6 +48,9 @@ pub fn text(out: &mut impl Write, answer: Answer<'_>, names: &mut Names) -> io::
         writeln!(out)?;
         writeln!(out, "    {}", holder(answer, &path.holder, names))?;
         for (n, link) in path.links.iter().enumerate() {
+            if let Some((goid, frame)) = &link.through {
+                writeln!(out, "    .. on which waits {}", stack(*goid, frame.as_ref(), names))?;
+            }
             let last = n + 1 == path.links.len();
             let what = if last { "what it waits on" } else { "object" };
             writeln!(out, "    -> {}", object(link, what))?;
@@ -99,7 +102,13 @@ pub fn dot(out: &mut impl Write, answer: Answer<'_>, names: &mut Names) -> io::R
             for (n, link) in path.links.iter().enumerate() {
                 let label = format!("{:#x}, {} bytes", link.address, link.size);
                 writeln!(out, "  n{} [label={}, shape=ellipse];", n + 1, quoted(&label))?;
-                writeln!(out, "  n{n} -> n{};", n + 1)?;
+                let Some((goid, frame)) = &link.through else {
+                    writeln!(out, "  n{n} -> n{};", n + 1)?;
+                    continue;
+                };
+                let label = stack(*goid, frame.as_ref(), names);
+                writeln!(out, "  g{n} [label={}];", quoted(&label))?;
+                writeln!(out, "  g{n} -> n{n} [style=dashed, label=\"waits\"];\n  g{n} -> n{};", n + 1)?;
             }
             writeln!(out, "  asked -> n{} [style=dashed, label=\"waits\"];", path.links.len())?;
         }
@@ -134,13 +143,17 @@ fn sentence(answer: Answer<'_>, names: &mut Names) -> String {
                 2 => "leads to what it waits on through one object".to_owned(),
                 n => format!("leads to what it waits on through {} objects", n - 1),
             };
-            let waits = match path.holder {
-                Holder::Stack { goid, waits: true, .. } => {
-                    format!("; goroutine {goid} itself waits for another one")
-                }
-                _ => String::new(),
+            let others: Vec<String> = path
+                .links
+                .iter()
+                .filter_map(|l| Some(format!("goroutine {}", l.through.as_ref()?.0)))
+                .collect();
+            let by = match others.len() {
+                0 => String::new(),
+                1 => format!(", and through {}, which itself waits", others.concat()),
+                _ => format!(", and through {}, which themselves wait", others.join(" and ")),
             };
-            format!("{} {through}{waits}", holder(answer, &path.holder, names))
+            format!("{} {through}{by}", holder(answer, &path.holder, names))
         }
         Why::Held(None) => {
             "what it waits on is reached, but the way there had changed before it was found".into()
@@ -168,22 +181,21 @@ fn holder(answer: Answer<'_>, holder: &Holder, names: &mut Names) -> String {
                 format!("variable at {address:#x} ({kind}{of} +{offset:#x})")
             }
         },
-        Holder::Stack { goid, frame, .. } => {
-            let mut place = None;
-            if let Some(frame) = frame {
-                let stack = names.stack(std::slice::from_ref(frame));
-                place = stack.first().map(|f| {
-                    let file = f.frame.file.rsplit('/').next().unwrap_or_default();
-                    format!("{} ({file}:{})", f.frame.function, f.frame.line)
-                });
-            }
-            match place {
-                Some(place) => format!("goroutine {goid} in {place}"),
-                None => format!("the stack of goroutine {goid}"),
-            }
-        }
+        Holder::Stack { goid, frame, .. } => stack(*goid, frame.as_ref(), names),
         Holder::Goroutine { goid } => format!("goroutine {goid}, by a deferred call or the like"),
         Holder::Runtime => "the runtime, for a finalizer, a cleanup or a weak pointer,".into(),
+    }
+}
+
+/// A goroutine, and where it stands if that is known.
+fn stack(goid: u64, frame: Option<&StackFrame>, names: &mut Names) -> String {
+    let stack = frame.map(|f| names.stack(std::slice::from_ref(f))).unwrap_or_default();
+    match stack.first() {
+        Some(f) => {
+            let file = f.frame.file.rsplit('/').next().unwrap_or_default();
+            format!("goroutine {goid} in {} ({file}:{})", f.frame.function, f.frame.line)
+        }
+        None => format!("the stack of goroutine {goid}"),
     }
 }
 
@@ -191,6 +203,11 @@ fn object(link: &Link, what: &str) -> String {
     let inside =
         if link.entered_at == 0 { String::new() } else { format!(", entered at +{}", link.entered_at) };
     format!("{:#x}  {what}, {} bytes{inside}", link.address, link.size)
+}
+
+fn frame_value(frame: Option<&StackFrame>, names: &mut Names) -> Value {
+    let stack = frame.map(|f| names.stack(std::slice::from_ref(f))).unwrap_or_default();
+    place(stack.first().map(|f| f.frame))
 }
 
 fn path_value(answer: Answer<'_>, path: &Path, names: &mut Names) -> Value {
@@ -205,27 +222,24 @@ fn path_value(answer: Answer<'_>, path: &Path, names: &mut Names) -> Value {
             "section": if *has_value { "data" } else { "bss" },
             "section_offset": offset,
         }),
-        Holder::Stack { goid, address: at, frame, waits } => {
-            let mut frames = Vec::new();
-            if let Some(frame) = frame {
-                frames =
-                    names.stack(std::slice::from_ref(frame)).iter().map(|f| place(Some(f.frame))).collect();
-            }
-            json!({
-                "kind": "stack",
-                "goid": goid,
-                "address": address(*at),
-                "frame": frames.into_iter().next(),
-                "waits": waits,
-            })
-        }
+        Holder::Stack { goid, address: at, frame } => json!({
+            "kind": "stack",
+            "goid": goid,
+            "address": address(*at),
+            "frame": frame_value(frame.as_ref(), names),
+        }),
         Holder::Goroutine { goid } => json!({"kind": "goroutine", "goid": goid}),
         Holder::Runtime => json!({"kind": "runtime"}),
     };
     let objects: Vec<Value> = path
         .links
         .iter()
-        .map(|l| json!({"address": address(l.address), "size": l.size, "entered_at": l.entered_at}))
+        .map(|l| {
+            let through = l.through.as_ref().map(|(goid, frame)| {
+                json!({"goid": goid, "frame": frame_value(frame.as_ref(), names)})
+            });
+            json!({"address": address(l.address), "size": l.size, "entered_at": l.entered_at, "through": through})
+        })
         .collect();
     json!({"root": root, "objects": objects})
 }

@@ -1,0 +1,160 @@
+//! Proof of leak against the truth: every goroutine that is leaked by the program's own account, and none that
+//! is healthy, is called unreachable, on every version of Go, in stripped programs; on Go 1.27 the runtime's own
+//! profile agrees. Nothing is refuted on real servers at work. Needs root, `go`, and the servers where
+//! `cargo xtask setup` puts them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use gotrace_tests::{
+    gobuild::{Arch, CORNER_VERSIONS, Mode, VERSIONS, build, minor},
+    gotrace::privileged,
+    leaks::{json, leaks},
+    patterns::Patterns,
+    server::Server,
+    soak::{etcd_load, prometheus_load, soak},
+};
+use serde_json::Value;
+
+/// How often a pattern may be missed, in fresh processes: every word of a heap object may be a pointer, and what is
+/// left of an older object behind a newer one may hold a channel by chance.
+const TRIES: usize = 4;
+/// Of the leaked goroutines of a process, at least so many in a hundred are found at once.
+const LEAST: usize = 75;
+/// How long each server works.
+const WORK: Duration = Duration::from_secs(25);
+
+/// Patterns that the runtime's own profile does not see: the value that is being sent lies in the closure that holds
+/// the channel, and the runtime takes in where a value to be sent lies (`sudog.elem`).
+const UNSEEN_BY_RUNTIME: [&str; 2] = ["fan-in", "first response wins"];
+
+/// Goids of all findings with the verdict, and the last line.
+fn unreachable(pid: u32) -> (BTreeSet<u64>, Value) {
+    let output = leaks(pid, &["--format", "json", "--fail-on", "unreachable"]).expect("gotrace runs");
+    let lines = json(&output).expect("JSON");
+    let goids: BTreeSet<u64> = lines
+        .iter()
+        .filter(|l| l["verdict"] == "unreachable")
+        .flat_map(|l| l["goids"].as_array().expect("goids"))
+        .map(|g| g.as_u64().expect("a goid"))
+        .collect();
+    assert_eq!(output.status.code(), Some(if goids.is_empty() { 0 } else { 10 }));
+    (goids, lines.last().expect("a summary")["summary"].clone())
+}
+
+/// One process: nobody but the leaked is called unreachable, and the healthy really can be woken. Gives the patterns
+/// of which a goroutine was missed, by gotrace or by the runtime's own profile.
+fn judge(version: &str, mode: Mode, rotate: usize) -> BTreeMap<String, usize> {
+    let name = format!("Go {version} {}, rotated by {rotate}", mode.name());
+    let program = build("leakpatterns", version, mode, Arch::HOST).expect("it builds");
+    let mut patterns = Patterns::start(&program, rotate).expect("it starts");
+    let kinds: BTreeSet<&String> = patterns.leaked.values().collect();
+    let twins: BTreeSet<&String> = patterns.healthy.values().collect();
+    assert!(kinds.len() >= 60 && twins.len() >= 65, "{name}: {} and {}", kinds.len(), twins.len());
+
+    let (found, summary) = unreachable(patterns.pid());
+    let wrong: Vec<_> = found
+        .iter()
+        .filter(|g| !patterns.leaked.contains_key(g))
+        .map(|g| (g, patterns.healthy.get(g)))
+        .collect();
+    assert!(wrong.is_empty(), "{name}: called unreachable, and can run: {wrong:?}");
+    assert_eq!(summary["proof"]["refuted"], 0, "{name}: {summary}");
+    let mut missed = BTreeMap::new();
+    for (_, pattern) in patterns.leaked.iter().filter(|(g, _)| !found.contains(g)) {
+        *missed.entry(pattern.clone()).or_insert(0) += 1;
+    }
+    println!(
+        "{name}: {} of {} leaked goroutines found, missed {missed:?}",
+        found.len(),
+        patterns.leaked.len()
+    );
+    assert!(found.len() * 100 >= patterns.leaked.len() * LEAST, "{name}: missed {missed:?}");
+
+    match patterns.profile().expect("it answers") {
+        None => assert!(minor(version) < 27, "{name} has a profile of its own"),
+        Some(profile) => {
+            let more: Vec<_> = profile.iter().filter(|g| !patterns.leaked.contains_key(g)).collect();
+            assert!(more.is_empty(), "{name}: the runtime calls leaked what can be woken: {more:?}");
+            let seen = |p: &&String| !UNSEEN_BY_RUNTIME.contains(&p.as_str());
+            for (_, pattern) in patterns.leaked.iter().filter(|(g, p)| seen(p) && !profile.contains(g)) {
+                // By chance, too: it stops some goroutines where it has to take in every word.
+                *missed.entry(format!("{pattern} (by the runtime itself)")).or_insert(0) += 1;
+            }
+            let agreed =
+                patterns.leaked.iter().filter(|(g, p)| seen(p) && found.contains(g) == profile.contains(g));
+            println!("{name}: the runtime's own profile has {}; {} agree", profile.len(), agreed.count());
+        }
+    }
+    let left = patterns.release().expect("it answers");
+    assert!(left.is_empty(), "{name}: healthy by the account, and could not be woken: {left:?}");
+    missed
+}
+
+/// Every pattern is found whole in one of a few processes, and by the runtime's own profile, where it has one.
+fn judge_until_found(version: &str, mode: Mode, rotate: usize) {
+    let mut open: Option<BTreeSet<String>> = None;
+    for n in 0..TRIES {
+        let missed: BTreeSet<String> = judge(version, mode, rotate + 9 * n).into_keys().collect();
+        let still = match open {
+            None => missed,
+            Some(open) => open.intersection(&missed).cloned().collect(),
+        };
+        if still.is_empty() {
+            return;
+        }
+        open = Some(still);
+    }
+    panic!("Go {version} {}: never found whole: {open:?}", mode.name());
+}
+
+#[test]
+fn every_pattern_in_every_version_and_no_twin() {
+    if !privileged("live_proof") {
+        return;
+    }
+    for (n, version) in VERSIONS.into_iter().enumerate() {
+        judge_until_found(version, Mode::Stripped, 3 * n);
+    }
+}
+
+#[test]
+fn every_pattern_in_other_modes_and_no_twin() {
+    if !privileged("live_proof") {
+        return;
+    }
+    for (n, version) in CORNER_VERSIONS.into_iter().enumerate() {
+        for (m, mode) in [Mode::Plain, Mode::PieStripped, Mode::Cgo, Mode::NoInline].into_iter().enumerate() {
+            judge_until_found(version, mode, 4 * n + m);
+        }
+    }
+}
+
+/// Each of the ways to hold something, with each pattern, on the newest version.
+#[test]
+fn no_twin_however_it_is_held() {
+    if !privileged("live_proof") {
+        return;
+    }
+    for rotate in 0..13 {
+        judge("1.27.3", Mode::Stripped, 2 * rotate + 1);
+    }
+}
+
+#[test]
+fn nothing_is_refuted_on_real_servers_at_work() {
+    if !privileged("live_proof") {
+        return;
+    }
+    let etcd = Server::etcd().expect("etcd starts");
+    let worked = soak(&etcd, WORK, etcd_load).expect("nothing is refuted");
+    println!("etcd: {worked:?}");
+    assert!(worked.passes >= 10 && worked.answered > 500 && worked.candidates > 20, "{worked:?}");
+    drop(etcd);
+    let prometheus = Server::prometheus().expect("prometheus starts");
+    let worked = soak(&prometheus, WORK, prometheus_load).expect("nothing is refuted");
+    println!("prometheus: {worked:?}");
+    assert!(worked.passes >= 10 && worked.answered > 500 && worked.candidates > 10, "{worked:?}");
+}
