@@ -12,6 +12,7 @@ mod error;
 mod node;
 mod probes;
 mod programs;
+mod proofs;
 mod report;
 mod scout;
 mod seed;
@@ -22,7 +23,6 @@ mod traced;
 use std::{
     os::fd::BorrowedFd,
     sync::Arc,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -33,7 +33,7 @@ use crate::{
     eventlog::EventLog,
     kernel::{self, HitCost},
     level::Level,
-    process::{Clock, ProcessError, Target, descends_from},
+    process::{Clock, ProcessError, Target, descends_from, wait_for_any},
     sink::{
         model::{Interval, Span, Summary},
         otlp::Exporter,
@@ -44,6 +44,7 @@ pub use budget::{Budget, FLOOR_NS_PER_SECOND, Step};
 pub use config::{Engine, Follow, LineConfig, Stop};
 pub use error::LineError;
 pub use node::{Control, NodeState, Observer, ProcessEvent};
+pub use proofs::ProofPace;
 pub use scout::Counts;
 pub use traced::Traced;
 
@@ -83,6 +84,8 @@ pub struct Line {
     root_pid: Option<u32>,
     programs: Programs,
     workers: Workers,
+    /// Makes proofs of leak; apart, as a pass takes long.
+    provers: Workers,
     /// `None` unless all of the node is traced.
     node: Option<Node>,
     spending: Spending,
@@ -115,7 +118,8 @@ impl Line {
             },
         };
         let workers = if config.follow == Follow::Node { SNAPSHOT_WORKERS } else { 1 };
-        let workers = Workers::start(workers).map_err(LineError::Ring)?;
+        let workers = Workers::start("gotrace-snapshot", workers).map_err(LineError::Ring)?;
+        let provers = Workers::start("gotrace-proof", usize::from(config.proofs.is_some()));
         Ok(Self {
             config,
             probes,
@@ -129,6 +133,7 @@ impl Line {
             root_pid: None,
             programs: Programs::default(),
             workers,
+            provers: provers.map_err(LineError::Ring)?,
             node: None,
             spending: Spending::default(),
             drained: 0,
@@ -245,6 +250,7 @@ impl Line {
             let busy = self.drain()? == DRAIN_LIMIT;
             let now = Instant::now();
             at_once = self.tend_snapshots(now, !busy)?;
+            self.tend_proofs(now);
             if self.probes.is_none() && self.node.is_none() {
                 // What there is to be said comes with each snapshot.
                 self.report(Traced::take_fresh, report);
@@ -292,6 +298,18 @@ impl Line {
         Ok(at_once)
     }
 
+    /// Looks after everybody's proofs of leak, and tells what is new.
+    fn tend_proofs(&mut self, now: Instant) {
+        for traced in &mut self.traced {
+            for record in traced.tend_proofs(now, &self.config, &self.provers) {
+                tracing::warn!(pid = traced.pid(), "{}", record.body);
+                if let Some(exporter) = &self.exporter {
+                    exporter.log(&Arc::new(record));
+                }
+            }
+        }
+    }
+
     /// Until the ring wants to be read, on a node also until a process ends, or the time is over. Whether
     /// one has ended.
     fn wait(&self, time: Duration) -> Result<bool, LineError> {
@@ -301,10 +319,7 @@ impl Line {
         };
         match &self.probes {
             Some(probes) => probes.ring.wait(time, &ends).map_err(LineError::Ring),
-            None => {
-                thread::sleep(time);
-                Ok(true)
-            }
+            None => wait_for_any(&ends, time).map_err(LineError::Ring),
         }
     }
 

@@ -100,7 +100,7 @@ pub(crate) fn ring_bytes(text: &str) -> Result<u32, String> {
 }
 
 /// `65536`, `50M`, `1G`; more than 0.
-pub(super) fn bytes(text: &str) -> Result<u64, String> {
+pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     let (number, unit) = match text.char_indices().last() {
         Some((at, 'K' | 'k')) => (&text[..at], 1 << 10),
         Some((at, 'M' | 'm')) => (&text[..at], 1 << 20),

@@ -120,6 +120,8 @@ pub fn interval(resource: &Arc<Resource>) -> Interval {
         snapshots: Histogram::default(),
         engine: "events",
         level: "waits",
+        leaks: Vec::new(),
+        leaks_refuted: 0,
         probe_cost_share: None,
     }
 }

@@ -4,6 +4,8 @@
 
 use std::{process::Command, thread, time::Duration};
 
+use serde_json::Value;
+
 use gotrace_tests::{
     daemon::{Daemon, Metrics, Place, Program, of},
     export::Export,
@@ -152,7 +154,9 @@ fn a_changed_configuration_is_taken_without_losing_what_is_known() {
 fn a_storm_is_brought_within_the_budget_and_what_was_lowered_is_restored() {
     let Some(place) = place() else { return };
     let (mut storm, mut calm) = (start(&place, "shop"), start(&place, "till"));
-    let daemon = Daemon::start(&place.config("level: full", ""), &["--budget", "5%"]).expect("it starts");
+    let export = place.path().join("export.jsonl");
+    let config = place.config("level: full", &format!("otlp: {{export: {}}}\n", export.display()));
+    let daemon = Daemon::start(&config, &["--budget", "5%"]).expect("it starts");
     until(&daemon, "both are traced", |m| m.has(storm.pid()) && m.has(calm.pid()));
     storm.say("pingpong 12s").expect("it listens");
     let lowered = until(&daemon, "the storm's level is lowered", |m| m.is_at(storm.pid(), "lifecycle"));
@@ -183,6 +187,11 @@ fn a_storm_is_brought_within_the_budget_and_what_was_lowered_is_restored() {
     let count = storm.count("churn 100 1s").expect("it churns");
     until(&daemon, "its goroutines are seen again", |m| m.churned(storm.pid()) == count as f64);
     assert!(daemon.said().contains("level changed"), "{}", daemon.said());
+    daemon.finish().expect("it ends");
+    let text = std::fs::read_to_string(&export).expect("an export");
+    let records: Vec<&str> = text.lines().filter(|l| l.contains("\"gotrace.level.changed\"")).collect();
+    assert!(records.len() >= 2 && records[0].contains("resourceLogs"), "down and up: {records:?}");
+    assert!(records[0].contains("level lifecycle instead of full"), "{}", records[0]);
 }
 
 #[test]
@@ -266,4 +275,43 @@ fn where_nothing_tells_of_new_processes_they_are_looked_for() {
     said(&format!("the process ended pid={pid} "));
     let (status, _, said) = daemon.finish().expect("it ends");
     assert!(status.success(), "{status}: {said}");
+}
+
+#[test]
+fn top_shows_every_process_in_lines_and_as_json() {
+    let Some(place) = place() else { return };
+    let (mut shop, till) = (start(&place, "shop"), start(&place, "till"));
+    shop.count("park 70").expect("it parks");
+    let config = place.path().join("gotrace.yaml");
+    std::fs::write(&config, place.config("level: waits", "")).expect("written");
+    let top = |format: &str| {
+        let output = Command::new(binary().expect("built"))
+            .args(["top", "--interval", "500ms", "--duration", "3s", "--format", format, "--config"])
+            .arg(&config)
+            .output()
+            .expect("it runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let text = top("table");
+    let line = |pid: u32| {
+        let begin = format!("{pid} ");
+        text.lines()
+            .rev()
+            .find(|l| l.trim_start().starts_with(&begin))
+            .unwrap_or_else(|| panic!("{pid} in {text}"))
+    };
+    assert!(line(shop.pid()).contains("shop") && line(shop.pid()).contains("chan receive"), "{text}");
+    assert!(line(till.pid()).contains("till"), "{text}");
+    let json = top("json");
+    let mut lines = json.lines().map(|l| serde_json::from_str::<Value>(l).expect("JSON"));
+    assert_eq!(lines.next().expect("a header")["schema"], "gotrace.top/1");
+    let last = lines.last().expect("an interval");
+    let processes = last["processes"].as_array().expect("processes");
+    assert_eq!(processes.len(), 2, "{last}");
+    let first = &processes[0];
+    assert_eq!(first["pid"], shop.pid(), "most goroutines first");
+    assert!(first["alive"].as_u64() >= Some(70) && first["alive_is_lower_bound"] == false, "{first}");
+    assert!(first["top_wait"]["count"].as_u64() >= Some(70), "{first}");
+    assert_eq!(first["place"], Value::Null);
 }

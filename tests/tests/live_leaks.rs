@@ -42,7 +42,7 @@ fn expected(version: &str, proof: bool) -> Vec<(&'static str, Vec<&'static str>)
 }
 
 /// The verdicts without a proof. Newer programs tell more: from Go 1.21 on who made a goroutine, without
-/// which nobody is called orphaned, and from 1.26 on the addresses of locks.
+/// which nobody is called orphaned.
 fn suspected(version: &str) -> Vec<(&'static str, &'static [&'static str])> {
     let minor = minor(version);
     let mut all: Vec<(&str, &[&str])> = vec![

@@ -20,6 +20,8 @@ mod go_test;
 mod leaks;
 mod man;
 mod output;
+mod surroundings;
+mod top;
 mod trace;
 mod why;
 
@@ -34,6 +36,7 @@ pub use dump_args::{DiffArgs, DumpArgs, DumpFormat};
 pub use error::{CliError, Exit};
 pub use leaks::{GraphFormat, LeaksArgs};
 pub use output::{Stdout, is_broken_pipe};
+pub use top::TopArgs;
 pub use why::{WhyArgs, WhyFormat};
 
 /// Shows and traces the goroutines of running Go programs, from outside
@@ -93,7 +96,8 @@ Examples:
   gotrace why --pid 1234 --goid 51              who holds what a goroutine waits on
   gotrace diff before.json pid:1234             what grew since that dump
   gotrace exec -- ./server --port 8080          from goroutine 1 on
-  gotrace daemon --config gotrace.yaml          all Go programs of the node
+  gotrace top                                   all Go programs of the node
+  gotrace daemon --config gotrace.yaml          the same as an agent: OTLP, Prometheus, rules, budget
   gotrace inspect ./server                      what the binary tells";
 
 /// The subcommands.
@@ -113,6 +117,8 @@ pub enum Command {
     Diff(DiffArgs),
     /// Trace all Go programs of the node, now and as they start: the node agent
     Daemon(DaemonArgs),
+    /// Show all Go processes of the node in one table
+    Top(TopArgs),
     /// Show what a Go binary tells, and where it would be probed
     Inspect(InspectArgs),
     /// Try what this host allows, and say what is missing and what to do
@@ -138,6 +144,7 @@ pub fn run(cli: Cli) -> Result<Exit, CliError> {
         Command::Why(args) => why::run(&args),
         Command::Diff(args) => diff::run(&args),
         Command::Daemon(args) => daemon::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::Inspect(args) => binary::run(args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => completions::run(&args),

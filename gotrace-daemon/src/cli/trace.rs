@@ -11,7 +11,7 @@ use tokio::runtime::Runtime;
 use super::{CliError, Format, TraceArgs, diagnostics::HoldBack, is_broken_pipe};
 use crate::{
     level::Level,
-    pipeline::{Engine, Follow, LeftBehind, Line, LineConfig, LineError, Stop, Traced},
+    pipeline::{Engine, Follow, LeftBehind, Line, LineConfig, LineError, ProofPace, Stop, Traced},
     printable::printable,
     process::ResourceOptions,
     sink::{
@@ -23,6 +23,8 @@ use crate::{
     ui::View,
 };
 
+/// Between two passes over the heap, in durations of a pass: a twentieth of a core at most.
+const PROOF_REST: u32 = 20;
 /// How long the last spans may take to reach the collector.
 const FLUSH_WITHIN: Duration = Duration::from_secs(5);
 
@@ -53,6 +55,12 @@ impl TraceArgs {
             budget: None,
             resource: ResourceOptions { command_args: self.resource_command_args },
             kernel_log_level: self.kernel_log,
+            proofs: (!self.no_proof).then_some(ProofPace {
+                after: self.prove_after,
+                every: self.prove_every,
+                rest: PROOF_REST,
+                max_read_rate: self.max_read_rate,
+            }),
             left_behind,
             record: self.record.clone(),
         }

@@ -4,6 +4,7 @@
 //! field, a value of the wrong kind or out of range is an error that names file, line and column. What is
 //! left out has its default; what flags say wins.
 
+mod metadata;
 mod values;
 
 use std::{
@@ -15,16 +16,19 @@ use std::{
 
 use serde::Deserialize;
 
+pub use metadata::{Asked, Cloud, Metadata};
+
 use crate::{
+    enrich::EnrichConfig,
     level::Level,
-    pipeline::{self, Budget, Follow, LeftBehind, LineConfig},
+    pipeline::{self, Budget, Follow, LeftBehind, LineConfig, ProofPace},
     process::{Pattern, ResourceOptions, Rule, Rules},
     sink::otlp::{
         ConfigError, Environment, ExportConfig, OtlpConfig, OtlpFlags, Temporality,
         config::metric_interval_from_env,
     },
 };
-use values::{Bytes, Share, Span, text};
+use values::{Bytes, Rate, Share, Span, text};
 
 /// Largest configuration file.
 const MAX_BYTES: u64 = 1 << 20;
@@ -41,6 +45,8 @@ pub struct Config {
     pub limits: Limits,
     /// What goes into spans.
     pub spans: Spans,
+    /// Whom to ask about containers, pods and clouds.
+    pub metadata: Metadata,
     /// Where OTLP goes.
     pub otlp: Otlp,
     /// The pages for health and Prometheus.
@@ -177,6 +183,14 @@ pub struct Limits {
     pub goroutines_per_process: usize,
     /// Goroutines of all processes that the kernel side keeps waits of at once, 160 bytes each.
     pub max_goroutines: u32,
+    /// Leaks are proven from the heap where goroutines have waited for others for so long.
+    pub prove_after: Span,
+    /// From the end of one proof of a process to the beginning of the next; 0 for no proofs.
+    pub prove_every: Span,
+    /// A pass over the heap is followed by a rest of so many times its duration; 20: a twentieth of a core.
+    pub proof_rest: u32,
+    /// Bytes of a process's memory that proofs read in a second at most, such as `256M`; `off` for no bound.
+    pub max_read_rate: Rate,
 }
 
 impl Default for Limits {
@@ -186,6 +200,10 @@ impl Default for Limits {
             processes: 64,
             goroutines_per_process: 200_000,
             max_goroutines: 1 << 17,
+            prove_after: Span(Duration::from_secs(600)),
+            prove_every: Span(Duration::from_secs(1800)),
+            proof_rest: 20,
+            max_read_rate: Rate(Some(1 << 28)),
         }
     }
 }
@@ -322,7 +340,7 @@ impl Config {
 
     /// What the types alone do not tell: the field, and what is wrong with it.
     fn check(&self) -> Result<(), (&'static str, String)> {
-        let Self { trace, limits, spans, otlp, http, rules: _ } = self;
+        let Self { trace, limits, spans, otlp, http, rules: _, metadata: _ } = self;
         let within = |field, value: u64, low: u64, high: u64| {
             if (low..=high).contains(&value) {
                 Ok(())
@@ -334,6 +352,7 @@ impl Config {
         within("kernel_log", trace.kernel_log.into(), 0, 5)?;
         within("processes", limits.processes.into(), 1, 4096)?;
         within("goroutines_per_process", limits.goroutines_per_process as u64, 1000, 1 << 26)?;
+        within("proof_rest", limits.proof_rest.into(), 1, 1000)?;
         within("max_goroutines", limits.max_goroutines.into(), 1, 1 << 24)?;
         if trace.interval.0 < Duration::from_millis(100) || trace.interval.0 > Duration::from_secs(3600) {
             return Err(("interval", "interval must be from 100ms to 1h".into()));
@@ -356,6 +375,18 @@ impl Config {
     #[must_use]
     pub fn rules(&self) -> Rules {
         self.rules.rules()
+    }
+
+    /// Whom to ask about what surrounds a process.
+    #[must_use]
+    pub fn enrich(&self) -> EnrichConfig {
+        self.metadata.enrich(&self.rules)
+    }
+
+    /// Whether a rule asks for what surrounds a process.
+    #[must_use]
+    pub fn judges_by_metadata(&self) -> bool {
+        self.rules.include.iter().chain(&self.rules.exclude).any(|rule| !rule.rule().metadata.is_empty())
     }
 
     /// How the line traces.
@@ -383,6 +414,12 @@ impl Config {
             budget: limits.budget.0.map(Budget::of_share),
             resource: ResourceOptions { command_args: spans.resource_command_args },
             kernel_log_level: trace.kernel_log,
+            proofs: (!limits.prove_every.0.is_zero()).then_some(ProofPace {
+                after: limits.prove_after.0,
+                every: limits.prove_every.0,
+                rest: limits.proof_rest,
+                max_read_rate: limits.max_read_rate.0,
+            }),
             left_behind: LeftBehind::Nobody,
             record: None,
         }

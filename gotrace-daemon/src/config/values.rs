@@ -17,6 +17,10 @@ pub struct Span(pub Duration);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bytes(pub u32);
 
+/// Bytes a second: `256M`, or `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate(pub Option<u64>);
+
 /// A share: `1%`, `0.01`, or `off`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Share(pub Option<f64>);
@@ -34,6 +38,17 @@ impl FromStr for Bytes {
 
     fn from_str(text: &str) -> Result<Self, String> {
         units::ring_bytes(text).map(Self)
+    }
+}
+
+impl FromStr for Rate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        units::bytes(text).map(|rate| Self(Some(rate))).map_err(|e| format!("{e}, or off"))
     }
 }
 
@@ -55,7 +70,7 @@ macro_rules! from_text {
     )*};
 }
 
-from_text!(Span, Bytes, Share);
+from_text!(Span, Bytes, Share, Rate);
 
 /// A value by its text; a bare number is text too.
 pub(super) fn text<'de, D, T>(deserializer: D) -> Result<T, D::Error>

@@ -180,6 +180,13 @@ impl Prover {
         &self.evidence
     }
 
+    /// Forgets what passes counted: nobody will ask. What they agree on stays.
+    pub fn drop_evidence(&mut self) {
+        self.evidence = Vec::new();
+        self.candidates = Vec::new();
+        self.last = None;
+    }
+
     /// The candidates of the last pass.
     #[must_use]
     pub fn candidates(&self) -> &[CandidateEvidence] {

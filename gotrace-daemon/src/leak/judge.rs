@@ -276,7 +276,7 @@ pub fn judge(
         );
     }
     let unheld = |m: &Member<'_>| held.0.complete && held.0.unheld.binary_search(&m.goroutine.goid).is_ok();
-    // What a WaitGroup's waiter waits on has no address before Go 1.26, and is a field afterwards.
+    // What a WaitGroup's waiter waits on is a field, and has no address where it was not found in time.
     let group = |m: &Member<'_>| m.is_for_group(snapshot) && outlives_siblings(watch, m);
     for (verdict, kind) in [(Verdict::Stuck, Doubt::Stuck), (Verdict::Orphaned, Doubt::Orphaned)] {
         for place in places.values() {

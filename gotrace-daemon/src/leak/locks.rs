@@ -1,8 +1,7 @@
 //! Goroutines that wait for locks of each other.
 //!
 //! `sync.Mutex` and `sync.RWMutex` record no owner. What can be seen from outside is who waits for which
-//! lock (from Go 1.26 on, when the runtime keeps its address) and whose stack has the address of which
-//! lock. A deadlock is reported where goroutines wait in a circle, each for a lock to which the stack of
+//! lock and whose stack has the address of which lock. A deadlock is reported where goroutines wait in a circle, each for a lock to which the stack of
 //! the next refers, all unmoved for long, and where no goroutine outside of the circle refers to any of
 //! these locks or to a structure around one: then nobody else is left who could unlock them. A lock that
 //! is a global variable is referred to by code, not by stacks, so that it never qualifies.

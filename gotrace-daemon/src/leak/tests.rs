@@ -378,7 +378,7 @@ fn a_waiter_for_a_group_is_stuck_when_nobody_refers_to_it() {
     assert_eq!(names(&verdicts(&still(8, std::slice::from_ref(&waiter)))), [("stuck", 1)]);
     // Main waits for its workers, as main does.
     assert!(verdicts(&still(60, &[g(1, 1, GROUP).by(0).on(0x1000, ObjectKind::WaitGroup)])).is_empty());
-    // Before Go 1.26 there is no address, so that only those that outlive their like are told.
+    // Where there is no address, only those that outlive their like are told.
     let unknown = g(20, 5, GROUP).on(0, ObjectKind::WaitGroup);
     assert!(verdicts(&still(60, std::slice::from_ref(&unknown))).is_empty());
     let looks: Vec<_> = (0..20_u64)

@@ -20,7 +20,7 @@ use super::{
     traced::Traced,
 };
 use crate::{
-    process::{Clock, Identity, Rules, Target},
+    process::{Clock, Identity, Rules, Target, start_ticks},
     sink::model::{Interval, Value},
 };
 
@@ -29,6 +29,8 @@ const TAKEN_AT_ONCE: usize = 4;
 /// Time between two looks whether processes run what they ran, where executions are told, and where not.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 const LOOK_EVERY_WITHOUT_NOTICES: Duration = Duration::from_secs(1);
+/// Processes whose metadata is kept without a look whether they still live.
+const METADATA: usize = 1024;
 /// Time between two states that are shown.
 const SHOW_EVERY: Duration = Duration::from_millis(500);
 /// How long a process that flooded the ring must be calm before it may use all of it again.
@@ -133,6 +135,8 @@ pub(super) struct Node {
     shown: Arc<Shown>,
     next_shown: Instant,
     metadata: BTreeMap<(u32, u64), Metadata>,
+    /// Entries at which those of processes that have ended are looked for.
+    metadata_limit: usize,
     observer: Option<Observer>,
     next_look: Instant,
     pub ended: u64,
@@ -157,6 +161,7 @@ impl Line {
             shown: Arc::clone(&control.shown),
             next_shown: Instant::now(),
             metadata: BTreeMap::new(),
+            metadata_limit: METADATA,
             observer,
             next_look: Instant::now(),
             ended: 0,
@@ -398,6 +403,11 @@ impl Line {
             self.traced.iter_mut().filter(|t| t.pid() == pid && t.target().identity.start_ticks == start)
         {
             traced.learn(&both);
+        }
+        if node.metadata.len() >= node.metadata_limit {
+            // Also of those that are not traced, yet: they may have ended without anybody's notice.
+            node.metadata.retain(|(pid, start), _| start_ticks(*pid) == Some(*start));
+            node.metadata_limit = METADATA.max(node.metadata.len() * 2);
         }
         node.metadata.insert((pid, start), Arc::clone(&both));
         let _ = node.scout.orders.send(Order::Metadata(pid, start, both));

@@ -33,6 +33,7 @@ impl Traced {
         let (born_before, died_before) = self.reported;
         self.reported = (totals.born, totals.died);
         let sites = self.sites(now_ns);
+        let (leaks, leaks_refuted) = self.leaks();
         let interval = Interval {
             resource: Arc::clone(&self.resource),
             pid: self.pid(),
@@ -64,6 +65,8 @@ impl Traced {
             snapshots: self.snapshots.as_ref().map(Snapshots::durations).unwrap_or_default(),
             engine: self.engine(),
             level: self.level_name(),
+            leaks,
+            leaks_refuted,
             probe_cost_share: self.cost.interval(&counters.hits, self.watch.cpu_time_ns(), cost),
         };
         self.reported_ns = now_ns;

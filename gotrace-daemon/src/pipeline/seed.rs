@@ -77,7 +77,7 @@ struct Taken {
     duration_ns: u64,
 }
 
-type Work = Box<dyn FnOnce() + Send>;
+pub(super) type Work = Box<dyn FnOnce() + Send>;
 
 /// Threads that take snapshots, for all processes. They end when nobody has orders any more.
 #[derive(Clone, Debug)]
@@ -90,12 +90,12 @@ impl Workers {
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn start(count: usize) -> std::io::Result<Self> {
+    pub fn start(name: &str, count: usize) -> std::io::Result<Self> {
         let (orders, wanted) = channel::<Work>();
         let wanted = Arc::new(Mutex::new(wanted));
         for _ in 0..count {
             let wanted = Arc::clone(&wanted);
-            thread::Builder::new().name("gotrace-snapshot".into()).spawn(move || {
+            thread::Builder::new().name(name.into()).spawn(move || {
                 loop {
                     let work = wanted.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     let Ok(work) = work else { break };
@@ -105,6 +105,11 @@ impl Workers {
             })?;
         }
         Ok(Self { orders })
+    }
+
+    /// Has this done; whether there is somebody to do it.
+    pub fn order(&self, work: Work) -> bool {
+        self.orders.send(work).is_ok()
     }
 }
 
@@ -158,7 +163,7 @@ impl Snapshots {
             // Refused when the process is not traced any more.
             let _ = results.send((live, taken));
         };
-        self.workers.orders.send(Box::new(work)).is_ok()
+        self.workers.order(Box::new(work))
     }
 
     /// From now on snapshots come in this way. The one that is being taken is thrown away, as it was made

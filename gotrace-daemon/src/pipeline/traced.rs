@@ -16,6 +16,7 @@ use super::{
     behind::Behind,
     cost::ProbeCost,
     programs::{FileKey, Program},
+    proofs::Proofs,
     seed::Snapshots,
     spending::Look,
 };
@@ -23,6 +24,7 @@ use crate::{
     decode::{Event, OpenWait},
     gobin::{Binary, Event as ProbeEvent, Plan, Source},
     ids::ProcessKey,
+    leak::Reason,
     level::Level,
     process::{Clock, GoFacts, Target, Watch, resource},
     sink::model::{GoroutineSpan, Resource, Span, Value, WaitSpan, Waker},
@@ -67,6 +69,9 @@ pub struct Traced {
     pub(super) yet_to_execute: bool,
     expects_execution: bool,
     pub(super) behind: Option<Behind>,
+    /// `None` until they begin, and where nothing can be proven.
+    pub(super) proofs: Option<Proofs>,
+    pub(super) proofs_begun: bool,
     /// Whether births and deaths come from snapshots only.
     pub(super) sampled: bool,
     /// Until the thread that takes snapshots has it.
@@ -172,6 +177,8 @@ impl Traced {
             yet_to_execute: target.is_yet_to_execute(),
             expects_execution: target.is_yet_to_execute(),
             behind,
+            proofs: None,
+            proofs_begun: false,
             sampled,
             live: None,
             snapshots: None,
@@ -430,6 +437,9 @@ impl Traced {
         if let Some(behind) = &mut self.behind {
             behind.begin_waits();
         }
+        if let Some(proofs) = &mut self.proofs {
+            proofs.begin_waits();
+        }
     }
 
     /// Looks at the stacks, if it is to be known who is left behind.
@@ -444,6 +454,11 @@ impl Traced {
     }
 
     pub(super) fn open_wait(&mut self, wait: &OpenWait) {
+        if Reason::from_name(&self.reason(wait.reason)).is_for_others()
+            && let Some(proofs) = &mut self.proofs
+        {
+            proofs.waits(wait.start_ns, wait.time_ns);
+        }
         self.table.apply(&Event::OpenWait(*wait), &mut Vec::new());
     }
 

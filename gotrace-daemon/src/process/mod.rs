@@ -23,15 +23,15 @@ pub use connector::{Connector, Notice};
 pub use error::ProcessError;
 pub use memory::{Memory, Piece, ReadMemory};
 pub use permission::{Obstacle, descends_from};
-pub use privileges::drop_privileges;
-pub use resource::{GoFacts, ProcessFacts, ResourceOptions, resource};
+pub use privileges::{drop_privileges, raise_open_files_limit};
+pub use resource::{GoFacts, ResourceOptions, resource};
 pub use rules::{Facts, Pattern, Rule, Rules};
 pub use signals::Forwarder;
 pub use spawn::{ExecutableKind, SpawnError, Spawned};
 pub use target::{
     Identity, MAX_EXECUTABLE_BYTES, Mapping, Target, age, all_processes, parent_of, start_ticks, usage,
 };
-pub use watch::Watch;
+pub use watch::{Watch, wait_for_any};
 
 /// Whether the kernel that runs is this release or a later one.
 #[must_use]

@@ -4,8 +4,11 @@
 
 use std::io;
 
-use rustix::thread::{
-    CapabilitySet, capabilities, remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
+use rustix::{
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+    thread::{
+        CapabilitySet, capabilities, remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
+    },
 };
 
 /// What is kept, as far as it is there: eBPF programs and maps; probes, for which kernels want SYS_ADMIN
@@ -17,6 +20,15 @@ const KEPT: CapabilitySet = CapabilitySet::BPF
     .union(CapabilitySet::DAC_READ_SEARCH);
 /// And on older kernels: the memory-lock limit before 5.11, the process connector before 6.6.
 const KEPT_OLDER: CapabilitySet = CapabilitySet::SYS_RESOURCE.union(CapabilitySet::NET_ADMIN);
+
+/// Lets this process open as many files as it may: each process that is traced takes five, each file with
+/// probes one a probe.
+pub fn raise_open_files_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "few processes can be traced: the limit of open files cannot be raised");
+    }
+}
 
 /// Drops every other capability for good, and the way to new ones. Returns what is left, in words.
 ///

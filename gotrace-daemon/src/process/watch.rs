@@ -104,6 +104,24 @@ impl Watch {
     }
 }
 
+/// Waits until one of these descriptors can be read (a pidfd: that process has ended), at most `timeout`;
+/// whether one can. Blocks the thread.
+///
+/// # Errors
+/// What poll(2) answers, but for interruptions.
+pub fn wait_for_any(fds: &[BorrowedFd<'_>], timeout: Duration) -> io::Result<bool> {
+    let mut fds: Vec<_> = fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+    let timeout = Timespec {
+        tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: timeout.subsec_nanos().into(),
+    };
+    match poll(&mut fds, Some(&timeout)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(rustix::io::Errno::INTR) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
 fn program(directory: &OwnedFd, pid: u32) -> Result<Program, ProcessError> {
     let stat = read_stat(directory, pid)?;
     let exe = statat(directory, "exe", AtFlags::empty()).map_err(|e| match e {

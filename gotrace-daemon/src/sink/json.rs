@@ -10,7 +10,7 @@ use std::{
 use gotrace_common::Histogram;
 use serde_json::{Value as Json, json};
 
-use super::model::{Interval, Location, Resource, Site, Summary, Value};
+use super::model::{Interval, Leak, Location, Resource, Site, Summary, Value};
 
 /// The schema of these lines.
 pub const SCHEMA: &str = "gotrace.attach/1";
@@ -94,6 +94,8 @@ fn state(interval: &Interval) -> Json {
         "syscall_ns": counted(&interval.syscalls),
         "snapshot_ns": counted(&interval.snapshots),
         "probe_cost_share": interval.probe_cost_share,
+        "leaks": interval.leaks.iter().map(leak).collect::<Vec<_>>(),
+        "leaks_refuted": interval.leaks_refuted,
         "sites": interval.sites.iter().map(|s| site(s, false)).collect::<Vec<_>>(),
     })
 }
@@ -110,6 +112,18 @@ fn site(site: &Site, total: bool) -> Json {
         "lifetime_ns": quantiles(&site.lifetimes),
         "oldest_ns": site.oldest_ns,
         "oldest_is_lower_bound": site.oldest_is_lower_bound,
+    })
+}
+
+fn leak(leak: &Leak) -> Json {
+    json!({
+        "entry": leak.entry.is_known().then(|| location(&leak.entry)),
+        "created_by": leak.created_by.as_deref().map(location),
+        "waits_at": leak.waits_at.as_deref().map(location),
+        "wait_reason": leak.reason,
+        "count": leak.count,
+        "retained_bytes": leak.retained_bytes,
+        "goids": leak.goids,
     })
 }
 

@@ -7,3 +7,4 @@ pub mod model;
 pub mod otlp;
 pub mod prometheus;
 pub mod text;
+pub mod top;

@@ -92,15 +92,17 @@ impl Resource {
         }
     }
 
-    /// The same process with what others know of it (container, pod, cloud). What the process itself
-    /// says, and what was measured, stays; its name gives way where it is only that of its file.
+    /// The same process with what others know of it (container, pod, cloud), which wins over what the
+    /// process says of its surroundings; only its service it names itself, where it is not named by its
+    /// file alone.
     #[must_use]
     pub fn with_metadata(&self, metadata: &BTreeMap<Arc<str>, Value>) -> Self {
         const NAME: &str = "service.name";
         let named_by_file = self.text(NAME) == self.text("process.executable.name");
         let mut both = self.clone();
         for (name, value) in metadata {
-            if !self.attributes.contains_key(name) || (&**name == NAME && named_by_file) {
+            let own = name.starts_with("service.") && self.attributes.contains_key(name);
+            if !own || (&**name == NAME && named_by_file) {
                 both.attributes.insert(Arc::clone(name), value.clone());
             }
         }
@@ -275,9 +277,33 @@ pub struct Interval {
     pub engine: &'static str,
     /// `lifecycle`, `waits` or `full`; `sampled` without events.
     pub level: &'static str,
+    /// Goroutines that can never run again, as proven from the heap, most first.
+    pub leaks: Vec<Leak>,
+    /// Proofs that turned out wrong since attaching: gotrace's errors.
+    pub leaks_refuted: u64,
     /// Estimated cost of the probes as a share of the target's CPU time over the interval: hits times
     /// what calibration found for one. `None` when not known.
     pub probe_cost_share: Option<f64>,
+}
+
+/// Goroutines of one creation site that wait at one place, of which it was proven that they can never run
+/// again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leak {
+    /// Their entry function.
+    pub entry: Arc<Location>,
+    /// The `go` statement; `None` when unknown.
+    pub created_by: Option<Arc<Location>>,
+    /// Where they wait: the first frame outside the runtime and the standard library's waiting primitives.
+    pub waits_at: Option<Arc<Location>>,
+    /// Go's own wait reason.
+    pub reason: Arc<str>,
+    /// How many.
+    pub count: u64,
+    /// Bytes of the heap that they alone keep alive; `None` where that was not found out.
+    pub retained_bytes: Option<u64>,
+    /// Their ids.
+    pub goids: Vec<u64>,
 }
 
 /// A creation site: where goroutines of one kind come from.

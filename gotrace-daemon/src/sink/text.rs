@@ -48,6 +48,7 @@ pub fn interval(out: &mut impl Write, interval: &Interval) -> io::Result<()> {
     if more > 0 {
         writeln!(out, "  and {more} more creation sites")?;
     }
+    leaks(out, interval)?;
     out.flush()
 }
 
@@ -116,6 +117,7 @@ pub fn summary(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
             )?;
         }
     }
+    leaks(out, last)?;
     if last.engine == "snapshot" {
         return snapshots(out, last);
     }
@@ -177,8 +179,39 @@ fn place(location: &Location) -> String {
 
 /// A name comes from a file that may be hostile: it must not steer the terminal.
 
+/// Goroutines that are proven to be leaked.
+fn leaks(out: &mut impl Write, interval: &Interval) -> io::Result<()> {
+    for leak in interval.leaks.iter().take(SITES) {
+        let at = match &leak.waits_at {
+            Some(at) => format!(" in {}", made_at(Some(at))),
+            None => String::new(),
+        };
+        let retained = leak.retained_bytes.map_or_else(String::new, |n| format!(", {n} bytes kept alive"));
+        writeln!(
+            out,
+            "  {:>7} can never run again (proven)  {}  by {}: {}{at}{retained}",
+            leak.count,
+            place(&leak.entry),
+            made_at(leak.created_by.as_ref()),
+            leak.reason,
+        )?;
+    }
+    let more: u64 = interval.leaks.iter().skip(SITES).map(|l| l.count).sum();
+    if more > 0 {
+        writeln!(out, "  {more:>7} more can never run again (proven)")?;
+    }
+    if interval.leaks_refuted > 0 {
+        writeln!(out, "  {} proofs of leak were REFUTED: please report it", interval.leaks_refuted)?;
+    }
+    Ok(())
+}
+
 fn creator(site: &Site) -> String {
-    match &site.created_by {
+    made_at(site.created_by.as_ref())
+}
+
+fn made_at(location: Option<&Arc<Location>>) -> String {
+    match location {
         Some(location) if location.line > 0 => {
             let file = location.file.rsplit('/').next().unwrap_or(&location.file);
             printable(&format!("{} ({file}:{})", location.function, location.line)).into_owned()
@@ -308,6 +341,8 @@ pub(super) mod tests {
             snapshots: empty,
             engine: "events",
             level: "waits",
+            leaks: Vec::new(),
+            leaks_refuted: 0,
             probe_cost_share: None,
         }
     }

@@ -172,7 +172,9 @@ impl Maps {
             if address >= behind || std::mem::replace(&mut self.taken[n], true) {
                 continue;
             }
-            words.extend((first..pointers).step_by(8).map(|a| word(bytes, a.wrapping_sub(sp) as usize)));
+            words.extend(
+                (first..pointers.min(end)).step_by(8).map(|a| word(bytes, a.wrapping_sub(sp) as usize)),
+            );
         }
     }
 }
@@ -184,14 +186,17 @@ mod tests {
     #[test]
     fn objects_are_taken_in_where_something_points_into_them() {
         let stack: Vec<u8> = (0..16_u64).flat_map(|n| (0x1000 + 8 * n).to_le_bytes()).collect();
-        let mut maps = Maps::default();
         // Of three words and two pointers, of one, and one that nothing leads to.
-        maps.objects = vec![(0x1040, 0x1048, 0x1048), (0x1010, 0x1028, 0x1020), (0x1070, 0x1080, 0x1080)];
+        let objects = vec![(0x1040, 0x1048, 0x1048), (0x1010, 0x1028, 0x1020), (0x1070, 0x1080, 0x1080)];
+        let mut maps = Maps { objects, ..Maps::default() };
         // The words before are another stack's.
         let mut words = vec![0x1070, 7, 0x1020];
         maps.take_objects((0x1000, &stack), 1, &mut words);
         assert_eq!(words, [0x1070, 7, 0x1020, 0x1010, 0x1018]);
-        maps.objects[1].2 = u64::MAX;
-        maps.take_objects((0x1000, &[]), 0, &mut vec![0x1020]);
+        // What a table says goes no further than the stack.
+        maps.objects[2].2 = u64::MAX;
+        let mut words = vec![0x1078];
+        maps.take_objects((0x1000, &stack), 0, &mut words);
+        assert_eq!(words, [0x1078, 0x1070, 0x1078]);
     }
 }

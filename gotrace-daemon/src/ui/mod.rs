@@ -8,12 +8,14 @@ mod draw;
 mod format;
 mod input;
 mod state;
+mod top;
 mod view;
 
 use std::{io, os::fd::AsFd as _, time::Duration};
 
 use ratatui::{Terminal, backend::CrosstermBackend};
 
+pub use top::TopView;
 pub use view::View;
 
 use crate::sink::model::Interval;

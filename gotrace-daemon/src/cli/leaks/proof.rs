@@ -118,7 +118,7 @@ impl Proving {
             match self.prover.retained(&memory, &groups) {
                 Ok(found) => retained = found,
                 Err(e) => {
-                    tracing::warn!(pid = self.pid, "what leaked goroutines keep alive is not known: {e}")
+                    tracing::warn!(pid = self.pid, "what leaked goroutines keep alive is not known: {e}");
                 }
             }
         }

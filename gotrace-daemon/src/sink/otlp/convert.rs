@@ -55,6 +55,13 @@ pub(super) const CREATED_BY: PlaceKeys = PlaceKeys {
     line: "gotrace.created_by.line.number",
 };
 
+/// Where goroutines wait.
+pub(super) const WAITS_AT: PlaceKeys = PlaceKeys {
+    function: "gotrace.wait.function.name",
+    file: "gotrace.wait.file.path",
+    line: "gotrace.wait.line.number",
+};
+
 /// An attribute with a text.
 pub(super) fn text(key: &str, value: &str) -> KeyValue {
     attribute(key, any_value::Value::StringValue(value.to_owned()))

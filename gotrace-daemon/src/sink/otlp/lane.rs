@@ -17,7 +17,7 @@ use crate::sink::model::{Interval, LogRecord, Span};
 /// Spans that may wait in one lane (about 20 MB).
 pub const MAX_QUEUED_SPANS: usize = 65_536;
 /// Intervals that may wait in one lane.
-pub(super) const MAX_QUEUED_INTERVALS: usize = 64;
+pub(super) const MAX_QUEUED_INTERVALS: usize = 256;
 /// Log records that may wait in one lane.
 pub(super) const MAX_QUEUED_LOGS: usize = 1024;
 
@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(spans.len(), 40_000);
         assert_eq!(giver.spans(&many), 40_000);
         let interval = Arc::new(samples::interval(&resource, 0, Vec::new()));
-        let taken = (0..100).filter(|_| giver.interval(&interval)).count();
+        let taken = (0..400).filter(|_| giver.interval(&interval)).count();
         assert_eq!(taken, MAX_QUEUED_INTERVALS);
     }
 

@@ -24,11 +24,11 @@ use opentelemetry_proto::tonic::{
 
 use super::{
     config::Temporality,
-    convert::{self, CODE, CREATED_BY},
+    convert::{self, CODE, CREATED_BY, WAITS_AT},
     histogram,
-    series::{Admitted, MAX_NAMES, SiteKey},
+    series::{Admitted, LEAKS, MAX_NAMES, SiteKey},
 };
-use crate::sink::model::{Interval, Resource, Site};
+use crate::sink::model::{Interval, Leak, Resource, Site};
 
 /// What has been reported so far, by process.
 #[derive(Debug)]
@@ -141,6 +141,8 @@ impl Report<'_> {
             snapshots,
             engine,
             level,
+            leaks,
+            leaks_refuted,
             probe_cost_share,
         } = interval;
         self.up_down_counter(
@@ -182,6 +184,7 @@ impl Report<'_> {
                 vec![(Series::Only, *snapshots)],
             );
         }
+        self.leaks(leaks, *leaks_refuted);
         self.named(
             "gotrace.spans.dropped",
             "{span}",
@@ -269,6 +272,45 @@ impl Report<'_> {
             "From creation to exit, of goroutines that ended.",
             lifetimes,
         );
+    }
+
+    /// What is proven, the most goroutines first.
+    fn leaks(&mut self, leaks: &[Leak], refuted: u64) {
+        let (mut proven, mut retained) = (Vec::new(), Vec::new());
+        for leak in leaks.iter().take(LEAKS) {
+            let mut attributes =
+                attributes(&Series::Site((Arc::clone(&leak.entry), leak.created_by.clone())));
+            attributes.push(convert::text("gotrace.wait.reason", &leak.reason));
+            if let Some(at) = &leak.waits_at {
+                convert::place(&mut attributes, &WAITS_AT, at);
+            }
+            if let Some(bytes) = leak.retained_bytes {
+                retained.push(self.gauge_point(attributes.clone(), bytes));
+            }
+            proven.push(self.gauge_point(attributes, leak.count));
+        }
+        if leaks.len() > LEAKS {
+            let rest = &leaks[LEAKS..];
+            let count = rest.iter().map(|l| l.count).sum();
+            proven.push(self.gauge_point(vec![overflow_attribute()], count));
+            let bytes = rest.iter().filter_map(|l| l.retained_bytes).sum();
+            retained.push(self.gauge_point(vec![overflow_attribute()], bytes));
+        }
+        self.gauge(
+            "gotrace.leak.proven",
+            "{goroutine}",
+            "Goroutines that can never run again, as proven from the heap.",
+            proven,
+        );
+        self.gauge("gotrace.leak.retained", "By", "Heap that leaked goroutines alone keep alive.", retained);
+        if refuted > 0 {
+            self.counter(
+                "gotrace.leak.refuted",
+                "{goroutine}",
+                "Proofs of leak that turned out wrong: errors of gotrace.",
+                vec![(Series::Only, refuted)],
+            );
+        }
     }
 
     fn waits(&mut self, waits: &BTreeMap<Arc<str>, Histogram>, syscalls: &Histogram) {

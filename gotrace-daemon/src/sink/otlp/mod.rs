@@ -27,7 +27,7 @@ mod metrics;
 mod pace;
 mod retry;
 #[cfg(test)]
-pub(in crate::sink) mod samples;
+pub(crate) mod samples;
 mod series;
 mod stats;
 mod transport;

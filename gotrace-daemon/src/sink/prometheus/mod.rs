@@ -90,6 +90,12 @@ impl Board {
         self.lock().retain(|_, entry| entry.interval.pid != pid);
     }
 
+    /// All processes' last states.
+    #[must_use]
+    pub fn intervals(&self) -> Vec<Arc<Interval>> {
+        self.lock().values().map(|entry| Arc::clone(&entry.interval)).collect()
+    }
+
     /// The text for Prometheus.
     #[must_use]
     pub fn page(&self, agent: &Agent) -> String {

@@ -23,12 +23,20 @@ const BOUNDS: [(f64, &str); 6] =
     [(1e-5, "1e-05"), (1e-4, "0.0001"), (1e-3, "0.001"), (1e-2, "0.01"), (1e-1, "0.1"), (1.0, "1")];
 /// Series of a histogram: its buckets, the one without bound, sum and count.
 const PER_HISTOGRAM: usize = BOUNDS.len() + 3;
+/// Leaks of a process that are told apart.
+const LEAKS: usize = 8;
 /// Kinds of events and losses that are told apart.
 const KINDS: usize = 12;
 
 // What a process can have at most, so that the bound holds by construction.
 const _: () = assert!(
-    6 + (REASONS + 1) * (1 + PER_HISTOGRAM) + 3 * (SITES + 1) + 2 * KINDS + 2 + 3 * PER_HISTOGRAM
+    6 + (REASONS + 1) * (1 + PER_HISTOGRAM)
+        + 3 * (SITES + 1)
+        + 2 * KINDS
+        + 2
+        + 3 * PER_HISTOGRAM
+        + 2 * (LEAKS + 1)
+        + 1
         <= MAX_SERIES
 );
 
@@ -165,6 +173,7 @@ impl Page {
         self.most_important(interval, process);
         self.waiting(interval, process, admitted);
         self.sites(interval, process, admitted);
+        self.leaks(interval, process);
         let Interval { events, lost, repaired, schedule, snapshots, .. } = interval;
         self.kinds(
             "gotrace_events_total",
@@ -283,6 +292,48 @@ impl Page {
                 "From creation to exit, of goroutines that ended.",
                 process,
                 &lifetimes,
+            );
+        }
+    }
+
+    fn leaks(&mut self, interval: &Interval, process: &str) {
+        const PROVEN: (&str, &str) =
+            ("gotrace_leak_proven", "Goroutines that can never run again, as proven from the heap.");
+        const RETAINED: (&str, &str) =
+            ("gotrace_leak_retained_bytes", "Heap that leaked goroutines alone keep alive.");
+        let Interval { leaks, leaks_refuted, .. } = interval;
+        for leak in leaks.iter().take(LEAKS) {
+            let mut labels = format!(
+                "{process}{},gotrace_wait_reason=\"{}\"",
+                site_labels(&leak.entry, leak.created_by.as_deref()),
+                escape(&leak.reason)
+            );
+            if let Some(at) = &leak.waits_at {
+                let _ = write!(
+                    labels,
+                    ",gotrace_wait_function_name=\"{}\",gotrace_wait_file_path=\"{}\",gotrace_wait_line_number=\"{}\"",
+                    escape(&at.function),
+                    escape(&at.file),
+                    at.line
+                );
+            }
+            self.gauge(PROVEN.0, PROVEN.1, &labels, leak.count as f64);
+            if let Some(bytes) = leak.retained_bytes {
+                self.gauge(RETAINED.0, RETAINED.1, &labels, bytes as f64);
+            }
+        }
+        if let Some(rest) = leaks.get(LEAKS..).filter(|rest| !rest.is_empty()) {
+            let count: u64 = rest.iter().map(|l| l.count).sum();
+            let bytes: u64 = rest.iter().filter_map(|l| l.retained_bytes).sum();
+            self.gauge(PROVEN.0, PROVEN.1, &overflow(process), count as f64);
+            self.gauge(RETAINED.0, RETAINED.1, &overflow(process), bytes as f64);
+        }
+        if *leaks_refuted > 0 {
+            self.counter(
+                "gotrace_leak_refuted_total",
+                "Proofs of leak that turned out wrong: errors of gotrace.",
+                process,
+                *leaks_refuted,
             );
         }
     }
