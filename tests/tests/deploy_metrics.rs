@@ -127,15 +127,6 @@ fn page() -> String {
         oldest_ns: Some(1),
         oldest_is_lower_bound: false,
     };
-    let leak = Leak {
-        entry: Arc::clone(&site.entry),
-        created_by: site.created_by.clone(),
-        waits_at: Some(Arc::clone(&site.entry)),
-        reason: "chan receive".into(),
-        count: 1,
-        retained_bytes: Some(64),
-        goids: vec![7],
-    };
     let interval = Interval {
         resource,
         pid: 7,
@@ -158,7 +149,15 @@ fn page() -> String {
         snapshots: histogram(1_000_000),
         engine: "events",
         level: "waits",
-        leaks: vec![leak],
+        leaks: vec![Leak {
+            entry: named("main.worker"),
+            created_by: Some(named("main.main")),
+            waits_at: Some(named("main.worker")),
+            reason: "chan receive".into(),
+            count: 2,
+            retained_bytes: Some(4_096),
+            goids: vec![18, 19],
+        }],
         leaks_refuted: 1,
         probe_cost_share: Some(0.01),
     };

@@ -306,7 +306,7 @@ fn top_shows_every_process_in_lines_and_as_json() {
     let json = top("json");
     let mut lines = json.lines().map(|l| serde_json::from_str::<Value>(l).expect("JSON"));
     assert_eq!(lines.next().expect("a header")["schema"], "gotrace.top/1");
-    let last = lines.last().expect("an interval");
+    let last = lines.next_back().expect("an interval");
     let processes = last["processes"].as_array().expect("processes");
     assert_eq!(processes.len(), 2, "{last}");
     let first = &processes[0];
