@@ -44,7 +44,7 @@ pub use budget::{Budget, FLOOR_NS_PER_SECOND, Step};
 pub use config::{Engine, Follow, LineConfig, Stop};
 pub use error::LineError;
 pub use node::{Control, NodeState, Observer, ProcessEvent};
-pub use proofs::ProofPace;
+pub use proofs::{ProofPace, ProvenProcess};
 pub use scout::Counts;
 pub use traced::Traced;
 
@@ -79,6 +79,7 @@ pub struct Line {
     traced: Vec<Traced>,
     summaries: Vec<Summary>,
     left: Vec<LeftProcess>,
+    proven: Vec<ProvenProcess>,
     next_process: u32,
     /// The first process, whose descendants are followed.
     root_pid: Option<u32>,
@@ -129,6 +130,7 @@ impl Line {
             traced: Vec::new(),
             summaries: Vec::new(),
             left: Vec::new(),
+            proven: Vec::new(),
             next_process: 1,
             root_pid: None,
             programs: Programs::default(),
@@ -351,6 +353,11 @@ impl Line {
         std::mem::take(&mut self.left)
     }
 
+    /// What was proven of processes that have ended, where proofs were made, in the order of their ends.
+    pub fn take_proven(&mut self) -> Vec<ProvenProcess> {
+        std::mem::take(&mut self.proven)
+    }
+
     /// Takes what is in the ring; returns how many records that were.
     fn drain(&mut self) -> Result<usize, LineError> {
         let Self { probes, traced, exporter, log, undecodable, stray, config, node, .. } = self;
@@ -491,6 +498,9 @@ impl Line {
         report(&last);
         if let Some(exporter) = &self.exporter {
             exporter.interval(&last);
+        }
+        if self.node.is_none() && self.config.proofs.is_some() {
+            self.proven.push(traced.proven(&last));
         }
         if let Some(behind) = traced.behind.take().filter(|_| traced.has_ended()) {
             self.left.push(behind.conclude(&traced, !last.lost.is_empty()));

@@ -3,14 +3,14 @@
 
 use std::{fs, path::Path, process::Command};
 
-use gotrace_tests::{gobuild::cache_dir, manifests};
+use gotrace_tests::{gobuild::cache_dir, gotrace::binary, manifests};
 use serde_json::Value;
 
 /// Arguments of a rendering, and what it is for.
 const VARIANTS: [&[&str]; 6] = [
     &[],
     &["--set", "snapshotOnly=true"],
-    &["--set", "securityContext.sysAdmin=true"],
+    &["--set", "securityContext.sysAdmin=false"],
     &["--set", "metrics.podMonitor.create=true", "--set", "metrics.podMonitor.labels.release=prometheus"],
     &[
         "--set",
@@ -108,9 +108,9 @@ fn no_variant_asks_for_more_than_it_needs() {
         let wanted: &[&str] = if text.contains("snapshotOnly") {
             &["DAC_READ_SEARCH", "SYS_PTRACE"]
         } else if text.contains("sysAdmin") {
-            &["BPF", "DAC_READ_SEARCH", "PERFMON", "SYS_ADMIN", "SYS_PTRACE"]
-        } else {
             &["BPF", "DAC_READ_SEARCH", "PERFMON", "SYS_PTRACE"]
+        } else {
+            &["BPF", "DAC_READ_SEARCH", "PERFMON", "SYS_ADMIN", "SYS_PTRACE"]
         };
         assert_eq!(added, wanted, "{variant:?}");
         for object in &objects {
@@ -176,4 +176,30 @@ fn the_unit_is_one() {
     let wrong: Vec<&str> =
         told.lines().filter(|l| l.contains("gotrace.service") && !l.contains("is not executable")).collect();
     assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+/// Every configuration that is shipped is one that the daemon takes.
+#[test]
+fn configurations_are_good() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut files: Vec<std::path::PathBuf> =
+        ["gotrace.example.yaml", "docker/gotrace.yaml", "docker/sidecar.yaml", "systemd/gotrace.yaml"]
+            .map(|file| manifests::directory().join(file))
+            .into();
+    for (n, variant) in VARIANTS.iter().enumerate() {
+        let file = directory.path().join(format!("{n}.yaml"));
+        let objects = render(variant);
+        let text = find(&objects, "ConfigMap")["data"]["gotrace.yaml"].as_str().expect("a file");
+        fs::write(&file, text).expect("written");
+        files.push(file);
+    }
+    for file in files {
+        let output = Command::new(binary().expect("built"))
+            .args(["daemon", "--check-config", "--config"])
+            .arg(&file)
+            .output()
+            .expect("gotrace runs");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}: {told}", file.display());
+    }
 }

@@ -1,9 +1,23 @@
 //! The alert rules and the dashboard: their expressions are Prometheus', as promtool judges them, and their
-//! alerts come and stay away where they should. Needs promtool, which `cargo xtask setup` puts into the cache
+//! alerts come and stay away where they should. Every metric and label that they name is on the daemon's page,
+//! and promtool finds the page well formed. Needs promtool, which `cargo xtask setup` puts into the cache
 //! directory.
 
-use std::{collections::BTreeSet, fs, path::Path, process::Command};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::Write as _,
+    path::Path,
+    process::{Command, Stdio},
+    sync::Arc,
+};
 
+use gotrace::sink::{
+    model::{Interval, Leak, Location, Resource, Site, Value as Attribute},
+    otlp::ExportStats,
+    prometheus::{Agent, Board},
+};
+use gotrace_common::Histogram;
 use gotrace_tests::{gobuild::cache_dir, manifests};
 use serde_json::Value;
 
@@ -83,4 +97,179 @@ fn the_dashboard_is_one() {
             assert!(panel["description"].as_str().is_some_and(|d| !d.is_empty()), "{panel}");
         }
     }
+}
+
+fn histogram(ns: u64) -> Histogram {
+    let mut histogram = Histogram::default();
+    histogram.add(ns);
+    histogram
+}
+
+/// The daemon's page with everything on it that there can be.
+fn page() -> String {
+    let named = |name: &str| Arc::new(Location { function: name.into(), file: "/m.go".into(), line: 3 });
+    let resource = Arc::new(Resource::new(BTreeMap::from([
+        ("service.name".into(), Attribute::Text("shop".into())),
+        ("k8s.namespace.name".into(), Attribute::Text("sales".into())),
+        ("k8s.pod.name".into(), Attribute::Text("shop-1".into())),
+    ])));
+    let site = Site {
+        entry: named("main.worker"),
+        created_by: Some(named("main.main")),
+        alive: 3,
+        born: 1,
+        died: 1,
+        born_total: 9,
+        died_total: 6,
+        waiting: BTreeMap::new(),
+        waits: Histogram::default(),
+        lifetimes: histogram(1_000),
+        oldest_ns: Some(1),
+        oldest_is_lower_bound: false,
+    };
+    let interval = Interval {
+        resource,
+        pid: 7,
+        start_unix_nano: 1,
+        end_unix_nano: 2,
+        alive: 3,
+        alive_is_lower_bound: false,
+        born: 1,
+        died: 1,
+        born_total: 9,
+        died_total: 6,
+        lost: [("ring_wait", 2)].into(),
+        repaired: [("birth", 1)].into(),
+        events: [("create", 9)].into(),
+        waiting: BTreeMap::from([("sync.Mutex.Lock".into(), 1)]),
+        waits: BTreeMap::from([("sync.Mutex.Lock".into(), histogram(5_000_000))]),
+        schedule: histogram(1_000),
+        syscalls: Histogram::default(),
+        sites: vec![site],
+        snapshots: histogram(1_000_000),
+        engine: "events",
+        level: "waits",
+        leaks: vec![Leak {
+            entry: named("main.worker"),
+            created_by: Some(named("main.main")),
+            waits_at: Some(named("main.worker")),
+            reason: "chan receive".into(),
+            count: 2,
+            retained_bytes: Some(4_096),
+            goids: vec![18, 19],
+        }],
+        leaks_refuted: 1,
+        probe_cost_share: Some(0.01),
+    };
+    let agent = Agent {
+        processes: [("events", 1)].into(),
+        totals: vec![("gotrace_level_changes_total", "Changes of a process's level.", 2)],
+        probed_files: 1,
+        export: Some(ExportStats { spans_dropped: [("queue_full", 1)].into(), ..ExportStats::default() }),
+        cpu_seconds: 1.5,
+        resident_bytes: 1 << 20,
+    };
+    let board = Board::default();
+    board.show(&Arc::new(interval));
+    board.page(&agent)
+}
+
+/// Words of an expression or a line of the page, each with the bracket that it stands in: `{`, `(` behind
+/// `by` and the like, or none.
+fn words(text: &str) -> Vec<(String, char)> {
+    const GROUPING: [&str; 6] = ["by", "without", "on", "ignoring", "group_left", "group_right"];
+    let (mut found, mut within, mut word, mut last) = (Vec::new(), vec![' '], String::new(), String::new());
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        if c.is_ascii_alphanumeric() || c == '_' || c == ':' {
+            word.push(c);
+            continue;
+        }
+        if !word.is_empty() {
+            found.push((word.clone(), *within.last().unwrap_or(&' ')));
+            last = std::mem::take(&mut word);
+        }
+        match c {
+            '"' => while chars.next().is_some_and(|c| c != '"') {},
+            '{' => within.push('{'),
+            '[' => within.push('['),
+            '(' => within.push(if GROUPING.contains(&last.as_str()) { '(' } else { ' ' }),
+            '}' | ')' | ']' => drop(within.pop()),
+            _ => {}
+        }
+        if !c.is_whitespace() {
+            last.clear();
+        }
+    }
+    if !word.is_empty() {
+        found.push((word, *within.last().unwrap_or(&' ')));
+    }
+    found
+}
+
+#[test]
+fn what_is_asked_for_is_on_the_page() {
+    let page = page();
+    let mut known = BTreeSet::new();
+    let mut labels = BTreeSet::from(["instance", "job", "le"].map(String::from));
+    for line in page.lines().filter(|l| !l.starts_with('#')) {
+        for (word, within) in words(line.rsplit_once(' ').map_or(line, |(sample, _)| sample)) {
+            let _ = if within == '{' { labels.insert(word) } else { known.insert(word) };
+        }
+    }
+    assert!(
+        known.contains("go_goroutine_count") && labels.contains("gotrace_wait_reason"),
+        "{known:?}\n{page}"
+    );
+
+    let text =
+        fs::read_to_string(manifests::directory().join("prometheus/gotrace.rules.yaml")).expect("the rules");
+    let rules = manifests::parse(&text).expect("YAML");
+    let mut asked = dashboard();
+    for rule in
+        rules[0]["groups"].as_array().expect("groups").iter().flat_map(|g| g["rules"].as_array()).flatten()
+    {
+        asked.push(rule["expr"].as_str().expect("an expression").to_owned());
+        if let Some(record) = rule["record"].as_str() {
+            known.insert(record.to_owned());
+        }
+        // {{ $labels.service_name }}
+        for part in rule["annotations"].to_string().split("$labels.").skip(1) {
+            let label: String = part.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+            assert!(labels.contains(&label), "{label} is on no sample: {}", rule["alert"]);
+        }
+    }
+    known.insert("up".into());
+    const OURS: [&str; 6] = ["go_", "gotrace_", "process_", "service:", "target_info", "up"];
+    let (mut metrics, mut named) = (0, 0);
+    for expression in &asked {
+        for (word, within) in words(expression) {
+            if within == '{' || within == '(' {
+                named += 1;
+                assert!(labels.contains(&word), "label {word} is on no sample: {expression}");
+            } else if within == ' ' && OURS.iter().any(|o| word.starts_with(o)) {
+                metrics += 1;
+                assert!(known.contains(&word), "metric {word} is not on the page: {expression}");
+            }
+        }
+    }
+    assert!(metrics > 30 && named > 60, "{metrics} metrics and {named} labels were found");
+}
+
+#[test]
+fn promtool_finds_the_page_well_formed() {
+    let mut child = Command::new(cache_dir().join("servers/promtool"))
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("promtool runs");
+    child.stdin.take().expect("a pipe").write_all(page().as_bytes()).expect("taken");
+    let output = child.wait_with_output().expect("it ends");
+    let text = [output.stdout, output.stderr].map(|o| String::from_utf8_lossy(&o).into_owned()).concat();
+    // The conventions call them go.goroutine.count; what promtool says of their ending is taste.
+    let wrong: Vec<&str> =
+        text.lines().filter(|l| !l.is_empty() && !l.contains("goroutine_count non-histogram")).collect();
+    assert!(wrong.is_empty(), "{wrong:?}");
 }

@@ -10,7 +10,15 @@ use gotrace::{
     enrich::{CloudConfig, EnrichConfig, Enricher, Known, KubernetesConfig, Placement, State, Switch},
     sink::model::Value,
 };
-use gotrace_tests::{cluster::Cluster, gotrace::privileged, manifests};
+use gotrace_tests::{
+    cluster::Cluster,
+    container::{Container, Hierarchy, Shape},
+    daemon::Daemon,
+    demo::unpack_demo,
+    export::Export,
+    gotrace::privileged,
+    manifests,
+};
 use http::Method;
 use serde_json::{Value as Json, json};
 
@@ -290,4 +298,75 @@ async fn the_api_server_takes_the_manifests() {
     daemon_set["spec"]["template"]["spec"]["hostPidd"] = json!(true);
     let refused = cluster.create(&path, &daemon_set).await.expect_err("a field that does not exist");
     assert!(format!("{refused:#}").contains("hostPidd"), "{refused:#}");
+}
+
+/// The daemon takes a container by its pod's namespace as soon as the API server tells of it, and puts pod
+/// and workload on spans and metrics.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_daemon_follows_pods_and_names_them() {
+    if !privileged("live_kubernetes") {
+        return;
+    }
+    let mut cluster = Cluster::start().await.expect("a cluster");
+    give_leave(&cluster).await;
+    let set = make_replica_set(&cluster, "shop-6d4cf56db6", owner("Deployment", "shop")).await;
+    let (ours, theirs) = (id('e'), id('f'));
+    let uid = make_pod(&cluster, "shop-6d4cf56db6-eeeee", NODE, &ours, set).await;
+    let kubeconfig = cluster.kubeconfig_of("gotrace", "gotrace").await.expect("a token");
+    cluster.stop_server();
+
+    let directory = tempfile::tempdir().expect("a directory");
+    let program = unpack_demo(directory.path()).expect("the demo is there");
+    let start = |cgroup: &str| {
+        let shape =
+            Shape { cgroup, hierarchy: Hierarchy::Host, hidden: true, bound: &[], pid_namespace: None };
+        Container::start(&program, &["-for", "120s"], &shape).expect("it starts")
+    };
+    let pod = start(&format!("/kubepods/burstable/pod{uid}/{ours}"));
+    let other = start(&format!("/docker/{theirs}"));
+    let export = directory.path().join("spans.jsonl");
+    let config = format!(
+        "trace: {{level: waits, interval: 500ms}}\n\
+         rules:\n  include:\n  - executable: [program]\n    namespace: [default]\n    labels: {{app: shop}}\n\
+         metadata: {{kubernetes: on, node_name: {NODE}, kubeconfig: {}, cluster_name: test, ecs: off, eci: off, cloud: off}}\n\
+         otlp: {{export: {}}}\n",
+        kubeconfig.display(),
+        export.display(),
+    );
+    let daemon = Daemon::start(&config, &[]).expect("it starts");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(!daemon.metrics().expect("a page").has(pod.pid()), "its namespace is not known yet");
+
+    cluster.start_server().await.expect("it starts again");
+    let took = daemon
+        .until("the pod's program is traced", Duration::from_secs(40), |d| Ok(d.metrics()?.has(pod.pid())))
+        .unwrap_or_else(|e| panic!("{e:#}"));
+    eprintln!("traced {took:?} after the API server was ready");
+    let labels =
+        ["k8s_pod_name=\"shop-6d4cf56db6-eeeee\"", "k8s_deployment_name=\"shop\"", "container_name=\"web\""];
+    daemon
+        .until("its pod is on the page", Duration::from_secs(10), |d| {
+            Ok(!d.metrics()?.values("target_info", &labels).is_empty())
+        })
+        .unwrap_or_else(|e| panic!("{e:#}"));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(!daemon.metrics().expect("a page").has(other.pid()), "it is in no namespace");
+    let (status, _, said) = daemon.finish().expect("it ends");
+    assert!(status.success(), "{status}: {said}");
+    let exported =
+        Export::parse(&std::fs::read_to_string(&export).expect("exported")).expect("OTLP JSON lines");
+    let span = exported.spans.last().expect("the demo's goroutines end all the time");
+    for (name, value) in [
+        ("k8s.pod.name", "shop-6d4cf56db6-eeeee"),
+        ("k8s.namespace.name", "default"),
+        ("k8s.pod.label.app", "shop"),
+        ("k8s.cluster.name", "test"),
+        ("service.name", "shop"),
+        ("service.namespace", "default"),
+        ("container.image.name", "registry:5000/shop"),
+        ("container.id", ours.as_str()),
+        ("host.name", NODE),
+    ] {
+        assert_eq!(span.resource.get(name).map(String::as_str), Some(value), "{name}: {:?}", span.resource);
+    }
 }

@@ -21,11 +21,13 @@ use crate::{
 };
 
 /// What goes along: where it lies in the workspace, and where in the archive.
-const DOCUMENTS: [(&str, &str); 8] = [
+const DOCUMENTS: [(&str, &str); 10] = [
     ("README.md", "README.md"),
     ("CHANGELOG.md", "CHANGELOG.md"),
     ("LICENSE-APACHE", "LICENSE-APACHE"),
     ("LICENSE-MIT", "LICENSE-MIT"),
+    ("deploy/gotrace.example.yaml", "gotrace.example.yaml"),
+    ("gotrace-daemon/docs/daemon.md", "docs/daemon.md"),
     ("gotrace-daemon/docs/dump.md", "docs/dump.md"),
     ("gotrace-daemon/docs/formats.md", "docs/formats.md"),
     ("gotrace-daemon/docs/leaks.md", "docs/leaks.md"),

@@ -105,6 +105,7 @@ pub fn deb(binary: &Path, dist: &Path, output: &Path) -> Result<PathBuf> {
         ("completions/gotrace.fish", "usr/share/fish/vendor_completions.d/gotrace.fish"),
         ("README.md", "usr/share/doc/gotrace/README.md"),
         ("CHANGELOG.md", "usr/share/doc/gotrace/CHANGELOG.md"),
+        ("gotrace.example.yaml", "usr/share/doc/gotrace/gotrace.example.yaml"),
         ("THIRD-PARTY-LICENSES", "usr/share/doc/gotrace/THIRD-PARTY-LICENSES"),
         ("LICENSE-MIT", "usr/share/doc/gotrace/copyright"),
     ] {

@@ -47,11 +47,11 @@ pub struct ExecArgs {
     /// Trace the Go programs, too, that the command starts
     #[arg(long)]
     pub follow_children: bool,
-    /// Tell which goroutines the program leaves behind when it ends, and end with exit code 10 if it
-    /// succeeded but left some. With `go test` each test program is judged, from its goroutine 1 on;
-    /// traces at level full
-    #[arg(long, value_parser = ["left_behind"], hide_possible_values = true, value_name = "left_behind")]
-    pub fail_on: Option<String>,
+    /// Tell which goroutines the program leaves behind when it ends (left_behind, at level full), or which
+    /// were proven to be unreachable while it ran (unreachable), and end with exit code 10 if it succeeded but
+    /// there were some. With `go test` each test program is judged, from its goroutine 1 on
+    #[arg(long, value_enum, value_delimiter = ',', hide_possible_values = true, value_name = "VERDICT,…")]
+    pub fail_on: Vec<FailOn>,
     /// Where to leave what was found, for the gotrace that started `go test`
     #[arg(long, value_name = "DIRECTORY", hide = true, requires = "fail_on")]
     pub left_behind_to: Option<PathBuf>,
@@ -61,6 +61,17 @@ pub struct ExecArgs {
     /// The command, and its arguments behind it
     #[arg(value_name = "CMD", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<OsString>,
+}
+
+/// What fails a command that succeeded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FailOn {
+    /// Goroutines that are alive when the program ends
+    #[value(name = "left_behind")]
+    LeftBehind,
+    /// Goroutines of which it was proven while the program ran that they can never run again
+    #[value(name = "unreachable")]
+    Unreachable,
 }
 
 /// Arguments of `inspect`.
@@ -246,11 +257,17 @@ impl ExecArgs {
     /// Whose goroutines are told that are left behind.
     #[must_use]
     pub fn left_behind(&self) -> LeftBehind {
-        match (&self.fail_on, self.follow_children) {
-            (None, _) => LeftBehind::Nobody,
-            (Some(_), true) => LeftBehind::Everybody,
-            (Some(_), false) => LeftBehind::Tests,
+        match (self.fails_on(FailOn::LeftBehind), self.follow_children) {
+            (false, _) => LeftBehind::Nobody,
+            (true, true) => LeftBehind::Everybody,
+            (true, false) => LeftBehind::Tests,
         }
+    }
+
+    /// Whether such a finding fails the command.
+    #[must_use]
+    pub fn fails_on(&self, what: FailOn) -> bool {
+        self.fail_on.contains(&what)
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
 
 use clap::Args;
 
-use super::{CliError, Exit, trace::Background};
+use super::{CliError, Exit, surroundings::Surroundings, trace::Background};
 use crate::{
     config::{self, Config},
     pipeline::{Budget, Control, Line, NodeState, Observer, ProcessEvent, Stop},
@@ -126,7 +126,9 @@ pub(super) fn run(args: &DaemonArgs) -> Result<Exit, CliError> {
              than trace.interval are missed, there are no spans and no durations of waits"
         );
     }
-    let control = line.watch_node(config.rules(), Some(observer(&board)))?;
+    let surroundings = Surroundings::default();
+    let control = line.watch_node(config.rules(), Some(observer(&board, surroundings.clone())))?;
+    surroundings.start(&config, &control, background.runtime());
     let server = match listen {
         None => None,
         Some(address) => {
@@ -172,11 +174,14 @@ fn listen(config: &Config) -> Result<Option<SocketAddr>, CliError> {
 }
 
 /// What is done as processes come and go.
-fn observer(board: &Arc<Board>) -> Observer {
+fn observer(board: &Arc<Board>, surroundings: Surroundings) -> Observer {
     let board = Arc::clone(board);
-    Box::new(move |event| match event {
-        ProcessEvent::Began(_) => {}
-        ProcessEvent::Ended(identity) => board.remove(identity.pid),
+    Box::new(move |event| {
+        surroundings.tell(event);
+        match event {
+            ProcessEvent::Began(_) => {}
+            ProcessEvent::Ended(identity) => board.remove(identity.pid),
+        }
     })
 }
 

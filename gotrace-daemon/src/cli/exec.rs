@@ -3,13 +3,26 @@
 use std::{
     io::{self, Write},
     thread,
+    time::Duration,
 };
 
-use super::{CliError, ExecArgs, Exit, Format, go_test, trace};
+use super::{CliError, ExecArgs, Exit, Format, args::FailOn, go_test, trace};
 use crate::{
-    pipeline::{LeftProcess, Line, LineError, Stop},
+    pipeline::{LeftProcess, Line, LineError, ProofPace, ProvenProcess, Stop},
     process::{Forwarder, Spawned},
-    sink::leaks::{self, Header, When},
+    sink::{
+        json,
+        leaks::{self, Header, When},
+        text,
+    },
+};
+
+/// Proofs where a proof decides over the run: one after the other, from the beginning on.
+const AT_ONCE: ProofPace = ProofPace {
+    after: Duration::from_millis(100),
+    every: Duration::from_millis(500),
+    rest: 2,
+    max_read_rate: None,
 };
 
 /// Runs the command and ends with its exit status.
@@ -41,9 +54,13 @@ pub fn run(mut args: ExecArgs) -> Result<Exit, CliError> {
     let pid = child.pid();
     let background = trace::Background::start(&args.trace)?;
     // The program that runs a test is a child of `go test`.
-    let follow_children = args.follow_children || args.fail_on.is_some();
-    let mut line =
-        Line::new(args.trace.line_config(follow_children, args.left_behind()), background.exporter())?;
+    let follow_children = args.follow_children || args.fails_on(FailOn::LeftBehind);
+    let unreachable = args.fails_on(FailOn::Unreachable);
+    let mut config = args.trace.line_config(follow_children, args.left_behind());
+    if unreachable {
+        config.proofs = Some(ProofPace { max_read_rate: args.trace.max_read_rate, ..AT_ONCE });
+    }
+    let mut line = Line::new(config, background.exporter())?;
     let ended = Stop::default();
     let mut display = trace::Display::new(&args.trace, true);
     match child.target().map_err(LineError::from).and_then(|target| line.trace(target)) {
@@ -82,6 +99,7 @@ pub fn run(mut args: ExecArgs) -> Result<Exit, CliError> {
     };
     // With --duration the tracing may end first: the probes go, the command goes on.
     let left = line.take_left_behind();
+    let proven = line.take_proven();
     let finished = trace::finish(line, background, display);
     let status = waiter
         .join()
@@ -106,11 +124,15 @@ pub fn run(mut args: ExecArgs) -> Result<Exit, CliError> {
             exit = error.exit();
         }
     }
+    let tell = |out: &mut dyn Write| -> io::Result<bool> {
+        let left = left_behind(out, left, format)?;
+        Ok(if unreachable { tell_proven(out, &proven, format)? } else { false } || left)
+    };
     let found = match &args.left_behind_to {
-        None => left_behind(&mut io::stderr().lock(), left, format)?,
+        None => tell(&mut io::stderr().lock())?,
         Some(directory) => {
             let mut text = Vec::new();
-            if left_behind(&mut text, left, format)? {
+            if tell(&mut text)? {
                 go_test::leave(directory, pid, &text)?;
             }
             // Whoever asked for it tells.
@@ -121,7 +143,7 @@ pub fn run(mut args: ExecArgs) -> Result<Exit, CliError> {
 }
 
 /// Tells what was left behind; whether it was anything.
-fn left_behind(out: &mut impl Write, left: Vec<LeftProcess>, format: Format) -> io::Result<bool> {
+fn left_behind(mut out: &mut dyn Write, left: Vec<LeftProcess>, format: Format) -> io::Result<bool> {
     let mut found = false;
     for process in left {
         if process.unknown > 0 || process.lossy {
@@ -151,8 +173,39 @@ fn left_behind(out: &mut impl Write, left: Vec<LeftProcess>, format: Format) -> 
         };
         let mut names = process.names;
         match format {
-            Format::Table => leaks::text::write(out, header, &process.findings, &mut names)?,
-            Format::Json => leaks::json::write(out, header, &process.findings, &mut names)?,
+            Format::Table => leaks::text::write(&mut out, header, &process.findings, &mut names)?,
+            Format::Json => leaks::json::write(&mut out, header, &process.findings, &mut names)?,
+        }
+    }
+    out.flush()?;
+    Ok(found)
+}
+
+/// Tells what was proven; whether it was anything. A process's memory is gone when it has ended, so that there
+/// is no proof as of its end.
+fn tell_proven(out: &mut dyn Write, proven: &[ProvenProcess], format: Format) -> io::Result<bool> {
+    let mut found = false;
+    for ProvenProcess { pid, executable, last, before_the_end } in proven {
+        found |= !last.leaks.is_empty();
+        match format {
+            Format::Json => json::proven(out, last)?,
+            Format::Table => {
+                if !last.leaks.is_empty() {
+                    writeln!(out, "pid {pid} ({executable}): goroutines that can never run again")?;
+                    text::leaks(out, last)?;
+                }
+                match before_the_end {
+                    Some(before) => writeln!(
+                        out,
+                        "pid {pid}: the last proof began {:.1} s before the end; what leaked later is not told",
+                        before.as_secs_f64()
+                    )?,
+                    None => writeln!(
+                        out,
+                        "pid {pid} ({executable}): it ended before a proof was made: whether goroutines leaked is not known"
+                    )?,
+                }
+            }
         }
     }
     out.flush()?;

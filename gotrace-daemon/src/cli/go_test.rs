@@ -14,13 +14,16 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use super::{CliError, ExecArgs, Exit, Format};
+use clap::ValueEnum as _;
+
+use super::{CliError, ExecArgs, Exit, Format, args::FailOn};
 use crate::process::{Forwarder, Spawned};
 
 /// A run of `go test`.
 pub(super) struct Run<'a> {
     go: &'a OsStr,
     arguments: &'a [OsString],
+    fail_on: &'a [FailOn],
     format: Format,
 }
 
@@ -34,9 +37,10 @@ impl<'a> Run<'a> {
             .map_while(|a| a.to_str().filter(|a| *a != "-args"))
             .any(|a| a.trim_start_matches('-').split('=').next() == Some("exec") && a.starts_with('-'));
         let plain = !args.follow_children && args.trace.export.is_none() && args.trace.otlp.otlp.is_none();
-        (args.fail_on.is_some() && is_go_test && !has_exec && plain).then_some(Self {
+        (!args.fail_on.is_empty() && is_go_test && !has_exec && plain).then_some(Self {
             go,
             arguments,
+            fail_on: &args.fail_on,
             format: args.trace.format,
         })
     }
@@ -50,8 +54,11 @@ impl<'a> Run<'a> {
             Format::Table => "table",
             Format::Json => "json",
         };
+        let fail_on: Vec<String> =
+            self.fail_on.iter().filter_map(|f| Some(f.to_possible_value()?.get_name().to_owned())).collect();
+        let fail_on = fail_on.join(",");
         let exec = format!(
-            "{} exec --fail-on left_behind --quiet --format {format} --left-behind-to {} --",
+            "{} exec --fail-on {fail_on} --quiet --format {format} --left-behind-to {} --",
             quoted(&own)?,
             quoted(&directory.0)?
         );

@@ -20,6 +20,7 @@ mod go_test;
 mod leaks;
 mod man;
 mod output;
+mod surroundings;
 mod top;
 mod trace;
 mod why;

@@ -4,6 +4,7 @@
 //! field, a value of the wrong kind or out of range is an error that names file, line and column. What is
 //! left out has its default; what flags say wins.
 
+mod metadata;
 mod values;
 
 use std::{
@@ -15,7 +16,10 @@ use std::{
 
 use serde::Deserialize;
 
+pub use metadata::{Asked, Cloud, Metadata};
+
 use crate::{
+    enrich::EnrichConfig,
     level::Level,
     pipeline::{self, Budget, Follow, LeftBehind, LineConfig, ProofPace},
     process::{Pattern, ResourceOptions, Rule, Rules},
@@ -41,6 +45,8 @@ pub struct Config {
     pub limits: Limits,
     /// What goes into spans.
     pub spans: Spans,
+    /// Whom to ask about containers, pods and clouds.
+    pub metadata: Metadata,
     /// Where OTLP goes.
     pub otlp: Otlp,
     /// The pages for health and Prometheus.
@@ -334,7 +340,7 @@ impl Config {
 
     /// What the types alone do not tell: the field, and what is wrong with it.
     fn check(&self) -> Result<(), (&'static str, String)> {
-        let Self { trace, limits, spans, otlp, http, rules: _ } = self;
+        let Self { trace, limits, spans, otlp, http, rules: _, metadata: _ } = self;
         let within = |field, value: u64, low: u64, high: u64| {
             if (low..=high).contains(&value) {
                 Ok(())
@@ -369,6 +375,18 @@ impl Config {
     #[must_use]
     pub fn rules(&self) -> Rules {
         self.rules.rules()
+    }
+
+    /// Whom to ask about what surrounds a process.
+    #[must_use]
+    pub fn enrich(&self) -> EnrichConfig {
+        self.metadata.enrich(&self.rules)
+    }
+
+    /// Whether a rule asks for what surrounds a process.
+    #[must_use]
+    pub fn judges_by_metadata(&self) -> bool {
+        self.rules.include.iter().chain(&self.rules.exclude).any(|rule| !rule.rule().metadata.is_empty())
     }
 
     /// How the line traces.

@@ -1,6 +1,7 @@
 //! The example file, and what is said of files that are wrong.
 
 use super::*;
+use crate::enrich::{CloudConfig, Provider, Switch};
 
 fn parse(yaml: &str) -> Result<Config, Error> {
     Config::parse(yaml, Path::new("gotrace.yaml"))
@@ -48,6 +49,14 @@ fn the_example_names_every_field_and_is_what_holds_without_a_file() {
         "trace_root_age",
         "ratio",
         "resource_command_args",
+        "kubernetes",
+        "node_name",
+        "kubeconfig",
+        "cluster_name",
+        "pod_labels",
+        "ecs",
+        "eci",
+        "cloud",
         "endpoint",
         "protocol",
         "headers",
@@ -89,6 +98,11 @@ fn what_is_wrong_is_told_with_its_place() {
         ("rules:\n  include:\n  - executable: ['~(']\n", "gotrace.yaml:3:18: `~(` is no pattern"),
         ("trace: [\n", "gotrace.yaml:"),
         ("otlp:\n  endpoint: 'not an address'\n", "gotrace.yaml:1:1: otlp: "),
+        (
+            "metadata:\n  cloud: moon\n",
+            "gotrace.yaml:2:10: no cloud moon: there are aws, gcp, azure, alibaba",
+        ),
+        ("metadata:\n  kubernetes: yes\n", "gotrace.yaml:2:15: "),
         ("a: b\n", "gotrace.yaml:1:1: unknown field `a`"),
     ] {
         let said = wrong(yaml);
@@ -109,4 +123,15 @@ fn rules_and_values_arrive() {
     let rules = config.rules();
     assert_eq!(rules.min_age, Duration::from_secs(5));
     assert_eq!(rules.include[0].metadata.keys().collect::<Vec<_>>(), ["k8s.pod.label.app"]);
+    assert!(config.judges_by_metadata());
+    assert_eq!(config.enrich().pod_labels, ["app"]);
+    let config = parse(
+        "metadata:\n  kubernetes: off\n  ecs: on\n  cloud: gcp\n  node_name: a\n  pod_labels: [team, app, team]\n",
+    )
+    .expect("valid");
+    let enrich = config.enrich();
+    assert_eq!((enrich.kubernetes.watch, enrich.ecs, enrich.eci), (Switch::Off, Switch::On, Switch::Auto));
+    assert_eq!(enrich.cloud, CloudConfig::Provider(Provider::Gcp));
+    assert_eq!(enrich.pod_labels, ["app", "team"]);
+    assert!(!config.judges_by_metadata());
 }

@@ -1,4 +1,4 @@
-//! What is known of a process's surroundings, as the line and `process::ProcessFacts` take it.
+//! What is known of a process's surroundings, as the line takes it.
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -214,16 +214,12 @@ impl Placement {
             let segments: Vec<&str> = root.split('/').collect();
             for (at, pair) in segments.windows(2).enumerate() {
                 match *pair {
-                    ["pods", uid] if found.pod_uid.is_none() => {
-                        // The kubelet's: pods/<uid>/etc-hosts, pods/<uid>/containers/<name>/<file>.
-                        found.pod_uid = pod_uid(uid);
-                        if found.pod_uid.is_some() && segments.get(at + 2) == Some(&"containers") {
-                            found.pod_container = segments.get(at + 3).map(|name| Arc::from(*name));
-                        }
-                    }
-                    ["pods", _] if found.pod_container.is_none() => {
-                        if segments.get(at + 2) == Some(&"containers") {
-                            found.pod_container = segments.get(at + 3).map(|name| Arc::from(*name));
+                    // The kubelet's: pods/<uid>/etc-hosts, pods/<uid>/containers/<name>/<file>.
+                    ["pods", uid] => {
+                        found.pod_uid = found.pod_uid.take().or_else(|| pod_uid(uid));
+                        let within = segments.get(at + 2) == Some(&"containers");
+                        if let Some(name) = segments.get(at + 3).filter(|_| within) {
+                            found.pod_container.get_or_insert_with(|| Arc::from(*name));
                         }
                     }
                     ["containers", id] if is_container_id(id) => {

@@ -10,22 +10,9 @@
 //! API server, ECS, ECI, cloud ──▶ tasks ──▶ cache ──▶ Known: attributes, service names, a version
 //! ```
 //!
-//! How the line uses it:
-//!
-//! ```ignore
-//! let enricher = Enricher::start(config, &runtime);            // once; `Enricher::idle()` asks nobody
-//! let placement = Placement::of(&target);                      // once a process
-//! let facts = ProcessFacts::read(&target, go, options);        // once a process
-//! let mut known = enricher.known(&placement);
-//! let mut resource = Arc::new(facts.resource(&known));
-//! // at every interval, or when `enricher.changes()` tells that something is new:
-//! if let Some(later) = enricher.changed(&placement, known.version) {
-//!     known = later;
-//!     resource = Arc::new(facts.resource(&known));             // on spans and metrics from then on
-//! }
-//! ```
-//!
-//! [`Attendant`] does the same for many processes and tells of each change.
+//! [`Attendant`] does so for many processes, and tells of each change; the daemon passes that on to the line
+//! (`pipeline::Control::metadata`), which puts it on resources ([`crate::sink::model::Resource::with_metadata`])
+//! and judges by it.
 //!
 //! Refuses: environment variables and arguments of a process (never read here), redirects, proxies,
 //! answers of more than a mebibyte, and addresses that a traced process names.

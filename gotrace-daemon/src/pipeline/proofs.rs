@@ -19,8 +19,9 @@ use super::{LineConfig, Traced, seed::Workers};
 use crate::{
     heap::{HeapError, PASSES, Prover, Throttled},
     leak::Reason,
+    printable::printable,
     process::{Clock, Memory},
-    sink::model::{Leak, LogRecord, Severity, Value},
+    sink::model::{Interval, Leak, LogRecord, Severity, Value},
     snapshot::{Live, Options, StackFrame},
 };
 
@@ -55,11 +56,13 @@ struct Place {
     frames: Vec<u64>,
 }
 
+/// By place: goids, and what these alone keep alive.
+type Leaks = BTreeMap<Place, (Vec<u64>, Option<u64>)>;
+
 /// What is proven.
 #[derive(Clone, Debug, Default)]
 struct Found {
-    /// By place: goids, and what these alone keep alive.
-    leaks: BTreeMap<Place, (Vec<u64>, Option<u64>)>,
+    leaks: Leaks,
     refuted: Vec<u64>,
 }
 
@@ -109,7 +112,7 @@ impl Job {
         Ok(Step::Done(Found { leaks, refuted }))
     }
 
-    fn places(&mut self) -> Result<BTreeMap<Place, (Vec<u64>, Option<u64>)>, HeapError> {
+    fn places(&mut self) -> Result<Leaks, HeapError> {
         let proven: BTreeSet<u64> = self
             .prover
             .proof()
@@ -117,7 +120,7 @@ impl Job {
             .map(|(goid, _)| goid)
             .filter(|goid| !self.distrusted.contains(goid))
             .collect();
-        let mut places: BTreeMap<Place, (Vec<u64>, Option<u64>)> = BTreeMap::new();
+        let mut places = Leaks::new();
         if proven.is_empty() {
             return Ok(places);
         }
@@ -144,6 +147,19 @@ impl Job {
     }
 }
 
+/// What was proven of a process that is not traced any more.
+#[derive(Clone, Debug)]
+pub struct ProvenProcess {
+    /// The process.
+    pub pid: u32,
+    /// Its executable's name.
+    pub executable: String,
+    /// Its last state, which has the leaks.
+    pub last: Arc<Interval>,
+    /// How long before the end the last proof began that was completed; `None` where none was.
+    pub before_the_end: Option<Duration>,
+}
+
 /// Makes the proofs of one process.
 pub(super) struct Proofs {
     pace: ProofPace,
@@ -153,6 +169,9 @@ pub(super) struct Proofs {
     results: Option<Receiver<Answer>>,
     made: u32,
     due: Instant,
+    /// When the proof that is being made began, and the last one that was completed.
+    begun: Option<Instant>,
+    completed: Option<Instant>,
     random: fastrand::Rng,
     found: Found,
     refuted: u64,
@@ -188,6 +207,8 @@ impl Proofs {
                 results: None,
                 made: 0,
                 due: Instant::now() + pace.after,
+                begun: None,
+                completed: None,
                 random: fastrand::Rng::new(),
                 found: Found::default(),
                 refuted: 0,
@@ -243,6 +264,9 @@ impl Proofs {
         let Some(mut job) = self.job.take() else { return };
         let (results, taken) = channel();
         let made = self.made;
+        if made == 0 {
+            self.begun = Some(Instant::now());
+        }
         let ordered = self.workers.order(Box::new(move || {
             let begin = Instant::now();
             let step = job.step(made);
@@ -269,6 +293,7 @@ impl Proofs {
             Ok(Step::Done(found)) => {
                 self.made = 0;
                 self.due = now + self.pace.every;
+                self.completed = self.begun;
                 self.refuted += found.refuted.len() as u64;
                 self.found = found;
                 self.job = Some(job);
@@ -321,6 +346,18 @@ impl Traced {
         let refuted = proofs.refuted;
         self.proofs = Some(proofs);
         (leaks, refuted)
+    }
+
+    /// What is left of proofs when it is not traced any more; `last`: its last state.
+    pub(super) fn proven(&self, last: &Arc<Interval>) -> ProvenProcess {
+        let executable = self.target.executable.file_name().unwrap_or_default();
+        let completed = self.proofs.as_ref().and_then(|p| p.completed);
+        ProvenProcess {
+            pid: self.pid(),
+            executable: printable(&executable.to_string_lossy()).into_owned(),
+            last: Arc::clone(last),
+            before_the_end: completed.map(|begun| begun.elapsed()),
+        }
     }
 
     fn leak(&mut self, place: &Place, (goids, retained): &(Vec<u64>, Option<u64>)) -> Leak {

@@ -24,7 +24,7 @@ pub use error::ProcessError;
 pub use memory::{Memory, Piece, ReadMemory};
 pub use permission::{Obstacle, descends_from};
 pub use privileges::{drop_privileges, raise_open_files_limit};
-pub use resource::{GoFacts, ProcessFacts, ResourceOptions, resource};
+pub use resource::{GoFacts, ResourceOptions, resource};
 pub use rules::{Facts, Pattern, Rule, Rules};
 pub use signals::Forwarder;
 pub use spawn::{ExecutableKind, SpawnError, Spawned};

@@ -1,9 +1,10 @@
 //! A process as OpenTelemetry's resource: what the process itself, the host and its surroundings tell.
 //!
 //! Precedence, lowest first: gotrace's own `OTEL_RESOURCE_ATTRIBUTES` (what holds for the whole host,
-//! so never the names that identify one service or process), names that the surroundings suggest for the
-//! service, the target's `OTEL_RESOURCE_ATTRIBUTES`, what is measured, what the surroundings are
-//! ([`crate::enrich`]), and the target's `OTEL_SERVICE_NAME`. What looks like a secret is left out of all of
+//! so never the names that identify one service or process), the name of the file, names that the
+//! surroundings suggest for the service, the target's `OTEL_RESOURCE_ATTRIBUTES`, what is measured, what the
+//! surroundings are ([`crate::enrich`], put on by [`Resource::with_metadata`]), and the target's
+//! `OTEL_SERVICE_NAME`. What looks like a secret is left out of all of
 //! it ([`crate::enrich::redact`]).
 
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::Target;
 use crate::{
-    enrich::{Known, Placement, Service, redact},
+    enrich::{Placement, redact},
     sink::model::{Resource, Value},
 };
 
@@ -34,109 +35,49 @@ pub struct ResourceOptions {
     pub command_args: bool,
 }
 
-/// What a process and its executable say about it, read once: a process that has ended says nothing, and
-/// its surroundings may become known later.
-#[derive(Clone, Debug)]
-pub struct ProcessFacts {
-    /// Empty; every resource of the process is a copy of it, so that they are known to be of one.
-    base: Resource,
-    /// gotrace's own variable, what holds for the whole host.
-    inherited: Vec<(String, String)>,
-    /// The process's variable.
-    declared: Vec<(String, String)>,
-    /// `OTEL_SERVICE_NAME` of the process.
-    service_name: Option<String>,
-    executable_name: String,
-    instance_id: String,
-    module_version: Option<String>,
-    measured: Resource,
-}
-
-impl ProcessFacts {
-    /// Reads them.
-    #[must_use]
-    pub fn read(target: &Target, go: GoFacts<'_>, options: ResourceOptions) -> Self {
-        let own = std::env::var("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
-        let inherited = parse_attributes(&own)
-            .into_iter()
-            .filter(|(key, _)| {
-                !["service.name", "service.version", "service.instance.id"].contains(&key.as_str())
-                    && !key.starts_with("process.")
-            })
-            .collect();
-        let theirs = target.environment_variable("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
-        Self {
-            base: Resource::default(),
-            inherited,
-            declared: parse_attributes(&theirs),
-            service_name: target.environment_variable("OTEL_SERVICE_NAME").filter(|n| !n.is_empty()),
-            executable_name: target.executable_name(),
-            instance_id: instance_id(target),
-            module_version: go.module_version.filter(|v| !v.is_empty() && *v != "(devel)").map(Into::into),
-            measured: measured(target, go, options),
-        }
-    }
-
-    /// The resource, with what is known of the surroundings.
-    #[must_use]
-    pub fn resource(&self, known: &Known) -> Resource {
-        let Self {
-            base,
-            inherited,
-            declared,
-            service_name,
-            executable_name,
-            instance_id,
-            module_version,
-            measured,
-        } = self;
-        let mut resource = base.clone();
-        for (key, value) in inherited {
-            set(&mut resource, key, value);
-        }
-        let Service { name, namespace, version } = &known.service;
-        set(&mut resource, "service.name", name.as_deref().unwrap_or(executable_name));
-        set(&mut resource, "service.instance.id", instance_id);
-        if let Some(namespace) = namespace {
-            set(&mut resource, "service.namespace", namespace);
-        }
-        if let Some(version) = module_version.as_deref().or(version.as_deref()) {
-            set(&mut resource, "service.version", version);
-        }
-        for (key, value) in declared {
-            set(&mut resource, key, value);
-        }
-        resource.attributes.extend(measured.attributes.clone());
-        resource.attributes.extend(known.attributes.clone());
-        if let Some(name) = service_name {
-            set(&mut resource, "service.name", name);
-        }
-        resource
-    }
-}
-
-/// The resource of `target`, as far as the process itself and the host tell.
+/// The resource of `target`, as far as the process itself, its host and its container's path tell. What
+/// others know is added by [`Resource::with_metadata`].
 #[must_use]
 pub fn resource(target: &Target, go: GoFacts<'_>, options: ResourceOptions) -> Resource {
-    let attributes = Placement::of(target).attributes();
-    ProcessFacts::read(target, go, options).resource(&Known { attributes, ..Known::default() })
+    let mut resource = Resource::default();
+    let own = std::env::var("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
+    for (key, value) in parse_attributes(&own) {
+        if !["service.name", "service.version", "service.instance.id"].contains(&key.as_str())
+            && !key.starts_with("process.")
+        {
+            set(&mut resource, &key, &value);
+        }
+    }
+    set(&mut resource, "service.name", &target.executable_name());
+    set(&mut resource, "service.instance.id", &instance_id(target));
+    if let Some(version) = go.module_version.filter(|v| !v.is_empty() && *v != "(devel)") {
+        set(&mut resource, "service.version", version);
+    }
+    let theirs = target.environment_variable("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
+    for (key, value) in parse_attributes(&theirs) {
+        set(&mut resource, &key, &value);
+    }
+    if let Some(name) = target.environment_variable("OTEL_SERVICE_NAME").filter(|n| !n.is_empty()) {
+        set(&mut resource, "service.name", &name);
+    }
+    measured(&mut resource, target, go, options);
+    resource.with_metadata(&Placement::of(target).attributes())
 }
 
 /// What nobody can say better than the kernel and the executable.
-fn measured(target: &Target, go: GoFacts<'_>, options: ResourceOptions) -> Resource {
-    let mut resource = Resource::default();
+fn measured(resource: &mut Resource, target: &Target, go: GoFacts<'_>, options: ResourceOptions) {
     // The pid that the process itself knows, which is its own namespace's.
     let pid = target.namespace_pids.last().copied().unwrap_or_else(|| target.pid());
     resource.attributes.insert("process.pid".into(), Value::Int(pid.into()));
-    set(&mut resource, "process.executable.name", &target.executable_name());
-    set(&mut resource, "process.executable.path", &target.executable.to_string_lossy());
-    set(&mut resource, "process.owner", &owner(target));
-    set(&mut resource, "process.runtime.name", "go");
+    set(resource, "process.executable.name", &target.executable_name());
+    set(resource, "process.executable.path", &target.executable.to_string_lossy());
+    set(resource, "process.owner", &owner(target));
+    set(resource, "process.runtime.name", "go");
     if let Some(version) = go.version {
-        set(&mut resource, "process.runtime.version", version);
+        set(resource, "process.runtime.version", version);
     }
     if let Some(build_id) = go.build_id.filter(|id| !id.is_empty()) {
-        set(&mut resource, "process.executable.build_id.go", build_id);
+        set(resource, "process.executable.build_id.go", build_id);
     }
     if options.command_args
         && let Ok(arguments) = target.arguments()
@@ -145,9 +86,9 @@ fn measured(target: &Target, go: GoFacts<'_>, options: ResourceOptions) -> Resou
         resource.attributes.insert("process.command_args".into(), Value::List(list));
     }
     let uname = rustix::system::uname();
-    set(&mut resource, "host.name", &uname.nodename().to_string_lossy());
+    set(resource, "host.name", &uname.nodename().to_string_lossy());
     set(
-        &mut resource,
+        resource,
         "host.arch",
         match uname.machine().to_bytes() {
             b"x86_64" => "amd64",
@@ -156,11 +97,10 @@ fn measured(target: &Target, go: GoFacts<'_>, options: ResourceOptions) -> Resou
         },
     );
     if let Some(id) = machine_id() {
-        set(&mut resource, "host.id", &id);
+        set(resource, "host.id", &id);
     }
-    set(&mut resource, "telemetry.distro.name", "gotrace");
-    set(&mut resource, "telemetry.distro.version", env!("CARGO_PKG_VERSION"));
-    resource
+    set(resource, "telemetry.distro.name", "gotrace");
+    set(resource, "telemetry.distro.version", env!("CARGO_PKG_VERSION"));
 }
 
 /// The inode of the first PID namespace (`include/linux/proc_ns.h`, PROC_PID_INIT_INO).
@@ -301,6 +241,35 @@ mod tests {
             assert!(!found.attributes.contains_key("process.command_args"));
             assert!(!found.attributes.contains_key("service.version"));
         }
+    }
+
+    #[test]
+    fn surroundings_win_but_for_the_service() {
+        let claims = "k8s.pod.name=another,service.namespace=mine,team=blue,api.key=hunter2";
+        let (child, target) = sleeper(&[("OTEL_RESOURCE_ATTRIBUTES", claims)]);
+        let found = resource(&target, GoFacts::default(), ResourceOptions::default());
+        end(child);
+        let told = [
+            ("k8s.pod.name", "shop-1"),
+            ("host.name", "node-a"),
+            ("service.name", "shop"),
+            ("service.namespace", "sales"),
+            ("service.version", "2.0"),
+        ];
+        let metadata = told.map(|(name, value)| (Arc::from(name), Value::Text(value.into()))).into();
+        let known = found.with_metadata(&metadata);
+        for (name, value) in [
+            ("k8s.pod.name", "shop-1"),
+            ("host.name", "node-a"),
+            ("service.name", "shop"),
+            ("service.namespace", "mine"),
+            ("service.version", "2.0"),
+            ("team", "blue"),
+            ("api.key", redact::REDACTED),
+        ] {
+            assert_eq!(text(&known, name), value, "{name}");
+        }
+        assert_eq!(known.process(), found.process());
     }
 
     #[test]

@@ -115,6 +115,19 @@ fn site(site: &Site, total: bool) -> Json {
     })
 }
 
+/// What is proven of a process, in one line.
+///
+/// # Errors
+/// What the writer says.
+pub fn proven(out: &mut (impl Write + ?Sized), interval: &Interval) -> io::Result<()> {
+    let line = json!({"proven": {
+        "pid": interval.pid,
+        "leaks": interval.leaks.iter().map(leak).collect::<Vec<_>>(),
+        "leaks_refuted": interval.leaks_refuted,
+    }});
+    writeln!(out, "{line}")
+}
+
 fn leak(leak: &Leak) -> Json {
     json!({
         "entry": leak.entry.is_known().then(|| location(&leak.entry)),

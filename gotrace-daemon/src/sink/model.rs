@@ -92,15 +92,17 @@ impl Resource {
         }
     }
 
-    /// The same process with what others know of it (container, pod, cloud). What the process itself
-    /// says, and what was measured, stays; its name gives way where it is only that of its file.
+    /// The same process with what others know of it (container, pod, cloud), which wins over what the
+    /// process says of its surroundings; only its service it names itself, where it is not named by its
+    /// file alone.
     #[must_use]
     pub fn with_metadata(&self, metadata: &BTreeMap<Arc<str>, Value>) -> Self {
         const NAME: &str = "service.name";
         let named_by_file = self.text(NAME) == self.text("process.executable.name");
         let mut both = self.clone();
         for (name, value) in metadata {
-            if !self.attributes.contains_key(name) || (&**name == NAME && named_by_file) {
+            let own = name.starts_with("service.") && self.attributes.contains_key(name);
+            if !own || (&**name == NAME && named_by_file) {
                 both.attributes.insert(Arc::clone(name), value.clone());
             }
         }

@@ -177,10 +177,11 @@ fn place(location: &Location) -> String {
     printable(&location.function).into_owned()
 }
 
-/// A name comes from a file that may be hostile: it must not steer the terminal.
-
 /// Goroutines that are proven to be leaked.
-fn leaks(out: &mut impl Write, interval: &Interval) -> io::Result<()> {
+///
+/// # Errors
+/// What the writer says.
+pub fn leaks(out: &mut (impl Write + ?Sized), interval: &Interval) -> io::Result<()> {
     for leak in interval.leaks.iter().take(SITES) {
         let at = match &leak.waits_at {
             Some(at) => format!(" in {}", made_at(Some(at))),

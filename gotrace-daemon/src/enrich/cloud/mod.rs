@@ -120,7 +120,8 @@ mod tests {
 
     #[test]
     fn firmware_names_the_cloud() {
-        let cases: [(&[(&str, &str)], Option<Provider>); 7] = [
+        type Files = &'static [(&'static str, &'static str)];
+        let cases: [(Files, Option<Provider>); 7] = [
             (&[("sys_vendor", "Amazon EC2\n"), ("product_name", "m5.large\n")], Some(Provider::Aws)),
             (&[("sys_vendor", "Xen\n"), ("bios_version", "4.11.amazon\n")], Some(Provider::Aws)),
             (&[("sys_vendor", "Google\n"), ("product_name", "Google Compute Engine\n")], Some(Provider::Gcp)),

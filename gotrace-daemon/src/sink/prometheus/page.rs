@@ -28,7 +28,7 @@ const LEAKS: usize = 8;
 /// Kinds of events and losses that are told apart.
 const KINDS: usize = 12;
 
-// What a process can have at most, so that the bound holds by construction.
+/// What a process can have at most: its most important figures, reasons, sites, kinds, histograms, leaks.
 const MOST: usize = 6
     + (REASONS + 1) * (1 + PER_HISTOGRAM)
     + 3 * (SITES + 1)
@@ -37,7 +37,7 @@ const MOST: usize = 6
     + 3 * PER_HISTOGRAM
     + 2 * (LEAKS + 1)
     + 1;
-const _: () = assert!(MOST <= MAX_SERIES);
+const _: () = assert!(MOST <= MAX_SERIES, "the bound holds by construction");
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
