@@ -25,11 +25,30 @@ const HELM: &str = "helm.sh/helm/v3/cmd/helm@v3.22.0";
 /// The Go that builds them.
 const GO: &str = "go1.26.6";
 
-/// Fetches and builds what is missing.
+/// What containers and the chart are tested with.
 pub fn setup() -> Result<()> {
     apt_install(&["runc", "util-linux"])?;
+    let place = place()?;
+    let helm = place.join("helm");
+    if !helm.exists() {
+        println!("building helm");
+        let bin = place.join("bin");
+        run(go(&place).args(["install", "-trimpath", "-ldflags=-s -w", HELM]).env("GOBIN", &bin))?;
+        fs::rename(bin.join("helm"), &helm)?;
+        fs::remove_dir_all(&bin)?;
+    }
+    forget_build_cache(&place)
+}
+
+fn place() -> Result<PathBuf> {
     let place = cache_dir().join("cluster");
     fs::create_dir_all(&place).with_context(|| format!("making {}", place.display()))?;
+    Ok(place)
+}
+
+/// What a cluster is made of, which takes some minutes to build, once: only for the tests that have one.
+pub fn setup_server() -> Result<()> {
+    let place = place()?;
     let etcd = place.join("etcd");
     if !etcd.exists() {
         println!("fetching etcd");
@@ -42,15 +61,11 @@ pub fn setup() -> Result<()> {
     if !server.exists() {
         build_server(&place, &server)?;
     }
-    let helm = place.join("helm");
-    if !helm.exists() {
-        println!("building helm");
-        let bin = place.join("bin");
-        run(go(&place).args(["install", "-trimpath", "-ldflags=-s -w", HELM]).env("GOBIN", &bin))?;
-        fs::rename(bin.join("helm"), &helm)?;
-        fs::remove_dir_all(&bin)?;
-    }
-    let cache = build_cache(&place);
+    forget_build_cache(&place)
+}
+
+fn forget_build_cache(place: &Path) -> Result<()> {
+    let cache = build_cache(place);
     if cache.exists() {
         // Gigabytes that are used once.
         fs::remove_dir_all(&cache)?;

@@ -16,14 +16,14 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
 use crate::{
-    arm64, ebpf, setup,
+    arm64, cluster, ebpf, setup,
     util::{capture, root, run},
 };
 
 /// What to run.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Run these stages only (comma-separated): setup format clippy docs ebpf build unit programs live vm; and soak, which runs for 20 minutes and only when asked for
+    /// Run these stages only (comma-separated): setup format clippy docs ebpf build unit programs live vm; and, only when asked for, cluster, which builds a kube-apiserver, and soak, which runs for 20 minutes
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Run only the stages that need neither Go nor a virtual machine
@@ -34,12 +34,13 @@ pub struct Options {
 /// Stages of a run with `--quick`: those that need neither a Go toolchain nor a kernel of their own.
 const QUICK: [&str; 4] = ["format", "clippy", "ebpf", "unit"];
 
-/// Runs only when asked for: ten minutes of work for each of two servers.
-const LONG: &str = "soak";
+/// Run only when asked for: the first builds a kube-apiserver, which takes minutes, the other gives each of
+/// two servers ten minutes of work.
+const LONG: [&str; 2] = ["cluster", "soak"];
 
 type Stage = (&'static str, &'static str, fn() -> Result<()>);
 
-const STAGES: [Stage; 11] = [
+const STAGES: [Stage; 12] = [
     ("setup", "install what is missing", setup::main),
     ("format", "rustfmt and gofmt", format),
     ("clippy", "clippy without warnings", clippy),
@@ -50,7 +51,8 @@ const STAGES: [Stage; 11] = [
     ("programs", "Go programs of every version and mode, read and compared", programs),
     ("live", "live tests", live),
     ("vm", "kernels in virtual machines", vm),
-    (LONG, "real servers at work for long", soak),
+    (LONG[0], "a real kube-apiserver with etcd", clusters),
+    (LONG[1], "real servers at work for long", soak),
 ];
 
 /// Runs `cargo xtask test`.
@@ -64,7 +66,7 @@ pub fn main(options: &Options) -> Result<()> {
     let begin = Instant::now();
     for (name, what, stage) in STAGES {
         let wanted = if options.only.is_empty() {
-            name != LONG && (!options.quick || QUICK.contains(&name))
+            !LONG.contains(&name) && (!options.quick || QUICK.contains(&name))
         } else {
             options.only.iter().any(|n| n == name)
         };
@@ -196,7 +198,7 @@ fn run_integration(names: &[String], threads: &str) -> Result<()> {
 }
 
 fn programs() -> Result<()> {
-    let elsewhere = ["live_", "vm_", "cli_", "soak_"];
+    let elsewhere = ["live_", "vm_", "cli_", "soak_", "cluster_"];
     run_integration(&integration(|n| !elsewhere.iter().any(|e| n.starts_with(e)))?, "2")
 }
 
@@ -206,6 +208,14 @@ fn live() -> Result<()> {
     }
     // One after the other: what they measure is time.
     run_integration(&integration(|n| n.starts_with("live_"))?, "1")
+}
+
+fn clusters() -> Result<()> {
+    if !is_root() {
+        return skip("the tests with a cluster need root");
+    }
+    cluster::setup_server()?;
+    run_integration(&integration(|n| n.starts_with("cluster_"))?, "1")
 }
 
 fn soak() -> Result<()> {

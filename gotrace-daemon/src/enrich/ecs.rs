@@ -7,7 +7,7 @@
 //! - **the container agent's list** on an EC2 instance: `http://localhost:51678/v1/metadata` and `/v1/tasks`
 //!   ("Amazon ECS container introspection"). It speaks of every task of the instance, so it serves the
 //!   node agent. Asked when a process is found in a task's cgroup that is not known, at most every
-//!   [`LEAST_PAUSE`], and every [`REFRESH`].
+//!   `LEAST_PAUSE`, and every `REFRESH`.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 

@@ -1,6 +1,6 @@
 //! The cloud that the machine stands in: `cloud.*`, and `host.id` as the instance's id.
 //!
-//! One provider a machine, told by its firmware ([`of_this_machine`]) or by the configuration; nobody is
+//! One provider a machine, told by its firmware (`of_this_machine`) or by the configuration; nobody is
 //! asked on a machine that is in no cloud.
 
 mod alibaba;

@@ -114,7 +114,7 @@ fn owner(kind: &str, name: &str) -> Json {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_of_this_node_are_known_by_one_watch() {
-    if !privileged("live_kubernetes") {
+    if !privileged("cluster_kubernetes") {
         return;
     }
     let mut cluster = Cluster::start().await.expect("a cluster");
@@ -222,7 +222,7 @@ async fn pods_of_this_node_are_known_by_one_watch() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_agent_is_allowed_what_it_needs_and_nothing_more() {
-    if !privileged("live_kubernetes") {
+    if !privileged("cluster_kubernetes") {
         return;
     }
     let cluster = Cluster::start().await.expect("a cluster");
@@ -271,7 +271,7 @@ async fn the_agent_is_allowed_what_it_needs_and_nothing_more() {
 /// Everything that is applied is taken by a real API server, which checks each field, and a mistake is not.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_api_server_takes_the_manifests() {
-    if !privileged("live_kubernetes") {
+    if !privileged("cluster_kubernetes") {
         return;
     }
     let cluster = Cluster::start().await.expect("a cluster");
@@ -304,7 +304,7 @@ async fn the_api_server_takes_the_manifests() {
 /// and workload on spans and metrics.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_daemon_follows_pods_and_names_them() {
-    if !privileged("live_kubernetes") {
+    if !privileged("cluster_kubernetes") {
         return;
     }
     let mut cluster = Cluster::start().await.expect("a cluster");
