@@ -62,6 +62,8 @@ pub struct Export {
     pub spans: Vec<Span>,
     /// Names of all metrics seen.
     pub metrics: BTreeMap<String, usize>,
+    /// All log records, in the file's order.
+    pub logs: Vec<Value>,
 }
 
 impl Export {
@@ -95,7 +97,10 @@ impl Export {
                 let name = metric["name"].as_str().context("a metric without a name")?;
                 *self.metrics.entry(name.to_owned()).or_default() += 1;
             }
-        } else if request.get("resourceLogs").is_none() {
+        } else if let Some(resources) = request.get("resourceLogs") {
+            let scopes = list(resources).iter().flat_map(|r| list(&r["scopeLogs"]));
+            self.logs.extend(scopes.flat_map(|s| list(&s["logRecords"])).cloned());
+        } else {
             bail!("neither spans nor metrics nor logs: {line}");
         }
         Ok(())

@@ -1,0 +1,108 @@
+//! Leaks proven while a process is traced: in reports, metrics and a log record, by either engine, and as what
+//! fails a command. Needs root; the healthy program needs `go`.
+
+use std::{
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use gotrace_tests::{
+    demo::{Demo, unpack_demo},
+    gobuild::{Arch, Mode, build},
+    gotrace::{Gotrace, binary, privileged},
+};
+use serde_json::Value;
+
+const PROVE: [&str; 4] = ["--prove-after", "500ms", "--prove-every", "1s"];
+
+/// The demo leaks at one place only, once in 25 requests.
+fn check(leaks: &Value, refuted: &Value) {
+    let leaks = leaks.as_array().expect("leaks");
+    assert_eq!(leaks.len(), 1, "{leaks:?}");
+    assert_eq!(leaks[0]["entry"]["function"], "main.waitForever");
+    assert_eq!(leaks[0]["created_by"]["function"], "main.leakyHandler");
+    assert_eq!(leaks[0]["wait_reason"], "chan receive");
+    let count = leaks[0]["count"].as_u64().expect("a number");
+    assert!(count >= 5 && leaks[0]["goids"].as_array().map(|g| g.len() as u64) == Some(count), "{leaks:?}");
+    assert!(leaks[0]["retained_bytes"].as_u64() > Some(0), "{leaks:?}");
+    assert_eq!(*refuted, 0);
+}
+
+#[test]
+fn leaks_are_proven_while_a_process_is_traced() {
+    if !privileged("live_traced_proof") {
+        return;
+    }
+    for engine in ["events", "snapshot"] {
+        let demo = Demo::start("120s").expect("it starts");
+        thread::sleep(Duration::from_secs(2));
+        let mut flags = vec!["--engine", engine, "--duration", "12s"];
+        flags.extend(PROVE);
+        let outcome = Gotrace::attach(demo.pid(), &flags).and_then(Gotrace::wait).expect("it runs");
+        let summary = outcome.summary().expect("a summary");
+        check(&summary["leaks"], &summary["leaks_refuted"]);
+        let found = &outcome.export;
+        for name in ["gotrace.leak.proven", "gotrace.leak.retained"] {
+            assert!(found.metrics.contains_key(name), "{engine}: {name} in {:?}", found.metrics);
+        }
+        assert!(!found.metrics.contains_key("gotrace.leak.refuted"));
+        let records = &found.logs;
+        // Once, and again for each doubling.
+        assert!((1..=4).contains(&records.len()), "{engine}: {records:?}");
+        assert_eq!(records[0]["eventName"], "gotrace.leak.confirmed");
+        let body = records[0]["body"]["stringValue"].as_str().expect("a sentence");
+        assert!(body.contains("main.waitForever") && body.contains("can never run again"), "{body}");
+    }
+}
+
+#[test]
+fn without_proofs_nothing_is_said() {
+    if !privileged("live_traced_proof") {
+        return;
+    }
+    let demo = Demo::start("60s").expect("it starts");
+    thread::sleep(Duration::from_secs(1));
+    let mut flags = vec!["--duration", "4s", "--no-proof"];
+    flags.extend(PROVE);
+    let outcome = Gotrace::attach(demo.pid(), &flags).and_then(Gotrace::wait).expect("it runs");
+    assert_eq!(outcome.summary().expect("a summary")["leaks"], Value::Array(Vec::new()));
+}
+
+#[test]
+fn a_command_fails_on_what_is_proven() {
+    if !privileged("live_traced_proof") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let demo = unpack_demo(directory.path()).expect("the demo");
+    let output = Command::new(binary().expect("built"))
+        .args(["exec", "--quiet", "--fail-on", "unreachable", "--"])
+        .arg(&demo)
+        .args(["-for", "6s"])
+        .stdin(Stdio::null())
+        .output()
+        .expect("gotrace runs");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(10), "{told}");
+    assert!(told.contains("main.waitForever") && told.contains("before the end"), "{told}");
+
+    let healthy = build("leaks", "1.24.11", Mode::Stripped, Arch::HOST).expect("it builds");
+    let mut child = Command::new(binary().expect("built"))
+        .args(["exec", "--quiet", "--fail-on", "unreachable", "--"])
+        .arg(&healthy)
+        .arg("healthy")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("gotrace runs");
+    // It ends when its input does.
+    let input = child.stdin.take();
+    thread::sleep(Duration::from_secs(6));
+    drop(input);
+    let output = child.wait_with_output().expect("it ends");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{told}");
+    assert!(told.contains("before the end") && !told.contains("never run"), "{told}");
+}
