@@ -83,6 +83,10 @@ fn check(version: &str, mode: Mode, proof: bool) {
     assert!(missing.is_empty(), "Go {version} {}: too much was found: {missing:?}", mode.name());
 
     assert_eq!(lines[0]["schema"], "gotrace.leaks/1");
+    for function in ["main.transfer", "main.transferBack"] {
+        let why = line(&lines, function)["why"].as_str().expect("a sentence");
+        assert!(why.contains("circle"), "Go {version}: {function}: {why}");
+    }
     let growing = line(&lines, "main.notify");
     let growth = &growing["growth_per_second"];
     let (low, high) = (growth["low"].as_f64().expect("a number"), growth["high"].as_f64().expect("a number"));

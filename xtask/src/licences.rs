@@ -253,6 +253,7 @@ mod tests {
             "GPL-3.0-only/MIT",
             "(MIT OR GPL-3.0-only) AND Unicode-3.0",
             "Apache-2.0 WITH LLVM-exception OR MIT",
+            "Apache-2.0 WITH LLVM-exception",
             "MIT AND GPL-3.0-only OR ISC",
         ] {
             assert_eq!(judge(Some(good), &ALLOWED), Ok(()), "{good}");
@@ -261,7 +262,7 @@ mod tests {
             "GPL-3.0-only",
             "MIT AND GPL-3.0-only",
             "(MIT OR ISC) AND GPL-3.0-only",
-            "Apache-2.0 WITH LLVM-exception",
+            "GPL-2.0-only WITH Classpath-exception-2.0",
             "",
             "MIT OR",
             "(MIT",

@@ -225,6 +225,7 @@ pub fn judge(
     unreached: &Unreached,
 ) -> Vec<Finding> {
     let places = places(watch, snapshot, unreached);
+    let circles = locks::circles(watch, snapshot, &places, held.1);
     let mut findings = Vec::new();
     let mut told: HashSet<u64> = HashSet::new();
     let mut report = |verdict: Verdict, growth: Option<Growth>, members: &[Member<'_>], why: String| {
@@ -240,7 +241,11 @@ pub fn judge(
             continue;
         }
         let growth = growing(watch, snapshot, place).map(|(_, growth, _)| growth);
-        report(Verdict::Unreachable, growth, &proven, unreached::why(watch, unreached, &proven));
+        let mut why = unreached::why(watch, unreached, &proven);
+        if let Some(circle) = circles.iter().find(|c| proven.iter().any(|m| c.has(m.goroutine.goid))) {
+            why += &format!(" They wait for locks in a circle: {}.", circle.told);
+        }
+        report(Verdict::Unreachable, growth, &proven, why);
     }
     for place in places.values() {
         let nil = pick(place, |m| m.reason == Reason::Nil && !m.is_main());
@@ -253,12 +258,19 @@ pub fn judge(
                 .into(),
         );
     }
-    for (members, why) in locks::deadlocks(watch, snapshot, &places, held.1) {
-        report(Verdict::Deadlock, None, &members, why);
+    for circle in circles.iter().filter(|c| c.closed) {
+        for members in &circle.members {
+            report(Verdict::Deadlock, None, members, circle.why());
+        }
     }
     for place in places.values() {
         if let Some((members, growth, why)) = growing(watch, snapshot, place) {
             report(Verdict::Growing, Some(growth), &members, why);
+        }
+    }
+    for circle in circles.iter().filter(|c| !c.closed) {
+        for members in &circle.members {
+            report(Verdict::Stuck, None, members, circle.why());
         }
     }
     for place in places.values() {

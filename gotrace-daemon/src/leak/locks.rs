@@ -1,10 +1,11 @@
 //! Goroutines that wait for locks of each other.
 //!
 //! `sync.Mutex` and `sync.RWMutex` record no owner. What can be seen from outside is who waits for which
-//! lock and whose stack has the address of which lock. A deadlock is reported where goroutines wait in a circle, each for a lock to which the stack of
-//! the next refers, all unmoved for long, and where no goroutine outside of the circle refers to any of
-//! these locks or to a structure around one: then nobody else is left who could unlock them. A lock that
-//! is a global variable is referred to by code, not by stacks, so that it never qualifies.
+//! lock and whose stack has the address of which lock. A circle is told where goroutines wait, each for a
+//! lock to which the stack of the next refers, all unmoved for long. It is a deadlock where no goroutine
+//! outside of the circle refers to any of these locks or to a structure around one: then nobody else is left
+//! who could unlock them. A lock that is a global variable is referred to by code, not by stacks, so that it
+//! never qualifies.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,23 +20,53 @@ const MAX_NODES: usize = 4096;
 /// Goroutines that a sentence names.
 const MAX_TOLD: usize = 6;
 
-/// Members of circles, those of one site and place together, and why.
-pub(super) fn deadlocks<'a>(
+/// Goroutines that wait for locks of each other.
+pub(super) struct Circle<'a> {
+    /// Those of one site and place together.
+    pub members: Vec<Vec<Member<'a>>>,
+    /// Who waits for whom.
+    pub told: String,
+    /// Whether nobody outside refers to any of the locks.
+    pub closed: bool,
+    /// How long all of them have stood at least.
+    pub least_ns: u64,
+}
+
+impl Circle<'_> {
+    /// Whether the goroutine is in it.
+    pub fn has(&self, goid: u64) -> bool {
+        self.members.iter().flatten().any(|m| m.goroutine.goid == goid)
+    }
+
+    /// Why it is believed that none of them will go on, or may not.
+    pub fn why(&self) -> String {
+        let outside = if self.closed {
+            "no goroutine outside of this circle refers to these locks"
+        } else {
+            "a variable or a goroutine outside of this circle refers to these locks, too, and may be the one to unlock them"
+        };
+        format!(
+            "{}; {outside}, and none in it has moved for at least {}; that the one referred to is the holder is \
+             inferred, as the runtime records no owner.",
+            self.told,
+            seconds(self.least_ns)
+        )
+    }
+}
+
+/// All circles.
+pub(super) fn circles<'a>(
     watch: &Watch,
     snapshot: &Snapshot,
     places: &BTreeMap<u32, Place<'a>>,
     held: &References,
-) -> Vec<(Vec<Member<'a>>, String)> {
+) -> Vec<Circle<'a>> {
     // Who waits for which lock.
     let mut waits: BTreeMap<u64, (u64, u32, Member<'a>)> = BTreeMap::new();
     for (&group, place) in places {
         for member in &place.members {
             let goid = member.goroutine.goid;
-            if !held.complete
-                || held.unheld.binary_search(&goid).is_err()
-                || !member.is_for_lock(snapshot)
-                || !stands_long(watch, member)
-            {
+            if !held.complete || !member.is_for_lock(snapshot) || !stands_long(watch, member) {
                 continue;
             }
             if let Some(lock) = member.references(snapshot).and_then(|r| r.first().map(|r| r.address)) {
@@ -82,21 +113,24 @@ pub(super) fn deadlocks<'a>(
         let members: Vec<&(u64, u32, Member<'a>)> = circle.iter().filter_map(|g| waits.get(g)).collect();
         let alone: Vec<Member<'a>> = members.iter().map(|(_, _, m)| *m).collect();
         let least = oldest(watch, &alone).at_least_ns;
-        let why = why(&circle, &waits, &next, least);
         let mut by_place: BTreeMap<u32, Vec<Member<'a>>> = BTreeMap::new();
         for (_, group, member) in members {
             by_place.entry(*group).or_default().push(*member);
         }
-        found.extend(by_place.into_values().map(|m| (m, why.clone())));
+        found.push(Circle {
+            members: by_place.into_values().collect(),
+            told: tell(&circle, &waits, &next),
+            closed: circle.iter().all(|goid| held.unheld.binary_search(goid).is_ok()),
+            least_ns: least,
+        });
     }
     found
 }
 
-fn why(
+fn tell(
     circle: &BTreeSet<u64>,
     waits: &BTreeMap<u64, (u64, u32, Member<'_>)>,
     next: &dyn Fn(u64) -> Vec<u64>,
-    least_ns: u64,
 ) -> String {
     let mut told: Vec<String> = circle
         .iter()
@@ -112,10 +146,5 @@ fn why(
     if circle.len() > told.len() {
         told.push(format!("and so on, {} in all", circle.len()));
     }
-    format!(
-        "{}; no goroutine outside of this circle refers to these locks, and none in it has moved for at least {}; \
-         that the one referred to is the holder is inferred, as the runtime records no owner.",
-        told.join("; "),
-        seconds(least_ns)
-    )
+    told.join("; ")
 }

@@ -170,12 +170,18 @@ fn locks_that_others_may_hold_are_no_deadlock() {
     let watch = watch_of(&looks);
     let last = looks.last().expect("looks");
     let stacks = [(0x1000, vec![20, 21]), (0x9000, vec![20, 21])].into_iter().collect();
-    // Somebody outside refers to one lock of the two.
+    // Somebody outside refers to one lock of the two: the circle is named all the same.
     let held = References { unheld: vec![21], stacks, complete: true };
-    assert_eq!(
-        names(&judge(&watch, last, (&References::default(), &held), &Unreached::default())),
-        [("stuck", 1), ("stuck", 1)]
-    );
+    let found = judge(&watch, last, (&References::default(), &held), &Unreached::default());
+    assert_eq!(names(&found), [("stuck", 1), ("stuck", 1)]);
+    assert!(found.iter().all(|f| f.why.contains("goroutine 20 waits for the lock at 0x1000")), "{found:?}");
+    assert!(found[0].why.contains("may be the one to unlock them"), "{}", found[0].why);
+    // Proven, it is that.
+    let goids = [(20, 10), (21, 10)].into();
+    let unreached = Unreached { goids, needed: 10 };
+    let found = judge(&watch, last, (&References::default(), &held), &unreached);
+    assert_eq!(names(&found), [("unreachable", 1), ("unreachable", 1)]);
+    assert!(found[0].why.contains("in a circle: goroutine 20 waits"), "{}", found[0].why);
 }
 
 #[test]
