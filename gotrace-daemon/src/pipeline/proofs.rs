@@ -233,6 +233,11 @@ impl Proofs {
         self.young += u64::from(now_ns.saturating_sub(since_ns) < after);
     }
 
+    /// Whether something is due, or under way.
+    pub fn has_business(&self, now: Instant) -> bool {
+        self.results.is_some() || self.job.is_some() && now >= self.due
+    }
+
     /// Orders what is due, and takes in what is done. Whether there is something new to be told.
     pub fn tend(&mut self, now: Instant, waiting_for_others: u64) -> bool {
         if let Some(results) = &self.results {
@@ -324,6 +329,9 @@ impl Traced {
         }
         if !std::mem::replace(&mut self.proofs_begun, true) {
             self.proofs = Proofs::new(self, pace, workers);
+        }
+        if !self.proofs.as_ref().is_some_and(|proofs| proofs.has_business(now)) {
+            return Vec::new();
         }
         let waiting: u64 = self
             .table

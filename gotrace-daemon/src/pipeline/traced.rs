@@ -454,7 +454,8 @@ impl Traced {
     }
 
     pub(super) fn open_wait(&mut self, wait: &OpenWait) {
-        if Reason::from_name(&self.reason(wait.reason)).is_for_others()
+        if self.proofs.is_some()
+            && Reason::from_name(&self.reason(wait.reason)).is_for_others()
             && let Some(proofs) = &mut self.proofs
         {
             proofs.waits(wait.start_ns, wait.time_ns);
