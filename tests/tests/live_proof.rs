@@ -30,8 +30,8 @@ const WORK: Duration = Duration::from_secs(25);
 /// the channel, and the runtime takes in where a value to be sent lies (`sudog.elem`).
 const UNSEEN_BY_RUNTIME: [&str; 2] = ["fan-in", "first response wins"];
 
-/// A pattern that is not found on a version (its minor number), which is known and not understood yet: a stale
-/// word somewhere keeps it reachable, each time. The runtime's own profile finds it.
+/// A pattern that is mostly missed on a version (its minor number), which is known and not understood yet: a
+/// stale word somewhere keeps it reachable. The runtime's own profile finds it.
 const MISSED: [(u32, &str); 1] = [(27, "reflected select")];
 
 /// Goids of all findings with the verdict, and the last line.
