@@ -194,7 +194,7 @@ impl Engine {
         let mut fitting = Vec::new();
         for (minor, offsets) in self.binary.offsets_by_class() {
             let Ok(layout) = Layout::of(&self.binary, minor, &offsets) else { continue };
-            if tried.contains(&layout) {
+            if tried.iter().any(|t| t.has_the_same_goroutines(&layout)) {
                 continue;
             }
             tried.push(layout);

@@ -61,6 +61,13 @@ impl Layout {
         Self::of(binary, binary.go_version().minor, binary.offsets())
     }
 
+    /// Whether goroutines look the same by both; labels, which are not looked at to tell versions apart, may
+    /// not.
+    pub fn has_the_same_goroutines(&self, other: &Self) -> bool {
+        let labels_are_a_map = other.labels_are_a_map;
+        Self { labels_are_a_map, ..*self } == *other
+    }
+
     /// Resolves offsets as a minor version has them.
     pub fn of(binary: &Binary, minor: u32, offsets: &Offsets) -> Result<Self, SnapshotError> {
         let get =
