@@ -57,7 +57,9 @@ fn a_hundred_attachments_change_nothing() {
     // The target may be done before the hundredth; it stays, and is attached to all the same.
     let begin = Instant::now();
     for cycle in 0..100 {
-        let gotrace = Gotrace::attach(fixture.pid(), &["--quiet"])
+        // The kernel removes probes one after the other: all of them every tenth time.
+        let level = if cycle % 10 == 0 { "full" } else { "lifecycle" };
+        let gotrace = Gotrace::attach(fixture.pid(), &["--quiet", "--level", level])
             .unwrap_or_else(|e| panic!("attachment {cycle}: {e:#}"));
         gotrace.interrupt();
         let outcome = gotrace.wait().expect("gotrace ends");
