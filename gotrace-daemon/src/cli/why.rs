@@ -82,7 +82,11 @@ pub fn run(args: &WhyArgs) -> Result<Exit, CliError> {
     for _ in 0..TRIES {
         prover.pass(&memory).map_err(|e| error(args.pid, e))?;
         found = prover.why(&memory, args.goid).map_err(|e| error(args.pid, e))?;
-        if !matches!(found, Why::Held(None) | Why::Unknown) {
+        let vague = match &found {
+            Why::Held(path) => path.as_ref().is_none_or(|p| matches!(p.holder, Holder::Runtime)),
+            found => *found == Why::Unknown,
+        };
+        if !vague {
             break;
         }
     }

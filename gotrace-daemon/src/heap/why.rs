@@ -55,7 +55,8 @@ pub enum Holder {
         /// The goroutine.
         goid: u64,
     },
-    /// What the runtime keeps outside of its heap: a finalizer, a cleanup, a weak handle.
+    /// Not found: it had let go before it was looked for, or it is what the runtime keeps outside of its heap
+    /// (a finalizer, a cleanup, a weak handle, another record).
     Runtime,
 }
 

@@ -183,7 +183,11 @@ fn holder(answer: Answer<'_>, holder: &Holder, names: &mut Names) -> String {
         },
         Holder::Stack { goid, frame, .. } => stack(*goid, frame.as_ref(), names),
         Holder::Goroutine { goid } => format!("goroutine {goid}, by a deferred call or the like"),
-        Holder::Runtime => "the runtime, for a finalizer, a cleanup or a weak pointer,".into(),
+        Holder::Runtime => {
+            "something that was not found (let go meanwhile, or the runtime's own: a finalizer, a \
+                            cleanup, a weak pointer, a record outside of the heap)"
+                .into()
+        }
     }
 }
 
