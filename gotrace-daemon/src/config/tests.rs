@@ -42,6 +42,7 @@ fn the_example_names_every_field_and_is_what_holds_without_a_file() {
         "processes",
         "goroutines_per_process",
         "max_goroutines",
+        "suspect_every",
         "prove_after",
         "prove_every",
         "proof_rest",
