@@ -34,7 +34,7 @@ pub use calibration::{Calibration, HitCost};
 pub use diagnostics::TARGET as PROBE_LOG_TARGET;
 pub use error::Error;
 pub use ring::Ring;
-pub use way::{Way, way};
+pub use way::{Way, settled_way, way};
 
 /// The kernel side, built for the machine that this program is built for.
 #[cfg(target_arch = "x86_64")]
