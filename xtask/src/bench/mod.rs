@@ -7,6 +7,7 @@
 
 mod agent;
 mod cost;
+mod daemon;
 mod observer;
 mod process;
 mod report;
@@ -50,6 +51,8 @@ enum Part {
     Spans,
     /// Snapshots of up to a million goroutines
     Snapshot,
+    /// The node agent with 50 processes, and with 100 binaries
+    Daemon,
 }
 
 /// How much is measured.
@@ -147,6 +150,10 @@ pub fn main(options: &Options) -> Result<()> {
     if wanted(Part::Snapshot) {
         println!("snapshots beside the program's own profile");
         snapshot::measure(&binaries, extent, &target, &mut report)?;
+    }
+    if wanted(Part::Daemon) {
+        println!("the node agent");
+        daemon::measure(&binaries, extent, &target, &mut report)?;
     }
     let path = target.join("bench.json");
     report.write(&path)?;
