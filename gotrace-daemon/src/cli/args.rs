@@ -298,6 +298,7 @@ impl TraceArgs {
         let environment = |name: &str| std::env::var(name).ok();
         let usage = |e: crate::sink::otlp::ConfigError| CliError::usage(e.to_string());
         Ok(ExportConfig {
+            spool: None,
             otlp: OtlpConfig::from_flags_and_env(&self.otlp.flags(), &environment).map_err(usage)?,
             file: self.export.clone(),
             temporality: Temporality::from_env(&environment).map_err(usage)?,

@@ -24,14 +24,16 @@ use crate::{
     pipeline::{self, Budget, Follow, LeftBehind, LineConfig, ProofPace, SuspicionPace},
     process::{Pattern, ResourceOptions, Rule, Rules},
     sink::otlp::{
-        ConfigError, Environment, ExportConfig, OtlpConfig, OtlpFlags, Temporality,
+        ConfigError, Environment, ExportConfig, OtlpConfig, OtlpFlags, SpoolConfig, Temporality,
         config::metric_interval_from_env,
     },
 };
-use values::{Bytes, Rate, Share, Span, text};
+use values::{Bytes, Rate, Share, Size, Span, text};
 
 /// Largest configuration file.
 const MAX_BYTES: u64 = 1 << 20;
+/// What the spool may take when nothing is said.
+const DEFAULT_SPOOL: u64 = 256 << 20;
 
 /// The whole file.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
@@ -256,6 +258,26 @@ pub struct Otlp {
     pub export: Option<PathBuf>,
     /// Time that the last data may take to get out when gotrace is told to end.
     pub grace: Option<Span>,
+    /// Where on disk waits what the collector does not take.
+    pub spool: Spool,
+}
+
+/// What the collector does not take waits on disk.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Spool {
+    /// A directory of this gotrace alone, made when it is not there; without one what waits is in memory.
+    pub directory: Option<PathBuf>,
+    /// Bytes that it may take; 256M when nothing is said. What waits is packed.
+    pub size: Option<Size>,
+}
+
+impl Spool {
+    fn config(&self) -> Option<SpoolConfig> {
+        let Self { directory, size } = self;
+        let size = size.map_or(DEFAULT_SPOOL, |size| size.0);
+        directory.clone().map(|directory| SpoolConfig { directory, size })
+    }
 }
 
 /// The pages for health and Prometheus.
@@ -370,6 +392,17 @@ impl Config {
                 "listen must be an address and a port, such as 127.0.0.1:9464, or off".into(),
             ));
         }
+        let Spool { directory, size } = &otlp.spool;
+        match (directory, size) {
+            (Some(directory), _) if !directory.is_absolute() => {
+                return Err(("directory", "directory must be a path from / on".into()));
+            }
+            (None, Some(_)) => return Err(("size", "size needs a directory beside it".into())),
+            (_, Some(Size(size))) if !(16 << 20..=1 << 40).contains(size) => {
+                return Err(("size", "size must be from 16M to 1024G".into()));
+            }
+            _ => {}
+        }
         OtlpConfig::from_flags_and_env(&otlp.flags(), &|_| None)
             .map_err(|error| ("otlp", format!("otlp: {error}")))?;
         Ok(())
@@ -443,6 +476,7 @@ impl Config {
             file: self.otlp.export.clone(),
             temporality: Temporality::from_env(environment)?,
             metric_interval: metric_interval_from_env(environment)?,
+            spool: self.otlp.spool.config(),
         })
     }
 
@@ -467,6 +501,7 @@ impl Otlp {
             key,
             export: _,
             grace: _,
+            spool: _,
         } = self.clone();
         OtlpFlags {
             endpoint,

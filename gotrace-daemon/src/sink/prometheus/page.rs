@@ -391,6 +391,24 @@ impl Page {
         ] {
             self.counter(name, help, "", value);
         }
+        if let Some(spool) = &export.spool {
+            for (name, help, value) in [
+                (
+                    "gotrace_exporter_spool_size_bytes",
+                    "Bytes that wait on disk for the collector.",
+                    spool.bytes,
+                ),
+                ("gotrace_exporter_spool_limit_bytes", "Bytes that may wait on disk.", spool.limit),
+                ("gotrace_exporter_spool_spans", "Spans that wait on disk.", spool.spans),
+                (
+                    "gotrace_exporter_spool_usable",
+                    "1 while the spool's directory can be used.",
+                    u64::from(spool.trouble.is_none()),
+                ),
+            ] {
+                self.gauge(name, help, "", value as f64);
+            }
+        }
         for (why, count) in &export.spans_dropped {
             self.counter(
                 "gotrace_exporter_spans_dropped_total",
