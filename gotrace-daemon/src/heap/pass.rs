@@ -78,8 +78,7 @@ impl Prover {
         types.know(&modules);
         self.types = std::sync::Arc::new(types);
         let g_size = goroutines.iter().find_map(|s| Some(marker.table.object(marker.table.find(s.g)?).1));
-        marker.objects =
-            Objects::new(std::sync::Arc::clone(&self.types), g_size.unwrap_or(0), &spans.manual);
+        marker.objects = Objects::new(std::sync::Arc::clone(&self.types), g_size.unwrap_or(0), &spans.manual);
         let (mut candidates, others) = waiting::split(&mut self.engine, memory, goroutines.clone())?;
         self.candidates = candidates.iter().map(|c| told(c, Outcome::Reached)).collect();
         for candidate in &candidates {

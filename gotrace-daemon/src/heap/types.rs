@@ -51,8 +51,9 @@ impl Mask {
     /// From the bits as memory has them; `None` for what no type can be.
     fn new(size: u64, pointers: u64, bytes: &[u8]) -> Option<Self> {
         let sane = size.is_multiple_of(8) && pointers.is_multiple_of(8) && pointers > 0 && pointers <= size;
-        let (size, count) =
-            sane.then_some(()).and_then(|()| Some((usize::try_from(size / 8).ok()?, usize::try_from(pointers / 8).ok()?)))?;
+        let (size, count) = sane
+            .then_some(())
+            .and_then(|()| Some((usize::try_from(size / 8).ok()?, usize::try_from(pointers / 8).ok()?)))?;
         let mut bits: Vec<u64> = bytes
             .chunks(8)
             .map(|c| c.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte)))
