@@ -506,8 +506,11 @@ impl Marker {
                         open &= open - 1;
                         let at = planned.at + index * size;
                         let bytes = worker.buffer.get(at..at + size).unwrap_or_default();
-                        let bits =
-                            if map.is_empty() { 0 } else { objects::bits(map, 0, index * size / 8, size / 8) };
+                        let bits = if map.is_empty() {
+                            0
+                        } else {
+                            objects::bits(map, 0, index * size / 8, size / 8)
+                        };
                         self.object(memory, planned.entry, index as u32, (bytes, bits), &mut looked)?;
                     }
                 }

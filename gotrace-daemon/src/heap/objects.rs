@@ -117,7 +117,12 @@ impl Objects {
         }
     }
 
-    fn mask(&self, memory: &dyn ReadMemory, address: u64, size: u64) -> Result<Option<Arc<Mask>>, ProcessError> {
+    fn mask(
+        &self,
+        memory: &dyn ReadMemory,
+        address: u64,
+        size: u64,
+    ) -> Result<Option<Arc<Mask>>, ProcessError> {
         Ok(self.types.mask(memory, address)?.filter(|mask| mask.size() <= size))
     }
 

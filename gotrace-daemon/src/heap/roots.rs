@@ -264,7 +264,8 @@ mod tests {
         let expected = Block { links: [0x7f00_0000_1000, 0], from: 24, to: 104 };
         assert_eq!(finalizers(&block(&two)), Some(expected));
         assert_eq!(finalizers(&block(&[])), Some(Block { links: [0, 0], from: 24, to: 24 }), "an empty one");
-        for (at, word) in [(0, 12), (8, 1 << 60), (16, 102), (16, 1 << 32), (24, 7), (40, u64::MAX), (56, 1)] {
+        for (at, word) in [(0, 12), (8, 1 << 60), (16, 102), (16, 1 << 32), (24, 7), (40, u64::MAX), (56, 1)]
+        {
             let mut words = two.to_vec();
             words.push((at, word));
             assert_eq!(finalizers(&block(&words)), None, "{word:#x} at {at}");
