@@ -7,10 +7,11 @@ use gotrace_tests::{gobuild::cache_dir, gotrace::binary, manifests};
 use serde_json::Value;
 
 /// Arguments of a rendering, and what it is for.
-const VARIANTS: [&[&str]; 6] = [
+const VARIANTS: [&[&str]; 7] = [
     &[],
     &["--set", "snapshotOnly=true"],
     &["--set", "securityContext.sysAdmin=false"],
+    &["--set", "spool.enabled=false"],
     &["--set", "metrics.podMonitor.create=true", "--set", "metrics.podMonitor.labels.release=prometheus"],
     &[
         "--set",

@@ -65,6 +65,7 @@ impl Traced {
             snapshots: self.snapshots.as_ref().map(Snapshots::durations).unwrap_or_default(),
             engine: self.engine(),
             level: self.level_name(),
+            level_reason: self.lowered,
             leaks,
             leaks_refuted,
             probe_cost_share: self.cost.interval(&counters.hits, self.watch.cpu_time_ns(), cost),

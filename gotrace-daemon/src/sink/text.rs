@@ -342,6 +342,7 @@ pub(super) mod tests {
             snapshots: empty,
             engine: "events",
             level: "waits",
+            level_reason: None,
             leaks: Vec::new(),
             leaks_refuted: 0,
             probe_cost_share: None,

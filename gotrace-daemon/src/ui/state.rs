@@ -269,6 +269,7 @@ pub(super) mod tests {
             snapshots: Histogram::default(),
             engine: "events",
             level: "waits",
+            level_reason: None,
             leaks: Vec::new(),
             leaks_refuted: 0,
             probe_cost_share: Some(0.0042),
