@@ -1,5 +1,5 @@
 //! The same static binary with its embedded eBPF object attaches on every supported kernel and
-//! architecture, its account agrees with the Go program's there, and so do the stacks that it dumps.
+//! architecture, by links where the kernel has them, its account agrees with the Go program's there, and so do the stacks that it dumps.
 //! Needs `go` and qemu, not root.
 
 use gotrace_tests::{
@@ -8,9 +8,22 @@ use gotrace_tests::{
     export::Export,
     fixture::Account,
     gobuild::{Arch, Mode, build},
+    gotrace::links_in,
     traceback,
     vm::{Left, SERIES, boot, tail},
 };
+
+/// Whether the kernel has links of many uprobes, for all threads of a process: what doctor finds by trying, and
+/// how `attach` then puts its probes in place.
+fn judge_links(left: &Left, expected: bool) -> Result<&'static str, String> {
+    let file = |name: &str| left.files.get(name).map_or("", String::as_str);
+    let found = links_in(file("doctor")).map_err(|e| format!("{e:#}: {}", file("doctor")))?;
+    let said = if expected { "put in place by links" } else { "put in place by perf events" };
+    if found == expected && file("stderr").contains(said) {
+        return Ok(if expected { "by links" } else { "by perf events" });
+    }
+    Err(format!("links expected: {expected}; doctor:\n{}\nattach:\n{}", file("doctor"), file("stderr")))
+}
 
 /// Holds the accounts of one machine against each other.
 fn judge(left: &Left) -> Result<String, String> {
@@ -98,8 +111,10 @@ fn every_kernel(arch: Arch, version: &str) {
     for series in SERIES {
         let name = format!("kernel {series} {} go{version}", arch.name());
         let got = boot(series, arch, &fixture, &stacks).map_err(|e| format!("{e:#}"));
-        let judged =
-            got.and_then(|left| Ok(format!("{}: {}; {}", left.kernel, judge(&left)?, judge_dump(&left)?)));
+        let judged = got.and_then(|left| {
+            let by = judge_links(&left, ["6.12", "7"].contains(&series))?;
+            Ok(format!("{} {by}: {}; {}", left.kernel, judge(&left)?, judge_dump(&left)?))
+        });
         match judged {
             Ok(line) => eprintln!("{name}: {line}"),
             Err(e) => {

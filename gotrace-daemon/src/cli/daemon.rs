@@ -16,7 +16,8 @@ use clap::Args;
 use super::{CliError, Exit, surroundings::Surroundings, trace::Background};
 use crate::{
     config::{self, Config},
-    pipeline::{Budget, Control, Line, NodeState, Observer, ProcessEvent, Stop},
+    kernel,
+    pipeline::{Budget, Control, Engine, Line, NodeState, Observer, ProcessEvent, Stop},
     process::{drop_privileges, raise_open_files_limit},
     sink::{
         otlp::{ExportStats, Exporter, SpoolStats},
@@ -111,7 +112,8 @@ pub(super) fn run(args: &DaemonArgs) -> Result<Exit, CliError> {
         return Ok(Exit::DONE);
     }
     raise_open_files_limit();
-    match drop_privileges() {
+    let perf_events = config.line().engine != Engine::Snapshot && kernel::settled_way().wants_admin();
+    match drop_privileges(perf_events) {
         Ok(left) => tracing::info!("capabilities kept: {left}"),
         Err(error) => tracing::warn!(%error, "capabilities that are not needed could not be dropped"),
     }

@@ -21,7 +21,7 @@ pub use metadata::{Asked, Cloud, Metadata};
 use crate::{
     enrich::EnrichConfig,
     level::Level,
-    pipeline::{self, Budget, Follow, LeftBehind, LineConfig, ProofPace},
+    pipeline::{self, Budget, Follow, LeftBehind, LineConfig, ProofPace, SuspicionPace},
     process::{Pattern, ResourceOptions, Rule, Rules},
     sink::otlp::{
         ConfigError, Environment, ExportConfig, OtlpConfig, OtlpFlags, SpoolConfig, Temporality,
@@ -187,7 +187,10 @@ pub struct Limits {
     pub memory: Size,
     /// Goroutines of all processes that the kernel side keeps waits of at once, 160 bytes each.
     pub max_goroutines: u32,
-    /// Leaks are proven from the heap where goroutines have waited for others for so long.
+    /// Time between two looks at where everybody stands, which tell who may never finish; 0 for none.
+    pub suspect_every: Span,
+    /// Leaks are proven from the heap where goroutines have waited for others for so long; who stands longer
+    /// may also be called stuck.
     pub prove_after: Span,
     /// From the end of one proof of a process to the beginning of the next; 0 for no proofs.
     pub prove_every: Span,
@@ -205,6 +208,7 @@ impl Default for Limits {
             goroutines_per_process: 200_000,
             memory: Size(64 << 20),
             max_goroutines: 1 << 17,
+            suspect_every: Span(Duration::from_secs(60)),
             prove_after: Span(Duration::from_secs(600)),
             prove_every: Span(Duration::from_secs(1800)),
             proof_rest: 20,
@@ -453,6 +457,10 @@ impl Config {
             budget: limits.budget.0.map(Budget::of_share),
             resource: ResourceOptions { command_args: spans.resource_command_args },
             kernel_log_level: trace.kernel_log,
+            suspicions: (!limits.suspect_every.0.is_zero()).then_some(SuspicionPace {
+                every: limits.suspect_every.0,
+                stuck_after: limits.prove_after.0,
+            }),
             proofs: (!limits.prove_every.0.is_zero()).then_some(ProofPace {
                 after: limits.prove_after.0,
                 every: limits.prove_every.0,

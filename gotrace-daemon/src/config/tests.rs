@@ -43,6 +43,7 @@ fn the_example_names_every_field_and_is_what_holds_without_a_file() {
         "goroutines_per_process",
         "memory",
         "max_goroutines",
+        "suspect_every",
         "prove_after",
         "prove_every",
         "proof_rest",

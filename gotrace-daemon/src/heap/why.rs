@@ -10,18 +10,20 @@ use foldhash::fast::FixedState;
 use hashbrown::{HashMap, HashSet};
 
 use super::{
-    HeapError, Prover, bits::Bits, evidence::Outcome, mark::Marker, modules::Module, pass::Marked,
-    table::Place,
+    HeapError, Prover, What, bits::Bits, evidence::Outcome, mark::Marker, modules::Module, pass::Marked,
+    table::Place, variables,
 };
 use crate::{
     process::{ProcessError, ReadMemory},
-    snapshot::{Pieces, StackFrame, Standing, word_at},
+    snapshot::{StackFrame, Standing, word_at},
 };
 
 /// Steps at most.
 const MAX_STEPS: usize = 256;
 /// Objects that are remembered as being on the way.
 const MAX_OBJECTS: usize = 1 << 22;
+/// Objects that are looked through at once.
+const MAX_PLACES: usize = 1 << 16;
 /// Memory is looked through in parts of this many bytes.
 const PART: u64 = 1 << 16;
 /// A longer stack is looked through whole.
@@ -61,7 +63,7 @@ pub enum Holder {
 }
 
 /// An object on the way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
     /// Its address.
     pub address: u64,
@@ -71,6 +73,11 @@ pub struct Link {
     pub entered_at: u64,
     /// What refers to it is not the object before, but a goroutine that waits on that, and its frame.
     pub through: Option<(u64, Option<StackFrame>)>,
+    /// What it is; `None` where that is not known.
+    pub what: Option<What>,
+    /// What of it refers to the next one, as its type names it (`.conn.done`, `[3].next`); `None` where that is not
+    /// known.
+    pub field: Option<String>,
 }
 
 /// What holds an object.
@@ -95,6 +102,8 @@ pub enum Why {
     Variable(u64),
     /// Nothing that can run leads to it, by this pass.
     Unreached,
+    /// It is the main goroutine in a select without cases, which keeps a program alive for as long as others run.
+    OnPurpose,
 }
 
 /// What was found of an object: the next one on the way to what is waited on, and where that is entered.
@@ -118,7 +127,8 @@ impl Prover {
         let why = match candidate {
             None if known => Why::Other,
             None => Why::Unknown,
-            Some(c) if matches!(c.outcome, Outcome::Unreached | Outcome::Hidden) => Why::Unreached,
+            Some(c) if c.outcome == Outcome::Hidden => Why::OnPurpose,
+            Some(c) if c.outcome == Outcome::Unreached => Why::Unreached,
             Some(c) => {
                 let places: Vec<(Place, u64)> = c
                     .waits_on
@@ -132,7 +142,14 @@ impl Prover {
                 let outside = c.waits_on.iter().copied().find(|&a| marked.marker.table.find(a).is_none());
                 match outside.filter(|_| places.is_empty()) {
                     Some(address) => Why::Variable(address),
-                    None => Why::Held(self.path(memory, &marked, goid, &places)?),
+                    None => {
+                        let mut path = self.path(memory, &marked, goid, &places)?;
+                        if let Some(path) = &mut path {
+                            let standing = marked.others.iter().find(|s| s.goid == goid);
+                            self.describe(memory, &marked.marker, standing, path)?;
+                        }
+                        Why::Held(path)
+                    }
                 }
             }
         };
@@ -284,7 +301,7 @@ fn chain(marker: &Marker, steps: &HashMap<u64, Step, FixedState>, holder: Holder
     let mut links = Vec::new();
     while links.len() <= MAX_STEPS {
         let (address, size) = marker.table.object(place);
-        links.push(Link { address, size, entered_at, through });
+        links.push(Link { address, size, entered_at, through, what: None, field: None });
         let step = steps.get(&marker.table.number(place))?;
         let Some(next) = step.next else { return Some(Path { holder, links }) };
         (entered_at, through) = (step.entered_at, step.through);
@@ -324,55 +341,39 @@ fn variables(
     holds: &dyn Fn(u64) -> Option<Place>,
 ) -> Result<Option<(Holder, u64)>, ProcessError> {
     for (n, module) in modules.iter().enumerate() {
-        for (has_value, (begin, len)) in [(true, module.data), (false, module.bss)] {
-            if let Some((address, word)) = first_word(memory, begin, len, holds)? {
-                let offset = address - begin;
-                return Ok(Some((Holder::Variable { address, module: n, offset, has_value }, word)));
+        for (has_value, of) in [true, false].into_iter().zip(module.variables()) {
+            let mut found = None;
+            variables::each(memory, of, &mut |address, word| {
+                if holds(word).is_some() {
+                    let offset = address - of.range.0;
+                    found = Some((Holder::Variable { address, module: n, offset, has_value }, word));
+                }
+                found.is_none()
+            })?;
+            if found.is_some() {
+                return Ok(found);
             }
         }
     }
     Ok(None)
 }
 
-/// Tells every word of every object that was reached and may hold pointers.
+/// Tells every pointer of every object that was reached.
 fn referrers(
     memory: &dyn ReadMemory,
     marker: &Marker,
     records: &HashSet<u64, FixedState>,
     tell: &mut dyn FnMut(Place, u64),
 ) -> Result<(), ProcessError> {
-    let mut pieces = Pieces::default();
-    let (low, high) = (marker.table.low, marker.table.high);
+    let mut places = Vec::new();
     for (n, entry) in marker.table.entries.iter().enumerate().filter(|(_, e)| !e.span.noscan) {
-        let mut items: Vec<(u64, u32)> = Vec::new();
-        let mut owners: Vec<Place> = Vec::new();
-        for index in 0..entry.span.count {
-            let place = Place { entry: n as u32, index };
-            if !marker.has(place) || records.contains(&marker.table.number(place)) {
-                continue;
-            }
-            let (address, size) = marker.table.object(place);
-            let mut at = 0;
-            while at < size {
-                items.push((address + at, (size - at).min(PART) as u32));
-                owners.push(place);
-                at += PART;
-            }
-        }
-        let mut first = 0;
-        while first < items.len() {
-            let done = pieces.read(memory, &items[first..], 4096)?;
-            for i in 0..done {
-                let Some(bytes) = pieces.item(i, items[first + i].1 as usize) else { continue };
-                for chunk in bytes.chunks_exact(8) {
-                    let word = word_at(chunk, 0);
-                    if word >= low && word < high {
-                        tell(owners[first + i], word);
-                    }
-                }
-            }
-            first += done;
+        let all = (0..entry.span.count).map(|index| Place { entry: n as u32, index });
+        let left_out = |p| marker.skips(p) || records.contains(&marker.table.number(p));
+        places.extend(all.filter(|&p| marker.has(p) && !left_out(p)));
+        if places.len() >= MAX_PLACES {
+            marker.objects.read(memory, &marker.table, &places, tell)?;
+            places.clear();
         }
     }
-    Ok(())
+    marker.objects.read(memory, &marker.table, &places, tell)
 }

@@ -63,6 +63,8 @@ pub struct Standing {
 pub struct Standings {
     /// By address of the `g`.
     pub goroutines: Vec<Standing>,
+    /// Addresses of the `g`s that hold no goroutine, ascending: dead, idle, or kept for C threads.
+    pub unused: Vec<u64>,
     /// Entries of the runtime's list that could not be read or held nonsense at every look.
     pub unknown: u64,
 }
@@ -100,7 +102,7 @@ impl Engine {
                 for (n, &(g, _)) in rest.iter().enumerate().take(done) {
                     let seen = pieces.item(n, len).map(|b| Seen::parse(b, &self.layout));
                     match seen {
-                        Some(Holds::Nothing) => {}
+                        Some(Holds::Nothing) => all.unused.push(g),
                         Some(Holds::Goroutine(seen)) => {
                             let kind = *kinds.entry(seen.entry_pc).or_insert_with(|| {
                                 self.binary.entry_kind(seen.entry_pc.wrapping_sub(self.bias))
@@ -123,7 +125,41 @@ impl Engine {
         }
         all.unknown = open.len() as u64;
         all.goroutines.sort_unstable_by_key(|s| s.g);
+        all.unused.sort_unstable();
         Ok(all)
+    }
+
+    /// Which of these goroutines, in their order, still stand where they stood, and have not run since.
+    ///
+    /// # Errors
+    /// When the process is gone, or its memory may not be read.
+    pub fn unmoved(
+        &self,
+        memory: &dyn ReadMemory,
+        standings: &[Standing],
+    ) -> Result<Vec<bool>, ProcessError> {
+        let len = self.layout.g_len;
+        let mut order: Vec<usize> = (0..standings.len()).collect();
+        order.sort_unstable_by_key(|&n| standings[n].g);
+        let items: Vec<(u64, u32)> = order.iter().map(|&n| (standings[n].g, len as u32)).collect();
+        let mut unmoved = vec![false; standings.len()];
+        let (mut first, mut pieces) = (0, Pieces::default());
+        while first < items.len() {
+            let done = pieces.read(memory, &items[first..], 512)?;
+            for i in 0..done {
+                let n = order[first + i];
+                let before = &standings[n];
+                unmoved[n] = match pieces.item(i, len).map(|b| Seen::parse(b, &self.layout)) {
+                    Some(Holds::Goroutine(seen)) => {
+                        let now = Standing::new(before.g, &seen, None);
+                        before.mark != 0 && Standing { system: before.system, ..now } == *before
+                    }
+                    _ => false,
+                };
+            }
+            first += done;
+        }
+        Ok(unmoved)
     }
 
     /// The records of the waiting goroutines among these, in their order; `None` for a list that could not
