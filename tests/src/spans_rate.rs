@@ -122,6 +122,7 @@ pub fn interval(resource: &Arc<Resource>) -> Interval {
         level: "waits",
         leaks: Vec::new(),
         leaks_refuted: 0,
+        suspects: Vec::new(),
         probe_cost_share: None,
     }
 }

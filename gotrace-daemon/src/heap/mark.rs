@@ -6,8 +6,8 @@
 //! each thread takes the next. Of a segment those spans are read that have such objects, by address, in one
 //! call; what points to a neighbour is followed at once, and the bytes are dropped.
 //!
-//! Every word is taken for a pointer, to anywhere in an object. Spans without pointers are not looked
-//! through. What is not readable holds nothing: the program could not read it either.
+//! A pointer is one to anywhere in an object; which words may be pointers, [`super::objects`] tells. Spans without
+//! pointers are not looked through. What is not readable holds nothing: the program could not read it either.
 
 use std::{
     ops::Range,
@@ -25,7 +25,11 @@ use hashbrown::HashSet;
 
 use super::{
     bits::Bits,
-    table::{Place, Table},
+    layout::{MAP, Pointers},
+    modules::Variables,
+    objects::{self, Objects},
+    table::{Entry, Place, Table},
+    variables,
 };
 use crate::{
     process::{Piece, ProcessError, ReadMemory},
@@ -42,8 +46,6 @@ const TWO_THREADS: u64 = 32 << 20;
 const KERNEL_PAGE: u64 = 4096;
 /// Ranges of roots are read in parts of this many bytes.
 const PART: u64 = 1 << 16;
-/// `stack.lo`, `stack.hi`, `stackguard0`, `stackguard1` at the beginning of a `g`.
-const G_STACK_BYTES: usize = 32;
 
 /// The state of a marking.
 #[derive(Debug)]
@@ -52,10 +54,8 @@ pub(super) struct Marker {
     marks: Bits,
     /// Reached, and not looked through yet.
     open: Bits,
-    /// Bytes of an object that is as large as a `g`; 0 where that is not known.
-    g_size: u64,
-    /// The runtime's own memory in the heap, stacks among it: first address and length, by address.
-    manual: Vec<(u64, u64)>,
+    /// What tells pointers from other words.
+    pub objects: Objects,
     /// Free: not to be reached.
     free: Bits,
     /// Free, and a word looked like a pointer to it.
@@ -75,6 +75,9 @@ pub(super) struct Marker {
     pub bytes_read: AtomicU64,
     /// Bytes of objects and roots that could not be read.
     pub bytes_unreadable: AtomicU64,
+    /// Objects that were looked through, by what the runtime says of their pointers, and word by word.
+    pub exact: AtomicU64,
+    pub whole: AtomicU64,
 }
 
 /// What a thread needs.
@@ -92,8 +95,15 @@ struct Planned {
     entry: usize,
     /// `None` for the whole span.
     index: Option<u32>,
-    /// Where its bytes are in the buffer.
+    /// Where its bytes are in the buffer, and behind them those of its map, where it has one.
     at: usize,
+}
+
+/// How many objects were looked through, and how.
+#[derive(Default)]
+struct Looked {
+    exact: u64,
+    whole: u64,
 }
 
 impl Marker {
@@ -120,8 +130,7 @@ impl Marker {
             marks: Bits::new(table.objects),
             open: Bits::new(table.objects),
             doubted: Bits::new(table.objects),
-            g_size: 0,
-            manual: Vec::new(),
+            objects: Objects::default(),
             free,
             queued: segments.iter().map(|_| AtomicBool::new(false)).collect(),
             has_skipped: vec![false; table.entries.len()],
@@ -132,32 +141,10 @@ impl Marker {
             skipped: HashSet::default(),
             bytes_read: AtomicU64::new(0),
             bytes_unreadable: AtomicU64::new(0),
+            exact: AtomicU64::new(0),
+            whole: AtomicU64::new(0),
             table,
         }
-    }
-
-    /// What a `g` says of its stack is no pointer: the end of a stack is where another span's first object may
-    /// begin. `g`: one that is in the heap. `manual`: where stacks are.
-    pub fn know_stacks(&mut self, g: u64, manual: &[(u64, u64)]) {
-        self.g_size = self.table.find(g).map_or(0, |p| self.table.object(p).1);
-        self.manual = manual.to_vec();
-    }
-
-    /// The words of an object. Nothing but a `g` begins with the bounds of a stack; two more words say how far
-    /// the stack may be used (`runtime/runtime2.go`, `g.stack`, `g.stackguard0`, `g.stackguard1`).
-    fn object(&self, bytes: &[u8]) {
-        let mut bytes = bytes;
-        if bytes.len() as u64 == self.g_size {
-            let at =
-                |n: usize| bytes.get(n..).and_then(|b| b.first_chunk()).map_or(0, |b| u64::from_le_bytes(*b));
-            let (lo, hi) = (at(0), at(8));
-            let n = self.manual.partition_point(|&(base, _)| base <= lo);
-            let stack = n.checked_sub(1).and_then(|n| self.manual.get(n));
-            if lo < hi && stack.is_some_and(|&(base, len)| lo - base < len && hi - base <= len) {
-                bytes = bytes.get(G_STACK_BYTES..).unwrap_or_default();
-            }
-        }
-        self.words(bytes);
     }
 
     /// From now on the object at an address is marked, but not looked through. Gives its number.
@@ -183,6 +170,11 @@ impl Marker {
         if scanned && self.open.set(self.table.number(place)) {
             self.enqueue(place.entry);
         }
+    }
+
+    /// Whether an object is not looked through.
+    pub fn skips(&self, place: Place) -> bool {
+        self.skipped.contains(&self.table.number(place))
     }
 
     /// Whether the object at an address was reached; what is not in the heap counts as reached.
@@ -288,6 +280,18 @@ impl Marker {
         Ok(read)
     }
 
+    /// Takes in those words of variables that may be pointers. Gives the bytes that could be read, and those of
+    /// them whose pointers are known.
+    pub fn variables(&self, memory: &dyn ReadMemory, of: Variables) -> Result<(u64, u64), ProcessError> {
+        let looked = variables::each(memory, of, &mut |_, word| {
+            self.word(word);
+            true
+        })?;
+        self.bytes_read.fetch_add(looked.bytes, Ordering::Relaxed);
+        self.bytes_unreadable.fetch_add(looked.unreadable, Ordering::Relaxed);
+        Ok((looked.bytes, looked.exact))
+    }
+
     fn by_pages(&self, memory: &dyn ReadMemory, address: u64, len: u64) -> Result<u64, ProcessError> {
         let mut page = vec![0; KERNEL_PAGE as usize];
         let (mut at, end, mut read) = (address, address.saturating_add(len), 0);
@@ -358,11 +362,11 @@ impl Marker {
                 && self.table.entries[entry].span.size > SEGMENT
             {
                 let place = Place { entry: entry as u32, index };
-                self.large(memory, self.table.object(place), worker)?;
+                self.large(memory, place, worker)?;
                 continue;
             }
             self.read(memory, worker)?;
-            self.look_through(worker);
+            self.look_through(memory, worker)?;
         }
     }
 
@@ -380,7 +384,7 @@ impl Marker {
             let all = u64::from(entry.span.count) * entry.span.size;
             if open * entry.span.size * 4 >= all && entry.span.size <= SEGMENT / 16 && all <= SEGMENT {
                 worker.plan.push(Planned { entry: n, index: None, at });
-                at += all as usize;
+                at += whole(entry);
                 continue;
             }
             for w in entry.words() {
@@ -394,6 +398,7 @@ impl Marker {
                     bits &= bits - 1;
                     worker.plan.push(Planned { entry: n, index: Some(index), at });
                     at += entry.span.size as usize;
+                    at += objects::piece_of_map(&entry.span, index).map_or(0, |(_, len, _)| len);
                     if entry.span.size > SEGMENT || at as u64 > SEGMENT {
                         self.give_back(entry.first + (w - entry.words().start) as u64 * 64, bits);
                         break;
@@ -417,7 +422,7 @@ impl Marker {
     fn extent(&self, planned: &Planned) -> (u64, usize) {
         let entry = &self.table.entries[planned.entry];
         match planned.index {
-            None => (entry.span.base, (u64::from(entry.span.count) * entry.span.size) as usize),
+            None => (entry.span.base, whole(entry)),
             Some(index) => (entry.span.base + u64::from(index) * entry.span.size, entry.span.size as usize),
         }
     }
@@ -433,6 +438,12 @@ impl Marker {
             match pieces.last_mut() {
                 Some(last) if last.address + last.len as u64 == address => last.len += len,
                 _ => pieces.push(Piece { address, len }),
+            }
+            let span = &self.table.entries[planned.entry].span;
+            let map = planned.index.and_then(|index| objects::piece_of_map(span, index));
+            if let Some((offset, len, _)) = map {
+                total += len;
+                pieces.push(Piece { address: span.base + offset, len });
             }
         }
         buffer.resize(total, 0);
@@ -459,10 +470,19 @@ impl Marker {
         Ok(())
     }
 
-    fn look_through(&self, worker: &Worker) {
-        for planned in worker.plan.iter().filter(|p| p.index.is_some()) {
+    fn look_through(&self, memory: &dyn ReadMemory, worker: &Worker) -> Result<(), ProcessError> {
+        let mut looked = Looked::default();
+        for planned in &worker.plan {
+            let Some(index) = planned.index else { continue };
             let (_, len) = self.extent(planned);
-            self.object(worker.buffer.get(planned.at..planned.at + len).unwrap_or_default());
+            let span = &self.table.entries[planned.entry].span;
+            let bytes = worker.buffer.get(planned.at..planned.at + len).unwrap_or_default();
+            let bits = objects::piece_of_map(span, index).map_or(0, |(_, map, from)| {
+                let map = worker.buffer.get(planned.at + len..planned.at + len + map).unwrap_or_default();
+                let words = len / 8;
+                objects::bits(map, from, index as usize * words, words)
+            });
+            self.object(memory, planned.entry, index, (bytes, bits), &mut looked)?;
         }
         let mut any = true;
         while any {
@@ -471,45 +491,86 @@ impl Marker {
                 let entry = &self.table.entries[planned.entry];
                 let size = entry.span.size as usize;
                 let first = entry.words().start;
+                let map = match entry.span.pointers {
+                    Pointers::Bits(at) => {
+                        let at = planned.at + at as usize;
+                        worker.buffer.get(at..at + MAP as usize).unwrap_or_default()
+                    }
+                    _ => &[],
+                };
                 for w in entry.words() {
-                    let mut bits = self.open.take(w);
-                    while bits != 0 {
+                    let mut open = self.open.take(w);
+                    while open != 0 {
                         any = true;
-                        let index = (w - first) * 64 + bits.trailing_zeros() as usize;
-                        bits &= bits - 1;
+                        let index = (w - first) * 64 + open.trailing_zeros() as usize;
+                        open &= open - 1;
                         let at = planned.at + index * size;
-                        self.object(worker.buffer.get(at..at + size).unwrap_or_default());
+                        let bytes = worker.buffer.get(at..at + size).unwrap_or_default();
+                        let bits =
+                            if map.is_empty() { 0 } else { objects::bits(map, 0, index * size / 8, size / 8) };
+                        self.object(memory, planned.entry, index as u32, (bytes, bits), &mut looked)?;
                     }
                 }
             }
         }
+        self.count(&looked);
+        Ok(())
+    }
+
+    fn object(
+        &self,
+        memory: &dyn ReadMemory,
+        entry: usize,
+        index: u32,
+        (bytes, bits): (&[u8], u64),
+        looked: &mut Looked,
+    ) -> Result<(), ProcessError> {
+        let span = &self.table.entries[entry].span;
+        let address = span.base + u64::from(index) * span.size;
+        let (low, high) = (self.table.low, self.table.high);
+        let exact = self.objects.each(memory, span, address, bytes, bits, |word| {
+            if word >= low && word < high {
+                self.word(word);
+            }
+        })?;
+        looked.exact += u64::from(exact);
+        looked.whole += u64::from(!exact);
+        Ok(())
+    }
+
+    fn count(&self, looked: &Looked) {
+        self.exact.fetch_add(looked.exact, Ordering::Relaxed);
+        self.whole.fetch_add(looked.whole, Ordering::Relaxed);
     }
 
     /// An object that is longer than a segment, in parts.
-    fn large(
-        &self,
-        memory: &dyn ReadMemory,
-        (address, size): (u64, u64),
-        worker: &mut Worker,
-    ) -> Result<(), ProcessError> {
+    fn large(&self, memory: &dyn ReadMemory, place: Place, worker: &mut Worker) -> Result<(), ProcessError> {
+        let Some(entry) = self.table.entry(place) else { return Ok(()) };
+        let (address, size) = self.table.object(place);
+        let mask = self.objects.large(memory, &entry.span)?;
         let mut at = 0;
         while at < size {
             let len = (size - at).min(SEGMENT);
             worker.buffer.resize(len as usize, 0);
             if memory.read_at(address + at, &mut worker.buffer)? {
                 self.bytes_read.fetch_add(len, Ordering::Relaxed);
-                self.words(&worker.buffer);
+                match &mask {
+                    Some(mask) => mask.each(at, &worker.buffer, |_, word| self.word(word)),
+                    None => self.words(&worker.buffer),
+                }
             } else {
                 self.by_pages(memory, address + at, len)?;
             }
             at += len;
         }
+        let exact = u64::from(mask.is_some());
+        self.count(&Looked { exact, whole: 1 - exact });
         Ok(())
     }
 
     /// Bytes and number of the objects that were reached.
     pub fn reached(&self) -> (u64, u64) {
-        let of = |e: &super::table::Entry| {
+        let of = |e: &Entry| {
             let count: u64 = e.words().map(|w| u64::from(self.marks.word(w).count_ones())).sum();
             (count * e.span.size, count)
         };
@@ -519,5 +580,13 @@ impl Marker {
     /// Whether an object was reached.
     pub fn has(&self, place: Place) -> bool {
         self.marks.has(self.table.number(place))
+    }
+}
+
+/// As much of a span as is read as a whole: its objects, and their map.
+fn whole(entry: &Entry) -> usize {
+    match entry.span.pointers {
+        Pointers::Bits(at) => (u64::from(at) + MAP) as usize,
+        _ => (u64::from(entry.span.count) * entry.span.size) as usize,
     }
 }

@@ -16,6 +16,7 @@ mod locks;
 mod reason;
 #[cfg(test)]
 mod tests;
+mod thin;
 mod trend;
 mod unreached;
 mod watch;

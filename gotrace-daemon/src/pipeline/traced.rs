@@ -19,6 +19,7 @@ use super::{
     proofs::Proofs,
     seed::Snapshots,
     spending::Look,
+    suspicions::Suspicions,
 };
 use crate::{
     decode::{Event, OpenWait},
@@ -72,6 +73,9 @@ pub struct Traced {
     /// `None` until they begin, and where nothing can be proven.
     pub(super) proofs: Option<Proofs>,
     pub(super) proofs_begun: bool,
+    /// `None` until they begin, and where nobody can be suspected.
+    pub(super) suspicions: Option<Suspicions>,
+    pub(super) suspicions_begun: bool,
     /// Whether births and deaths come from snapshots only.
     pub(super) sampled: bool,
     /// Until the thread that takes snapshots has it.
@@ -180,6 +184,8 @@ impl Traced {
             behind,
             proofs: None,
             proofs_begun: false,
+            suspicions: None,
+            suspicions_begun: false,
             sampled,
             live: None,
             snapshots: None,

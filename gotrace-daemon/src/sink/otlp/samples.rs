@@ -163,6 +163,7 @@ pub(crate) fn interval(resource: &Arc<Resource>, seconds: u64, sites: Vec<Site>)
         level: "full",
         leaks: Vec::new(),
         leaks_refuted: 0,
+        suspects: Vec::new(),
         probe_cost_share: Some(0.0125),
     }
 }
