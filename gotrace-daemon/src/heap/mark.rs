@@ -24,7 +24,7 @@ use foldhash::fast::FixedState;
 use hashbrown::HashSet;
 
 use super::{
-    bits::Bits,
+    bits::{Bits, Group},
     table::{Place, Table},
 };
 use crate::{
@@ -38,6 +38,8 @@ const SEGMENT: u64 = 1 << 20;
 const MAX_THREADS: usize = 2;
 /// From so many bytes of heap on a second thread helps.
 const TWO_THREADS: u64 = 32 << 20;
+/// Words that are looked up together.
+const BATCH: usize = 64;
 /// What is not readable as a whole is read by pages of the kernel.
 const KERNEL_PAGE: u64 = 4096;
 /// Ranges of roots are read in parts of this many bytes.
@@ -49,17 +51,12 @@ const G_STACK_BYTES: usize = 32;
 #[derive(Debug)]
 pub(super) struct Marker {
     pub table: Table,
-    marks: Bits,
-    /// Reached, and not looked through yet.
-    open: Bits,
+    /// Of 64 objects each; those of a last one, which is no object's, are reached from the beginning.
+    groups: Vec<Group>,
     /// Bytes of an object that is as large as a `g`; 0 where that is not known.
     g_size: u64,
     /// The runtime's own memory in the heap, stacks among it: first address and length, by address.
     manual: Vec<(u64, u64)>,
-    /// Free: not to be reached.
-    free: Bits,
-    /// Free, and a word looked like a pointer to it.
-    doubted: Bits,
     /// Spans of each segment, and the segment of each span.
     segments: Vec<Range<usize>>,
     segment_of: Vec<u32>,
@@ -84,6 +81,19 @@ struct Worker {
     pieces: Vec<Piece>,
     buffer: Vec<u8>,
     failed: Vec<usize>,
+    batch: Batch,
+}
+
+/// Words that may be pointers, to be looked up together.
+struct Batch {
+    words: [u64; BATCH],
+    len: usize,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self { words: [0; BATCH], len: 0 }
+    }
 }
 
 /// A part of a segment that is read: a whole span, or one object of it.
@@ -99,7 +109,15 @@ struct Planned {
 impl Marker {
     /// Nothing is marked. `free`: objects that are not to be. `offset`: how many spans the first segment has fewer than the others, so that a
     /// heap is cut differently each time.
-    pub fn new(table: Table, free: Bits, offset: usize) -> Self {
+    pub fn new(table: Table, free: &Bits, offset: usize) -> Self {
+        let count = usize::try_from(table.objects / 64).unwrap_or(0);
+        let groups: Vec<Group> = (0..=count).map(|_| Group::default()).collect();
+        for (n, group) in groups.iter().enumerate() {
+            group.free.add(free.word(n));
+        }
+        if let Some(last) = groups.last() {
+            last.marks.add(u64::MAX);
+        }
         let mut segments: Vec<Range<usize>> = Vec::new();
         let mut segment_of = Vec::with_capacity(table.entries.len());
         let mut bytes = SEGMENT.saturating_sub(offset as u64 % SEGMENT);
@@ -117,12 +135,9 @@ impl Marker {
             segment_of.push(u32::try_from(segments.len() - 1).unwrap_or(u32::MAX));
         }
         Self {
-            marks: Bits::new(table.objects),
-            open: Bits::new(table.objects),
-            doubted: Bits::new(table.objects),
+            groups,
             g_size: 0,
             manual: Vec::new(),
-            free,
             queued: segments.iter().map(|_| AtomicBool::new(false)).collect(),
             has_skipped: vec![false; table.entries.len()],
             segments,
@@ -143,9 +158,9 @@ impl Marker {
         self.manual = manual.to_vec();
     }
 
-    /// The words of an object. Nothing but a `g` begins with the bounds of a stack; two more words say how far
+    /// Adds the words of an object to a batch. Nothing but a `g` begins with the bounds of a stack; two more words say how far
     /// the stack may be used (`runtime/runtime2.go`, `g.stack`, `g.stackguard0`, `g.stackguard1`).
-    fn object(&self, bytes: &[u8]) {
+    fn object(&self, bytes: &[u8], batch: &mut Batch) {
         let mut bytes = bytes;
         if bytes.len() as u64 == self.g_size {
             let at =
@@ -157,7 +172,7 @@ impl Marker {
                 bytes = bytes.get(G_STACK_BYTES..).unwrap_or_default();
             }
         }
-        self.words(bytes);
+        self.collect(bytes, batch);
     }
 
     /// From now on the object at an address is marked, but not looked through. Gives its number.
@@ -173,14 +188,20 @@ impl Marker {
     pub fn unskip(&mut self, address: u64) {
         let Some(place) = self.table.find(address) else { return };
         let number = self.table.number(place);
-        if self.skipped.remove(&number) && self.marks.has(number) {
+        if self.skipped.remove(&number) && self.group(number).is_some_and(|g| g.marks.has(number)) {
             self.reopen(place);
         }
     }
 
+    #[inline]
+    fn group(&self, number: u64) -> Option<&Group> {
+        self.groups.get((number / 64) as usize)
+    }
+
     fn reopen(&self, place: Place) {
-        let scanned = self.table.entry(place).is_some_and(|e| !e.span.noscan);
-        if scanned && self.open.set(self.table.number(place)) {
+        let number = self.table.number(place);
+        let scanned = !self.table.is_noscan(place.entry);
+        if scanned && self.group(number).is_some_and(|g| g.open.set(number)) {
             self.enqueue(place.entry);
         }
     }
@@ -188,7 +209,7 @@ impl Marker {
     /// Whether the object at an address was reached; what is not in the heap counts as reached.
     pub fn is_reached(&self, address: u64) -> bool {
         // One that is waited on is in use: that it looks free says that it was not read well.
-        let reached = |n| self.marks.has(n) || self.free.has(n);
+        let reached = |n| self.group(n).is_some_and(|g| g.marks.has(n) || g.free.has(n));
         self.table.find(address).is_none_or(|place| reached(self.table.number(place)))
     }
 
@@ -198,14 +219,15 @@ impl Marker {
         let mut used = 0;
         for (n, entry) in self.table.entries.iter().enumerate() {
             for w in entry.words() {
-                let mut bits = self.doubted.word(w) & !now.word(w);
+                let Some(group) = self.groups.get(w) else { continue };
+                let mut bits = group.doubted.get() & !now.word(w);
                 while bits != 0 {
                     let index = ((w - entry.words().start) * 64) as u32 + bits.trailing_zeros();
                     bits &= bits - 1;
                     let number = entry.first + u64::from(index);
-                    self.free.clear(number);
-                    self.doubted.clear(number);
-                    if self.marks.set(number) {
+                    group.free.clear(number);
+                    group.doubted.clear(number);
+                    if group.marks.set(number) {
                         self.reopen(Place { entry: n as u32, index });
                     }
                     used += 1;
@@ -218,32 +240,75 @@ impl Marker {
     /// Takes in a word that may be a pointer.
     #[inline]
     pub fn word(&self, word: u64) {
-        let Some(place) = self.table.find(word) else { return };
-        let Some(entry) = self.table.entry(place) else { return };
-        let number = entry.first + u64::from(place.index);
-        if self.free.has(number) {
-            self.doubted.set(number);
-            return;
-        }
-        if !self.marks.set(number) || entry.span.noscan {
-            return;
-        }
-        if self.has_skipped[place.entry as usize] && self.skipped.contains(&number) {
-            return;
-        }
-        if self.open.set(number) {
-            self.enqueue(place.entry);
+        let entry = self.table.span_of(word);
+        let number = self.table.number_of(entry, word);
+        if self.group(number).is_some_and(|g| !g.marks.has(number)) {
+            self.reach(entry, number);
         }
     }
 
     /// Takes in words.
     pub fn words(&self, bytes: &[u8]) {
-        let (low, high) = (self.table.low, self.table.high);
+        let mut batch = Batch::default();
+        self.collect(bytes, &mut batch);
+        self.look_up(&mut batch);
+    }
+
+    /// Adds words to a batch.
+    fn collect(&self, bytes: &[u8], batch: &mut Batch) {
         for chunk in bytes.chunks_exact(8) {
-            let word = chunk.first_chunk().map_or(0, |b| u64::from_le_bytes(*b));
-            if word >= low && word < high {
-                self.word(word);
-            }
+            self.add(chunk.first_chunk().map_or(0, |b| u64::from_le_bytes(*b)), batch);
+        }
+    }
+
+    /// Adds a word to a batch, which is looked up whenever it is full.
+    #[inline]
+    fn add(&self, word: u64, batch: &mut Batch) {
+        // Without a branch: whether the next word is a pointer cannot be foretold.
+        batch.words[batch.len % BATCH] = word;
+        batch.len += usize::from(word.wrapping_sub(self.table.low) < self.table.high - self.table.low);
+        if batch.len == BATCH {
+            self.look_up(batch);
+        }
+    }
+
+    /// Takes in a batch, and empties it. One step for all words before the next step, so that the processor fetches
+    /// from memory for many of them at once.
+    fn look_up(&self, batch: &mut Batch) {
+        let words = &batch.words[..batch.len.min(BATCH)];
+        let (mut entries, mut numbers) = ([0; BATCH], [0; BATCH]);
+        for (entry, &word) in entries.iter_mut().zip(words) {
+            *entry = self.table.span_of(word);
+        }
+        for ((number, &entry), &word) in numbers.iter_mut().zip(&entries).zip(words) {
+            *number = self.table.number_of(entry, word);
+        }
+        let (mut fresh, mut count) = ([0_u8; BATCH], 0);
+        for (n, &number) in numbers.iter().enumerate().take(words.len()) {
+            fresh[count % BATCH] = n as u8;
+            count += usize::from(self.group(number).is_some_and(|g| !g.marks.has(number)));
+        }
+        for &n in &fresh[..count] {
+            self.reach(entries[usize::from(n)], numbers[usize::from(n)]);
+        }
+        batch.len = 0;
+    }
+
+    /// Marks an object, by the place of its span and its number.
+    fn reach(&self, entry: u32, number: u64) {
+        let Some(group) = self.group(number) else { return };
+        if group.free.has(number) {
+            group.doubted.set(number);
+            return;
+        }
+        if !group.marks.set(number) || self.table.is_noscan(entry) {
+            return;
+        }
+        if self.has_skipped.get(entry as usize).is_some_and(|&has| has) && self.skipped.contains(&number) {
+            return;
+        }
+        if group.open.set(number) {
+            self.enqueue(entry);
         }
     }
 
@@ -325,6 +390,8 @@ impl Marker {
                             *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
                         }
                         self.pending.fetch_sub(1, Ordering::AcqRel);
+                        // A goroutine that has just been woken is not to wait until this thread's time is up.
+                        thread::yield_now();
                     }
                     Steal::Retry => {}
                     Steal::Empty if self.pending.load(Ordering::Acquire) == 0 => break,
@@ -373,7 +440,8 @@ impl Marker {
         let mut at = 0;
         for n in range {
             let entry = &self.table.entries[n];
-            let open: u64 = entry.words().map(|w| u64::from(self.open.word(w).count_ones())).sum();
+            let groups = self.groups.get(entry.words()).unwrap_or_default();
+            let open: u64 = groups.iter().map(|g| u64::from(g.open.get().count_ones())).sum();
             if open == 0 {
                 continue;
             }
@@ -388,14 +456,16 @@ impl Marker {
                 if entry.span.size > SEGMENT && !worker.plan.is_empty() || at as u64 > SEGMENT {
                     break;
                 }
-                let mut bits = self.open.take(w);
+                let Some(group) = self.groups.get(w) else { continue };
+                let mut bits = group.open.take();
                 while bits != 0 {
                     let index = ((w - entry.words().start) * 64) as u32 + bits.trailing_zeros();
                     bits &= bits - 1;
                     worker.plan.push(Planned { entry: n, index: Some(index), at });
                     at += entry.span.size as usize;
                     if entry.span.size > SEGMENT || at as u64 > SEGMENT {
-                        self.give_back(entry.first + (w - entry.words().start) as u64 * 64, bits);
+                        // They do not fit into the buffer.
+                        group.open.add(bits);
                         break;
                     }
                 }
@@ -403,14 +473,6 @@ impl Marker {
             if at as u64 > SEGMENT {
                 return;
             }
-        }
-    }
-
-    /// Objects that were taken and do not fit into the buffer.
-    fn give_back(&self, first: u64, mut bits: u64) {
-        while bits != 0 {
-            self.open.set(first + u64::from(bits.trailing_zeros()));
-            bits &= bits - 1;
         }
     }
 
@@ -424,7 +486,7 @@ impl Marker {
 
     /// Reads what is planned; what is not readable becomes zeros.
     fn read(&self, memory: &dyn ReadMemory, worker: &mut Worker) -> Result<(), ProcessError> {
-        let Worker { plan, pieces, buffer, failed } = worker;
+        let Worker { plan, pieces, buffer, failed, .. } = worker;
         pieces.clear();
         let mut total = 0;
         for planned in &*plan {
@@ -459,29 +521,31 @@ impl Marker {
         Ok(())
     }
 
-    fn look_through(&self, worker: &Worker) {
-        for planned in worker.plan.iter().filter(|p| p.index.is_some()) {
+    fn look_through(&self, worker: &mut Worker) {
+        let Worker { plan, buffer, batch, .. } = worker;
+        for planned in plan.iter().filter(|p| p.index.is_some()) {
             let (_, len) = self.extent(planned);
-            self.object(worker.buffer.get(planned.at..planned.at + len).unwrap_or_default());
+            self.object(buffer.get(planned.at..planned.at + len).unwrap_or_default(), batch);
         }
+        self.look_up(batch);
         let mut any = true;
         while any {
             any = false;
-            for planned in worker.plan.iter().filter(|p| p.index.is_none()) {
+            for planned in plan.iter().filter(|p| p.index.is_none()) {
                 let entry = &self.table.entries[planned.entry];
                 let size = entry.span.size as usize;
-                let first = entry.words().start;
-                for w in entry.words() {
-                    let mut bits = self.open.take(w);
+                for (n, group) in self.groups.get(entry.words()).unwrap_or_default().iter().enumerate() {
+                    let mut bits = group.open.take();
                     while bits != 0 {
                         any = true;
-                        let index = (w - first) * 64 + bits.trailing_zeros() as usize;
+                        let index = n * 64 + bits.trailing_zeros() as usize;
                         bits &= bits - 1;
                         let at = planned.at + index * size;
-                        self.object(worker.buffer.get(at..at + size).unwrap_or_default());
+                        self.object(buffer.get(at..at + size).unwrap_or_default(), batch);
                     }
                 }
             }
+            self.look_up(batch);
         }
     }
 
@@ -510,7 +574,8 @@ impl Marker {
     /// Bytes and number of the objects that were reached.
     pub fn reached(&self) -> (u64, u64) {
         let of = |e: &super::table::Entry| {
-            let count: u64 = e.words().map(|w| u64::from(self.marks.word(w).count_ones())).sum();
+            let groups = self.groups.get(e.words()).unwrap_or_default();
+            let count: u64 = groups.iter().map(|g| u64::from(g.marks.get().count_ones())).sum();
             (count * e.span.size, count)
         };
         self.table.entries.iter().map(of).fold((0, 0), |(a, b), (c, d)| (a + c, b + d))
@@ -518,6 +583,7 @@ impl Marker {
 
     /// Whether an object was reached.
     pub fn has(&self, place: Place) -> bool {
-        self.marks.has(self.table.number(place))
+        let number = self.table.number(place);
+        self.group(number).is_some_and(|g| g.marks.has(number))
     }
 }

@@ -69,7 +69,7 @@ impl Prover {
         let spans = spans::read(memory, &self.layout, list, &self.version)?;
         let table = self.table(&spans.objects)?;
         let free = free::read(memory, &table)?;
-        let mut marker = Marker::new(table, free, self.random.usize(..1 << 20));
+        let mut marker = Marker::new(table, &free, self.random.usize(..1 << 20));
         if let Some(s) = goroutines.iter().find(|s| marker.table.find(s.g).is_some()) {
             marker.know_stacks(s.g, &spans.manual);
         }

@@ -108,7 +108,7 @@ fn read(ram: &Ram, module: &Module) -> Spans {
 fn marker(spans: &Spans, offset: usize) -> Marker {
     let table = Table::new(&spans.objects).expect("a heap");
     let free = Bits::new(table.objects);
-    Marker::new(table, free, offset)
+    Marker::new(table, &free, offset)
 }
 
 #[test]
@@ -177,7 +177,7 @@ fn pointers_to_free_objects_mean_nothing_until_they_are_handed_out() {
     let table = Table::new(&read(&ram, &module).objects).expect("a heap");
     let free = Bits::new(table.objects);
     free.set(5);
-    let marker = Marker::new(table, free, 0);
+    let marker = Marker::new(table, &free, 0);
     marker.word(at(5));
     marker.word(at(7));
     marker.drain(&ram).expect("reads");
@@ -313,7 +313,7 @@ proptest! {
             if let Some(table) = Table::new(&spans.objects) {
                 prop_assert!(table.objects <= 6 * 70_000);
                 let free = super::free::read(&ram, &table).expect("reads");
-                let marker = Marker::new(table, free, 7);
+                let marker = Marker::new(table, &free, 7);
                 for n in 0..64 {
                     marker.word(HEAP + n * 1024);
                 }

@@ -9,6 +9,7 @@ mod agent;
 mod cost;
 mod observer;
 mod process;
+mod proof;
 mod report;
 mod snapshot;
 
@@ -50,6 +51,8 @@ enum Part {
     Spans,
     /// Snapshots of up to a million goroutines
     Snapshot,
+    /// Passes of the proof of leaks over heaps of up to 4 GiB
+    Proof,
 }
 
 /// How much is measured.
@@ -73,6 +76,7 @@ struct Binaries {
     line: PathBuf,
     spans: PathBuf,
     snapshots: PathBuf,
+    proofs: PathBuf,
     program: PathBuf,
 }
 
@@ -116,6 +120,7 @@ pub fn main(options: &Options) -> Result<()> {
         line: release.join("bench-line"),
         spans: release.join("spans-rate"),
         snapshots: release.join("snapshot-rate"),
+        proofs: release.join("proof-rate"),
         program: build_program(&target)?,
     };
     let mut report = Report::default();
@@ -147,6 +152,10 @@ pub fn main(options: &Options) -> Result<()> {
     if wanted(Part::Snapshot) {
         println!("snapshots beside the program's own profile");
         snapshot::measure(&binaries, extent, &target, &mut report)?;
+    }
+    if wanted(Part::Proof) {
+        println!("the proof of leaks beside the program's own");
+        proof::measure(&binaries, extent, &mut report)?;
     }
     let path = target.join("bench.json");
     report.write(&path)?;
