@@ -74,6 +74,8 @@ impl Prover {
             marker.know_stacks(s.g, &spans.manual);
         }
         let (mut candidates, others) = waiting::split(&mut self.engine, memory, goroutines.clone())?;
+        // What the pass before told is given up first: there may be very many.
+        self.candidates = Vec::new();
         self.candidates = candidates.iter().map(|c| told(c, Outcome::Reached)).collect();
         for candidate in &candidates {
             marker.skip(candidate.standing.g);
@@ -129,9 +131,8 @@ impl Prover {
             still.binary_search(&c.standing.goid).is_ok()
                 && !c.waits_on.iter().chain(&c.records).any(|&a| in_fresh(a))
         };
-        let (kept, lost): (Vec<Candidate>, Vec<Candidate>) = candidates.into_iter().partition(stays);
+        let lost: Vec<Candidate> = candidates.extract_if(.., |c| !stays(c)).collect();
         evidence.moved = lost.len() as u64;
-        candidates = kept;
         for candidate in &lost {
             unskip(&mut marker, candidate);
         }
@@ -255,10 +256,8 @@ pub(super) fn wake(
 ) -> Result<u64, HeapError> {
     let mut woken = 0;
     loop {
-        let can_run = |c: &Candidate| c.waits_on.iter().any(|&a| marker.is_reached(a));
-        let (now, left): (Vec<Candidate>, Vec<Candidate>) =
-            std::mem::take(candidates).into_iter().partition(can_run);
-        *candidates = left;
+        let can_run = |c: &mut Candidate| c.waits_on.iter().any(|&a| marker.is_reached(a));
+        let now: Vec<Candidate> = candidates.extract_if(.., can_run).collect();
         if now.is_empty() {
             return Ok(woken);
         }

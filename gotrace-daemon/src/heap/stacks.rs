@@ -11,6 +11,8 @@ use crate::{
 const G_BYTES: u64 = 512;
 /// Longer stacks are taken in as a whole.
 const LONGEST: u64 = 4 << 20;
+/// Goroutines whose stacks are looked at together, so that a million do not take a million's memory.
+const AT_ONCE: usize = 4096;
 
 /// What was taken in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,8 +51,10 @@ pub(super) fn take_in(
         }
     }
     let mut taken = Taken::default();
-    if !waiting.is_empty() {
-        waits(engine, memory, marker, &mut waiting, &mut whole, &mut taken)?;
+    // By address of their `g`s, which are read first.
+    waiting.sort_unstable_by_key(|(s, _)| s.g);
+    for part in waiting.chunks(AT_ONCE) {
+        waits(engine, memory, marker, part, &mut whole, &mut taken)?;
     }
     whole.sort_unstable();
     taken.bytes += marker.ranges(memory, &whole)?;
@@ -62,12 +66,10 @@ fn waits(
     engine: &mut Engine,
     memory: &dyn ReadMemory,
     marker: &Marker,
-    waiting: &mut [(Standing, u32)],
+    waiting: &[(Standing, u32)],
     whole: &mut Vec<(u64, u64)>,
     taken: &mut Taken,
 ) -> Result<(), HeapError> {
-    // The beginnings of their `g`s first, by address.
-    waiting.sort_unstable_by_key(|(s, _)| s.g);
     let mut heads = vec![None; waiting.len()];
     let items: Vec<(u64, u32)> = waiting.iter().map(|(s, _)| (s.g, G_HEAD as u32)).collect();
     let (mut first, mut pieces) = (0, Pieces::default());
