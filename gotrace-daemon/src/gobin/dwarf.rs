@@ -35,7 +35,7 @@ const MAX_UNITS: usize = 1 << 20;
 type Slice<'a> = EndianSlice<'a, LittleEndian>;
 
 /// Structures and the fields wanted of each.
-const STRUCTURES: [(&str, &[&str]); 10] = [
+const STRUCTURES: [(&str, &[&str]); 11] = [
     (
         "runtime.g",
         &[
@@ -79,9 +79,11 @@ const STRUCTURES: [(&str, &[&str]); 10] = [
             "specials",
             "freeindex",
             "allocBits",
+            "largeType",
         ],
     ),
     ("runtime.special", &["next", "offset", "kind"]),
+    ("runtime.moduledata", &["types", "etypes"]),
     (OPTIONAL, &["vu"]),
 ];
 

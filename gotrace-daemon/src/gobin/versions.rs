@@ -12,8 +12,11 @@ pub(super) const NEWEST: u32 = 27;
 
 const NONE: u32 = u32::MAX;
 
-/// Names of the fields, in the order of the columns of [`ROWS`].
-pub(super) const FIELDS: [&str; 56] = [
+/// Columns of [`ROWS`].
+const COLUMNS: usize = 57;
+
+/// Names of the fields, in the order of the columns of [`ROWS`], and behind them those of the module data.
+pub(super) const FIELDS: [&str; COLUMNS + 2] = [
     "g.stack.lo",
     "g.stack.hi",
     "g.m",
@@ -67,48 +70,61 @@ pub(super) const FIELDS: [&str; 56] = [
     "mspan.specials",
     "mspan.freeindex",
     "mspan.allocBits",
+    "mspan.largeType",
     "special.next",
     "special.offset",
     "special.kind",
+    "moduledata.types",
+    "moduledata.etypes",
 ];
 
-/// (first version, offsets in the order of [`FIELDS`]).
+/// (first version, offsets in the order of [`FIELDS`], as many as there are columns).
 #[rustfmt::skip]
-const ROWS: [(u32, [u32; FIELDS.len()]); 7] = [
+const ROWS: [(u32, [u32; COLUMNS]); 7] = [
     (18, [0, 8, 48, 56, 64, 96, 104, 112, 120, NONE, 144, 152, 160, 168, 176, NONE, 232, NONE, 296, 312, 328, 360, NONE,
           0, 72, 192, 208, 232,
           0, 24, NONE, 64, 80, NONE, 0, 8, 24, 28, 56, 72, 8, 24, 32, 189,
-          24, 32, 56, 98, 99, 104, 128, 48, 72, 0, 8, 10]),
+          24, 32, 56, 98, 99, 104, 128, 48, 72, NONE, 0, 8, 10]),
     (21, [0, 8, 48, 56, 64, 96, 104, 112, 120, NONE, 144, 152, 160, 168, 176, NONE, 208, 272, 280, 296, 312, 344, NONE,
           0, 72, 192, 208, 232,
           0, 24, NONE, 64, 80, NONE, 0, 8, 24, 28, 56, 72, 8, 32, 40, 188,
-          24, 32, 56, 106, 107, 112, 136, 48, 72, 0, 8, 10]),
+          24, 32, 56, 106, 107, 112, 136, 48, 72, NONE, 0, 8, 10]),
     (22, [0, 8, 48, 56, 64, 96, 104, 112, 120, NONE, 144, 152, 160, 168, 176, 187, 208, 272, 280, 296, 312, 344, 368,
           0, 72, 192, 208, 232,
           0, 24, NONE, 64, 80, NONE, 0, 8, 24, 28, 56, 72, 8, 32, 40, 191,
-          24, 32, 50, 98, 99, 104, 128, 48, 64, 0, 8, 10]),
+          24, 32, 50, 98, 99, 104, 128, 48, 64, 152, 0, 8, 10]),
     (23, [0, 8, 48, 56, 64, 96, 104, 112, 120, 128, 152, 160, 168, 176, 184, 195, 216, 280, 288, 304, 320, 352, 384,
           0, 72, 192, 208, 232,
           0, 24, NONE, 64, 80, NONE, 0, 8, 24, 28, 64, 80, 8, 32, 40, 199,
-          24, 32, 50, 98, 99, 104, 128, 48, 64, 0, 8, 10]),
+          24, 32, 50, 98, 99, 104, 128, 48, 64, 152, 0, 8, 10]),
     (24, [0, 8, 48, 56, 64, 96, 104, 112, 120, 128, 152, 160, 168, 176, 184, 195, 216, 280, 288, 304, 320, 352, 384,
           0, 72, 192, 208, 232,
           0, 24, NONE, 64, 80, NONE, 0, 8, 24, 28, 64, 80, 8, 32, 40, 199,
-          24, 32, 50, 98, 99, 104, 128, 48, 64, 0, 8, 16]),
+          24, 32, 50, 98, 99, 104, 128, 48, 64, 152, 0, 8, 16]),
     (25, [0, 8, 48, 56, 64, 88, 96, 104, 112, 120, 144, 152, 160, 168, 176, 187, 208, 272, 280, 296, 312, 344, 376,
           0, 64, 184, 200, 224,
           0, 24, NONE, 64, 80, NONE, 0, 8, 24, 28, 64, 80, 8, 32, 40, 191,
-          24, 32, 50, 98, 99, 104, 128, 48, 64, 0, 8, 16]),
+          24, 32, 50, 98, 99, 104, 128, 48, 64, 152, 0, 8, 16]),
     (26, [0, 8, 48, 56, 64, 88, 96, 104, 112, 120, 144, 152, 160, 168, 176, 187, 208, 280, 288, 304, 320, 352, 384,
           0, 64, 184, 208, 232,
           0, 24, 32, 72, 88, 96, 0, 8, 24, 28, 64, 80, 8, 32, 40, 191,
-          24, 32, 50, 98, 99, 104, 128, 48, 64, 0, 8, 16]),
+          24, 32, 50, 98, 99, 104, 128, 48, 64, 152, 0, 8, 16]),
 ];
 
 /// Offsets of a version's fields, those that it has.
 pub(super) fn offsets(minor: u32) -> impl Iterator<Item = (&'static str, u32)> {
     let row = ROWS.iter().rev().find(|(first, _)| *first <= minor).unwrap_or(&ROWS[0]);
-    FIELDS.iter().copied().zip(row.1).filter(|&(_, offset)| offset != NONE)
+    let all = row.1.into_iter().chain(types_offsets(minor));
+    FIELDS.iter().copied().zip(all).filter(|&(_, offset)| offset != NONE)
+}
+
+/// Offsets of `moduledata.types` and `moduledata.etypes`: where descriptions of types begin and end.
+const fn types_offsets(minor: u32) -> [u32; 2] {
+    match minor {
+        ..=19 => [280, 288],
+        20..=26 => [296, 304],
+        _ => [296, 312],
+    }
 }
 
 /// The first version of each class of versions, oldest first.

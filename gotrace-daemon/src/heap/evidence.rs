@@ -15,7 +15,9 @@ pub struct PassEvidence {
     pub modules: u64,
     /// Goroutines.
     pub goroutines: u64,
-    /// Of those, the ones that another one must end the wait of.
+    /// The runtime's records of goroutines that hold none; what they refer to does not count.
+    pub unused: u64,
+    /// Goroutines that another one must end the wait of.
     pub candidates: u64,
     /// What was marked from.
     pub roots: RootEvidence,
@@ -23,6 +25,10 @@ pub struct PassEvidence {
     pub reached_objects: u64,
     /// See there.
     pub reached_bytes: u64,
+    /// Objects that were looked through of which the runtime says which words are pointers.
+    pub objects_exact: u64,
+    /// Objects that were looked through word by word, as it does not say, or what it says was not understood.
+    pub objects_whole: u64,
     /// Candidates of which something was reached that they wait on.
     pub woken: u64,
     /// Candidates that moved while the pass was going on.
@@ -40,8 +46,12 @@ pub struct PassEvidence {
 pub struct RootEvidence {
     /// Bytes of variables with a value.
     pub data_bytes: u64,
+    /// Of those, the ones of which the collector's own mask told the pointers; of the others, every word.
+    pub data_exact_bytes: u64,
     /// Bytes of variables without one.
     pub bss_bytes: u64,
+    /// Of those, the ones with a mask.
+    pub bss_exact_bytes: u64,
     /// Goroutines that can run, with their `g` and stack.
     pub goroutines: u64,
     /// Bytes of their stacks.
@@ -57,7 +67,7 @@ pub struct RootEvidence {
     pub cleanups: u64,
     /// Lists of these that could not be followed to their end.
     pub specials_cut: u64,
-    /// Blocks outside of the heap, of finalizers and cleanups that wait to be run and other things.
+    /// Blocks outside of the heap in which finalizers and cleanups wait to be run.
     pub blocks: u64,
     /// Spans that were taken while the pass was going on; everything in them counts as reached.
     pub fresh_spans: u64,

@@ -12,6 +12,12 @@ use crate::{
 
 /// Bytes of a page of the runtime's heap, on every architecture.
 pub(super) const PAGE: u64 = 8192;
+/// Objects up to this size have their map at the end of their span (`gc.MinSizeForMallocHeader`).
+pub(super) const BITS_UP_TO: u64 = 512;
+/// Bytes of that map: a bit a word of a page.
+pub(super) const MAP: u64 = PAGE / 64;
+/// Bytes of marks behind it (`runtime.spanInlineMarkBits`), where there are any; not for objects of one word.
+const MARKS: u64 = 128;
 /// User addresses of both architectures.
 const MAX_ADDRESS: u64 = 1 << 52;
 /// A span of small objects has no more (`runtime.mspan.nelems` is a `uint16`).
@@ -43,6 +49,8 @@ pub(super) struct Layout {
     specials: usize,
     free_index: usize,
     alloc_bits: usize,
+    /// From Go 1.22 on, which then says beside each object where its pointers are.
+    large_type: Option<usize>,
     /// As much of an `mspan` as is read.
     pub len: usize,
     special_next: usize,
@@ -53,6 +61,8 @@ pub(super) struct Layout {
     kinds: (u8, Option<u8>, Option<u8>),
     /// As much of a special as is read: its own fields, and those of each kind.
     pub special_len: usize,
+    /// Where a module's data says where its descriptions of types begin and end.
+    pub types: (usize, usize),
 }
 
 /// A span in use.
@@ -74,6 +84,22 @@ pub(super) struct Span {
     pub free_index: u32,
     /// Where those bits are, one an object; 0 for none.
     pub alloc_bits: u64,
+    /// Who says where pointers are in its objects.
+    pub pointers: Pointers,
+}
+
+/// Who says where pointers are in the objects of a span (`runtime/mbitmap.go`, Go 1.22 to 1.27).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Pointers {
+    /// Nobody: every word may be one.
+    #[default]
+    Unknown,
+    /// A bit a word of the span, so far into it.
+    Bits(u32),
+    /// Each object's first word is its type.
+    Header,
+    /// All of it is of this type.
+    Type(u64),
 }
 
 /// What an `mspan` holds.
@@ -103,6 +129,7 @@ impl Layout {
         let specials = get("mspan.specials")?;
         let element_size = get("mspan.elemsize")?;
         let special_kind = get("special.kind")?;
+        let large_type = get("mspan.largeType").ok();
         Ok(Self {
             start: get("mspan.startAddr")?,
             pages: get("mspan.npages")?,
@@ -114,7 +141,9 @@ impl Layout {
             specials,
             free_index: get("mspan.freeindex")?,
             alloc_bits: get("mspan.allocBits")?,
-            len: specials.max(element_size) + 8,
+            large_type,
+            len: specials.max(element_size).max(large_type.unwrap_or(0)) + 8,
+            types: (get("moduledata.types")?, get("moduledata.etypes")?),
             special_next: get("special.next")?,
             special_offset: get("special.offset")?,
             wide_offset: version.minor >= 24,
@@ -155,19 +184,60 @@ impl Layout {
                 if !fits {
                     return Holds::Nonsense;
                 }
+                let class = bytes.get(self.class).copied().unwrap_or(0);
+                // One object, of no size class, has a span to itself.
+                let pointers = match self.large_type {
+                    Some(at) if class & 1 == 0 && class >> 1 == 0 => Pointers::Type(word_at(bytes, at)),
+                    Some(_) if class & 1 == 0 && size > BITS_UP_TO => Pointers::Header,
+                    _ => Pointers::Unknown,
+                };
                 Holds::Objects(Span {
                     base,
                     bytes: pages * PAGE,
                     size,
                     count: u32::try_from(count).unwrap_or(0),
-                    noscan: bytes.get(self.class).is_some_and(|class| class & 1 == 1),
+                    noscan: class & 1 == 1,
                     specials: at(self.specials),
                     free_index: u32::try_from(number(self.free_index)).unwrap_or(u32::MAX),
                     alloc_bits: at(self.alloc_bits),
+                    pointers,
                 })
             }
             _ => Holds::Nonsense,
         }
+    }
+
+    /// Finds out who says where pointers are in small objects: a map at the end of their span, behind which the
+    /// collector may keep marks (`runtime.spanInlineMarkBits`, from Go 1.26 on, unless built without), as the
+    /// number of objects in each span shows. Gives whether that is known.
+    pub fn find_maps(&self, spans: &mut [Span]) -> bool {
+        if self.large_type.is_none() {
+            return false;
+        }
+        let small = |s: &&mut Span| !s.noscan && s.size <= BITS_UP_TO && s.bytes == PAGE;
+        let fits = |s: &Span, marks: u64| {
+            let behind = MAP + if s.size >= 16 { marks } else { 0 };
+            (u64::from(s.count) == (PAGE - behind) / s.size).then_some(PAGE - behind)
+        };
+        let (mut all, mut plain, mut marked) = (0_u64, 0_u64, 0_u64);
+        for s in spans.iter_mut().filter(small) {
+            all += 1;
+            plain += u64::from(fits(s, 0).is_some());
+            marked += u64::from(fits(s, MARKS).is_some());
+        }
+        // A few may just be taken or given up. Where there are no such maps, there are no types before larger
+        // objects either.
+        if plain == marked || plain.max(marked) * 16 < all * 15 {
+            spans.iter_mut().for_each(|s| s.pointers = Pointers::Unknown);
+            return false;
+        }
+        let marks = if plain > marked { 0 } else { MARKS };
+        for s in spans.iter_mut().filter(small) {
+            if let Some(at) = fits(s, marks) {
+                s.pointers = Pointers::Bits(u32::try_from(at).unwrap_or(0));
+            }
+        }
+        true
     }
 
     /// What a special says: the next one, how far into the span its object is, its kind.
@@ -208,7 +278,9 @@ impl Layout {
             specials: 128,
             free_index: 48,
             alloc_bits: 64,
-            len: 136,
+            large_type: Some(152),
+            len: 160,
+            types: (296, 304),
             special_next: 0,
             special_offset: 8,
             wide_offset: true,

@@ -6,8 +6,8 @@
 //! each thread takes the next. Of a segment those spans are read that have such objects, by address, in one
 //! call; what points to a neighbour is followed at once, and the bytes are dropped.
 //!
-//! Every word is taken for a pointer, to anywhere in an object. Spans without pointers are not looked
-//! through. What is not readable holds nothing: the program could not read it either.
+//! A pointer is one to anywhere in an object; which words may be pointers, [`super::objects`] tells. Spans without
+//! pointers are not looked through. What is not readable holds nothing: the program could not read it either.
 
 use std::{
     ops::Range,
@@ -25,7 +25,11 @@ use hashbrown::HashSet;
 
 use super::{
     bits::{Bits, Group},
-    table::{Place, Table},
+    layout::{MAP, Pointers},
+    modules::Variables,
+    objects::{self, Objects},
+    table::{Entry, Place, Table},
+    variables,
 };
 use crate::{
     process::{Piece, ProcessError, ReadMemory},
@@ -38,14 +42,17 @@ const SEGMENT: u64 = 1 << 20;
 const MAX_THREADS: usize = 2;
 /// From so many bytes of heap on a second thread helps.
 const TWO_THREADS: u64 = 32 << 20;
+/// Spans of so many bytes are always read as a whole: to find and lock each piece takes the kernel as long as to copy
+/// some thousand bytes.
+const SHORT: u64 = 16 << 10;
+/// As much is read though nothing is there.
+const LITTLE: u64 = 1 << 10;
 /// Words that are looked up together.
 const BATCH: usize = 64;
 /// What is not readable as a whole is read by pages of the kernel.
 const KERNEL_PAGE: u64 = 4096;
 /// Ranges of roots are read in parts of this many bytes.
 const PART: u64 = 1 << 16;
-/// `stack.lo`, `stack.hi`, `stackguard0`, `stackguard1` at the beginning of a `g`.
-const G_STACK_BYTES: usize = 32;
 
 /// The state of a marking.
 #[derive(Debug)]
@@ -53,10 +60,8 @@ pub(super) struct Marker {
     pub table: Table,
     /// Of 64 objects each; those of a last one, which is no object's, are reached from the beginning.
     groups: Vec<Group>,
-    /// Bytes of an object that is as large as a `g`; 0 where that is not known.
-    g_size: u64,
-    /// The runtime's own memory in the heap, stacks among it: first address and length, by address.
-    manual: Vec<(u64, u64)>,
+    /// What tells pointers from other words.
+    pub objects: Objects,
     /// Spans of each segment, and the segment of each span.
     segments: Vec<Range<usize>>,
     segment_of: Vec<u32>,
@@ -72,6 +77,9 @@ pub(super) struct Marker {
     pub bytes_read: AtomicU64,
     /// Bytes of objects and roots that could not be read.
     pub bytes_unreadable: AtomicU64,
+    /// Objects that were looked through, by what the runtime says of their pointers, and word by word.
+    pub exact: AtomicU64,
+    pub whole: AtomicU64,
 }
 
 /// What a thread needs.
@@ -102,8 +110,15 @@ struct Planned {
     entry: usize,
     /// `None` for the whole span.
     index: Option<u32>,
-    /// Where its bytes are in the buffer.
+    /// Where its bytes are in the buffer, and behind them those of its map, where it has one.
     at: usize,
+}
+
+/// How many objects were looked through, and how.
+#[derive(Default)]
+struct Looked {
+    exact: u64,
+    whole: u64,
 }
 
 impl Marker {
@@ -136,8 +151,7 @@ impl Marker {
         }
         Self {
             groups,
-            g_size: 0,
-            manual: Vec::new(),
+            objects: Objects::default(),
             queued: segments.iter().map(|_| AtomicBool::new(false)).collect(),
             has_skipped: vec![false; table.entries.len()],
             segments,
@@ -147,32 +161,10 @@ impl Marker {
             skipped: HashSet::default(),
             bytes_read: AtomicU64::new(0),
             bytes_unreadable: AtomicU64::new(0),
+            exact: AtomicU64::new(0),
+            whole: AtomicU64::new(0),
             table,
         }
-    }
-
-    /// What a `g` says of its stack is no pointer: the end of a stack is where another span's first object may
-    /// begin. `g`: one that is in the heap. `manual`: where stacks are.
-    pub fn know_stacks(&mut self, g: u64, manual: &[(u64, u64)]) {
-        self.g_size = self.table.find(g).map_or(0, |p| self.table.object(p).1);
-        self.manual = manual.to_vec();
-    }
-
-    /// Adds the words of an object to a batch. Nothing but a `g` begins with the bounds of a stack; two more words say how far
-    /// the stack may be used (`runtime/runtime2.go`, `g.stack`, `g.stackguard0`, `g.stackguard1`).
-    fn object(&self, bytes: &[u8], batch: &mut Batch) {
-        let mut bytes = bytes;
-        if bytes.len() as u64 == self.g_size {
-            let at =
-                |n: usize| bytes.get(n..).and_then(|b| b.first_chunk()).map_or(0, |b| u64::from_le_bytes(*b));
-            let (lo, hi) = (at(0), at(8));
-            let n = self.manual.partition_point(|&(base, _)| base <= lo);
-            let stack = n.checked_sub(1).and_then(|n| self.manual.get(n));
-            if lo < hi && stack.is_some_and(|&(base, len)| lo - base < len && hi - base <= len) {
-                bytes = bytes.get(G_STACK_BYTES..).unwrap_or_default();
-            }
-        }
-        self.collect(bytes, batch);
     }
 
     /// From now on the object at an address is marked, but not looked through. Gives its number.
@@ -204,6 +196,11 @@ impl Marker {
         if scanned && self.group(number).is_some_and(|g| g.open.set(number)) {
             self.enqueue(place.entry);
         }
+    }
+
+    /// Whether an object is not looked through.
+    pub fn skips(&self, place: Place) -> bool {
+        self.skipped.contains(&self.table.number(place))
     }
 
     /// Whether the object at an address was reached; what is not in the heap counts as reached.
@@ -353,6 +350,18 @@ impl Marker {
         Ok(read)
     }
 
+    /// Takes in those words of variables that may be pointers. Gives the bytes that could be read, and those of
+    /// them whose pointers are known.
+    pub fn variables(&self, memory: &dyn ReadMemory, of: Variables) -> Result<(u64, u64), ProcessError> {
+        let looked = variables::each(memory, of, &mut |_, word| {
+            self.word(word);
+            true
+        })?;
+        self.bytes_read.fetch_add(looked.bytes, Ordering::Relaxed);
+        self.bytes_unreadable.fetch_add(looked.unreadable, Ordering::Relaxed);
+        Ok((looked.bytes, looked.exact))
+    }
+
     fn by_pages(&self, memory: &dyn ReadMemory, address: u64, len: u64) -> Result<u64, ProcessError> {
         let mut page = vec![0; KERNEL_PAGE as usize];
         let (mut at, end, mut read) = (address, address.saturating_add(len), 0);
@@ -425,11 +434,11 @@ impl Marker {
                 && self.table.entries[entry].span.size > SEGMENT
             {
                 let place = Place { entry: entry as u32, index };
-                self.large(memory, self.table.object(place), worker)?;
+                self.large(memory, place, worker)?;
                 continue;
             }
             self.read(memory, worker)?;
-            self.look_through(worker);
+            self.look_through(memory, worker)?;
         }
     }
 
@@ -446,9 +455,10 @@ impl Marker {
                 continue;
             }
             let all = u64::from(entry.span.count) * entry.span.size;
-            if open * entry.span.size * 4 >= all && entry.span.size <= SEGMENT / 16 && all <= SEGMENT {
+            let many = open * entry.span.size * 4 >= all && entry.span.size <= SEGMENT / 16 && all <= SEGMENT;
+            if many || entry.span.bytes <= SHORT {
                 worker.plan.push(Planned { entry: n, index: None, at });
-                at += all as usize;
+                at += whole(entry);
                 continue;
             }
             for w in entry.words() {
@@ -463,6 +473,7 @@ impl Marker {
                     bits &= bits - 1;
                     worker.plan.push(Planned { entry: n, index: Some(index), at });
                     at += entry.span.size as usize;
+                    at += objects::piece_of_map(&entry.span, index).map_or(0, |(_, len, _)| len);
                     if entry.span.size > SEGMENT || at as u64 > SEGMENT {
                         // They do not fit into the buffer.
                         group.open.add(bits);
@@ -479,7 +490,7 @@ impl Marker {
     fn extent(&self, planned: &Planned) -> (u64, usize) {
         let entry = &self.table.entries[planned.entry];
         match planned.index {
-            None => (entry.span.base, (u64::from(entry.span.count) * entry.span.size) as usize),
+            None => (entry.span.base, whole(entry)),
             Some(index) => (entry.span.base + u64::from(index) * entry.span.size, entry.span.size as usize),
         }
     }
@@ -495,6 +506,12 @@ impl Marker {
             match pieces.last_mut() {
                 Some(last) if last.address + last.len as u64 == address => last.len += len,
                 _ => pieces.push(Piece { address, len }),
+            }
+            let span = &self.table.entries[planned.entry].span;
+            let map = planned.index.and_then(|index| objects::piece_of_map(span, index));
+            if let Some((offset, len, _)) = map {
+                total += len;
+                pieces.push(Piece { address: span.base + offset, len });
             }
         }
         buffer.resize(total, 0);
@@ -521,11 +538,20 @@ impl Marker {
         Ok(())
     }
 
-    fn look_through(&self, worker: &mut Worker) {
+    fn look_through(&self, memory: &dyn ReadMemory, worker: &mut Worker) -> Result<(), ProcessError> {
+        let mut looked = Looked::default();
         let Worker { plan, buffer, batch, .. } = worker;
-        for planned in plan.iter().filter(|p| p.index.is_some()) {
+        for planned in &*plan {
+            let Some(index) = planned.index else { continue };
             let (_, len) = self.extent(planned);
-            self.object(buffer.get(planned.at..planned.at + len).unwrap_or_default(), batch);
+            let span = &self.table.entries[planned.entry].span;
+            let bytes = buffer.get(planned.at..planned.at + len).unwrap_or_default();
+            let bits = objects::piece_of_map(span, index).map_or(0, |(_, map, from)| {
+                let map = buffer.get(planned.at + len..planned.at + len + map).unwrap_or_default();
+                let words = len / 8;
+                objects::bits(map, from, index as usize * words, words)
+            });
+            self.object(memory, (planned.entry, index), (bytes, bits), batch, &mut looked)?;
         }
         self.look_up(batch);
         let mut any = true;
@@ -534,46 +560,86 @@ impl Marker {
             for planned in plan.iter().filter(|p| p.index.is_none()) {
                 let entry = &self.table.entries[planned.entry];
                 let size = entry.span.size as usize;
+                let map = match entry.span.pointers {
+                    Pointers::Bits(at) => {
+                        let at = planned.at + at as usize;
+                        buffer.get(at..at + MAP as usize).unwrap_or_default()
+                    }
+                    _ => &[],
+                };
                 for (n, group) in self.groups.get(entry.words()).unwrap_or_default().iter().enumerate() {
-                    let mut bits = group.open.take();
-                    while bits != 0 {
+                    let mut open = group.open.take();
+                    while open != 0 {
                         any = true;
-                        let index = n * 64 + bits.trailing_zeros() as usize;
-                        bits &= bits - 1;
+                        let index = n * 64 + open.trailing_zeros() as usize;
+                        open &= open - 1;
                         let at = planned.at + index * size;
-                        self.object(buffer.get(at..at + size).unwrap_or_default(), batch);
+                        let bytes = buffer.get(at..at + size).unwrap_or_default();
+                        let bits = if map.is_empty() {
+                            0
+                        } else {
+                            objects::bits(map, 0, index * size / 8, size / 8)
+                        };
+                        let place = (planned.entry, index as u32);
+                        self.object(memory, place, (bytes, bits), batch, &mut looked)?;
                     }
                 }
             }
             self.look_up(batch);
         }
+        self.count(&looked);
+        Ok(())
+    }
+
+    fn object(
+        &self,
+        memory: &dyn ReadMemory,
+        (entry, index): (usize, u32),
+        (bytes, bits): (&[u8], u64),
+        batch: &mut Batch,
+        looked: &mut Looked,
+    ) -> Result<(), ProcessError> {
+        let span = &self.table.entries[entry].span;
+        let address = span.base + u64::from(index) * span.size;
+        let exact = self.objects.each(memory, span, address, bytes, bits, |word| self.add(word, batch))?;
+        looked.exact += u64::from(exact);
+        looked.whole += u64::from(!exact);
+        Ok(())
+    }
+
+    fn count(&self, looked: &Looked) {
+        self.exact.fetch_add(looked.exact, Ordering::Relaxed);
+        self.whole.fetch_add(looked.whole, Ordering::Relaxed);
     }
 
     /// An object that is longer than a segment, in parts.
-    fn large(
-        &self,
-        memory: &dyn ReadMemory,
-        (address, size): (u64, u64),
-        worker: &mut Worker,
-    ) -> Result<(), ProcessError> {
+    fn large(&self, memory: &dyn ReadMemory, place: Place, worker: &mut Worker) -> Result<(), ProcessError> {
+        let Some(entry) = self.table.entry(place) else { return Ok(()) };
+        let (address, size) = self.table.object(place);
+        let mask = self.objects.large(memory, &entry.span)?;
         let mut at = 0;
         while at < size {
             let len = (size - at).min(SEGMENT);
             worker.buffer.resize(len as usize, 0);
             if memory.read_at(address + at, &mut worker.buffer)? {
                 self.bytes_read.fetch_add(len, Ordering::Relaxed);
-                self.words(&worker.buffer);
+                match &mask {
+                    Some(mask) => mask.each(at, &worker.buffer, |_, word| self.word(word)),
+                    None => self.words(&worker.buffer),
+                }
             } else {
                 self.by_pages(memory, address + at, len)?;
             }
             at += len;
         }
+        let exact = u64::from(mask.is_some());
+        self.count(&Looked { exact, whole: 1 - exact });
         Ok(())
     }
 
     /// Bytes and number of the objects that were reached.
     pub fn reached(&self) -> (u64, u64) {
-        let of = |e: &super::table::Entry| {
+        let of = |e: &Entry| {
             let groups = self.groups.get(e.words()).unwrap_or_default();
             let count: u64 = groups.iter().map(|g| u64::from(g.marks.get().count_ones())).sum();
             (count * e.span.size, count)
@@ -586,4 +652,15 @@ impl Marker {
         let number = self.table.number(place);
         self.group(number).is_some_and(|g| g.marks.has(number))
     }
+}
+
+/// As much of a span as is read as a whole: its objects, and their map; what is little behind them too, so that spans
+/// that lie next to each other are read as one.
+fn whole(entry: &Entry) -> usize {
+    let used = match entry.span.pointers {
+        Pointers::Bits(at) => u64::from(at) + MAP,
+        _ => u64::from(entry.span.count) * entry.span.size,
+    };
+    let all = entry.span.bytes;
+    if all.saturating_sub(used) <= LITTLE { all as usize } else { used as usize }
 }

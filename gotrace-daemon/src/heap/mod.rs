@@ -3,8 +3,8 @@
 //! A goroutine that waits for a channel or lock which nothing that can run refers to will not run again.
 //! Input: the memory of a running process, its program, and where that is mapped. Output: the goids of such
 //! goroutines, how many passes agree, what they keep alive, and what was counted on the way. The process is
-//! not stopped. Conservative: every word may be a pointer, and whatever is not understood can run, so that a
-//! leak may be missed and none is made up. Refuses versions of Go that are not known.
+//! not stopped. A word is a pointer where the runtime's own maps say so, or where there is none; whatever is not
+//! understood can run, so that a leak may be missed and none is made up. Refuses versions of Go that are not known.
 
 mod bits;
 mod error;
@@ -13,6 +13,7 @@ mod free;
 mod layout;
 mod mark;
 mod modules;
+mod objects;
 mod pass;
 mod prove;
 mod retain;
@@ -23,6 +24,8 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod throttle;
+mod types;
+mod variables;
 mod waiting;
 mod why;
 

@@ -16,15 +16,17 @@ use super::{
     layout::Span,
     mark::Marker,
     modules::{self, Module},
+    objects::Objects,
     roots,
     spans::{self, Spans},
     stacks,
     table::Table,
+    types::Types,
     waiting::{self, Candidate},
 };
 use crate::{
     process::ReadMemory,
-    snapshot::{Engine, Standing, Standings},
+    snapshot::{Engine, Standing, Standings, Status},
 };
 
 /// What a pass leaves.
@@ -41,6 +43,21 @@ pub(super) struct Marked {
     pub running: Vec<(u64, Option<u8>)>,
 }
 
+/// As much of how a goroutine stood as is held against how it stands later.
+struct Before {
+    g: u64,
+    goid: u64,
+    mark: u64,
+    status: Status,
+    stops: Option<u8>,
+}
+
+impl Before {
+    fn of(s: &Standing) -> Self {
+        Self { g: s.g, goid: s.goid, mark: s.mark, status: s.status, stops: s.stops }
+    }
+}
+
 /// Where roots are.
 #[derive(Clone, Copy, Debug)]
 enum Root {
@@ -55,25 +72,32 @@ impl Prover {
     /// Marks once. `None` when the list of goroutines could not be read whole, so that nothing follows.
     pub(super) fn mark(&mut self, memory: &dyn ReadMemory) -> Result<Option<Marked>, HeapError> {
         let begin = Instant::now();
-        let Standings { goroutines, unknown } = self.engine.standings(memory)?;
+        let Standings { goroutines, unused, unknown } = self.engine.standings(memory)?;
         if unknown > 0 {
             return Ok(None);
         }
-        let modules = modules::read(memory, self.first_module, &self.version)?;
+        let modules = modules::read(memory, self.first_module, self.layout.types, &self.version)?;
         let list = match (self.list, modules.first()) {
             (Some(list), _) => list,
             (None, Some(first)) => spans::find(memory, &self.layout, first, &self.version)?,
             (None, None) => return Err(HeapError::NoModule),
         };
         self.list = Some(list);
-        let spans = spans::read(memory, &self.layout, list, &self.version)?;
+        let mut spans = spans::read(memory, &self.layout, list, &self.version)?;
         let table = self.table(&spans.objects)?;
+        // The table has them.
+        spans.objects = Vec::new();
         let free = free::read(memory, &table)?;
         let mut marker = Marker::new(table, &free, self.random.usize(..1 << 20));
-        if let Some(s) = goroutines.iter().find(|s| marker.table.find(s.g).is_some()) {
-            marker.know_stacks(s.g, &spans.manual);
-        }
-        let (mut candidates, others) = waiting::split(&mut self.engine, memory, goroutines.clone())?;
+        let minor = self.engine.binary().go_version().minor;
+        let types = std::mem::take(&mut self.types);
+        let mut types = std::sync::Arc::into_inner(types).unwrap_or_else(|| Types::new(minor));
+        types.know(&modules);
+        self.types = std::sync::Arc::new(types);
+        let g_size = goroutines.iter().find_map(|s| Some(marker.table.object(marker.table.find(s.g)?).1));
+        marker.objects = Objects::new(std::sync::Arc::clone(&self.types), g_size.unwrap_or(0), &spans.manual);
+        let before: Vec<Before> = goroutines.iter().map(Before::of).collect();
+        let (mut candidates, others) = waiting::split(&mut self.engine, memory, goroutines)?;
         // What the pass before told is given up first: there may be very many.
         self.candidates = Vec::new();
         self.candidates = candidates.iter().map(|c| told(c, Outcome::Reached)).collect();
@@ -83,11 +107,16 @@ impl Prover {
                 marker.skip(record);
             }
         }
+        // What is left in a `g` of the goroutine that it was means nothing.
+        for &g in &unused {
+            marker.skip(g);
+        }
         let mut evidence = PassEvidence {
             spans: marker.table.entries.len() as u64,
             spans_unreadable: spans.unreadable + spans.overlapping,
-            heap_bytes: spans.objects.iter().map(|s| s.size * u64::from(s.count)).sum(),
-            goroutines: goroutines.len() as u64,
+            heap_bytes: marker.table.entries.iter().map(|e| e.span.size * u64::from(e.span.count)).sum(),
+            goroutines: before.len() as u64,
+            unused: unused.len() as u64,
             candidates: candidates.len() as u64,
             modules: modules.len() as u64,
             ..PassEvidence::default()
@@ -108,13 +137,17 @@ impl Prover {
         marker.ranges(memory, &looked_through)?;
         evidence.roots.fresh_spans = fresh.len() as u64;
         evidence.roots.fresh_objects = marker.settle_free(&still_free(memory, &marker.table, &now)?);
-        let Standings { goroutines: later, unknown } = self.engine.standings(memory)?;
+        let Standings { goroutines: later, unused: still_unused, unknown } = self.engine.standings(memory)?;
         if unknown > 0 {
             return Ok(None);
         }
+        // One that holds a goroutine now, or did in between, may hold anything.
+        for &g in unused.iter().filter(|g| still_unused.binary_search(g).is_err()) {
+            marker.unskip(g);
+        }
         let before = |s: &Standing| {
-            let n = goroutines.binary_search_by_key(&s.g, |b| b.g).ok()?;
-            goroutines.get(n).filter(|b| b.goid == s.goid)
+            let n = before.binary_search_by_key(&s.g, |b| b.g).ok()?;
+            before.get(n).filter(|b| b.goid == s.goid)
         };
         let stands = |s: &Standing| {
             s.status.is_waiting() && s.mark != 0 && before(s).is_some_and(|b| b.mark == s.mark)
@@ -149,10 +182,12 @@ impl Prover {
         self.settle(&candidates, &lost);
         (evidence.reached_bytes, evidence.reached_objects) = marker.reached();
         evidence.bytes_read = marker.bytes_read.load(Ordering::Relaxed);
+        evidence.objects_exact = marker.exact.load(Ordering::Relaxed);
+        evidence.objects_whole = marker.whole.load(Ordering::Relaxed);
         evidence.bytes_unreadable = marker.bytes_unreadable.load(Ordering::Relaxed);
         evidence.unreached = candidates.iter().filter(|c| !c.hidden).count() as u64;
         evidence.duration_ns = u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        let runs = |s: &&Standing| s.status == crate::snapshot::Status::Running;
+        let runs = |s: &&Standing| s.status == Status::Running;
         let running = later
             .iter()
             .filter(runs)
@@ -201,13 +236,18 @@ impl Prover {
         found: &mut RootEvidence,
     ) -> Result<(), HeapError> {
         match root {
-            Root::Data => {
-                let ranges: Vec<_> = modules.iter().map(|m| m.data).collect();
-                found.data_bytes = marker.ranges(memory, &ranges)?;
-            }
-            Root::Bss => {
-                let ranges: Vec<_> = modules.iter().map(|m| m.bss).collect();
-                found.bss_bytes = marker.ranges(memory, &ranges)?;
+            Root::Data | Root::Bss => {
+                let which = usize::from(matches!(root, Root::Bss));
+                let (mut bytes, mut exact) = (0, 0);
+                for module in modules {
+                    let (read, known) = marker.variables(memory, module.variables()[which])?;
+                    bytes += read;
+                    exact += known;
+                }
+                match root {
+                    Root::Data => (found.data_bytes, found.data_exact_bytes) = (bytes, exact),
+                    _ => (found.bss_bytes, found.bss_exact_bytes) = (bytes, exact),
+                }
             }
             Root::Stacks => {
                 found.goroutines = goroutines.len() as u64;
@@ -220,9 +260,14 @@ impl Prover {
                 found.finalizers = specials.finalizers;
                 found.weak_handles = specials.weak;
                 found.cleanups = specials.cleanups;
-                found.specials_cut = specials.cut;
+                found.specials_cut += specials.cut;
             }
-            Root::Blocks => found.blocks = roots::blocks(memory, marker, spans, modules)?,
+            Root::Blocks => {
+                let minor = self.engine.binary().go_version().minor;
+                let blocks = roots::blocks(memory, marker, spans, modules, minor)?;
+                found.blocks = blocks.taken;
+                found.specials_cut += u64::from(blocks.cut);
+            }
         }
         Ok(())
     }

@@ -12,7 +12,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{CandidateEvidence, HeapError, PassEvidence, layout::Layout, pass::Marked};
+use super::{CandidateEvidence, HeapError, PassEvidence, layout::Layout, pass::Marked, types::Types};
 use crate::{
     gobin::Binary,
     process::ReadMemory,
@@ -77,6 +77,8 @@ pub struct Prover {
     /// Address of the list of spans, once it was found.
     pub(super) list: Option<u64>,
     pub(super) random: fastrand::Rng,
+    /// Descriptions of the program's types, as far as they were needed.
+    pub(super) types: Arc<Types>,
     /// Maps of the program's frames, as far as they were needed.
     pub(super) maps: FrameMaps,
     proof: Proof,
@@ -99,6 +101,7 @@ impl Prover {
             layout,
             first_module: module.wrapping_add(bias),
             version: binary.go_version().text.clone(),
+            types: Arc::new(Types::new(binary.go_version().minor)),
             engine: Engine::new(binary, bias)?,
             list: None,
             random: fastrand::Rng::new(),

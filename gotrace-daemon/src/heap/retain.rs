@@ -14,7 +14,7 @@ use super::{
     table::Place,
     waiting::Candidate,
 };
-use crate::{process::ReadMemory, snapshot::Pieces, snapshot::word_at};
+use crate::{process::ReadMemory, snapshot::word_at};
 
 /// Reached from more than one group.
 const SHARED: u8 = u8::MAX;
@@ -135,16 +135,13 @@ impl Prover {
 }
 
 fn reach(marker: &Marker, labels: &mut Labels, bytes: &[u8], label: u8, open: &mut Vec<Place>) {
-    let (low, high) = (marker.table.low, marker.table.high);
-    for chunk in bytes.chunks_exact(8) {
-        let word = word_at(chunk, 0);
-        if word < low || word >= high {
-            continue;
-        }
-        let Some(place) = marker.table.find(word) else { continue };
-        if labels.reach(marker, place, label) && marker.table.entry(place).is_some_and(|e| !e.span.noscan) {
-            open.push(place);
-        }
+    bytes.chunks_exact(8).for_each(|chunk| reach_word(marker, labels, word_at(chunk, 0), label, open));
+}
+
+fn reach_word(marker: &Marker, labels: &mut Labels, word: u64, label: u8, open: &mut Vec<Place>) {
+    let Some(place) = marker.table.find(word) else { return };
+    if labels.reach(marker, place, label) && marker.table.entry(place).is_some_and(|e| !e.span.noscan) {
+        open.push(place);
     }
 }
 
@@ -155,32 +152,14 @@ fn follow(
     labels: &mut Labels,
     mut open: Vec<Place>,
 ) -> Result<(), HeapError> {
-    let mut pieces = Pieces::default();
     while !open.is_empty() {
         open.sort_unstable_by_key(|p| (p.entry, p.index));
         open.dedup();
-        let mut items: Vec<(u64, u32)> = Vec::new();
-        let mut owners: Vec<Place> = Vec::new();
-        for &place in &open {
-            let (address, size) = marker.table.object(place);
-            let mut at = 0;
-            while at < size {
-                items.push((address + at, (size - at).min(PART) as u32));
-                owners.push(place);
-                at += PART;
-            }
-        }
         let mut next = Vec::new();
-        let mut first = 0;
-        while first < items.len() {
-            let done = pieces.read(memory, &items[first..], 512)?;
-            for n in 0..done {
-                let Some(bytes) = pieces.item(n, items[first + n].1 as usize) else { continue };
-                let label = labels.of(owners[first + n]);
-                reach(marker, labels, bytes, label, &mut next);
-            }
-            first += done;
-        }
+        marker.objects.read(memory, &marker.table, &open, &mut |owner, word| {
+            let label = labels.of(owner);
+            reach_word(marker, labels, word, label, &mut next);
+        })?;
         open = next;
     }
     Ok(())

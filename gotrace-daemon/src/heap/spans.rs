@@ -39,6 +39,8 @@ pub(super) struct Spans {
     pub unreadable: u64,
     /// Spans that lay over another one, which was being taken or given up.
     pub overlapping: u64,
+    /// Whether it is known where pointers are in small objects.
+    pub maps: bool,
 }
 
 /// Address of the list's pointer, which its length follows.
@@ -160,6 +162,7 @@ pub(super) fn read(
         apart
     });
     spans.overlapping = (before - spans.objects.len()) as u64;
+    spans.maps = layout.find_maps(&mut spans.objects);
     spans.manual.sort_unstable();
     if spans.unreadable > spans.records.len() as u64 / 4 + 4 {
         return Err(implausible(format!(

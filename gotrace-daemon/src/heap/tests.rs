@@ -95,7 +95,16 @@ fn process(shapes: &[(u64, u64, bool)]) -> (Ram, Module) {
     }
     ram.put(BSS, bss);
     let none = (BSS + 4096, 0);
-    let module = Module { address: 0, data: none, bss: none, noptrdata: none, noptrbss: (BSS, 4096) };
+    let module = Module {
+        address: 0,
+        data: none,
+        bss: none,
+        noptrdata: none,
+        noptrbss: (BSS, 4096),
+        types: none,
+        data_mask: None,
+        bss_mask: None,
+    };
     (ram, module)
 }
 

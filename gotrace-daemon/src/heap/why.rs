@@ -11,17 +11,19 @@ use hashbrown::{HashMap, HashSet};
 
 use super::{
     HeapError, Prover, bits::Bits, evidence::Outcome, mark::Marker, modules::Module, pass::Marked,
-    table::Place,
+    table::Place, variables,
 };
 use crate::{
     process::{ProcessError, ReadMemory},
-    snapshot::{Pieces, StackFrame, Standing, word_at},
+    snapshot::{StackFrame, Standing, word_at},
 };
 
 /// Steps at most.
 const MAX_STEPS: usize = 256;
 /// Objects that are remembered as being on the way.
 const MAX_OBJECTS: usize = 1 << 22;
+/// Objects that are looked through at once.
+const MAX_PLACES: usize = 1 << 16;
 /// Memory is looked through in parts of this many bytes.
 const PART: u64 = 1 << 16;
 /// A longer stack is looked through whole.
@@ -324,55 +326,39 @@ fn variables(
     holds: &dyn Fn(u64) -> Option<Place>,
 ) -> Result<Option<(Holder, u64)>, ProcessError> {
     for (n, module) in modules.iter().enumerate() {
-        for (has_value, (begin, len)) in [(true, module.data), (false, module.bss)] {
-            if let Some((address, word)) = first_word(memory, begin, len, holds)? {
-                let offset = address - begin;
-                return Ok(Some((Holder::Variable { address, module: n, offset, has_value }, word)));
+        for (has_value, of) in [true, false].into_iter().zip(module.variables()) {
+            let mut found = None;
+            variables::each(memory, of, &mut |address, word| {
+                if holds(word).is_some() {
+                    let offset = address - of.range.0;
+                    found = Some((Holder::Variable { address, module: n, offset, has_value }, word));
+                }
+                found.is_none()
+            })?;
+            if found.is_some() {
+                return Ok(found);
             }
         }
     }
     Ok(None)
 }
 
-/// Tells every word of every object that was reached and may hold pointers.
+/// Tells every pointer of every object that was reached.
 fn referrers(
     memory: &dyn ReadMemory,
     marker: &Marker,
     records: &HashSet<u64, FixedState>,
     tell: &mut dyn FnMut(Place, u64),
 ) -> Result<(), ProcessError> {
-    let mut pieces = Pieces::default();
-    let (low, high) = (marker.table.low, marker.table.high);
+    let mut places = Vec::new();
     for (n, entry) in marker.table.entries.iter().enumerate().filter(|(_, e)| !e.span.noscan) {
-        let mut items: Vec<(u64, u32)> = Vec::new();
-        let mut owners: Vec<Place> = Vec::new();
-        for index in 0..entry.span.count {
-            let place = Place { entry: n as u32, index };
-            if !marker.has(place) || records.contains(&marker.table.number(place)) {
-                continue;
-            }
-            let (address, size) = marker.table.object(place);
-            let mut at = 0;
-            while at < size {
-                items.push((address + at, (size - at).min(PART) as u32));
-                owners.push(place);
-                at += PART;
-            }
-        }
-        let mut first = 0;
-        while first < items.len() {
-            let done = pieces.read(memory, &items[first..], 4096)?;
-            for i in 0..done {
-                let Some(bytes) = pieces.item(i, items[first + i].1 as usize) else { continue };
-                for chunk in bytes.chunks_exact(8) {
-                    let word = word_at(chunk, 0);
-                    if word >= low && word < high {
-                        tell(owners[first + i], word);
-                    }
-                }
-            }
-            first += done;
+        let all = (0..entry.span.count).map(|index| Place { entry: n as u32, index });
+        let left_out = |p| marker.skips(p) || records.contains(&marker.table.number(p));
+        places.extend(all.filter(|&p| marker.has(p) && !left_out(p)));
+        if places.len() >= MAX_PLACES {
+            marker.objects.read(memory, &marker.table, &places, tell)?;
+            places.clear();
         }
     }
-    Ok(())
+    marker.objects.read(memory, &marker.table, &places, tell)
 }

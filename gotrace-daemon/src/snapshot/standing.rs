@@ -63,6 +63,8 @@ pub struct Standing {
 pub struct Standings {
     /// By address of the `g`.
     pub goroutines: Vec<Standing>,
+    /// Addresses of the `g`s that hold no goroutine, ascending: dead, idle, or kept for C threads.
+    pub unused: Vec<u64>,
     /// Entries of the runtime's list that could not be read or held nonsense at every look.
     pub unknown: u64,
 }
@@ -100,7 +102,7 @@ impl Engine {
                 for (n, &(g, _)) in rest.iter().enumerate().take(done) {
                     let seen = pieces.item(n, len).map(|b| Seen::parse(b, &self.layout));
                     match seen {
-                        Some(Holds::Nothing) => {}
+                        Some(Holds::Nothing) => all.unused.push(g),
                         Some(Holds::Goroutine(seen)) => {
                             let kind = *kinds.entry(seen.entry_pc).or_insert_with(|| {
                                 self.binary.entry_kind(seen.entry_pc.wrapping_sub(self.bias))
@@ -123,6 +125,7 @@ impl Engine {
         }
         all.unknown = open.len() as u64;
         all.goroutines.sort_unstable_by_key(|s| s.g);
+        all.unused.sort_unstable();
         Ok(all)
     }
 
