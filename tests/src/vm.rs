@@ -51,12 +51,13 @@ said() { # what, file, pid of who says it
 	done
 }
 cd /tmp
+/gotrace doctor --format json >doctor
 mkfifo stdin
 /fixture -scenario all -nap 60ms -account account <stdin >fixture 2>&1 &
 F=$!
 exec 3>stdin
 said READY fixture $F
-/gotrace attach --pid $F --level full --min-wait 1ms --format json --export export >stdout 2>stderr 3>&- &
+/gotrace --log warn,gotrace::kernel::way=debug attach --pid $F --level full --min-wait 1ms --format json --export export >stdout 2>stderr 3>&- &
 G=$!
 said gotrace.attach/1 stdout $G && echo "GOTRACE-VM attached"
 echo go >&3
@@ -95,7 +96,7 @@ if [ -x /patterns ]; then
 	wait $P
 	echo "GOTRACE-VM patterns $?"
 fi
-for f in account export stdout stderr fixture own quit dump dump-stderr patterns leaks leaks-stderr; do
+for f in doctor account export stdout stderr fixture own quit dump dump-stderr patterns leaks leaks-stderr; do
 	[ -f $f ] || continue
 	echo "GOTRACE-VM begin $f"
 	gzip -c $f | base64
@@ -112,9 +113,9 @@ pub struct Left {
     pub kernel: String,
     /// Exit statuses of `fixture`, `gotrace` (attach), `dump`, `stacks`, `leaks` and `patterns`.
     pub statuses: BTreeMap<String, String>,
-    /// Files by name: `account`, `export`, `stdout`, `stderr`, `fixture`; of the program whose stacks were
-    /// dumped `own` (`runtime.Stack`), `quit` (what it printed on SIGQUIT); `dump`, `dump-stderr`; of the one that leaks
-    /// `patterns` (its account), `leaks`, `leaks-stderr`.
+    /// Files by name: `doctor` (its report), `account`, `export`, `stdout`, `stderr`, `fixture`; of the program whose
+    /// stacks were dumped `own` (`runtime.Stack`), `quit` (what it printed on SIGQUIT); `dump`, `dump-stderr`; of the
+    /// one that leaks `patterns` (its account), `leaks`, `leaks-stderr`.
     pub files: BTreeMap<String, String>,
     /// Everything that the console showed, but for the files.
     pub console: String,

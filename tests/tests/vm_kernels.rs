@@ -1,6 +1,6 @@
 //! The same static binary with its embedded eBPF object attaches on every supported kernel and
-//! architecture, its account agrees with the Go program's there, and so do the stacks that it dumps. On arm64, which
-//! no other test runs on, leaks are proven too.
+//! architecture, by links where the kernel has them, its account agrees with the Go program's there, and so do the
+//! stacks that it dumps. On arm64, which no other test runs on, leaks are proven too.
 //! Needs `go` and qemu, not root.
 
 use std::collections::BTreeSet;
@@ -11,6 +11,7 @@ use gotrace_tests::{
     export::Export,
     fixture::Account,
     gobuild::{Arch, Mode, build},
+    gotrace::links_in,
     patterns::Told,
     traceback,
     vm::{Left, Programs, SERIES, boot, tail},
@@ -21,6 +22,18 @@ use serde_json::Value;
 const PROVEN: [(Arch, &str); 1] = [(Arch::Arm64, "6.12")];
 /// Of the leaked goroutines, at least so many in a hundred are found at once.
 const LEAST: usize = 75;
+
+/// Whether the kernel has links of many uprobes, for all threads of a process: what doctor finds by trying, and
+/// how `attach` then puts its probes in place.
+fn judge_links(left: &Left, expected: bool) -> Result<&'static str, String> {
+    let file = |name: &str| left.files.get(name).map_or("", String::as_str);
+    let found = links_in(file("doctor")).map_err(|e| format!("{e:#}: {}", file("doctor")))?;
+    let said = if expected { "put in place by links" } else { "put in place by perf events" };
+    if found == expected && file("stderr").contains(said) {
+        return Ok(if expected { "by links" } else { "by perf events" });
+    }
+    Err(format!("links expected: {expected}; doctor:\n{}\nattach:\n{}", file("doctor"), file("stderr")))
+}
 
 /// Holds the accounts of one machine against each other.
 fn judge(left: &Left) -> Result<String, String> {
@@ -148,7 +161,8 @@ fn every_kernel(arch: Arch, version: &str) {
         let got = boot(series, arch, programs).map_err(|e| format!("{e:#}"));
         let judged = got.and_then(|left| {
             let proof = if proven { format!("; {}", judge_proof(&left)?) } else { String::new() };
-            Ok(format!("{}: {}; {}{proof}", left.kernel, judge(&left)?, judge_dump(&left)?))
+            let by = judge_links(&left, ["6.12", "7"].contains(&series))?;
+            Ok(format!("{} {by}: {}; {}{proof}", left.kernel, judge(&left)?, judge_dump(&left)?))
         });
         match judged {
             Ok(line) => eprintln!("{name}: {line}"),

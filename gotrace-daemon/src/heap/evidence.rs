@@ -56,7 +56,7 @@ pub struct RootEvidence {
     pub goroutines: u64,
     /// Bytes of their stacks.
     pub stack_bytes: u64,
-    /// Stacks of those that wait of which just the words were taken that will still be used, by the program's own
+    /// Stacks of those that wait or are in a system call of which just the words were taken that will still be used, by the program's own
     /// tables; of the others, every word.
     pub stacks_exact: u64,
     /// Finalizers.
@@ -75,6 +75,8 @@ pub struct RootEvidence {
     pub fresh_objects: u64,
     /// Goroutines that came or moved while the pass was going on, and were looked at again.
     pub goroutines_again: u64,
+    /// Of those, the ones of which just the words were taken that will still be used.
+    pub again_exact: u64,
 }
 
 /// What became of a candidate in a pass.
@@ -86,7 +88,8 @@ pub enum Outcome {
     Moved,
     /// Nothing was reached.
     Unreached,
-    /// Nothing was reached, and it is the main goroutine, which parks for ever on purpose.
+    /// Nothing was reached, and it is the main goroutine in a select without cases, which keeps a program alive on
+    /// purpose.
     Hidden,
 }
 

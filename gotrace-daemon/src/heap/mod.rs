@@ -7,6 +7,7 @@
 //! understood can run, so that a leak may be missed and none is made up. Refuses versions of Go that are not known.
 
 mod bits;
+mod describe;
 mod error;
 mod evidence;
 mod free;
@@ -18,17 +19,20 @@ mod pass;
 mod prove;
 mod retain;
 mod roots;
+mod shapes;
 mod spans;
 mod stacks;
 mod table;
 #[cfg(test)]
 mod tests;
 mod throttle;
+mod together;
 mod types;
 mod variables;
 mod waiting;
 mod why;
 
+pub use describe::What;
 pub use error::HeapError;
 pub use evidence::{CandidateEvidence, Outcome, PassEvidence, RootEvidence};
 pub use prove::{PASSES, Proof, Proven, Prover};

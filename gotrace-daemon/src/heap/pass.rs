@@ -19,7 +19,7 @@ use super::{
     objects::Objects,
     roots,
     spans::{self, Spans},
-    stacks,
+    stacks::{self, Look},
     table::Table,
     types::Types,
     waiting::{self, Candidate},
@@ -125,10 +125,10 @@ impl Prover {
         self.random.shuffle(&mut order);
         for root in order {
             let roots = (&modules[..], &spans, &others[..]);
-            self.take_in(memory, root, &marker, roots, true, &mut evidence.roots)?;
+            self.take_in(memory, root, &marker, roots, Look::First, &mut evidence.roots)?;
         }
         marker.drain(memory)?;
-        evidence.woken += wake(&mut self.engine, memory, &mut marker, &mut candidates, true)?;
+        evidence.woken += wake(&mut self.engine, memory, &mut marker, &mut candidates, Look::First)?;
 
         // What has changed meanwhile.
         let now = spans::read(memory, &self.layout, list, &self.version)?;
@@ -169,15 +169,18 @@ impl Prover {
         for candidate in &lost {
             unskip(&mut marker, candidate);
         }
-        let again: Vec<Standing> = lost.iter().map(|c| c.standing).chain(moved.iter().copied()).collect();
+        // Of those that moved, how they stand now counts, if they are still there.
+        let stood = lost.iter().map(|c| c.standing).filter(|s| still.binary_search(&s.goid).is_ok());
+        let again: Vec<Standing> = stood.chain(moved.iter().copied()).collect();
         let mut second = RootEvidence::default();
         for root in [Root::Stacks, Root::Data, Root::Bss] {
             // Those have moved, and may move on.
-            self.take_in(memory, root, &marker, (&modules, &now, &again), false, &mut second)?;
+            self.take_in(memory, root, &marker, (&modules, &now, &again), Look::Last, &mut second)?;
         }
         evidence.roots.goroutines_again = again.len() as u64;
+        evidence.roots.again_exact = second.stacks_exact;
         marker.drain(memory)?;
-        evidence.woken += wake(&mut self.engine, memory, &mut marker, &mut candidates, false)?;
+        evidence.woken += wake(&mut self.engine, memory, &mut marker, &mut candidates, Look::Last)?;
 
         self.settle(&candidates, &lost);
         (evidence.reached_bytes, evidence.reached_objects) = marker.reached();
@@ -232,7 +235,7 @@ impl Prover {
         root: Root,
         marker: &Marker,
         (modules, spans, goroutines): (&[Module], &Spans, &[Standing]),
-        exact: bool,
+        look: Look,
         found: &mut RootEvidence,
     ) -> Result<(), HeapError> {
         match root {
@@ -251,7 +254,7 @@ impl Prover {
             }
             Root::Stacks => {
                 found.goroutines = goroutines.len() as u64;
-                let taken = stacks::take_in(&mut self.engine, memory, marker, goroutines, exact)?;
+                let taken = stacks::take_in(&mut self.engine, memory, marker, goroutines, look)?;
                 found.stack_bytes = taken.bytes;
                 found.stacks_exact = taken.exact;
             }
@@ -291,13 +294,12 @@ fn unskip(marker: &mut Marker, candidate: &Candidate) {
 }
 
 /// Lets those run of which something is reached that they wait on, until there are none; gives their number.
-/// `exact`: whether they are looked at again afterwards.
 pub(super) fn wake(
     engine: &mut Engine,
     memory: &dyn ReadMemory,
     marker: &mut Marker,
     candidates: &mut Vec<Candidate>,
-    exact: bool,
+    look: Look,
 ) -> Result<u64, HeapError> {
     let mut woken = 0;
     loop {
@@ -307,7 +309,7 @@ pub(super) fn wake(
             return Ok(woken);
         }
         woken += now.len() as u64;
-        let_run(engine, memory, marker, &now, exact)?;
+        let_run(engine, memory, marker, &now, look)?;
     }
 }
 
@@ -317,13 +319,13 @@ pub(super) fn let_run(
     memory: &dyn ReadMemory,
     marker: &mut Marker,
     candidates: &[Candidate],
-    exact: bool,
+    look: Look,
 ) -> Result<(), HeapError> {
     for candidate in candidates {
         unskip(marker, candidate);
     }
     let standings: Vec<Standing> = candidates.iter().map(|c| c.standing).collect();
-    stacks::take_in(engine, memory, marker, &standings, exact)?;
+    stacks::take_in(engine, memory, marker, &standings, look)?;
     marker.drain(memory)?;
     Ok(())
 }

@@ -11,6 +11,7 @@ use super::{
     HeapError, Prover,
     mark::Marker,
     pass::{Marked, let_run},
+    stacks::{self, Look},
     table::Place,
     waiting::Candidate,
 };
@@ -22,8 +23,6 @@ const SHARED: u8 = u8::MAX;
 const MAX_GROUPS: usize = SHARED as usize - 1;
 /// A larger object is read in parts of this many bytes.
 const PART: u64 = 1 << 16;
-/// A longer stack is taken whole.
-const MAX_STACK: u64 = 1 << 20;
 
 /// Bytes of the heap that leaked goroutines keep alive.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -77,31 +76,25 @@ impl Prover {
         // Those that are not told as leaked may run.
         let (told, others): (Vec<Candidate>, Vec<Candidate>) =
             leaked.into_iter().partition(|c| group_of.contains_key(&c.standing.goid));
-        let_run(&mut self.engine, memory, &mut marker, &others, true)?;
+        let_run(&mut self.engine, memory, &mut marker, &others, Look::First)?;
         let (live, _) = marker.reached();
 
         let mut labels = Labels(HashMap::default());
         let mut open: Vec<Place> = Vec::new();
-        let mut bytes = Vec::new();
+        let (mut bytes, mut words) = (Vec::new(), Vec::new());
         for candidate in &told {
             let s = &candidate.standing;
             let group = group_of.get(&s.goid).copied().unwrap_or(MAX_GROUPS);
             let label = if group < MAX_GROUPS { group as u8 + 1 } else { SHARED };
-            let from = s.sp.unwrap_or(s.stack.0) & !7;
-            let len = s.stack.1.saturating_sub(from);
-            if len <= MAX_STACK {
-                bytes.resize(usize::try_from(len).unwrap_or(0), 0);
-                if memory.read_at(from, &mut bytes)? {
-                    self.engine.used_words(&mut self.maps, s, &bytes, &mut |words| {
-                        reach(&marker, &mut labels, words, label, &mut open);
-                    });
-                }
+            words.clear();
+            stacks::words(&mut self.engine, memory, s, &mut words)?;
+            for &word in &words {
+                reach_word(&marker, &mut labels, word, label, &mut open);
             }
             let g = marker.table.find(s.g).map(|p| marker.table.object(p));
             let records =
                 candidate.records.iter().filter_map(|&r| Some(marker.table.object(marker.table.find(r)?)));
-            let stack = (len > MAX_STACK).then_some((from, len));
-            for (address, len) in stack.into_iter().chain(g).chain(records) {
+            for (address, len) in g.into_iter().chain(records) {
                 let mut at = 0;
                 while at < len {
                     bytes.resize(usize::try_from((len - at).min(PART)).unwrap_or(0), 0);

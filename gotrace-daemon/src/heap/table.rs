@@ -203,6 +203,7 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
+    use super::super::layout::Pointers;
     use super::*;
 
     fn span(base: u64, pages: u64, size: u64, count: u32) -> Span {
@@ -215,6 +216,7 @@ mod tests {
             specials: 0,
             free_index: count,
             alloc_bits: 0,
+            pointers: Pointers::Unknown,
         }
     }
 

@@ -1,7 +1,10 @@
 //! Heaps made by hand, whole and torn: what is reached is what is reachable, and nothing that memory can
 //! hold makes the marking crash, loop or grow without bound.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use proptest::prelude::*;
 
@@ -10,6 +13,7 @@ use super::{
     layout::{Layout, PAGE},
     mark::Marker,
     modules::{self, Module},
+    objects::Objects,
     roots, spans,
     spans::Spans,
     table::Table,
@@ -207,7 +211,7 @@ fn a_bound_of_a_stack_is_no_pointer() {
     ram.set(at(1) + 8, HEAP);
     ram.set(at(1) + 40, at(2));
     let mut known = marker(&read(&ram, &module), 0);
-    known.know_stacks(at(3), &[(HEAP - 8192, 8192)]);
+    known.objects = Objects::new(Arc::default(), 448, &[(HEAP - 8192, 8192)]);
     known.word(at(1));
     known.drain(&ram).expect("reads");
     assert!(!known.is_reached(HEAP) && known.is_reached(at(2)));
@@ -327,7 +331,7 @@ proptest! {
                     marker.word(HEAP + n * 1024);
                 }
                 roots::specials(&ram, &layout, &marker).expect("reads");
-                roots::blocks(&ram, &marker, &spans, &[module]).expect("reads");
+                roots::blocks(&ram, &marker, &spans, &[module], 24).expect("reads");
                 marker.drain(&ram).expect("reads");
             }
         }
@@ -338,7 +342,7 @@ proptest! {
     fn torn_module_data_does_no_harm(words in prop::collection::vec(prop_oneof![any::<u64>(), Just(BSS), 0_u64..4096], 96)) {
         let mut ram = Ram::default();
         ram.put(BSS, words.iter().flat_map(|w| w.to_le_bytes()).collect());
-        if let Ok(found) = modules::read(&ram, BSS, "go1.24") {
+        if let Ok(found) = modules::read(&ram, BSS, Layout::for_tests().types, "go1.24") {
             prop_assert!(found.len() <= 2);
         }
     }

@@ -12,18 +12,15 @@ use hashbrown::HashMap;
 use super::modules::{Module, Range};
 use crate::{
     process::{ProcessError, ReadMemory},
-    snapshot::{half_at, word_at},
+    snapshot::word_at,
 };
 
-/// As much of a description as is needed: `Size_`, `PtrBytes`, `TFlag`, `Kind_`, `GCData`, `Str`.
+/// As much of a description as is needed: `Size_`, `PtrBytes`, `TFlag`, `Kind_`, `GCData`.
 const TYPE: usize = 48;
 const POINTER_BYTES: usize = 8;
 const FLAGS: usize = 20;
 const KIND: usize = 23;
 const GC_DATA: usize = 32;
-const NAME: usize = 40;
-/// The name has a `*` before it that is not part of it.
-const EXTRA_STAR: u8 = 1 << 1;
 /// `GCData` is the address of a pointer to the mask (from Go 1.24 on), or what is described is no type of the
 /// program (before).
 const ON_DEMAND: u8 = 1 << 4;
@@ -31,8 +28,6 @@ const ON_DEMAND: u8 = 1 << 4;
 const PROGRAM: u8 = 1 << 6;
 /// Longer masks are not believed: a value of 128 MiB.
 const MAX_POINTER_BYTES: u64 = 128 << 20;
-/// The longest name that is shown.
-const MAX_NAME: usize = 512;
 /// Types that are remembered.
 const MAX_KNOWN: usize = 1 << 16;
 
@@ -145,8 +140,12 @@ impl Types {
     }
 
     fn is_described(&self, address: u64) -> bool {
-        let within = |&(begin, len): &Range| address >= begin && address - begin < len;
-        address.is_multiple_of(8) && self.ranges.iter().any(within)
+        address.is_multiple_of(8) && self.range_of(address).is_some()
+    }
+
+    /// The module's descriptions that an address lies among.
+    pub fn range_of(&self, address: u64) -> Option<Range> {
+        self.ranges.iter().copied().find(|&(begin, len)| address >= begin && address - begin < len)
     }
 
     fn read(&self, memory: &dyn ReadMemory, address: u64) -> Result<Option<Mask>, ProcessError> {
@@ -178,40 +177,6 @@ impl Types {
             return Ok(None);
         }
         Ok(Mask::new(size, pointers, &mask))
-    }
-
-    /// The name of the type that is described at an address, as the program's sources have it with the last part
-    /// of the package's path; `None` where none is.
-    pub fn name(&self, memory: &dyn ReadMemory, address: u64) -> Result<Option<String>, ProcessError> {
-        if !self.is_described(address) {
-            return Ok(None);
-        }
-        let mut bytes = [0; TYPE];
-        if !memory.read_at(address, &mut bytes)? {
-            return Ok(None);
-        }
-        let within = |&&(begin, len): &&Range| address >= begin && address - begin < len;
-        let Some(&(begin, len)) = self.ranges.iter().find(within) else { return Ok(None) };
-        let offset = u64::from(half_at(&bytes, NAME));
-        if offset == 0 || offset >= len {
-            return Ok(None);
-        }
-        // A byte of flags, the length as a varint, the name (`internal/abi`, `Name`).
-        let mut head = [0; 4];
-        if !memory.read_at(begin + offset, &mut head)? {
-            return Ok(None);
-        }
-        let (length, skip) = match (head[1], head[2]) {
-            (low, _) if low < 0x80 => (usize::from(low), 2),
-            (low, high) => (usize::from(low & 0x7f) | usize::from(high & 0x7f) << 7, 3),
-        };
-        let mut name = vec![0; length.min(MAX_NAME)];
-        if name.is_empty() || !memory.read_at(begin + offset + skip, &mut name)? {
-            return Ok(None);
-        }
-        let name = String::from_utf8_lossy(&name).into_owned();
-        let star = bytes[FLAGS] & EXTRA_STAR != 0;
-        Ok(Some(name.strip_prefix('*').filter(|_| star).map_or(name.clone(), str::to_owned)))
     }
 }
 

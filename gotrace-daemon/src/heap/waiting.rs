@@ -27,8 +27,10 @@ enum Kind {
     Semaphore,
     /// For a `sync.Cond`.
     Cond,
-    /// For nothing that can come.
+    /// For nothing that can come, as a channel is nil.
     Never,
+    /// In a select without cases.
+    NoCases,
     /// For something else: the goroutine can run.
     Other,
 }
@@ -45,7 +47,8 @@ impl Kind {
             | "sync.RWMutex.Lock"
             | "sync.WaitGroup.Wait" => Self::Semaphore,
             "sync.Cond.Wait" => Self::Cond,
-            "chan receive (nil chan)" | "chan send (nil chan)" | "select (no cases)" => Self::Never,
+            "chan receive (nil chan)" | "chan send (nil chan)" => Self::Never,
+            "select (no cases)" => Self::NoCases,
             _ => Self::Other,
         }
     }
@@ -59,7 +62,8 @@ pub(super) struct Candidate {
     pub waits_on: Vec<u64>,
     /// Records of the runtime that name it.
     pub records: Vec<u64>,
-    /// It is not to be told: the main goroutine parks for ever on purpose.
+    /// It is not to be told: the main goroutine is in a select without cases, which is how a program is kept alive
+    /// on purpose. The runtime's own profile leaves out the same one (`runtime/mgc.go`, `findGoroutineLeaks`).
     pub hidden: bool,
 }
 
@@ -90,7 +94,7 @@ pub(super) fn split(
         let list = list.map(|list| if list.is_empty() { apart.into_iter().collect() } else { list });
         match waits_on(kind_of(&binary, &standing), list) {
             Some((waits_on, records)) => {
-                let hidden = standing.goid == MAIN && waits_on.is_empty();
+                let hidden = standing.goid == MAIN && kind_of(&binary, &standing) == Kind::NoCases;
                 candidates.push(Candidate { standing, waits_on, records, hidden });
             }
             None => others.push(standing),
@@ -106,12 +110,17 @@ fn kind_of(binary: &Binary, standing: &Standing) -> Kind {
     binary.wait_reasons().get(usize::from(standing.wait_reason)).map_or(Kind::Other, |name| Kind::of(name))
 }
 
+/// Whether what a goroutine waits on is one channel or several.
+pub(super) fn is_for_channels(binary: &Binary, standing: &Standing) -> bool {
+    matches!(kind_of(binary, standing), Kind::Channel | Kind::Select)
+}
+
 /// What must be reached, and the records; `None` when that is not known.
 fn waits_on(kind: Kind, list: Option<Vec<Record>>) -> Option<(Vec<u64>, Vec<u64>)> {
     let list = list?;
     let sudogs: Vec<u64> = list.iter().map(|r| r.sudog).collect();
     match kind {
-        Kind::Never => Some((Vec::new(), sudogs)),
+        Kind::Never | Kind::NoCases => Some((Vec::new(), sudogs)),
         // All of its channels are nil.
         Kind::Select if list.is_empty() => Some((Vec::new(), sudogs)),
         Kind::Channel | Kind::Select => {
@@ -133,7 +142,7 @@ mod tests {
     #[test]
     fn only_waits_that_others_must_end_count() {
         assert_eq!(Kind::of("chan receive"), Kind::Channel);
-        assert_eq!(Kind::of("select (no cases)"), Kind::Never);
+        assert_eq!(Kind::of("select (no cases)"), Kind::NoCases);
         assert_eq!(Kind::of("semacquire"), Kind::Semaphore);
         for other in ["sleep", "IO wait", "select (durable)", "coroutine", "GC worker (idle)", ""] {
             assert_eq!(Kind::of(other), Kind::Other, "{other}");

@@ -10,7 +10,7 @@ use foldhash::fast::FixedState;
 use hashbrown::{HashMap, HashSet};
 
 use super::{
-    HeapError, Prover, bits::Bits, evidence::Outcome, mark::Marker, modules::Module, pass::Marked,
+    HeapError, Prover, What, bits::Bits, evidence::Outcome, mark::Marker, modules::Module, pass::Marked,
     table::Place, variables,
 };
 use crate::{
@@ -63,7 +63,7 @@ pub enum Holder {
 }
 
 /// An object on the way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
     /// Its address.
     pub address: u64,
@@ -73,6 +73,11 @@ pub struct Link {
     pub entered_at: u64,
     /// What refers to it is not the object before, but a goroutine that waits on that, and its frame.
     pub through: Option<(u64, Option<StackFrame>)>,
+    /// What it is; `None` where that is not known.
+    pub what: Option<What>,
+    /// What of it refers to the next one, as its type names it (`.conn.done`, `[3].next`); `None` where that is not
+    /// known.
+    pub field: Option<String>,
 }
 
 /// What holds an object.
@@ -97,6 +102,8 @@ pub enum Why {
     Variable(u64),
     /// Nothing that can run leads to it, by this pass.
     Unreached,
+    /// It is the main goroutine in a select without cases, which keeps a program alive for as long as others run.
+    OnPurpose,
 }
 
 /// What was found of an object: the next one on the way to what is waited on, and where that is entered.
@@ -120,7 +127,8 @@ impl Prover {
         let why = match candidate {
             None if known => Why::Other,
             None => Why::Unknown,
-            Some(c) if matches!(c.outcome, Outcome::Unreached | Outcome::Hidden) => Why::Unreached,
+            Some(c) if c.outcome == Outcome::Hidden => Why::OnPurpose,
+            Some(c) if c.outcome == Outcome::Unreached => Why::Unreached,
             Some(c) => {
                 let places: Vec<(Place, u64)> = c
                     .waits_on
@@ -134,7 +142,14 @@ impl Prover {
                 let outside = c.waits_on.iter().copied().find(|&a| marked.marker.table.find(a).is_none());
                 match outside.filter(|_| places.is_empty()) {
                     Some(address) => Why::Variable(address),
-                    None => Why::Held(self.path(memory, &marked, goid, &places)?),
+                    None => {
+                        let mut path = self.path(memory, &marked, goid, &places)?;
+                        if let Some(path) = &mut path {
+                            let standing = marked.others.iter().find(|s| s.goid == goid);
+                            self.describe(memory, &marked.marker, standing, path)?;
+                        }
+                        Why::Held(path)
+                    }
                 }
             }
         };
@@ -286,7 +301,7 @@ fn chain(marker: &Marker, steps: &HashMap<u64, Step, FixedState>, holder: Holder
     let mut links = Vec::new();
     while links.len() <= MAX_STEPS {
         let (address, size) = marker.table.object(place);
-        links.push(Link { address, size, entered_at, through });
+        links.push(Link { address, size, entered_at, through, what: None, field: None });
         let step = steps.get(&marker.table.number(place))?;
         let Some(next) = step.next else { return Some(Path { holder, links }) };
         (entered_at, through) = (step.entered_at, step.through);

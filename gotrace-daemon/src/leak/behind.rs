@@ -80,6 +80,7 @@ pub fn left_behind(end_ns: u64, left: Vec<Left>) -> Vec<Finding> {
                 waits_on: Vec::new(),
                 waits_on_total: 0,
                 goids: members.iter().map(|l| l.goid).collect(),
+                others: Vec::new(),
                 passes: None,
                 retained_bytes: None,
                 why: format!("alive, and not woken by anyone, when the program ended{by}{unknown}."),

@@ -101,8 +101,27 @@ pub struct Growth {
     pub high: f64,
 }
 
-/// Goroutines of one creation site that stand at the same place, under one verdict. Addresses are those of
-/// the living process.
+/// Goroutines of another creation site or place that belong to a finding, as each waits for what others of it hold.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    /// Their entry function.
+    pub entry_pc: u64,
+    /// Return address of the `go` statement; 0 for none.
+    pub created_pc: u64,
+    /// Number of the wait reason.
+    pub wait_reason: Option<u8>,
+    /// Their stack, innermost frame first; empty when not known.
+    pub stack: Vec<StackFrame>,
+    /// What they wait on, as in [`Finding`].
+    pub waits_on: Vec<(Wait, WaitObject)>,
+    /// How many objects that would be without the bound.
+    pub waits_on_total: usize,
+    /// Their ids, ascending; all of them are among those of the finding.
+    pub goids: Vec<u64>,
+}
+
+/// Goroutines of one creation site that stand at the same place, under one verdict, and those that wait with them for
+/// each other. Addresses are those of the living process.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Finding {
     /// Why.
@@ -123,8 +142,10 @@ pub struct Finding {
     pub waits_on: Vec<(Wait, WaitObject)>,
     /// How many objects that would be without the bound.
     pub waits_on_total: usize,
-    /// Their ids, ascending.
+    /// Their ids, ascending, with those of [`Finding::others`].
     pub goids: Vec<u64>,
+    /// Goroutines of other sites and places; only for [`Verdict::Unreachable`].
+    pub others: Vec<Part>,
     /// How many passes agree; only for [`Verdict::Unreachable`].
     pub passes: Option<Agreement>,
     /// Bytes of the heap that only these goroutines keep alive; `None` where that was not looked for.
@@ -138,6 +159,12 @@ pub struct Finding {
 impl Finding {
     /// Objects listed for one finding.
     pub const MAX_WAITS: usize = 16;
+
+    /// How many goroutines are of its own site and place.
+    #[must_use]
+    pub fn own_count(&self) -> usize {
+        self.count() - self.others.iter().map(|o| o.goids.len()).sum::<usize>()
+    }
 
     /// How many goroutines.
     #[must_use]

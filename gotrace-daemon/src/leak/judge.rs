@@ -435,6 +435,7 @@ fn finding(
         waits_on: objects.into_iter().map(|(_, w, o)| (w, o)).collect(),
         waits_on_total,
         goids,
+        others: Vec::new(),
         passes: None,
         retained_bytes: None,
         why,

@@ -16,14 +16,17 @@ mod locks;
 mod reason;
 #[cfg(test)]
 mod tests;
+mod thin;
+mod together;
 mod trend;
 mod unreached;
 mod watch;
 
 pub use behind::{Left, is_machinery, left_behind, test_function};
-pub use finding::{Agreement, AtLeastAtMost, Finding, Growth, Unreached, Verdict};
+pub use finding::{Agreement, AtLeastAtMost, Finding, Growth, Part, Unreached, Verdict};
 pub use graph::{Edge, EdgeKind, Graph, GraphGroup, GraphObject};
 pub use judge::{judge, suspects};
 pub use reason::Reason;
+pub use together::together;
 pub use trend::{Trend, trend};
 pub use watch::{Settings, Watch};

@@ -1,7 +1,7 @@
 //! Which words of a goroutine's stack hold pointers that it will still use: what the collector takes in, no more
 //! (`runtime/mgcmark.go`, `scanstack` and `scanframeworker`, Go 1.19 to 1.27).
 //!
-//! Input: the stack of a goroutine that waits, as it was read, and the beginning of its `g`. Output: those words;
+//! Input: the stack of a goroutine that waits or is in a system call, as it was read, and the beginning of its `g`. Output: those words;
 //! nothing where the stack cannot be followed to its end by exact tables, so that all of it has to be taken.
 //! Frames without a map, and those that a signal interrupted, are taken whole, with what they were given.
 //! Untrusted: frames, objects and deferred calls are bounded.
@@ -12,7 +12,7 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
 use super::{
-    Engine, Standing,
+    Engine, Standing, Status,
     layout::word,
     unwind::{End, Start},
 };
@@ -24,6 +24,9 @@ use crate::{
 /// As much of a `g` as is needed: what refers to its own stack from there are the panic that is under way, the
 /// deferred calls (`g._defer`), and the context of a closure (`g.sched.ctxt`).
 pub const G_HEAD: usize = 128;
+/// `stack.lo`, `stack.hi`, `stackguard0`, `stackguard1` at the beginning of a `g`: where a stack ends, another span's
+/// first object may begin.
+const G_STACK: usize = 32;
 /// `g._defer`, Go 1.19 to 1.27.
 const G_DEFER: usize = 40;
 /// Bytes of a `runtime._defer` that may hold pointers.
@@ -68,7 +71,8 @@ impl Engine {
         if !sp.is_multiple_of(8) || standing.stack.1.checked_sub(sp) != Some(bytes.len() as u64) {
             return Ok(false);
         }
-        let start = Start { pc: standing.pc, sp, lr: 0, in_syscall: false };
+        let in_syscall = standing.status == Status::Syscall;
+        let start = Start { pc: standing.pc, sp, lr: 0, in_syscall };
         let (mut frames, mut bases) = (Vec::new(), Vec::new());
         let (end, _) = reader.places.unwind(&self.binary, start, bytes, &mut frames, Some(&mut bases));
         if end != End::Complete {
@@ -113,7 +117,7 @@ impl Engine {
         if whole {
             words.extend((from..standing.stack.1).step_by(8).map(at));
         }
-        words.extend(head.chunks_exact(8).map(|b| word(b, 0)));
+        words.extend(head.chunks_exact(8).skip(G_STACK / 8).map(|b| word(b, 0)));
         if !self.defers(memory, word(head, G_DEFER), (sp, bytes), words)? {
             return Ok(false);
         }

@@ -129,6 +129,39 @@ impl Engine {
         Ok(all)
     }
 
+    /// Which of these goroutines, in their order, still stand where they stood, and have not run since.
+    ///
+    /// # Errors
+    /// When the process is gone, or its memory may not be read.
+    pub fn unmoved(
+        &self,
+        memory: &dyn ReadMemory,
+        standings: &[Standing],
+    ) -> Result<Vec<bool>, ProcessError> {
+        let len = self.layout.g_len;
+        let mut order: Vec<usize> = (0..standings.len()).collect();
+        order.sort_unstable_by_key(|&n| standings[n].g);
+        let items: Vec<(u64, u32)> = order.iter().map(|&n| (standings[n].g, len as u32)).collect();
+        let mut unmoved = vec![false; standings.len()];
+        let (mut first, mut pieces) = (0, Pieces::default());
+        while first < items.len() {
+            let done = pieces.read(memory, &items[first..], 512)?;
+            for i in 0..done {
+                let n = order[first + i];
+                let before = &standings[n];
+                unmoved[n] = match pieces.item(i, len).map(|b| Seen::parse(b, &self.layout)) {
+                    Some(Holds::Goroutine(seen)) => {
+                        let now = Standing::new(before.g, &seen, None);
+                        before.mark != 0 && Standing { system: before.system, ..now } == *before
+                    }
+                    _ => false,
+                };
+            }
+            first += done;
+        }
+        Ok(unmoved)
+    }
+
     /// The records of the waiting goroutines among these, in their order; `None` for a list that could not
     /// be read to its end, or that holds a record of another goroutine.
     ///

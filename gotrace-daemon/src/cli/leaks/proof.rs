@@ -2,6 +2,7 @@
 //! as long as they are watched.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{self, BufWriter, IsTerminal as _, Write as _},
     path::PathBuf,
@@ -12,7 +13,7 @@ use std::{
 use super::{CliError, Interrupts, LeaksArgs};
 use crate::{
     heap::{HeapError, PASSES, Prover, Retained, Throttled},
-    leak::{Finding, Unreached, Verdict},
+    leak::{Finding, Unreached, Verdict, together},
     process::{Memory, Target},
     sink::leaks::{ProofSummary, evidence},
     snapshot::Live,
@@ -108,8 +109,33 @@ impl Proving {
         Unreached { goids, needed: PASSES }
     }
 
-    /// Adds to findings what they keep alive, writes the evidence, and sums up.
-    pub fn conclude(&mut self, findings: &mut [Finding], alive: bool) -> Result<ProofSummary, CliError> {
+    fn put_together(&mut self, findings: &mut Vec<Finding>) {
+        let unreachable = findings.iter().filter(|f| f.verdict == Verdict::Unreachable);
+        let goids: BTreeSet<u64> = unreachable.flat_map(|f| f.goids.iter().copied()).collect();
+        if goids.len() < 2 {
+            return;
+        }
+        let memory = Throttled::new(&self.memory, self.max_read_rate);
+        match self.prover.together(&memory, &goids) {
+            Ok(sets) => {
+                *findings = together(std::mem::take(findings), &sets);
+                findings.sort_by_cached_key(Finding::by_impact);
+            }
+            Err(e) => {
+                tracing::warn!(
+                    pid = self.pid,
+                    "who of the leaked goroutines wait for each other is not known: {e}"
+                );
+            }
+        }
+    }
+
+    /// Makes one finding of those that wait for each other, adds to findings what they keep alive, writes the
+    /// evidence, and sums up.
+    pub fn conclude(&mut self, findings: &mut Vec<Finding>, alive: bool) -> Result<ProofSummary, CliError> {
+        if alive && !self.failed {
+            self.put_together(findings);
+        }
         let proven = |f: &&mut Finding| f.verdict == Verdict::Unreachable;
         let groups: Vec<Vec<u64>> = findings.iter_mut().filter(proven).map(|f| f.goids.clone()).collect();
         let mut retained = Retained::default();

@@ -67,6 +67,7 @@ fn pass(n: usize, e: &PassEvidence) -> Value {
             "fresh_spans": r.fresh_spans,
             "fresh_objects": r.fresh_objects,
             "goroutines_again": r.goroutines_again,
+            "goroutines_again_exact": r.again_exact,
         },
         "objects_exact": e.objects_exact,
         "objects_whole": e.objects_whole,

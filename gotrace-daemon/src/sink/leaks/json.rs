@@ -10,7 +10,7 @@ use super::{
     values::{frames, line, place, reason},
 };
 use crate::{
-    leak::{Agreement, AtLeastAtMost, Finding},
+    leak::{Agreement, AtLeastAtMost, Finding, Part},
     sink::dump::json::wait_on,
     snapshot::Names,
 };
@@ -63,6 +63,7 @@ pub fn write(
 }
 
 fn object(finding: &Finding, names: &mut Names) -> Value {
+    let others: Vec<Value> = finding.others.iter().map(|other| part(other, names)).collect();
     let waits: Vec<Value> = finding.waits_on.iter().map(|(w, o)| wait_on(*w, o)).collect();
     json!({
         "verdict": finding.verdict.name(),
@@ -76,11 +77,26 @@ fn object(finding: &Finding, names: &mut Names) -> Value {
         "waits_on": waits,
         "waits_on_total": finding.waits_on_total,
         "goids": finding.goids,
+        "others": others,
         "retained_bytes": finding.retained_bytes,
         "passes": finding.passes.map(|p| json!({"agreed": p.agreed, "needed": p.needed})),
         "provisional": finding.passes.is_some_and(Agreement::is_provisional),
         "test": finding.test,
         "why": finding.why,
+    })
+}
+
+fn part(part: &Part, names: &mut Names) -> Value {
+    let waits: Vec<Value> = part.waits_on.iter().map(|(w, o)| wait_on(*w, o)).collect();
+    json!({
+        "count": part.goids.len(),
+        "entry": place(names.entry(part.entry_pc)),
+        "created_by": place(names.created_by(part.created_pc).first()),
+        "wait_reason": reason(names, part.wait_reason),
+        "stack": frames(&part.stack, names),
+        "waits_on": waits,
+        "waits_on_total": part.waits_on_total,
+        "goids": part.goids,
     })
 }
 

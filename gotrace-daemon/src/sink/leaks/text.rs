@@ -7,7 +7,7 @@ use crate::{
     gobin::Frame,
     leak::{AtLeastAtMost, Finding, Verdict},
     printable::printable,
-    snapshot::{Names, ObjectKind},
+    snapshot::{Names, ObjectKind, StackFrame, Wait, WaitObject},
 };
 
 fn duration(ns: u64) -> String {
@@ -18,6 +18,8 @@ fn duration(ns: u64) -> String {
 const MAX_GOIDS: usize = 8;
 /// Frames that are shown of a stack, without those that Go's own traceback leaves out.
 const MAX_FRAMES: usize = 12;
+/// Places that are shown of one finding, beside its first.
+const MAX_PARTS: usize = 8;
 /// Columns before what is said.
 const INDENT: &str = "              ";
 /// Columns of a line of a sentence.
@@ -108,14 +110,66 @@ fn finding(out: &mut impl Write, finding: &Finding, names: &mut Names) -> io::Re
     if let Some(test) = &finding.test {
         writeln!(out, "{INDENT}made in {test}")?;
     }
-    let entry = names.entry(finding.entry_pc).map_or("?".to_owned(), |f| f.function.clone());
-    let made = names.created_by(finding.created_pc).first().map_or("?".to_owned(), position);
-    writeln!(out, "{INDENT}{entry}  by {made}")?;
-    let reason = finding.wait_reason.and_then(|r| names.binary().wait_reasons().get(usize::from(r)).copied());
-    if let Some(reason) = reason {
-        writeln!(out, "{INDENT}{reason}{}", objects(finding))?;
+    let others: Vec<u64> = finding.others.iter().flat_map(|o| o.goids.iter().copied()).collect();
+    let own: Vec<u64> = finding.goids.iter().copied().filter(|goid| !others.contains(goid)).collect();
+    let of = Stands {
+        entry_pc: finding.entry_pc,
+        created_pc: finding.created_pc,
+        wait_reason: finding.wait_reason,
+        stack: &finding.stack,
+        waits_on: &finding.waits_on,
+        waits_on_total: finding.waits_on_total,
+        goids: &own,
+    };
+    stands(out, of, names)?;
+    for part in finding.others.iter().take(MAX_PARTS) {
+        let count = part.goids.len();
+        writeln!(
+            out,
+            "{INDENT}and {count} that wait{} for them or they for:",
+            if count == 1 { "s" } else { "" }
+        )?;
+        let of = Stands {
+            entry_pc: part.entry_pc,
+            created_pc: part.created_pc,
+            wait_reason: part.wait_reason,
+            stack: &part.stack,
+            waits_on: &part.waits_on,
+            waits_on_total: part.waits_on_total,
+            goids: &part.goids,
+        };
+        stands(out, of, names)?;
     }
-    let stack = names.stack(&finding.stack);
+    if finding.others.len() > MAX_PARTS {
+        writeln!(out, "{INDENT}and those of {} places more", finding.others.len() - MAX_PARTS)?;
+    }
+    for line in wrap(&format!("why: {}", finding.why)) {
+        writeln!(out, "{INDENT}{line}")?;
+    }
+    Ok(())
+}
+
+/// Goroutines of one site and place.
+#[derive(Clone, Copy)]
+struct Stands<'a> {
+    entry_pc: u64,
+    created_pc: u64,
+    wait_reason: Option<u8>,
+    stack: &'a [StackFrame],
+    waits_on: &'a [(Wait, WaitObject)],
+    waits_on_total: usize,
+    goids: &'a [u64],
+}
+
+fn stands(out: &mut impl Write, of: Stands<'_>, names: &mut Names) -> io::Result<()> {
+    let entry = names.entry(of.entry_pc).map_or("?".to_owned(), |f| f.function.clone());
+    let made = names.created_by(of.created_pc).first().map_or("?".to_owned(), position);
+    writeln!(out, "{INDENT}{entry}  by {made}")?;
+    let reason = of.wait_reason.and_then(|r| names.binary().wait_reasons().get(usize::from(r)).copied());
+    if let Some(reason) = reason {
+        writeln!(out, "{INDENT}{reason}{}", objects(of.waits_on, of.waits_on_total))?;
+    }
+    let stack = names.stack(of.stack);
     let shown: Vec<_> = stack.iter().filter(|f| !f.internal).collect();
     for frame in shown.iter().take(MAX_FRAMES) {
         writeln!(out, "{INDENT}  {}", position(frame.frame))?;
@@ -123,14 +177,10 @@ fn finding(out: &mut impl Write, finding: &Finding, names: &mut Names) -> io::Re
     if shown.len() > MAX_FRAMES {
         writeln!(out, "{INDENT}  … {} more", shown.len() - MAX_FRAMES)?;
     }
-    let goids: Vec<String> = finding.goids.iter().take(MAX_GOIDS).map(u64::to_string).collect();
-    let more = count.saturating_sub(MAX_GOIDS);
+    let goids: Vec<String> = of.goids.iter().take(MAX_GOIDS).map(u64::to_string).collect();
+    let more = of.goids.len().saturating_sub(MAX_GOIDS);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    writeln!(out, "{INDENT}goids {}{more}", goids.join(" "))?;
-    for line in wrap(&format!("why: {}", finding.why)) {
-        writeln!(out, "{INDENT}{line}")?;
-    }
-    Ok(())
+    writeln!(out, "{INDENT}goids {}{more}", goids.join(" "))
 }
 
 fn age(oldest: AtLeastAtMost, count: usize, does: &str) -> String {
@@ -143,15 +193,15 @@ fn age(oldest: AtLeastAtMost, count: usize, does: &str) -> String {
     }
 }
 
-fn objects(finding: &Finding) -> String {
-    let Some((_, first)) = finding.waits_on.first() else { return String::new() };
+fn objects(waits_on: &[(Wait, WaitObject)], total: usize) -> String {
+    let Some((_, first)) = waits_on.first() else { return String::new() };
     let kind = first.kind.name();
     let known = if first.address == 0 { String::new() } else { format!(" {:#x}", first.address) };
     let capacity = match first.kind {
         ObjectKind::Chan if first.known => format!(" (len {}, cap {})", first.len, first.cap),
         _ => first.descriptor().map_or_else(String::new, |number| format!(" (number {number})")),
     };
-    match finding.waits_on_total {
+    match total {
         1 => format!(": {kind}{known}{capacity}"),
         n => format!(": {n} objects, such as {kind}{known}{capacity}"),
     }

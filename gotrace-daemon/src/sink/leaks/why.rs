@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 
 use super::values::{line, place};
 use crate::{
-    heap::{Holder, Link, Path, Why},
+    heap::{Holder, Link, Path, What, Why},
+    printable::printable,
     snapshot::{Names, StackFrame},
 };
 
@@ -52,8 +53,8 @@ pub fn text(out: &mut impl Write, answer: Answer<'_>, names: &mut Names) -> io::
                 writeln!(out, "    .. on which waits {}", stack(*goid, frame.as_ref(), names))?;
             }
             let last = n + 1 == path.links.len();
-            let what = if last { "what it waits on" } else { "object" };
-            writeln!(out, "    -> {}", object(link, what))?;
+            let role = if last { "what it waits on" } else { "object" };
+            writeln!(out, "    -> {}", object(link, role, names))?;
         }
     }
     Ok(())
@@ -100,10 +101,13 @@ pub fn dot(out: &mut impl Write, answer: Answer<'_>, names: &mut Names) -> io::R
             let label = holder(answer, &path.holder, names);
             writeln!(out, "  n0 [label={}, style=bold];", quoted(&label))?;
             for (n, link) in path.links.iter().enumerate() {
-                let label = format!("{:#x}, {} bytes", link.address, link.size);
+                let what = what(link, names).map_or(String::new(), |w| format!("\\n{w}"));
+                let label = format!("{:#x}, {} bytes{what}", link.address, link.size);
                 writeln!(out, "  n{} [label={}, shape=ellipse];", n + 1, quoted(&label))?;
                 let Some((goid, frame)) = &link.through else {
-                    writeln!(out, "  n{n} -> n{};", n + 1)?;
+                    let field = n.checked_sub(1).and_then(|n| path.links.get(n)?.field.as_deref());
+                    let label = field.map_or(String::new(), |f| format!(" [label={}]", quoted(f)));
+                    writeln!(out, "  n{n} -> n{}{label};", n + 1)?;
                     continue;
                 };
                 let label = stack(*goid, frame.as_ref(), names);
@@ -128,6 +132,7 @@ const fn outcome(why: &Why) -> &'static str {
         Why::Held(None) => "held_by_unknown",
         Why::Variable(_) => "variable",
         Why::Unreached => "unreachable",
+        Why::OnPurpose => "on_purpose",
     }
 }
 
@@ -162,6 +167,11 @@ fn sentence(answer: Answer<'_>, names: &mut Names) -> String {
             Some((name, _)) => format!("what it waits on is in the variable {name}, at {address:#x}"),
             None => format!("what it waits on is a variable of the program or the runtime, at {address:#x}"),
         },
+        Why::OnPurpose => {
+            "it is the main goroutine in a select without cases, which keeps the program alive for as long as others \
+             run: it is not told as leaked"
+                .into()
+        }
         Why::Unreached => {
             "nothing that can run leads to what it waits on, by one pass over the heap: `gotrace leaks` \
                            makes as many as a proof needs"
@@ -203,10 +213,22 @@ fn stack(goid: u64, frame: Option<&StackFrame>, names: &mut Names) -> String {
     }
 }
 
-fn object(link: &Link, what: &str) -> String {
+fn object(link: &Link, role: &str, names: &mut Names) -> String {
     let inside =
         if link.entered_at == 0 { String::new() } else { format!(", entered at +{}", link.entered_at) };
-    format!("{:#x}  {what}, {} bytes{inside}", link.address, link.size)
+    let what = what(link, names).map_or(String::new(), |w| format!(": {w}"));
+    let by = link.field.as_ref().map_or(String::new(), |f| format!(", by {}", printable(f)));
+    format!("{:#x}  {role}, {} bytes{inside}{what}{by}", link.address, link.size)
+}
+
+/// What an object is.
+fn what(link: &Link, names: &mut Names) -> Option<String> {
+    Some(match link.what.as_ref()? {
+        What::Values { name, several: false } => printable(name).into_owned(),
+        What::Values { name, several: true } => format!("[]{}", printable(name)),
+        What::Channel { element } => format!("chan {}", printable(element)),
+        What::Function { pc } => format!("func {}", names.entry(*pc)?.function),
+    })
 }
 
 fn frame_value(frame: Option<&StackFrame>, names: &mut Names) -> Value {
@@ -239,10 +261,18 @@ fn path_value(answer: Answer<'_>, path: &Path, names: &mut Names) -> Value {
         .links
         .iter()
         .map(|l| {
-            let through = l.through.as_ref().map(|(goid, frame)| {
-                json!({"goid": goid, "frame": frame_value(frame.as_ref(), names)})
-            });
-            json!({"address": address(l.address), "size": l.size, "entered_at": l.entered_at, "through": through})
+            let through = l
+                .through
+                .as_ref()
+                .map(|(goid, frame)| json!({"goid": goid, "frame": frame_value(frame.as_ref(), names)}));
+            json!({
+                "address": address(l.address),
+                "size": l.size,
+                "type": what(l, names),
+                "entered_at": l.entered_at,
+                "field": l.field,
+                "through": through,
+            })
         })
         .collect();
     json!({"root": root, "objects": objects})

@@ -1,0 +1,243 @@
+//! What the objects on a path are, as far as can be told: by the type that the runtime keeps before larger objects
+//! (Go 1.22 and later) or beside a pointer in an interface, by what the types of the objects before say, by being
+//! waited on as a channel, by beginning with the address of a function.
+
+use super::{
+    Prover,
+    layout::Pointers,
+    mark::Marker,
+    shapes::{self, Kind, Shape},
+    types::Types,
+    waiting,
+    why::{Holder, Link, Path},
+};
+use crate::{
+    process::{ProcessError, ReadMemory},
+    snapshot::{Standing, word_at},
+};
+
+/// As much of an object is searched for what refers to the next.
+const SEARCHED: u64 = 1 << 20;
+/// `runtime.hchan.elemtype`, before `recvq`.
+const ELEMENT_BEFORE_RECEIVERS: usize = 24;
+/// `abi.ITab.Type`.
+const ITAB_TYPE: u64 = 8;
+
+/// What an object is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    /// Values of a type.
+    Values {
+        /// Its name.
+        name: String,
+        /// Whether there are several, one behind the other.
+        several: bool,
+    },
+    /// A channel.
+    Channel {
+        /// Name of the type of its elements.
+        element: String,
+    },
+    /// A function with what it closes over.
+    Function {
+        /// Its entry.
+        pc: u64,
+    },
+}
+
+impl Prover {
+    /// Adds to the objects of a path what they are. `waiting`: whoever waits on the last.
+    pub(super) fn describe(
+        &self,
+        memory: &dyn ReadMemory,
+        marker: &Marker,
+        waiting: Option<&Standing>,
+        path: &mut Path,
+    ) -> Result<(), ProcessError> {
+        let types = marker.objects.types();
+        // What the type before says that this object is.
+        let mut expected: Option<(What, u64)> = None;
+        let mut before: Option<u64> = match path.holder {
+            Holder::Variable { address, .. } | Holder::Stack { address, .. } => previous(memory, address)?,
+            _ => None,
+        };
+        let count = path.links.len();
+        for n in 0..count {
+            let link = &path.links[n];
+            if link.through.is_some() {
+                (expected, before) = (None, None);
+            }
+            let own = self.own(memory, marker, link)?;
+            let in_interface = match before {
+                Some(word) => behind_interface(memory, types, word)?,
+                None => None,
+            };
+            let last = n + 1 == count;
+            let is_channel = last
+                && waiting.is_some_and(|s| waiting::is_for_channels(self.engine.binary(), s))
+                && link.entered_at == 0;
+            let channel = if is_channel { self.channel(memory, types, link.address)? } else { None };
+            let function = self.function(memory, link)?;
+            let known = channel.map(|c| (c, 0)).or(own).or(in_interface).or(expected.take());
+            let (what, kind) = match known {
+                Some((what, kind)) => (Some(what), kind),
+                None => (function, 0),
+            };
+            path.links[n].what = what;
+            // On to the next.
+            (expected, before) = (None, None);
+            let Some(next) = path.links.get(n + 1).map(|l| (l.address, l.size)) else { break };
+            let link = &path.links[n];
+            let Some((offset, word)) = reference(memory, (link.address, link.size), next)? else { continue };
+            before = offset.checked_sub(8).map(|_| word);
+            if kind == 0 {
+                continue;
+            }
+            let header = matches!(self.pointers(marker, link), Some(Pointers::Header)) && link.size > 512;
+            let within = offset.saturating_sub(if header { 8 } else { 0 });
+            let Some(size) = shapes::shape(memory, types, kind)?.map(|s| s.size).filter(|&s| s > 0) else {
+                continue;
+            };
+            let several = matches!(path.links[n].what, Some(What::Values { several: true, .. }));
+            let index = if several { format!("[{}]", within / size) } else { String::new() };
+            let (field, leaf, _) = shapes::at(memory, types, kind, within % size)?;
+            path.links[n].field = Some(index + &field).filter(|f| !f.is_empty());
+            if let Some(leaf) = shapes::shape(memory, types, leaf)? {
+                expected = target(memory, types, &leaf)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn pointers(&self, marker: &Marker, link: &Link) -> Option<Pointers> {
+        let place = marker.table.find(link.address)?;
+        marker.table.entry(place).map(|e| e.span.pointers)
+    }
+
+    /// By the type that the runtime keeps with the object, and that type's address.
+    fn own(
+        &self,
+        memory: &dyn ReadMemory,
+        marker: &Marker,
+        link: &Link,
+    ) -> Result<Option<(What, u64)>, ProcessError> {
+        let (address, room) = match self.pointers(marker, link) {
+            Some(Pointers::Type(address)) => (address, link.size),
+            Some(Pointers::Header) => {
+                let mut word = [0; 8];
+                if !memory.read_at(link.address, &mut word)? {
+                    return Ok(None);
+                }
+                (u64::from_le_bytes(word), link.size - 8)
+            }
+            _ => return Ok(None),
+        };
+        let known = shapes::shape(memory, marker.objects.types(), address)?;
+        Ok(known.filter(|s| s.size > 0).map(|s| {
+            let several = room / s.size >= 2;
+            (What::Values { name: s.name, several }, address)
+        }))
+    }
+
+    fn channel(
+        &self,
+        memory: &dyn ReadMemory,
+        types: &Types,
+        address: u64,
+    ) -> Result<Option<What>, ProcessError> {
+        let receivers = self.engine.binary().offsets().get("hchan.recvq");
+        let Some(at) = receivers.and_then(|o| (o as usize).checked_sub(ELEMENT_BEFORE_RECEIVERS)) else {
+            return Ok(None);
+        };
+        let mut word = [0; 8];
+        if !memory.read_at(address + at as u64, &mut word)? {
+            return Ok(None);
+        }
+        let element = shapes::shape(memory, types, u64::from_le_bytes(word))?;
+        Ok(element.map(|e| What::Channel { element: e.name }))
+    }
+
+    /// Where an object begins with a function's entry.
+    fn function(&self, memory: &dyn ReadMemory, link: &Link) -> Result<Option<What>, ProcessError> {
+        let mut word = [0; 8];
+        if link.entered_at != 0 || !memory.read_at(link.address, &mut word)? {
+            return Ok(None);
+        }
+        let pc = u64::from_le_bytes(word);
+        let bare = pc.wrapping_sub(self.engine.bias());
+        let is_entry = self.engine.binary().function_at(bare).is_some_and(|f| f.entry == bare);
+        Ok(is_entry.then_some(What::Function { pc }))
+    }
+}
+
+/// What something of a type refers to, and the type of that.
+fn target(memory: &dyn ReadMemory, types: &Types, of: &Shape) -> Result<Option<(What, u64)>, ProcessError> {
+    let element = |several| -> Result<Option<(What, u64)>, ProcessError> {
+        let known = shapes::shape(memory, types, of.element)?;
+        Ok(known.map(|s| (What::Values { name: s.name, several }, of.element)))
+    };
+    Ok(match of.kind {
+        Kind::Pointer => element(false)?,
+        Kind::Slice => element(true)?,
+        Kind::Channel => {
+            let known = shapes::shape(memory, types, of.element)?;
+            known.map(|s| (What::Channel { element: s.name }, 0))
+        }
+        Kind::Map => Some((What::Values { name: of.name.clone(), several: false }, 0)),
+        _ => None,
+    })
+}
+
+/// What the data of an interface is, of which this word comes before: a type, or a table of methods that names one.
+fn behind_interface(
+    memory: &dyn ReadMemory,
+    types: &Types,
+    word: u64,
+) -> Result<Option<(What, u64)>, ProcessError> {
+    if word < 0x1000 || !word.is_multiple_of(8) {
+        return Ok(None);
+    }
+    let mut address = word;
+    let mut known = shapes::shape(memory, types, address)?;
+    if known.is_none() {
+        let mut of = [0; 8];
+        if !memory.read_at(word + ITAB_TYPE, &mut of)? {
+            return Ok(None);
+        }
+        address = u64::from_le_bytes(of);
+        known = shapes::shape(memory, types, address)?;
+    }
+    let Some(known) = known else { return Ok(None) };
+    match known.kind {
+        // Such are the data themselves; others are pointed to.
+        Kind::Pointer | Kind::Channel | Kind::Map => target(memory, types, &known),
+        Kind::Function => Ok(None),
+        _ => Ok(Some((What::Values { name: known.name, several: false }, address))),
+    }
+}
+
+fn previous(memory: &dyn ReadMemory, address: u64) -> Result<Option<u64>, ProcessError> {
+    let mut word = [0; 8];
+    Ok(match address.checked_sub(8) {
+        Some(at) if memory.read_at(at, &mut word)? => Some(u64::from_le_bytes(word)),
+        _ => None,
+    })
+}
+
+/// Where an object refers to another: how far into it, and the word before that.
+fn reference(
+    memory: &dyn ReadMemory,
+    (address, size): (u64, u64),
+    (next, len): (u64, u64),
+) -> Result<Option<(u64, u64)>, ProcessError> {
+    let mut bytes = vec![0; usize::try_from(size.min(SEARCHED)).unwrap_or(0)];
+    if !memory.read_at(address, &mut bytes)? {
+        return Ok(None);
+    }
+    let refers = |at: &usize| {
+        let word = word_at(&bytes, *at);
+        word >= next && word - next < len
+    };
+    let found = (0..bytes.len()).step_by(8).find(refers);
+    Ok(found.map(|at| (at as u64, at.checked_sub(8).map_or(0, |before| word_at(&bytes, before)))))
+}
