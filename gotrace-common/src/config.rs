@@ -18,6 +18,9 @@ pub mod flags {
     pub const PARENT_GOID: u32 = 1;
     /// Most of what the ring holds is this process's: it must leave the upper half of it to others.
     pub const FLOODS: u32 = 2;
+    /// The process has yet to execute the program that it is traced as. Any other execution switches it off:
+    /// what runs then has goroutines of its own, and the same ids.
+    pub const EXPECTS_EXECUTION: u32 = 4;
 }
 
 /// Offsets in the runtime's structures, in bytes (`runtime/runtime2.go`, `netpoll.go`, `coro.go`).

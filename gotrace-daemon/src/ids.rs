@@ -1,8 +1,9 @@
 //! Trace and span ids: computed from what identifies a goroutine, so that two agents, or one
 //! restarted, give the same ones, and a link can be made without a lookup.
 //!
-//! The identity of a process is (boot id, pid in the outermost namespace that the agent sees, start time in clock ticks since boot);
-//! a goroutine adds its goid, a wait adds its start. The hash is SHA-256 for a process (once) and
+//! The identity of a program that runs is (boot id, pid in the outermost namespace that the agent sees, start
+//! time of the process in clock ticks since boot, where the kernel laid out its stack): a process that executes
+//! another program, or the same one again, keeps the first three, and has a stack elsewhere. A goroutine adds its goid, a wait adds its start. The hash is SHA-256 for a process (once) and
 //! SplitMix64 finalisers keyed by it for goroutines (millions a second). Ids are not secrets.
 
 use sha2::{Digest, Sha256};
@@ -15,16 +16,19 @@ pub struct ProcessKey([u64; 3]);
 
 impl ProcessKey {
     /// `boot_id` as in `/proc/sys/kernel/random/boot_id`, `start_ticks` as in field 22 of
-    /// `/proc/PID/stat`.
+    /// `/proc/PID/stat`, `stack_start` as in field 28 (0 where the kernel does not tell).
     #[must_use]
-    pub fn new(boot_id: &str, pid: u32, start_ticks: u64) -> Self {
-        let digest = Sha256::new()
+    pub fn new(boot_id: &str, pid: u32, start_ticks: u64, stack_start: u64) -> Self {
+        let mut hash = Sha256::new()
             .chain_update(b"gotrace process\0")
             .chain_update(boot_id.trim().as_bytes())
             .chain_update([0])
             .chain_update(pid.to_le_bytes())
-            .chain_update(start_ticks.to_le_bytes())
-            .finalize();
+            .chain_update(start_ticks.to_le_bytes());
+        if stack_start != 0 {
+            hash.update(stack_start.to_le_bytes());
+        }
+        let digest = hash.finalize();
         let word = |i: usize| {
             let mut b = [0u8; 8];
             b.copy_from_slice(&digest[i * 8..i * 8 + 8]);
@@ -81,11 +85,14 @@ mod tests {
 
     #[test]
     fn ids_depend_on_each_part_and_only_on_them() {
-        let key = ProcessKey::new("b", 7, 100);
-        assert_eq!(key, ProcessKey::new("b\n", 7, 100));
-        for other in
-            [ProcessKey::new("c", 7, 100), ProcessKey::new("b", 8, 100), ProcessKey::new("b", 7, 101)]
-        {
+        let key = ProcessKey::new("b", 7, 100, 9);
+        assert_eq!(key, ProcessKey::new("b\n", 7, 100, 9));
+        for other in [
+            ProcessKey::new("c", 7, 100, 9),
+            ProcessKey::new("b", 8, 100, 9),
+            ProcessKey::new("b", 7, 101, 9),
+            ProcessKey::new("b", 7, 100, 10),
+        ] {
             assert_ne!(key.trace_id(1), other.trace_id(1));
             assert_ne!(key.span_id(1), other.span_id(1));
         }

@@ -18,6 +18,7 @@ mod scout;
 mod seed;
 mod snapshots;
 mod spending;
+mod suspicions;
 mod traced;
 
 use std::{
@@ -46,6 +47,7 @@ pub use error::LineError;
 pub use node::{Control, NodeState, Observer, ProcessEvent};
 pub use proofs::{ProofPace, ProvenProcess};
 pub use scout::Counts;
+pub use suspicions::SuspicionPace;
 pub use traced::Traced;
 
 use node::Node;
@@ -85,7 +87,7 @@ pub struct Line {
     root_pid: Option<u32>,
     programs: Programs,
     workers: Workers,
-    /// Makes proofs of leak; apart, as a pass takes long.
+    /// Makes proofs of leak and looks for suspects; apart, as a pass takes long.
     provers: Workers,
     /// `None` unless all of the node is traced.
     node: Option<Node>,
@@ -120,7 +122,10 @@ impl Line {
         };
         let workers = if config.follow == Follow::Node { SNAPSHOT_WORKERS } else { 1 };
         let workers = Workers::start("gotrace-snapshot", workers).map_err(LineError::Ring)?;
-        let provers = Workers::start("gotrace-proof", usize::from(config.proofs.is_some()));
+        let provers = Workers::start(
+            "gotrace-proof",
+            usize::from(config.proofs.is_some() || config.suspicions.is_some()),
+        );
         Ok(Self {
             config,
             probes,
@@ -300,10 +305,12 @@ impl Line {
         Ok(at_once)
     }
 
-    /// Looks after everybody's proofs of leak, and tells what is new.
+    /// Looks after suspicions and proofs of leak, and tells what is new.
     fn tend_proofs(&mut self, now: Instant) {
         for traced in &mut self.traced {
-            for record in traced.tend_proofs(now, &self.config, &self.provers) {
+            let mut records = traced.tend_suspicions(now, self.config.suspicions, &self.provers);
+            records.extend(traced.tend_proofs(now, &self.config, &self.provers));
+            for record in records {
                 tracing::warn!(pid = traced.pid(), "{}", record.body);
                 if let Some(exporter) = &self.exporter {
                     exporter.log(&Arc::new(record));

@@ -42,6 +42,26 @@ pub fn binary() -> Result<PathBuf> {
         .ok_or_else(|| anyhow!("gotrace is not built: run `cargo build -p gotrace-daemon`"))
 }
 
+/// Whether probes are put in place by links here: what `gotrace doctor` says.
+///
+/// # Errors
+/// Where there is no binary, or no report.
+pub fn by_links() -> Result<bool> {
+    let doctor = Command::new(binary()?).args(["doctor", "--format", "json"]).output()?;
+    links_in(&String::from_utf8_lossy(&doctor.stdout))
+}
+
+/// The same of a report of another machine's.
+///
+/// # Errors
+/// Where it is none.
+pub fn links_in(report: &str) -> Result<bool> {
+    let report: Value = serde_json::from_str(report).context("a report of gotrace doctor")?;
+    let checks = report["checks"].as_array().context("checks")?;
+    let links = checks.iter().find(|c| c["name"] == "uprobe links").context("a check of uprobe links")?;
+    Ok(links["state"] == "ok")
+}
+
 /// What must be true of this machine for live tests: root. `false` only where the caller has said in
 /// `GOTRACE_TESTS=unprivileged` that it knows; then a line on standard error says what is left out.
 ///

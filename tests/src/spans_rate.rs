@@ -4,6 +4,7 @@
 use std::{
     borrow::Cow,
     collections::BTreeMap,
+    io::Write as _,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -12,7 +13,7 @@ use gotrace::{
     ids::ProcessKey,
     sink::{
         model::{GoroutineSpan, Interval, Location, Resource, Span, Value, WaitSpan, Waker},
-        otlp::{ExportConfig, Exporter, OtlpConfig, OtlpFlags},
+        otlp::{ExportConfig, ExportStats, Exporter, OtlpConfig, OtlpFlags},
     },
 };
 use gotrace_common::Histogram;
@@ -22,6 +23,7 @@ use opentelemetry::{
 };
 use opentelemetry_otlp::WithExportConfig;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter, SpanLinks};
+use prost::Message as _;
 
 use crate::receiver::{Receiver, Wire};
 
@@ -43,7 +45,7 @@ pub struct Rate {
 /// Half goroutines, half waits with a link, from a handful of sites, as a server makes them.
 #[must_use]
 pub fn sample(resource: &Arc<Resource>, count: usize) -> Vec<Span> {
-    let key = ProcessKey::new("b", 7, 100);
+    let key = ProcessKey::new("b", 7, 100, 0);
     let sites: Vec<Arc<Location>> = (1..40)
         .map(|i| {
             Arc::new(Location {
@@ -122,6 +124,7 @@ pub fn interval(resource: &Arc<Resource>) -> Interval {
         level: "waits",
         leaks: Vec::new(),
         leaks_refuted: 0,
+        suspects: Vec::new(),
         probe_cost_share: None,
     }
 }
@@ -133,14 +136,32 @@ fn resource() -> Arc<Resource> {
     ])))
 }
 
-/// gotrace's exporter, given spans as fast as it takes them.
+/// gotrace's exporter, to a collector in the same process.
 ///
 /// # Panics
 /// When the exporter cannot be started.
 pub async fn gotrace(wire: Wire, count: usize) -> Rate {
     let receiver = Receiver::start_counting(wire).await;
+    let begin = Instant::now();
+    let stats = export(&receiver.endpoint(), wire, count).await;
+    let seconds = begin.elapsed().as_secs_f64();
+    let spans = receiver.span_count();
+    Rate {
+        name: if wire == Wire::Grpc { "gotrace, grpc" } else { "gotrace, http/protobuf" },
+        spans,
+        lost: stats.spans_dropped_total(),
+        seconds,
+        spans_per_second: spans as f64 / seconds,
+    }
+}
+
+/// Exports so many spans with gotrace's exporter, and waits until all are sent.
+///
+/// # Panics
+/// When the exporter cannot be started.
+pub async fn export(endpoint: &str, wire: Wire, count: usize) -> ExportStats {
     let flags = OtlpFlags {
-        endpoint: Some(receiver.endpoint()),
+        endpoint: Some(endpoint.into()),
         protocol: Some(if wire == Wire::Grpc { "grpc".into() } else { "http/protobuf".into() }),
         ..OtlpFlags::default()
     };
@@ -148,7 +169,6 @@ pub async fn gotrace(wire: Wire, count: usize) -> Rate {
     let config = ExportConfig { otlp, ..ExportConfig::default() };
     let exporter = Exporter::start(config, &tokio::runtime::Handle::current()).expect("started");
     let batches: Vec<Vec<Span>> = sample(&resource(), count).chunks(1024).map(<[Span]>::to_vec).collect();
-    let begin = Instant::now();
     let exporter = tokio::task::spawn_blocking(move || {
         let mut given = 0;
         for batch in batches {
@@ -167,16 +187,27 @@ pub async fn gotrace(wire: Wire, count: usize) -> Rate {
     })
     .await
     .expect("given");
-    let stats = exporter.shutdown(Duration::from_secs(60)).await;
-    let seconds = begin.elapsed().as_secs_f64();
-    let spans = receiver.span_count();
-    Rate {
-        name: if wire == Wire::Grpc { "gotrace, grpc" } else { "gotrace, http/protobuf" },
-        spans,
-        lost: stats.spans_dropped_total(),
-        seconds,
-        spans_per_second: spans as f64 / seconds,
+    exporter.shutdown(Duration::from_secs(60)).await
+}
+
+/// Bytes of a span in full requests, as they are and compressed with gzip.
+///
+/// # Panics
+/// When the exporter cannot be started, or nothing arrives.
+pub async fn bytes_per_span() -> (f64, f64) {
+    let receiver = Receiver::start(Wire::Http).await;
+    export(&receiver.endpoint(), Wire::Http, 20_000).await;
+    let (mut plain, mut packed) = (0, 0);
+    for request in receiver.traces() {
+        let bytes = request.encode_to_vec();
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        gzip.write_all(&bytes).expect("in memory");
+        packed += gzip.finish().expect("in memory").len();
+        plain += bytes.len();
     }
+    let spans = receiver.span_count() as f64;
+    assert!(spans > 0.0, "nothing arrived");
+    (plain as f64 / spans, packed as f64 / spans)
 }
 
 /// The SDK's exporter over gRPC, given batches of hand-made `SpanData`, four at a time.

@@ -13,7 +13,7 @@ use std::{
 };
 
 use gotrace::sink::{
-    model::{Interval, Leak, Location, Resource, Site, Value as Attribute},
+    model::{Interval, Leak, Location, Resource, Site, Suspected, Value as Attribute},
     otlp::ExportStats,
     prometheus::{Agent, Board},
 };
@@ -159,6 +159,18 @@ fn page() -> String {
             goids: vec![18, 19],
         }],
         leaks_refuted: 1,
+        suspects: vec![Suspected {
+            verdict: "growing",
+            entry: named("main.worker"),
+            created_by: Some(named("main.main")),
+            waits_at: Some(named("main.worker")),
+            reason: "chan receive".into(),
+            count: 5,
+            growth_per_second: Some((0.1, 0.2)),
+            standing_ns: 1_000_000_000,
+            why: "5 more stand here.".into(),
+            goids: vec![20],
+        }],
         probe_cost_share: Some(0.01),
     };
     let agent = Agent {

@@ -59,21 +59,21 @@ fn judge(version: &str, mode: Mode, rotate: usize) -> BTreeMap<String, usize> {
     let name = format!("Go {version} {}, rotated by {rotate}", mode.name());
     let program = build("leakpatterns", version, mode, Arch::HOST).expect("it builds");
     let mut patterns = Patterns::start(&program, rotate).expect("it starts");
-    let kinds: BTreeSet<&String> = patterns.leaked.values().collect();
-    let twins: BTreeSet<&String> = patterns.healthy.values().collect();
+    let kinds: BTreeSet<&String> = patterns.told.leaked.values().collect();
+    let twins: BTreeSet<&String> = patterns.told.healthy.values().collect();
     assert!(kinds.len() >= 60 && twins.len() >= 65, "{name}: {} and {}", kinds.len(), twins.len());
 
     let (findings, summary) = unreachable(patterns.pid());
     let found: BTreeSet<u64> = findings.iter().flatten().copied().collect();
     let wrong: Vec<_> = found
         .iter()
-        .filter(|g| !patterns.leaked.contains_key(g))
-        .map(|g| (g, patterns.healthy.get(g)))
+        .filter(|g| !patterns.told.leaked.contains_key(g))
+        .map(|g| (g, patterns.told.healthy.get(g)))
         .collect();
     assert!(wrong.is_empty(), "{name}: called unreachable, and can run: {wrong:?}");
     assert_eq!(summary["proof"]["refuted"], 0, "{name}: {summary}");
     let mut missed = BTreeMap::new();
-    for (_, pattern) in patterns.leaked.iter().filter(|(g, _)| !found.contains(g)) {
+    for (_, pattern) in patterns.told.leaked.iter().filter(|(g, _)| !found.contains(g)) {
         *missed.entry(pattern.clone()).or_insert(0) += 1;
     }
     // Those that wait for each other are one finding, and no others are in it.
@@ -88,22 +88,25 @@ fn judge(version: &str, mode: Mode, rotate: usize) -> BTreeMap<String, usize> {
     println!(
         "{name}: {} of {} leaked goroutines found, missed {missed:?}",
         found.len(),
-        patterns.leaked.len()
+        patterns.told.leaked.len()
     );
-    assert!(found.len() * 100 >= patterns.leaked.len() * LEAST, "{name}: missed {missed:?}");
+    assert!(found.len() * 100 >= patterns.told.leaked.len() * LEAST, "{name}: missed {missed:?}");
 
     match patterns.profile().expect("it answers") {
         None => assert!(minor(version) < 27, "{name} has a profile of its own"),
         Some(profile) => {
-            let more: Vec<_> = profile.iter().filter(|g| !patterns.leaked.contains_key(g)).collect();
+            let more: Vec<_> = profile.iter().filter(|g| !patterns.told.leaked.contains_key(g)).collect();
             assert!(more.is_empty(), "{name}: the runtime calls leaked what can be woken: {more:?}");
             let seen = |p: &&String| !UNSEEN_BY_RUNTIME.contains(&p.as_str());
-            for (_, pattern) in patterns.leaked.iter().filter(|(g, p)| seen(p) && !profile.contains(g)) {
+            for (_, pattern) in patterns.told.leaked.iter().filter(|(g, p)| seen(p) && !profile.contains(g)) {
                 // By chance, too: it stops some goroutines where it has to take in every word.
                 *missed.entry(format!("{pattern} (by the runtime itself)")).or_insert(0) += 1;
             }
-            let agreed =
-                patterns.leaked.iter().filter(|(g, p)| seen(p) && found.contains(g) == profile.contains(g));
+            let agreed = patterns
+                .told
+                .leaked
+                .iter()
+                .filter(|(g, p)| seen(p) && found.contains(g) == profile.contains(g));
             println!("{name}: the runtime's own profile has {}; {} agree", profile.len(), agreed.count());
         }
     }

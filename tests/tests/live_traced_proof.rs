@@ -37,17 +37,29 @@ fn leaks_are_proven_while_a_process_is_traced() {
     for engine in ["events", "snapshot"] {
         let demo = Demo::start("120s").expect("it starts");
         thread::sleep(Duration::from_secs(2));
-        let mut flags = vec!["--engine", engine, "--duration", "12s"];
+        let mut flags = vec!["--engine", engine, "--duration", "12s", "--suspect-every", "400ms"];
         flags.extend(PROVE);
         let outcome = Gotrace::attach(demo.pid(), &flags).and_then(Gotrace::wait).expect("it runs");
         let summary = outcome.summary().expect("a summary");
         check(&summary["leaks"], &summary["leaks_refuted"]);
+        // Those that leaked since the last proof are suspected, and nobody else.
+        let suspects = summary["suspects"].as_array().expect("suspects");
+        assert!(suspects.iter().all(|s| s["entry"]["function"] == "main.waitForever"), "{suspects:?}");
         let found = &outcome.export;
-        for name in ["gotrace.leak.proven", "gotrace.leak.retained"] {
+        for name in
+            ["gotrace.leak.proven", "gotrace.leak.retained", "gotrace.leak.suspects", "gotrace.leak.growth"]
+        {
             assert!(found.metrics.contains_key(name), "{engine}: {name} in {:?}", found.metrics);
         }
         assert!(!found.metrics.contains_key("gotrace.leak.refuted"));
-        let records = &found.logs;
+        let (suspected, records): (Vec<&Value>, Vec<&Value>) =
+            found.logs.iter().partition(|record| record["eventName"] == "gotrace.leak.suspected");
+        let growing = suspected.iter().find(|record| {
+            let attributes = record["attributes"].as_array().expect("attributes");
+            attributes.iter().any(|a| a["value"]["stringValue"] == "growing")
+        });
+        let body = growing.expect("it grew")["body"]["stringValue"].as_str().expect("a sentence");
+        assert!(body.contains("main.waitForever may never finish (growing; chan receive)"), "{body}");
         // Once, and again for each doubling.
         assert!((1..=4).contains(&records.len()), "{engine}: {records:?}");
         assert_eq!(records[0]["eventName"], "gotrace.leak.confirmed");

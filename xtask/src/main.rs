@@ -3,6 +3,7 @@
 mod arm64;
 mod bench;
 mod cluster;
+mod collector;
 mod demo;
 mod dist;
 mod ebpf;

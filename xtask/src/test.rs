@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
 use crate::{
-    arm64, cluster, ebpf, setup,
+    arm64, cluster, collector, ebpf, setup,
     util::{capture, root, run},
 };
 
@@ -215,6 +215,7 @@ fn clusters() -> Result<()> {
         return skip("the tests with a cluster need root");
     }
     cluster::setup_server()?;
+    collector::setup()?;
     run_integration(&integration(|n| n.starts_with("cluster_"))?, "1")
 }
 

@@ -161,18 +161,23 @@ pub struct TraceArgs {
     /// is mended; more when they take long, at most 1% of a core. 0 for the first one only
     #[arg(long, value_parser = values::duration, default_value = "10s", value_name = "TIME", help_heading = "Engine")]
     pub reconcile: Duration,
+    /// Look at where everybody stands this often, to tell who may never finish: growing, stuck, orphaned,
+    /// deadlock; longer where a look takes long. 0 for never
+    #[arg(long, value_parser = values::duration, default_value = "15s", value_name = "TIME", help_heading = "Leaks")]
+    pub suspect_every: Duration,
     /// Prove from the heap which goroutines can never run again, where some have waited for others for this
-    /// long; the process is not stopped, and the passes take a twentieth of a core at most
-    #[arg(long, value_parser = values::duration, default_value = "60s", value_name = "TIME", help_heading = "Proof of leaks")]
+    /// long; the process is not stopped, and the passes take a twentieth of a core at most. Who stands
+    /// longer than this may also be called stuck
+    #[arg(long, value_parser = values::duration, default_value = "60s", value_name = "TIME", help_heading = "Leaks")]
     pub prove_after: Duration,
     /// From the end of one proof to the beginning of the next
-    #[arg(long, value_parser = values::duration_above_zero, default_value = "5m", value_name = "TIME", help_heading = "Proof of leaks")]
+    #[arg(long, value_parser = values::duration_above_zero, default_value = "5m", value_name = "TIME", help_heading = "Leaks")]
     pub prove_every: Duration,
     /// Read at most so much of the process's memory a second (64M, 1G)
-    #[arg(long, value_parser = values::bytes, value_name = "BYTES", help_heading = "Proof of leaks")]
+    #[arg(long, value_parser = values::bytes, value_name = "BYTES", help_heading = "Leaks")]
     pub max_read_rate: Option<u64>,
     /// Do not prove leaks
-    #[arg(long, help_heading = "Proof of leaks")]
+    #[arg(long, help_heading = "Leaks")]
     pub no_proof: bool,
     /// Size of the ring buffer between kernel and gotrace (65536 or 64K to 1G)
     #[arg(long, value_parser = values::ring_bytes, default_value = "8M", value_name = "BYTES", help_heading = "Engine")]
@@ -293,6 +298,7 @@ impl TraceArgs {
         let environment = |name: &str| std::env::var(name).ok();
         let usage = |e: crate::sink::otlp::ConfigError| CliError::usage(e.to_string());
         Ok(ExportConfig {
+            spool: None,
             otlp: OtlpConfig::from_flags_and_env(&self.otlp.flags(), &environment).map_err(usage)?,
             file: self.export.clone(),
             temporality: Temporality::from_env(&environment).map_err(usage)?,

@@ -16,10 +16,11 @@ use clap::Args;
 use super::{CliError, Exit, surroundings::Surroundings, trace::Background};
 use crate::{
     config::{self, Config},
-    pipeline::{Budget, Control, Line, NodeState, Observer, ProcessEvent, Stop},
+    kernel,
+    pipeline::{Budget, Control, Engine, Line, NodeState, Observer, ProcessEvent, Stop},
     process::{drop_privileges, raise_open_files_limit},
     sink::{
-        otlp::Exporter,
+        otlp::{ExportStats, Exporter, SpoolStats},
         prometheus::{Agent, Board, Health, Server, Watched},
     },
     units,
@@ -111,7 +112,8 @@ pub(super) fn run(args: &DaemonArgs) -> Result<Exit, CliError> {
         return Ok(Exit::DONE);
     }
     raise_open_files_limit();
-    match drop_privileges() {
+    let perf_events = config.line().engine != Engine::Snapshot && kernel::settled_way().wants_admin();
+    match drop_privileges(perf_events) {
         Ok(left) => tracing::info!("capabilities kept: {left}"),
         Err(error) => tracing::warn!(%error, "capabilities that are not needed could not be dropped"),
     }
@@ -153,12 +155,34 @@ pub(super) fn run(args: &DaemonArgs) -> Result<Exit, CliError> {
     line.let_exporter_go();
     let detach = std::thread::spawn(move || line.finish().1);
     let stats = background.finish_within(config.grace());
-    if let Some(dropped) = stats.map(|s| s.spans_dropped).filter(|dropped| !dropped.is_empty()) {
-        tracing::warn!(?dropped, "spans were lost");
+    if let Some(stats) = stats {
+        say_what_became(&stats);
     }
     detach.join().map_err(|_| CliError::failure("removing the probes failed"))??;
     result?;
     Ok(Exit::DONE)
+}
+
+/// What is left for the next gotrace, and what did not arrive.
+fn say_what_became(stats: &ExportStats) {
+    if let Some(SpoolStats { directory, bytes, spans, points, logs, .. }) = &stats.spool
+        && spans + points + logs > 0
+    {
+        tracing::info!(
+            spans,
+            points,
+            records = logs,
+            bytes,
+            "kept in {} for the next gotrace",
+            directory.display()
+        );
+    }
+    if !stats.spans_dropped.is_empty() {
+        tracing::warn!(dropped = ?stats.spans_dropped, "spans were lost");
+    }
+    if !stats.logs_dropped.is_empty() {
+        tracing::warn!(dropped = ?stats.logs_dropped, "log records were lost");
+    }
 }
 
 fn listen(config: &Config) -> Result<Option<SocketAddr>, CliError> {

@@ -364,7 +364,7 @@ fn conclude(
         let now = (process.references(&last, &others)?, process.references(&last, &locks)?);
         both = Some(match both {
             None => now,
-            Some(before) => (agree(before.0, now.0), agree(before.1, now.1)),
+            Some((others, locks)) => (others.agree(&now.0), locks.agree(&now.1)),
         });
         last = process.look()?;
         watch.observe(&last);
@@ -377,13 +377,6 @@ fn conclude(
     });
     let findings = judge(watch, &last, (&others, &locks), &unreached.unwrap_or_default());
     Ok((last, findings, complete, None))
-}
-
-/// What two searches agree on.
-fn agree(before: References, now: References) -> References {
-    let References { mut unheld, stacks, complete } = now;
-    unheld.retain(|goid| before.unheld.binary_search(goid).is_ok());
-    References { unheld, stacks, complete: complete && before.complete }
 }
 
 /// Ctrl-C and the like, for as long as it lives.

@@ -11,7 +11,9 @@ use tokio::runtime::Runtime;
 use super::{CliError, Format, TraceArgs, diagnostics::HoldBack, is_broken_pipe};
 use crate::{
     level::Level,
-    pipeline::{Engine, Follow, LeftBehind, Line, LineConfig, LineError, ProofPace, Stop, Traced},
+    pipeline::{
+        Engine, Follow, LeftBehind, Line, LineConfig, LineError, ProofPace, Stop, SuspicionPace, Traced,
+    },
     printable::printable,
     process::ResourceOptions,
     sink::{
@@ -55,6 +57,8 @@ impl TraceArgs {
             budget: None,
             resource: ResourceOptions { command_args: self.resource_command_args },
             kernel_log_level: self.kernel_log,
+            suspicions: (!self.suspect_every.is_zero())
+                .then_some(SuspicionPace { every: self.suspect_every, stuck_after: self.prove_after }),
             proofs: (!self.no_proof).then_some(ProofPace {
                 after: self.prove_after,
                 every: self.prove_every,

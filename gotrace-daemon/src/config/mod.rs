@@ -21,17 +21,19 @@ pub use metadata::{Asked, Cloud, Metadata};
 use crate::{
     enrich::EnrichConfig,
     level::Level,
-    pipeline::{self, Budget, Follow, LeftBehind, LineConfig, ProofPace},
+    pipeline::{self, Budget, Follow, LeftBehind, LineConfig, ProofPace, SuspicionPace},
     process::{Pattern, ResourceOptions, Rule, Rules},
     sink::otlp::{
-        ConfigError, Environment, ExportConfig, OtlpConfig, OtlpFlags, Temporality,
+        ConfigError, Environment, ExportConfig, OtlpConfig, OtlpFlags, SpoolConfig, Temporality,
         config::metric_interval_from_env,
     },
 };
-use values::{Bytes, Rate, Share, Span, text};
+use values::{Bytes, Rate, Share, Size, Span, text};
 
 /// Largest configuration file.
 const MAX_BYTES: u64 = 1 << 20;
+/// What the spool may take when nothing is said.
+const DEFAULT_SPOOL: u64 = 256 << 20;
 
 /// The whole file.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
@@ -183,7 +185,10 @@ pub struct Limits {
     pub goroutines_per_process: usize,
     /// Goroutines of all processes that the kernel side keeps waits of at once, 160 bytes each.
     pub max_goroutines: u32,
-    /// Leaks are proven from the heap where goroutines have waited for others for so long.
+    /// Time between two looks at where everybody stands, which tell who may never finish; 0 for none.
+    pub suspect_every: Span,
+    /// Leaks are proven from the heap where goroutines have waited for others for so long; who stands longer
+    /// may also be called stuck.
     pub prove_after: Span,
     /// From the end of one proof of a process to the beginning of the next; 0 for no proofs.
     pub prove_every: Span,
@@ -200,6 +205,7 @@ impl Default for Limits {
             processes: 64,
             goroutines_per_process: 200_000,
             max_goroutines: 1 << 17,
+            suspect_every: Span(Duration::from_secs(60)),
             prove_after: Span(Duration::from_secs(600)),
             prove_every: Span(Duration::from_secs(1800)),
             proof_rest: 20,
@@ -252,6 +258,26 @@ pub struct Otlp {
     pub export: Option<PathBuf>,
     /// Time that the last data may take to get out when gotrace is told to end.
     pub grace: Option<Span>,
+    /// Where on disk waits what the collector does not take.
+    pub spool: Spool,
+}
+
+/// What the collector does not take waits on disk.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Spool {
+    /// A directory of this gotrace alone, made when it is not there; without one what waits is in memory.
+    pub directory: Option<PathBuf>,
+    /// Bytes that it may take; 256M when nothing is said. What waits is packed.
+    pub size: Option<Size>,
+}
+
+impl Spool {
+    fn config(&self) -> Option<SpoolConfig> {
+        let Self { directory, size } = self;
+        let size = size.map_or(DEFAULT_SPOOL, |size| size.0);
+        directory.clone().map(|directory| SpoolConfig { directory, size })
+    }
 }
 
 /// The pages for health and Prometheus.
@@ -366,6 +392,17 @@ impl Config {
                 "listen must be an address and a port, such as 127.0.0.1:9464, or off".into(),
             ));
         }
+        let Spool { directory, size } = &otlp.spool;
+        match (directory, size) {
+            (Some(directory), _) if !directory.is_absolute() => {
+                return Err(("directory", "directory must be a path from / on".into()));
+            }
+            (None, Some(_)) => return Err(("size", "size needs a directory beside it".into())),
+            (_, Some(Size(size))) if !(16 << 20..=1 << 40).contains(size) => {
+                return Err(("size", "size must be from 16M to 1024G".into()));
+            }
+            _ => {}
+        }
         OtlpConfig::from_flags_and_env(&otlp.flags(), &|_| None)
             .map_err(|error| ("otlp", format!("otlp: {error}")))?;
         Ok(())
@@ -414,6 +451,10 @@ impl Config {
             budget: limits.budget.0.map(Budget::of_share),
             resource: ResourceOptions { command_args: spans.resource_command_args },
             kernel_log_level: trace.kernel_log,
+            suspicions: (!limits.suspect_every.0.is_zero()).then_some(SuspicionPace {
+                every: limits.suspect_every.0,
+                stuck_after: limits.prove_after.0,
+            }),
             proofs: (!limits.prove_every.0.is_zero()).then_some(ProofPace {
                 after: limits.prove_after.0,
                 every: limits.prove_every.0,
@@ -435,6 +476,7 @@ impl Config {
             file: self.otlp.export.clone(),
             temporality: Temporality::from_env(environment)?,
             metric_interval: metric_interval_from_env(environment)?,
+            spool: self.otlp.spool.config(),
         })
     }
 
@@ -459,6 +501,7 @@ impl Otlp {
             key,
             export: _,
             grace: _,
+            spool: _,
         } = self.clone();
         OtlpFlags {
             endpoint,

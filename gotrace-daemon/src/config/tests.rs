@@ -42,6 +42,7 @@ fn the_example_names_every_field_and_is_what_holds_without_a_file() {
         "processes",
         "goroutines_per_process",
         "max_goroutines",
+        "suspect_every",
         "prove_after",
         "prove_every",
         "proof_rest",
@@ -68,6 +69,9 @@ fn the_example_names_every_field_and_is_what_holds_without_a_file() {
         "key",
         "export",
         "grace",
+        "spool",
+        "directory",
+        "size",
         "listen",
     ];
     for field in fields {
@@ -98,6 +102,14 @@ fn what_is_wrong_is_told_with_its_place() {
         ("rules:\n  include:\n  - executable: ['~(']\n", "gotrace.yaml:3:18: `~(` is no pattern"),
         ("trace: [\n", "gotrace.yaml:"),
         ("otlp:\n  endpoint: 'not an address'\n", "gotrace.yaml:1:1: otlp: "),
+        ("otlp:\n  spool:\n    directory: spool\n", "gotrace.yaml:3:5: directory must be a path from / on"),
+        (
+            "otlp:\n  spool:\n    directory: /spool\n    size: 1M\n",
+            "gotrace.yaml:4:5: size must be from 16M to 1024G",
+        ),
+        ("otlp:\n  spool: {size: much}\n", "gotrace.yaml:2:17: write a number of bytes above 0"),
+        ("otlp:\n  spool:\n    size: 1G\n", "gotrace.yaml:3:5: size needs a directory"),
+        ("otlp:\n  spool: {dir: /spool}\n", "gotrace.yaml:2:11: unknown field `dir`"),
         (
             "metadata:\n  cloud: moon\n",
             "gotrace.yaml:2:10: no cloud moon: there are aws, gcp, azure, alibaba",

@@ -17,6 +17,10 @@ pub struct Span(pub Duration);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bytes(pub u32);
 
+/// Any size: `256M`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size(pub u64);
+
 /// Bytes a second: `256M`, or `off`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate(pub Option<u64>);
@@ -38,6 +42,14 @@ impl FromStr for Bytes {
 
     fn from_str(text: &str) -> Result<Self, String> {
         units::ring_bytes(text).map(Self)
+    }
+}
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        units::bytes(text).map(Self)
     }
 }
 
@@ -70,7 +82,7 @@ macro_rules! from_text {
     )*};
 }
 
-from_text!(Span, Bytes, Share, Rate);
+from_text!(Span, Bytes, Size, Share, Rate);
 
 /// A value by its text; a bare number is text too.
 pub(super) fn text<'de, D, T>(deserializer: D) -> Result<T, D::Error>

@@ -122,7 +122,7 @@ fn read(ram: &Ram, module: &Module) -> Spans {
 fn marker(spans: &Spans, offset: usize) -> Marker {
     let table = Table::new(&spans.objects).expect("a heap");
     let free = Bits::new(table.objects);
-    Marker::new(table, free, offset)
+    Marker::new(table, &free, offset)
 }
 
 #[test]
@@ -288,7 +288,7 @@ fn pointers_to_free_objects_mean_nothing_until_they_are_handed_out() {
     let table = Table::new(&read(&ram, &module).objects).expect("a heap");
     let free = Bits::new(table.objects);
     free.set(5);
-    let marker = Marker::new(table, free, 0);
+    let marker = Marker::new(table, &free, 0);
     marker.word(at(5));
     marker.word(at(7));
     marker.drain(&ram).expect("reads");
@@ -424,7 +424,7 @@ proptest! {
             if let Some(table) = Table::new(&spans.objects) {
                 prop_assert!(table.objects <= 6 * 70_000);
                 let free = super::free::read(&ram, &table).expect("reads");
-                let marker = Marker::new(table, free, 7);
+                let marker = Marker::new(table, &free, 7);
                 for n in 0..64 {
                     marker.word(HEAP + n * 1024);
                 }
@@ -440,7 +440,7 @@ proptest! {
     fn torn_module_data_does_no_harm(words in prop::collection::vec(prop_oneof![any::<u64>(), Just(BSS), 0_u64..4096], 96)) {
         let mut ram = Ram::default();
         ram.put(BSS, words.iter().flat_map(|w| w.to_le_bytes()).collect());
-        if let Ok(found) = modules::read(&ram, BSS, "go1.24") {
+        if let Ok(found) = modules::read(&ram, BSS, Layout::for_tests().types, "go1.24") {
             prop_assert!(found.len() <= 2);
         }
     }

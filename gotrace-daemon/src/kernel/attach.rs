@@ -1,6 +1,6 @@
 //! Attaching programs to the places of a probe plan, and detaching them, many at a time.
 
-use std::{num::NonZeroU32, path::Path, thread};
+use std::{num::NonZeroU32, os::fd::OwnedFd, path::Path, thread};
 
 use aya::programs::{
     Link as _, ProgramError, RawTracePoint, UProbe,
@@ -22,39 +22,46 @@ pub enum Scope {
     File(NonZeroU32),
 }
 
+/// What holds probes in place.
+#[derive(Debug)]
+enum Hold {
+    /// A perf event, for one.
+    PerfEvent(UProbeLink),
+    /// A link, for those of one program.
+    Link(OwnedFd),
+}
+
+impl Hold {
+    /// Removes the probes. The kernel waits until nobody runs their program any more.
+    fn release(self) {
+        match self {
+            Self::Link(link) => drop(link),
+            Self::PerfEvent(link) => {
+                if let Err(error) = link.detach() {
+                    tracing::warn!(%error, "a probe could not be removed; it goes when gotrace ends");
+                }
+            }
+        }
+    }
+}
+
 /// Probes that are in place. They are removed when this is dropped or [`Attachment::detach`]ed.
 #[derive(Debug, Default)]
 pub struct Attachment {
-    links: Vec<UProbeLink>,
+    holds: Vec<Hold>,
 }
 
 impl Attachment {
-    /// How many probes are in place.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.links.len()
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.links.is_empty()
-    }
-
-    /// Removes the probes. The kernel waits for a grace period at each, so they are removed side by side.
+    /// Removes the probes. The kernel waits for a grace period at each link, so they go side by side.
     pub fn detach(mut self) {
         self.detach_all();
     }
 
     fn detach_all(&mut self) {
-        let links = std::mem::take(&mut self.links);
+        let holds = std::mem::take(&mut self.holds);
         thread::scope(|scope| {
-            for link in links {
-                scope.spawn(move || {
-                    if let Err(error) = link.detach() {
-                        tracing::warn!(%error, "a probe could not be removed; it goes when gotrace ends");
-                    }
-                });
+            for hold in holds {
+                scope.spawn(move || hold.release());
             }
         });
     }
@@ -73,36 +80,59 @@ impl Kernel {
     /// # Errors
     /// [`Error::Permission`], or [`Error::Failed`] with the probe that the kernel refused.
     pub fn attach(&mut self, file: &Path, scope: Scope, probes: &[Probe]) -> Result<Attachment, Error> {
-        let (uprobe_scope, cookie) = match scope {
+        let mut attachment = Attachment::default();
+        if let Some(programs) = &mut self.multi {
+            let (pid, cookie) = match scope {
+                Scope::Process(pid) => (Some(pid), 0),
+                Scope::File(number) => (None, u64::from(number.get())),
+            };
+            // A link holds all places of a program.
+            let mut places: Vec<(&str, Vec<u64>)> = Vec::new();
+            for probe in probes {
+                let name = program_for(probe)?;
+                match places.iter_mut().find(|(n, _)| *n == name) {
+                    Some((_, offsets)) => offsets.push(probe.file_offset),
+                    None => places.push((name, vec![probe.file_offset])),
+                }
+            }
+            for (name, offsets) in places {
+                let link = programs.link(name, file, &offsets, cookie, pid)?;
+                attachment.holds.push(Hold::Link(link));
+            }
+            return Ok(attachment);
+        }
+        for probe in probes {
+            let link = self.attach_by_perf_event(file, scope, probe)?;
+            attachment.holds.push(Hold::PerfEvent(link));
+        }
+        Ok(attachment)
+    }
+
+    fn attach_by_perf_event(
+        &mut self,
+        file: &Path,
+        scope: Scope,
+        probe: &Probe,
+    ) -> Result<UProbeLink, Error> {
+        let (scope, cookie) = match scope {
             Scope::Process(pid) => (UProbeScope::OneProcess(pid), None),
             Scope::File(number) => (UProbeScope::AllProcesses, Some(u64::from(number.get()))),
         };
-        let mut attachment = Attachment::default();
-        for probe in probes {
-            let name = program_for(probe)?;
-            let link = (|| -> Result<UProbeLink, ProgramError> {
-                let program = uprobe(&mut self.ebpf, name)?;
-                if self.loaded.insert(name, ()).is_none() {
-                    program.load()?;
-                }
-                let location = UProbeAttachLocation::AbsoluteOffset(probe.file_offset);
-                let id = program.attach(UProbeAttachPoint { location, cookie }, file, uprobe_scope)?;
-                program.take_link(id)
-            })()
-            .map_err(|e| {
-                Error::from_loader(
-                    format!(
-                        "probe {} at {:#x} of {} (program {name})",
-                        probe.function,
-                        probe.file_offset,
-                        file.display()
-                    ),
-                    &e,
-                )
-            })?;
-            attachment.links.push(link);
-        }
-        Ok(attachment)
+        let name = program_for(probe)?;
+        let mut attach = || -> Result<UProbeLink, ProgramError> {
+            let program = uprobe(&mut self.ebpf, name)?;
+            if self.loaded.insert(name, ()).is_none() {
+                program.load()?;
+            }
+            let location = UProbeAttachLocation::AbsoluteOffset(probe.file_offset);
+            let id = program.attach(UProbeAttachPoint { location, cookie }, file, scope)?;
+            program.take_link(id)
+        };
+        attach().map_err(|e| {
+            let (function, offset) = (&probe.function, probe.file_offset);
+            let what = format!("probe {function} at {offset:#x} of {} (program {name})", file.display());
+            Error::from_loader(what, &e)
+        })
     }
 
     /// Reports executions of programs as records. Not needed for a single process, which can be

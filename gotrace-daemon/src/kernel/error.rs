@@ -2,6 +2,11 @@
 
 use std::io;
 
+use aya::programs::ProgramError;
+
+/// Lines of what the verifier says that are passed on: its verdict is at the end.
+const VERIFIER_LINES: usize = 20;
+
 /// An error of the kernel room.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -37,6 +42,9 @@ impl Error {
     /// Sorts an error of the loader by the operating system's error beneath it.
     pub(super) fn from_loader(what: impl Into<String>, error: &(dyn std::error::Error + 'static)) -> Self {
         let what = what.into();
+        if let Some(ProgramError::LoadError { io_error, verifier_log }) = error.downcast_ref() {
+            return Self::refused(what, io_error, &verifier_log.to_string());
+        }
         let mut reason = error.to_string();
         let mut cause = Some(error);
         while let Some(error) = cause {
@@ -54,6 +62,19 @@ impl Error {
         Self::Failed { what, reason }
     }
 
+    /// A program that the kernel does not take, with what its verifier said: nothing where it was not asked.
+    pub(super) fn refused(what: impl Into<String>, error: &io::Error, log: &str) -> Self {
+        let said: Vec<&str> = log.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+        let said = said.get(said.len().saturating_sub(VERIFIER_LINES)..).unwrap_or_default();
+        if said.is_empty() {
+            return Self::from_loader(what, error);
+        }
+        Self::Failed {
+            what: what.into(),
+            reason: format!("{error}; the verifier says:\n{}", said.join("\n")),
+        }
+    }
+
     /// Exit code of the command line: 3 for a missing permission, else 1.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
@@ -65,7 +86,7 @@ impl Error {
     pub fn help(&self) -> &'static str {
         match self {
             Self::Permission { .. } => {
-                "run as root, or with the capabilities SYS_ADMIN (the kernel wants it for uprobes) and \
+                "run as root, or with the capabilities BPF and PERFMON (before Linux 6.6, SYS_ADMIN for both) and \
                  SYS_PTRACE (for other users' processes); `gotrace doctor` shows what is missing"
             }
             Self::Unsupported { .. } => "`gotrace doctor` shows what this kernel can do",

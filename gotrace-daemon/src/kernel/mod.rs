@@ -6,11 +6,14 @@
 
 mod attach;
 mod batch;
+mod bpf;
 mod calibration;
 mod diagnostics;
 mod error;
+mod multi;
 pub mod preflight;
 mod ring;
+mod way;
 
 use std::{
     collections::HashMap,
@@ -31,6 +34,7 @@ pub use calibration::{Calibration, HitCost};
 pub use diagnostics::TARGET as PROBE_LOG_TARGET;
 pub use error::Error;
 pub use ring::Ring;
+pub use way::{Way, settled_way, way};
 
 /// The kernel side, built for the machine that this program is built for.
 #[cfg(target_arch = "x86_64")]
@@ -82,7 +86,10 @@ pub struct Kernel {
     goroutines: MapData,
     counters: PerCpuArray<MapData, Counters>,
     histograms: PerCpuArray<MapData, Histogram>,
+    /// Programs for perf events that are loaded.
     loaded: HashMap<&'static str, ()>,
+    /// Programs for links, where probes are put in place by them.
+    multi: Option<multi::Programs>,
     diagnostics: Option<Diagnostics>,
     shares_probes: bool,
 }
@@ -122,6 +129,10 @@ impl Kernel {
             .map_max_entries("HISTOGRAMS", options.processes.max(1) * REASON_ROWS)
             .load(OBJECT)
             .map_err(|e| Error::from_loader("load gotrace's eBPF object", &e))?;
+        let multi = match way() {
+            Way::Links => Some(multi::Programs::new(OBJECT, &ebpf)?),
+            Way::PerfEvents { .. } => None,
+        };
         let diagnostics = if options.log_level == 0 { None } else { Some(Diagnostics::new(&mut ebpf)?) };
         let mut take = |name: &str| ebpf.take_map(name).ok_or_else(|| Error::Object(format!("map {name}")));
         let maps = [take("PROCESSES")?, take("GOROUTINES")?, take("COUNTERS")?, take("HISTOGRAMS")?];
@@ -133,6 +144,7 @@ impl Kernel {
             counters: typed(counters, "COUNTERS")?,
             histograms: typed(histograms, "HISTOGRAMS")?,
             loaded: HashMap::new(),
+            multi,
             diagnostics,
             shares_probes,
         })

@@ -9,7 +9,7 @@ use aya::programs::Program;
 use gotrace_common::{GLayout, Hit, LEVEL_LIFECYCLE, ProcessConfig};
 use procfs::process::{MMPermissions, Process};
 
-use super::{Error, Kernel, Options, Scope};
+use super::{Error, Kernel, Options, Scope, multi};
 use crate::gobin::{Event, Operand, Probe};
 
 /// `BPF_MAP_CREATE` and `BPF_MAP_TYPE_RINGBUF` of the kernel's `include/uapi/linux/bpf.h`.
@@ -63,8 +63,16 @@ pub fn try_load() -> Result<Kernel, Error> {
 pub fn try_programs(kernel: &mut Kernel) -> (usize, Vec<(String, Error)>) {
     let mut refused = Vec::new();
     let mut accepted = 0;
+    let mut multi = kernel.multi.take();
+    for name in multi.iter().flat_map(multi::Programs::names).collect::<Vec<_>>() {
+        match multi.as_mut().map(|programs| programs.load(&name).map(drop)) {
+            Some(Err(error)) => refused.push((name, error)),
+            _ => accepted += 1,
+        }
+    }
     for (name, program) in kernel.ebpf.programs_mut() {
         let result = match program {
+            Program::UProbe(_) if multi.is_some() => continue,
             Program::UProbe(program) => program.load(),
             Program::RawTracePoint(program) => program.load(),
             _ => continue,
@@ -76,6 +84,7 @@ pub fn try_programs(kernel: &mut Kernel) -> (usize, Vec<(String, Error)>) {
             }
         }
     }
+    kernel.multi = multi;
     (accepted, refused)
 }
 

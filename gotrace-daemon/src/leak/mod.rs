@@ -16,6 +16,7 @@ mod locks;
 mod reason;
 #[cfg(test)]
 mod tests;
+mod thin;
 mod together;
 mod trend;
 mod unreached;

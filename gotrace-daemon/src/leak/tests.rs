@@ -505,3 +505,46 @@ fn verdicts_have_names_in_the_order_of_impact() {
     }
     assert_eq!(Verdict::from_name("leak"), None);
 }
+
+#[test]
+fn a_watch_that_is_thinned_out_comes_to_the_same_verdicts() {
+    // One leaks every ten seconds, one is there from the beginning, one handler comes and goes.
+    let at = |n: u64| {
+        let mut all = vec![g(3, 9, SEND).orphan().chan(0xc000, Op::Send), g(1000 + n, 5, RECEIVE).mark(n)];
+        all.extend((0..n / 10).map(|k| g(10 + k, 3, RECEIVE).chan(0xd000 + k, Op::Receive).mark(k + 1)));
+        look(n, &all)
+    };
+    let mut whole = Watch::new(Settings { stuck_after_ns: 30 * SECOND }, &REASONS);
+    let mut thinned = Watch::new(Settings { stuck_after_ns: 30 * SECOND }, &REASONS);
+    for n in 0..600 {
+        whole.observe(&at(n));
+        thinned.observe(&at(n));
+        if thinned.looks() >= 64 {
+            thinned.thin();
+        }
+    }
+    let last = at(599);
+    let none = References::default();
+    let judged = |watch: &Watch| judge(watch, &last, (&none, &none), &Unreached::default());
+    let (of_whole, of_thinned) = (judged(&whole), judged(&thinned));
+    assert!(thinned.looks() < 64 && whole.looks() == 600, "{} looks", thinned.looks());
+    assert_eq!(names(&of_whole), names(&of_thinned));
+    assert_eq!(names(&of_whole), [("growing", 59)]);
+    for (a, b) in of_whole.iter().zip(&of_thinned) {
+        assert_eq!((a.entry_pc, &a.stack), (b.entry_pc, &b.stack));
+        assert!(b.oldest.at_least_ns <= a.oldest.at_least_ns, "{b:?}");
+        assert!(b.oldest.at_least_ns * 4 >= a.oldest.at_least_ns * 3, "{b:?}");
+        assert!(b.oldest.at_most_ns >= a.oldest.at_most_ns, "{b:?}");
+        let (a, b) = (a.growth.expect("grows"), b.growth.expect("grows"));
+        assert!(b.low > 0.05 && b.high < 0.2 && a.low <= 0.1 && a.high >= 0.1, "{a:?} {b:?}");
+    }
+    // The handlers' places are all the same; those of a site that is gone are forgotten.
+    let before = thinned.places();
+    for n in 600..700 {
+        thinned.observe(&look(n, &[g(5000 + n, 100 + n, RECEIVE).mark(n)]));
+        if thinned.looks() >= 64 {
+            thinned.thin();
+        }
+    }
+    assert!(thinned.places() < before + 64, "{} places", thinned.places());
+}

@@ -47,11 +47,11 @@ pub(super) struct Track {
     /// Where it stands; [`NONE`] when it runs.
     pub group: u32,
     /// The look that first saw it there; all since have.
-    since: u32,
+    pub since: u32,
     /// Looks that saw it there, one after the other.
     pub looks: u32,
     /// The look that first saw it alive.
-    born: u32,
+    pub born: u32,
 }
 
 /// Goroutines with the same entry function and creation site.
@@ -117,6 +117,12 @@ impl Watch {
     #[must_use]
     pub fn looks(&self) -> usize {
         self.looks.len()
+    }
+
+    /// Places that are told apart.
+    #[must_use]
+    pub fn places(&self) -> usize {
+        self.groups.len()
     }
 
     /// What the goroutine waits for; [`Reason::Other`] when it does not wait.
@@ -241,6 +247,14 @@ impl Watch {
         self.groups.push(Group { site, stack, first_look: look, ..Group::default() });
         self.group_ids.insert((site, stack), id);
         id
+    }
+
+    /// Places and stacks have other numbers than before.
+    pub(super) fn index_places(&mut self) {
+        let number = |n: usize| u32::try_from(n).unwrap_or(NONE);
+        self.stack_ids = self.stacks.iter().enumerate().map(|(n, s)| (s.clone(), number(n))).collect();
+        self.group_ids =
+            self.groups.iter().enumerate().map(|(n, g)| ((g.site, g.stack), number(n))).collect();
     }
 
     /// How long a goroutine has stood where it stands, as of the last look.

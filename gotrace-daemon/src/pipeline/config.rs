@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Budget, LeftBehind, ProofPace};
+use super::{Budget, LeftBehind, ProofPace, SuspicionPace};
 use crate::{level::Level, process::ResourceOptions};
 
 /// Where figures come from.
@@ -67,6 +67,8 @@ pub struct LineConfig {
     pub resource: ResourceOptions,
     /// Level of the kernel side's own diagnostics, 0 to 5.
     pub kernel_log_level: u8,
+    /// When goroutines are looked at that may be leaked; `None` for never.
+    pub suspicions: Option<SuspicionPace>,
     /// When leaks are proven from the heap; `None` for never.
     pub proofs: Option<ProofPace>,
     /// Whose goroutines to tell that are left behind at the end.

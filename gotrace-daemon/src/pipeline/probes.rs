@@ -3,7 +3,8 @@
 //!
 //! Probes are put into a file once, for all processes that run it, or for one process alone (`attach`,
 //! `exec`, and kernels that cannot tell two ways to a file apart). They are removed level by level, in the
-//! background, as soon as nobody wants them: the kernel takes a tenth of a second for each.
+//! background, as soon as nobody wants them: the kernel takes a tenth of a second, where they are perf events
+//! for each.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -80,7 +81,14 @@ impl Probes {
         };
         let mut kernel = Kernel::load(&options)?;
         let sees_executions = match config.follow {
-            Follow::Nobody => false,
+            // A program that takes the traced one's place is switched off at once; without this it is noticed
+            // within an interval.
+            Follow::Nobody => {
+                if let Err(error) = kernel.watch_executions() {
+                    tracing::debug!(%error, "executions are not told by the kernel's tracepoint");
+                }
+                false
+            }
             Follow::Descendants => kernel.watch_executions().map(|()| true)?,
             // There are other ways to notice new processes.
             Follow::Node => match kernel.watch_executions() {

@@ -21,7 +21,7 @@ use crate::{
     leak::Reason,
     printable::printable,
     process::{Clock, Memory},
-    sink::model::{Interval, Leak, LogRecord, Severity, Value},
+    sink::model::{Interval, Leak, Location, LogRecord, Severity, Value},
     snapshot::{Live, Options, StackFrame},
 };
 
@@ -222,6 +222,11 @@ impl Proofs {
         }
     }
 
+    /// Goroutines that are proven to be leaked.
+    pub fn proven_goids(&self) -> Vec<u64> {
+        self.found.leaks.values().flat_map(|(goids, _)| goids).copied().collect()
+    }
+
     /// A reading of who waits begins.
     pub fn begin_waits(&mut self) {
         self.young = 0;
@@ -403,12 +408,8 @@ impl Traced {
     fn confirmed(&self, leak: Leak) -> LogRecord {
         let Leak { entry, created_by, waits_at, reason, count, retained_bytes, goids } = leak;
         let number = |n: u64| Value::Int(i64::try_from(n).unwrap_or(i64::MAX));
-        let mut attributes = vec![
-            ("gotrace.leak.proven", number(count)),
-            ("gotrace.leak.passes", number(u64::from(PASSES))),
-            ("gotrace.wait.reason", Value::Text(Arc::clone(&reason))),
-            ("code.function.name", Value::Text(Arc::clone(&entry.function))),
-        ];
+        let mut attributes =
+            vec![("gotrace.leak.proven", number(count)), ("gotrace.leak.passes", number(u64::from(PASSES)))];
         let mut body = format!(
             "{count} goroutine{} of {} can never run again: {PASSES} passes over the heap of the running process agree \
              that nothing that can run leads to what {} ({reason})",
@@ -416,22 +417,7 @@ impl Traced {
             entry.function,
             if count == 1 { "it waits for" } else { "they wait for" },
         );
-        if let Some(made) = &created_by {
-            body += &format!("; made by {} ({}:{})", made.function, made.file, made.line);
-            attributes.extend([
-                ("gotrace.created_by.function.name", Value::Text(Arc::clone(&made.function))),
-                ("gotrace.created_by.file.path", Value::Text(Arc::clone(&made.file))),
-                ("gotrace.created_by.line.number", number(u64::from(made.line))),
-            ]);
-        }
-        if let Some(at) = &waits_at {
-            body += &format!("; waiting in {} ({}:{})", at.function, at.file, at.line);
-            attributes.extend([
-                ("gotrace.wait.function.name", Value::Text(Arc::clone(&at.function))),
-                ("gotrace.wait.file.path", Value::Text(Arc::clone(&at.file))),
-                ("gotrace.wait.line.number", number(u64::from(at.line))),
-            ]);
-        }
+        tell_places((&entry, created_by.as_ref(), waits_at.as_ref(), &reason), &mut body, &mut attributes);
         if let Some(bytes) = retained_bytes {
             body += &format!("; they alone keep {bytes} bytes alive");
             attributes.push(("gotrace.leak.retained", number(bytes)));
@@ -446,5 +432,38 @@ impl Traced {
             body,
             attributes,
         }
+    }
+}
+
+/// Adds to a log record what goroutines run, where they were made, and where they wait.
+pub(super) fn tell_places(
+    (entry, created_by, waits_at, reason): (
+        &Arc<Location>,
+        Option<&Arc<Location>>,
+        Option<&Arc<Location>>,
+        &Arc<str>,
+    ),
+    body: &mut String,
+    attributes: &mut Vec<(&'static str, Value)>,
+) {
+    attributes.extend([
+        ("gotrace.wait.reason", Value::Text(Arc::clone(reason))),
+        ("code.function.name", Value::Text(Arc::clone(&entry.function))),
+    ]);
+    if let Some(made) = created_by {
+        *body += &format!("; made by {} ({}:{})", made.function, made.file, made.line);
+        attributes.extend([
+            ("gotrace.created_by.function.name", Value::Text(Arc::clone(&made.function))),
+            ("gotrace.created_by.file.path", Value::Text(Arc::clone(&made.file))),
+            ("gotrace.created_by.line.number", Value::Int(i64::from(made.line))),
+        ]);
+    }
+    if let Some(at) = waits_at {
+        *body += &format!("; waiting in {} ({}:{})", at.function, at.file, at.line);
+        attributes.extend([
+            ("gotrace.wait.function.name", Value::Text(Arc::clone(&at.function))),
+            ("gotrace.wait.file.path", Value::Text(Arc::clone(&at.file))),
+            ("gotrace.wait.line.number", Value::Int(i64::from(at.line))),
+        ]);
     }
 }

@@ -34,6 +34,7 @@ impl Traced {
         self.reported = (totals.born, totals.died);
         let sites = self.sites(now_ns);
         let (leaks, leaks_refuted) = self.leaks();
+        let suspects = self.suspects();
         let interval = Interval {
             resource: Arc::clone(&self.resource),
             pid: self.pid(),
@@ -67,6 +68,7 @@ impl Traced {
             level: self.level_name(),
             leaks,
             leaks_refuted,
+            suspects,
             probe_cost_share: self.cost.interval(&counters.hits, self.watch.cpu_time_ns(), cost),
         };
         self.reported_ns = now_ns;

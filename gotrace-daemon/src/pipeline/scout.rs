@@ -19,7 +19,7 @@ use std::{
 
 use super::{LineConfig, LineError, programs::Programs, traced::Traced};
 use crate::{
-    process::{Connector, Facts, Notice, Rules, Target, age, all_processes, start_ticks},
+    process::{Connector, Facts, Notice, Rules, Target, age, all_processes, stack_start, start_ticks},
     sink::model::Value,
 };
 
@@ -148,6 +148,8 @@ fn listen(connector: Connector, orders: Sender<Order>) -> std::io::Result<()> {
 /// A process that was looked at.
 struct Known {
     start_ticks: u64,
+    /// Tells the program that it runs from another that it executed before; 0 where it is not told.
+    stack_start: u64,
     /// Of those that are Go programs, and those that the rules left out.
     facts: Option<Facts>,
     taken: bool,
@@ -234,16 +236,22 @@ impl Work {
         Ok(())
     }
 
-    /// Looks at a process, unless it is known. `executed`: its program is another one than before.
+    /// Looks at a process, unless it is known, and so is the program that it runs. `executed`: somebody says
+    /// that it is another one than before. Several may say so of one execution, some when it was looked at
+    /// already.
     fn look_at(&mut self, pid: u32, executed: bool) -> Result<(), Gone> {
         if pid == std::process::id() {
             return Ok(());
         }
         let Some(start) = start_ticks(pid) else { return Ok(()) };
-        if !executed && self.known.get(&pid).is_some_and(|known| known.start_ticks == start) {
+        let stack_start = stack_start(pid);
+        if let Some(known) = self.known.get(&pid)
+            && (known.start_ticks, known.stack_start) == (start, stack_start)
+            && (!executed || known.taken && stack_start != 0)
+        {
             return Ok(());
         }
-        let mut known = Known { start_ticks: start, facts: None, taken: false };
+        let mut known = Known { start_ticks: start, stack_start, facts: None, taken: false };
         // Kernel threads, zombies, and those that may not be looked at.
         let target = match Target::open(pid) {
             Ok(target) if target.identity.start_ticks == start => target,

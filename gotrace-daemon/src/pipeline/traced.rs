@@ -19,6 +19,7 @@ use super::{
     proofs::Proofs,
     seed::Snapshots,
     spending::Look,
+    suspicions::Suspicions,
 };
 use crate::{
     decode::{Event, OpenWait},
@@ -72,6 +73,9 @@ pub struct Traced {
     /// `None` until they begin, and where nothing can be proven.
     pub(super) proofs: Option<Proofs>,
     pub(super) proofs_begun: bool,
+    /// `None` until they begin, and where nobody can be suspected.
+    pub(super) suspicions: Option<Suspicions>,
+    pub(super) suspicions_begun: bool,
     /// Whether births and deaths come from snapshots only.
     pub(super) sampled: bool,
     /// Until the thread that takes snapshots has it.
@@ -131,7 +135,8 @@ impl Traced {
             stack_depth: line.stack_depth,
             coroutine_reason: binary.coroutine_reason().unwrap_or(0),
             reserved: 0,
-            flags: if binary.has_parent_goid_before_gopc() { flags::PARENT_GOID } else { 0 },
+            flags: if binary.has_parent_goid_before_gopc() { flags::PARENT_GOID } else { 0 }
+                | if target.is_yet_to_execute() { flags::EXPECTS_EXECUTION } else { 0 },
             min_wait_ns: u64::try_from(line.min_wait.as_nanos()).unwrap_or(u64::MAX),
             layout: binary.g_layout(),
             gc_reasons: binary.gc_reasons(),
@@ -152,14 +157,14 @@ impl Traced {
             number: 0,
             slot: None,
             cost: ProbeCost::new(&plan),
-            watch,
             bias_known: bias.is_some(),
             symbolizer: Symbolizer::new(binary, file, bias.unwrap_or(0)),
             table: Table::new(u64::try_from(line.trace_root_age.as_nanos()).unwrap_or(u64::MAX))
                 .with_room_for(line.goroutines_each),
             base: Arc::clone(&resource),
             resource,
-            key: target.identity.key(),
+            key: target.identity.key(watch.stack_start()),
+            watch,
             clock: Clock::measure(),
             program,
             config,
@@ -179,6 +184,8 @@ impl Traced {
             behind,
             proofs: None,
             proofs_begun: false,
+            suspicions: None,
+            suspicions_begun: false,
             sampled,
             live: None,
             snapshots: None,
@@ -356,6 +363,7 @@ impl Traced {
         if let Event::Exec { .. } = event {
             // The one that it waited for is none.
             self.executed = !std::mem::take(&mut self.expects_execution);
+            self.config.flags &= !flags::EXPECTS_EXECUTION;
             return;
         }
         if let (Event::Create(create), Some(behind)) = (event, &mut self.behind) {
@@ -516,7 +524,9 @@ impl Traced {
     /// The process that waited for its probes has executed its program.
     pub(super) fn has_begun(&mut self) -> Result<(), LineError> {
         self.yet_to_execute = false;
-        Ok(self.watch.accept_program()?)
+        self.watch.accept_program()?;
+        self.key = self.target.identity.key(self.watch.stack_start());
+        Ok(())
     }
 
     pub(super) fn executed_another_program(&self) -> bool {

@@ -29,7 +29,8 @@ pub use rules::{Facts, Pattern, Rule, Rules};
 pub use signals::Forwarder;
 pub use spawn::{ExecutableKind, SpawnError, Spawned};
 pub use target::{
-    Identity, MAX_EXECUTABLE_BYTES, Mapping, Target, age, all_processes, parent_of, start_ticks, usage,
+    Identity, MAX_EXECUTABLE_BYTES, Mapping, Target, age, all_processes, parent_of, stack_start, start_ticks,
+    usage,
 };
 pub use watch::{Watch, wait_for_any};
 

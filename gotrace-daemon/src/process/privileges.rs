@@ -11,11 +11,10 @@ use rustix::{
     },
 };
 
-/// What is kept, as far as it is there: eBPF programs and maps; probes, for which kernels want SYS_ADMIN
-/// still (seen on 6.18); memory and executables of other users' processes.
+/// What is kept, as far as it is there: eBPF programs and maps; probes; memory and executables of other
+/// users' processes.
 const KEPT: CapabilitySet = CapabilitySet::BPF
     .union(CapabilitySet::PERFMON)
-    .union(CapabilitySet::SYS_ADMIN)
     .union(CapabilitySet::SYS_PTRACE)
     .union(CapabilitySet::DAC_READ_SEARCH);
 /// And on older kernels: the memory-lock limit before 5.11, the process connector before 6.6.
@@ -30,12 +29,16 @@ pub fn raise_open_files_limit() {
     }
 }
 
-/// Drops every other capability for good, and the way to new ones. Returns what is left, in words.
+/// Drops every other capability for good, and the way to new ones. `perf_events`: probes are put in place by
+/// perf_event_open(2), which wants SYS_ADMIN on every kernel. Returns what is left, in words.
 ///
 /// # Errors
 /// What the kernel says; nothing was dropped then, or not all.
-pub fn drop_privileges() -> io::Result<String> {
-    let kept = if super::kernel_is_at_least(6, 6) { KEPT } else { KEPT.union(KEPT_OLDER) };
+pub fn drop_privileges(perf_events: bool) -> io::Result<String> {
+    let mut kept = if super::kernel_is_at_least(6, 6) { KEPT } else { KEPT.union(KEPT_OLDER) };
+    if perf_events {
+        kept |= CapabilitySet::SYS_ADMIN;
+    }
     let mut sets = capabilities(None)?;
     let dropped = CapabilitySet::all().difference(kept);
     for capability in dropped.iter() {

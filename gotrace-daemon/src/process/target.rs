@@ -49,10 +49,11 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// The key that its trace and span ids are derived from.
+    /// The key that trace and span ids are derived from, of the program that it runs: given by where that
+    /// one's stack begins ([`Watch::stack_start`](super::Watch::stack_start)).
     #[must_use]
-    pub fn key(&self) -> ProcessKey {
-        ProcessKey::new(&self.boot_id, self.pid, self.start_ticks)
+    pub fn key(&self, stack_start: u64) -> ProcessKey {
+        ProcessKey::new(&self.boot_id, self.pid, self.start_ticks, stack_start)
     }
 }
 
@@ -465,6 +466,14 @@ pub fn parent_of(pid: u32) -> Option<u32> {
 #[must_use]
 pub fn start_ticks(pid: u32) -> Option<u64> {
     stat_field(pid, 22)
+}
+
+/// Where the stack of the program that a process runs begins: another place after each execution, as far as
+/// the kernel lays out memory at random. 0 where it does not tell (without leave to trace the process), or
+/// the process is gone.
+#[must_use]
+pub fn stack_start(pid: u32) -> u64 {
+    stat_field(pid, 28).unwrap_or(0)
 }
 
 /// How old a process is that started then ([`start_ticks`]), to a second.

@@ -94,6 +94,12 @@ impl Watch {
         program(&self.directory, self.pid).is_ok_and(|now| now != self.program) && !self.has_ended()
     }
 
+    /// Where the stack of the program that is watched begins; 0 without permission.
+    #[must_use]
+    pub fn stack_start(&self) -> u64 {
+        self.program.stack_start
+    }
+
     /// Takes the program that runs now as the one to compare with, after its execution was handled.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use std::{
 use gotrace_common::Histogram;
 use serde_json::{Value as Json, json};
 
-use super::model::{Interval, Leak, Location, Resource, Site, Summary, Value};
+use super::model::{Interval, Leak, Location, Resource, Site, Summary, Suspected, Value};
 
 /// The schema of these lines.
 pub const SCHEMA: &str = "gotrace.attach/1";
@@ -96,6 +96,7 @@ fn state(interval: &Interval) -> Json {
         "probe_cost_share": interval.probe_cost_share,
         "leaks": interval.leaks.iter().map(leak).collect::<Vec<_>>(),
         "leaks_refuted": interval.leaks_refuted,
+        "suspects": interval.suspects.iter().map(suspected).collect::<Vec<_>>(),
         "sites": interval.sites.iter().map(|s| site(s, false)).collect::<Vec<_>>(),
     })
 }
@@ -137,6 +138,21 @@ fn leak(leak: &Leak) -> Json {
         "count": leak.count,
         "retained_bytes": leak.retained_bytes,
         "goids": leak.goids,
+    })
+}
+
+fn suspected(suspected: &Suspected) -> Json {
+    json!({
+        "verdict": suspected.verdict,
+        "entry": suspected.entry.is_known().then(|| location(&suspected.entry)),
+        "created_by": suspected.created_by.as_deref().map(location),
+        "waits_at": suspected.waits_at.as_deref().map(location),
+        "wait_reason": suspected.reason,
+        "count": suspected.count,
+        "growth_per_second": suspected.growth_per_second.map(|(low, high)| json!({ "low": low, "high": high })),
+        "standing_ns": suspected.standing_ns,
+        "goids": suspected.goids,
+        "why": suspected.why,
     })
 }
 

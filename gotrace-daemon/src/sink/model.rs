@@ -281,9 +281,19 @@ pub struct Interval {
     pub leaks: Vec<Leak>,
     /// Proofs that turned out wrong since attaching: gotrace's errors.
     pub leaks_refuted: u64,
+    /// Goroutines that may never finish, the worst first; without those of `leaks`.
+    pub suspects: Vec<Suspected>,
     /// Estimated cost of the probes as a share of the target's CPU time over the interval: hits times
     /// what calibration found for one. `None` when not known.
     pub probe_cost_share: Option<f64>,
+}
+
+impl Interval {
+    /// Goroutines that are proven to be leaked, and others that may be.
+    #[must_use]
+    pub fn leaked(&self) -> (u64, u64) {
+        (self.leaks.iter().map(|l| l.count).sum(), self.suspects.iter().map(|s| s.count).sum())
+    }
 }
 
 /// Goroutines of one creation site that wait at one place, of which it was proven that they can never run
@@ -303,6 +313,31 @@ pub struct Leak {
     /// Bytes of the heap that they alone keep alive; `None` where that was not found out.
     pub retained_bytes: Option<u64>,
     /// Their ids.
+    pub goids: Vec<u64>,
+}
+
+/// Goroutines of one creation site that wait at one place and may never finish, as far as looks tell.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Suspected {
+    /// `deadlock`, `growing`, `stuck` or `orphaned` ([`crate::leak::Verdict`]).
+    pub verdict: &'static str,
+    /// Their entry function.
+    pub entry: Arc<Location>,
+    /// The `go` statement; `None` when unknown.
+    pub created_by: Option<Arc<Location>>,
+    /// Where they wait: the first frame outside the runtime and the standard library's waiting primitives.
+    pub waits_at: Option<Arc<Location>>,
+    /// Go's own wait reason.
+    pub reason: Arc<str>,
+    /// How many.
+    pub count: u64,
+    /// How many more there are each second, a 95 % confidence interval; only for `growing`.
+    pub growth_per_second: Option<(f64, f64)>,
+    /// How long the one that stands longest has stood, at least.
+    pub standing_ns: u64,
+    /// What is known and what is not, in a sentence.
+    pub why: Arc<str>,
+    /// Ids of some, at most 16.
     pub goids: Vec<u64>,
 }
 

@@ -177,7 +177,7 @@ fn place(location: &Location) -> String {
     printable(&location.function).into_owned()
 }
 
-/// Goroutines that are proven to be leaked.
+/// Goroutines that are proven to be leaked, and those that are suspected.
 ///
 /// # Errors
 /// What the writer says.
@@ -200,6 +200,28 @@ pub fn leaks(out: &mut (impl Write + ?Sized), interval: &Interval) -> io::Result
     let more: u64 = interval.leaks.iter().skip(SITES).map(|l| l.count).sum();
     if more > 0 {
         writeln!(out, "  {more:>7} more can never run again (proven)")?;
+    }
+    for suspected in interval.suspects.iter().take(SITES) {
+        let at = match &suspected.waits_at {
+            Some(at) => format!(" in {}", made_at(Some(at))),
+            None => String::new(),
+        };
+        let growth = suspected
+            .growth_per_second
+            .map_or_else(String::new, |(low, high)| format!(", {low:.2} to {high:.2} more a second"));
+        writeln!(
+            out,
+            "  {:>7} may never finish ({})  {}  by {}: {}{at}{growth}",
+            suspected.count,
+            suspected.verdict,
+            place(&suspected.entry),
+            made_at(suspected.created_by.as_ref()),
+            suspected.reason,
+        )?;
+    }
+    let more: u64 = interval.suspects.iter().skip(SITES).map(|s| s.count).sum();
+    if more > 0 {
+        writeln!(out, "  {more:>7} more may never finish")?;
     }
     if interval.leaks_refuted > 0 {
         writeln!(out, "  {} proofs of leak were REFUTED: please report it", interval.leaks_refuted)?;
@@ -344,6 +366,7 @@ pub(super) mod tests {
             level: "waits",
             leaks: Vec::new(),
             leaks_refuted: 0,
+            suspects: Vec::new(),
             probe_cost_share: None,
         }
     }

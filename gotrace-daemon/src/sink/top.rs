@@ -40,6 +40,8 @@ pub struct Row {
     pub growth_per_second: f64,
     /// What most goroutines wait for, and how many; `None` where that is not known, or nobody waits.
     pub top_wait: Option<(String, u64)>,
+    /// Goroutines that are proven to be leaked, and others that may be.
+    pub leaked: (u64, u64),
     /// What the probes take of its CPU time.
     pub probe_cost_share: Option<f64>,
     /// Events lost since attaching.
@@ -67,6 +69,7 @@ impl Row {
             born_per_second: rate(*born as f64),
             growth_per_second: rate(*born as f64 - *died as f64),
             top_wait: top_wait.map(|(reason, count)| (reason.to_string(), *count)),
+            leaked: interval.leaked(),
             probe_cost_share: interval.probe_cost_share,
             lost: interval.lost.values().sum(),
         }
@@ -88,6 +91,7 @@ impl Row {
             format!("{:.1}", self.born_per_second),
             format!("{:+.1}", self.growth_per_second),
             dash(top_wait.as_ref().map(|(reason, count)| format!("{count} {reason}"))),
+            dash(leaked(self.leaked)),
             dash(self.probe_cost_share.map(|share| format!("{:.2}%", share * 100.0))),
             self.lost.to_string(),
         ]
@@ -95,10 +99,21 @@ impl Row {
 }
 
 /// Titles of the columns.
-pub const TITLES: [&str; 12] = [
-    "pid", "service", "place", "go", "engine", "level", "alive", "born/s", "growth/s", "top wait", "cost",
-    "lost",
+pub const TITLES: [&str; 13] = [
+    "pid", "service", "place", "go", "engine", "level", "alive", "born/s", "growth/s", "top wait", "leaked",
+    "cost", "lost",
 ];
+
+/// `3 proven, 12 suspected`; `None` where nobody is.
+#[must_use]
+pub fn leaked((proven, suspected): (u64, u64)) -> Option<String> {
+    match (proven, suspected) {
+        (0, 0) => None,
+        (proven, 0) => Some(format!("{proven} proven")),
+        (0, suspected) => Some(format!("{suspected} suspected")),
+        (proven, suspected) => Some(format!("{proven} proven, {suspected} suspected")),
+    }
+}
 
 fn place(resource: &Resource) -> Option<String> {
     let text = |name| resource.text(name).map(str::to_owned);
@@ -179,6 +194,8 @@ pub fn json(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
                 "born_per_second": row.born_per_second,
                 "growth_per_second": row.growth_per_second,
                 "top_wait": row.top_wait.as_ref().map(|(reason, count)| json!({ "reason": reason, "count": count })),
+                "leaks_proven": row.leaked.0,
+                "leak_suspects": row.leaked.1,
                 "probe_cost_share": row.probe_cost_share,
                 "lost": row.lost,
             })

@@ -60,6 +60,15 @@ pub struct References {
     pub complete: bool,
 }
 
+impl References {
+    /// What this and a later search agree on.
+    #[must_use]
+    pub fn agree(mut self, later: &Self) -> Self {
+        self.unheld.retain(|goid| later.unheld.binary_search(goid).is_ok());
+        Self { unheld: self.unheld, stacks: later.stacks.clone(), complete: self.complete && later.complete }
+    }
+}
+
 /// Addresses that are looked for, by address, and what is known of each.
 struct Search {
     sought: Vec<Reference>,

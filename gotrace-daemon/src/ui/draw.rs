@@ -94,6 +94,13 @@ fn header(frame: &mut Frame<'_>, area: Rect, state: &State) {
     if !header.cost.is_empty() {
         losses.push(Span::styled(format!("   probes about {} of its CPU", header.cost), dim(state)));
     }
+    if !header.leaked.is_empty() {
+        let mut alarm = Style::new().add_modifier(Modifier::BOLD);
+        if state.color {
+            alarm = alarm.fg(Color::Red);
+        }
+        losses.push(Span::styled(format!("   leaked {}", header.leaked), alarm));
+    }
     let mut lines = vec![
         Line::styled(header.process(width), bold),
         Line::from(vec![Span::styled(format!("alive {}", header.alive), bold), Span::raw(rates)]),

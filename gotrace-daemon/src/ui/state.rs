@@ -42,6 +42,8 @@ pub(super) struct Header {
     pub waiting: String,
     /// What the probes cost, as a share of the process's CPU time; empty while not known.
     pub cost: String,
+    /// Goroutines that are proven or suspected to be leaked; empty while there are none.
+    pub leaked: String,
 }
 
 impl Header {
@@ -141,6 +143,7 @@ pub(super) fn header(interval: &Interval, began_unix_nano: u64) -> Header {
             .join(", "),
         waiting: reasons(&interval.waiting, usize::MAX),
         cost: interval.probe_cost_share.map_or_else(String::new, format::share),
+        leaked: crate::sink::top::leaked(interval.leaked()).unwrap_or_default(),
     }
 }
 
@@ -271,6 +274,7 @@ pub(super) mod tests {
             level: "waits",
             leaks: Vec::new(),
             leaks_refuted: 0,
+            suspects: Vec::new(),
             probe_cost_share: Some(0.0042),
         }
     }

@@ -1,7 +1,7 @@
 //! Processes that execute another program.
 
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
-use gotrace_common::{ExecRecord, Header, kind};
+use gotrace_common::{ExecRecord, Header, flags, kind};
 
 use crate::{
     maps::{EVENTS, PROCESSES},
@@ -12,16 +12,28 @@ use crate::{
 #[unsafe(no_mangle)]
 static FOLLOW_ALL: u32 = 0;
 
-/// The process has a new memory image; the addresses of its probes are gone.
+/// The process has a new memory image: the addresses of its probes are gone, or, when it is of the same file,
+/// hit by another program's goroutines. A traced process is switched off, before its new program's first
+/// instruction, until user space says how that one is traced.
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn process_exec(_ctx: RawTracePointContext) -> i32 {
     let pid = current_pid();
     if pid == 0 {
         return 0;
     }
-    let process = match PROCESSES.get_ptr(pid) {
-        // SAFETY: the value of a preallocated map.
-        Some(config) => unsafe { (*config).process },
+    let process = match PROCESSES.get_ptr_mut(pid) {
+        Some(config) => {
+            // SAFETY: the value of a preallocated map. The process has this thread alone, so that no probe
+            // reads it meanwhile; what user space writes at the same time goes to another place.
+            unsafe {
+                if (*config).flags & flags::EXPECTS_EXECUTION != 0 {
+                    (*config).flags &= !flags::EXPECTS_EXECUTION;
+                } else {
+                    (*config).level = 0;
+                }
+                (*config).process
+            }
+        }
         // SAFETY: user space sets it before loading.
         None if unsafe { core::ptr::read_volatile(&FOLLOW_ALL) } != 0 => 0,
         None => return 0,

@@ -25,8 +25,8 @@ const RESIDENT_MIB: f64 = 60.0;
 const EVENTS_PER_SECOND: f64 = 2e6;
 /// Most bytes of the table for a live goroutine.
 const BYTES_PER_GOROUTINE: f64 = 200.0;
-/// Least spans a second.
-const SPANS_PER_SECOND: f64 = 150_000.0;
+/// Least spans a second, with four requests in flight.
+const SPANS_PER_SECOND: f64 = 200_000.0;
 
 /// From the start of gotrace until its probes are in place, and from Ctrl-C to its end.
 pub fn attach_and_detach(
@@ -162,12 +162,12 @@ fn json_lines(text: &str) -> Result<Vec<Value>> {
     text.lines().map(|l| serde_json::from_str(l).with_context(|| format!("a measurement: {l}"))).collect()
 }
 
-fn milliseconds(duration: Duration) -> f64 {
+pub fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
 /// Processor time of a process so far (`/proc/PID/stat`, fields 14 and 15, in ticks of 10 ms).
-fn cpu_seconds(pid: u32) -> Result<f64> {
+pub fn cpu_seconds(pid: u32) -> Result<f64> {
     let path = format!("/proc/{pid}/stat");
     let stat = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
     let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();

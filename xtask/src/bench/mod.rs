@@ -6,9 +6,12 @@
 //! `target/bench.json`. A bar that is missed is a line that says so, not a failure.
 
 mod agent;
+mod collector;
 mod cost;
+mod daemon;
 mod observer;
 mod process;
+mod proof;
 mod report;
 mod snapshot;
 
@@ -50,6 +53,12 @@ enum Part {
     Spans,
     /// Snapshots of up to a million goroutines
     Snapshot,
+    /// Passes of the proof of leaks over heaps of up to 4 GiB
+    Proof,
+    /// An OpenTelemetry Collector between gotrace and where spans go
+    Collector,
+    /// The node agent with 50 processes, and with 100 binaries
+    Daemon,
 }
 
 /// How much is measured.
@@ -73,6 +82,8 @@ struct Binaries {
     line: PathBuf,
     spans: PathBuf,
     snapshots: PathBuf,
+    proofs: PathBuf,
+    collector: PathBuf,
     program: PathBuf,
 }
 
@@ -116,6 +127,8 @@ pub fn main(options: &Options) -> Result<()> {
         line: release.join("bench-line"),
         spans: release.join("spans-rate"),
         snapshots: release.join("snapshot-rate"),
+        proofs: release.join("proof-rate"),
+        collector: release.join("collector-rate"),
         program: build_program(&target)?,
     };
     let mut report = Report::default();
@@ -147,6 +160,18 @@ pub fn main(options: &Options) -> Result<()> {
     if wanted(Part::Snapshot) {
         println!("snapshots beside the program's own profile");
         snapshot::measure(&binaries, extent, &target, &mut report)?;
+    }
+    if wanted(Part::Proof) {
+        println!("the proof of leaks beside the program's own");
+        proof::measure(&binaries, extent, &mut report)?;
+    }
+    if wanted(Part::Daemon) {
+        println!("the node agent");
+        daemon::measure(&binaries, extent, &target, &mut report)?;
+    }
+    if wanted(Part::Collector) {
+        println!("spans through an OpenTelemetry Collector");
+        collector::measure(&binaries, extent, &target, &mut report)?;
     }
     let path = target.join("bench.json");
     report.write(&path)?;

@@ -162,6 +162,22 @@ impl GoProgram {
         self.process.json().with_context(|| format!("when told {command:?}"))
     }
 
+    /// Gives it a command, and does not wait for the answer.
+    pub fn tell(&mut self, command: &str) -> Result<()> {
+        self.process.tell(command)
+    }
+
+    /// The answer to a command that was told.
+    pub fn answer(&self) -> Result<Value> {
+        self.process.json()
+    }
+
+    /// Lets it end.
+    pub fn end(mut self) -> Result<()> {
+        self.process.hush();
+        self.process.end().map(drop)
+    }
+
     /// Nanoseconds of processor time that one of `work` takes.
     pub fn sample(&mut self, work: Work, length: Duration) -> Result<f64> {
         let word = match work {

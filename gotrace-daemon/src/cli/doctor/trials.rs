@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 
 use super::{Check, host};
 use crate::{
-    kernel::{Error, preflight},
+    kernel::{self, Error, Way, preflight},
     level::Level,
     process::{ProcessError, Spawned},
 };
@@ -60,12 +60,14 @@ fn programs() -> (Vec<Check>, Option<Level>) {
         }
     };
     let mut checks = vec![Check::ok("eBPF object", "loaded, with its maps", "tracing state can be kept")];
+    let way = kernel::way();
+    checks.push(links(way));
     let uprobe = preflight::try_uprobe_on_self(&mut kernel);
     checks.push(check(
         "uprobe",
         "put one on gotrace itself; it counted every call",
         "the Go runtime's functions can be probed",
-        &["CAP_SYS_ADMIN", "CAP_PERFMON"],
+        if way.wants_admin() { &["CAP_SYS_ADMIN", "CAP_PERFMON"] } else { &["CAP_BPF", "CAP_PERFMON"] },
         &uprobe,
     ));
     // Its own kernel side: a program is loaded once.
@@ -114,6 +116,32 @@ fn programs() -> (Vec<Check>, Option<Level>) {
         ),
     });
     (checks, uprobe.ok().and_then(|()| level(&refused)))
+}
+
+/// How probes are put in place.
+fn links(way: &Way) -> Check {
+    let (why, refused) = match way {
+        Way::Links => {
+            return Check::ok(
+                "uprobe links",
+                "one on gotrace itself counted the calls of another thread (uprobe_multi)",
+                "probes take no CAP_SYS_ADMIN, and are removed side by side",
+            );
+        }
+        Way::PerfEvents { why, refused } => (why, *refused),
+    };
+    let remedy = if refused {
+        remedy(&["CAP_BPF", "CAP_PERFMON"], &Error::Permission { what: why.clone() })
+    } else {
+        "none needed; Linux has them since 6.6, and for all threads since 6.10".into()
+    };
+    Check::degraded(
+        "uprobe links",
+        why.clone(),
+        "probes are put in place by perf events instead: that takes CAP_SYS_ADMIN, and a tenth of a second for \
+         each to be removed",
+        remedy,
+    )
 }
 
 /// The most detailed level that does without the refused programs.

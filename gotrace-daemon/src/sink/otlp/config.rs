@@ -19,6 +19,17 @@ pub struct ExportConfig {
     /// Least time between two reports of a process's metrics; the last state is always reported.
     /// `None`: [`DEFAULT_METRIC_INTERVAL`].
     pub metric_interval: Option<Duration>,
+    /// Where what the collector does not take waits on disk; `None`: in memory alone.
+    pub spool: Option<SpoolConfig>,
+}
+
+/// A directory for what the collector does not take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpoolConfig {
+    /// The directory, of this gotrace alone; made when it is not there.
+    pub directory: PathBuf,
+    /// Bytes that its files may take, packed.
+    pub size: u64,
 }
 
 /// Time between two reports of metrics when nothing else is said.
@@ -125,6 +136,9 @@ pub enum Signal {
 }
 
 impl Signal {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 3] = [Self::Traces, Self::Metrics, Self::Logs];
+
     /// As messages name it.
     #[must_use]
     pub const fn name(self) -> &'static str {

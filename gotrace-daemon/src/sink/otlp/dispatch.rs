@@ -1,9 +1,13 @@
 //! Encoded requests to the collector: a bounded queue, a few requests at a time, repetition with
 //! back-off, and an account of what did not arrive.
 //!
-//! What waits is bounded by [`MAX_QUEUED_BYTES`], all signals together; a request that does not fit is
-//! refused at once and counted. Metrics go one after the other, so that a collector sees their time in
-//! order; of spans, [`IN_FLIGHT`] requests are under way at once.
+//! What waits in memory is bounded by [`MAX_QUEUED_BYTES`], all signals together; a request that does not
+//! fit is refused at once and counted. Metrics go one after the other, so that a collector sees their time
+//! in order; of spans, [`IN_FLIGHT`] requests are under way at once.
+//!
+//! With a spool a request that the collector does not take at its first try goes to disk, and with it all
+//! that comes until the spool is empty again; so do spans while half of the memory is used up. [`drain`]
+//! sends what is there.
 
 use std::{
     sync::{
@@ -14,22 +18,27 @@ use std::{
 };
 
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{Semaphore, mpsc, oneshot, watch},
     task::JoinSet,
 };
 
 use super::{
     batch::Request,
     config::Signal,
+    drain::drain,
     retry::{Answer, Backoff, PATIENCE},
+    spool::Spool,
     stats::{Account, Dropped},
     transport::Transport,
 };
 
-/// Encoded bytes that may wait or be under way.
+/// Encoded bytes that may wait in memory or be under way.
 pub const MAX_QUEUED_BYTES: usize = 32 << 20;
 /// Requests with spans under way at once.
 const IN_FLIGHT: usize = 4;
+
+/// Turns to a time when work has to end: what is to be kept on disk may take until then.
+pub(super) type Cancel = watch::Receiver<Option<tokio::time::Instant>>;
 
 /// The giving end for one signal.
 #[derive(Clone, Debug)]
@@ -38,23 +47,29 @@ pub(super) struct Outbox {
     requests: mpsc::UnboundedSender<Request>,
     queued_bytes: Arc<AtomicUsize>,
     account: Arc<Account>,
+    spool: Option<Spool>,
 }
 
 impl Outbox {
     /// Queues a request, or counts it as dropped. Never blocks.
     pub fn send(&self, request: Request) {
         let size = request.bytes.len();
-        let fits = self
-            .queued_bytes
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
-                (n + size <= MAX_QUEUED_BYTES).then_some(n + size)
-            })
-            .is_ok();
-        if !fits {
+        let queued = self.queued_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
+            (n + size <= MAX_QUEUED_BYTES).then_some(n + size)
+        });
+        let Ok(queued) = queued else {
             self.account.dropped(self.signal, Dropped::QueueFull, &request.resource, request.count);
             return;
-        }
-        if let Err(mpsc::error::SendError(request)) = self.requests.send(request) {
+        };
+        // Of metrics the order counts: the worker alone says which way they go.
+        let crowded = |spool: &Spool| queued > MAX_QUEUED_BYTES / 2 || spool.is_behind(self.signal);
+        let sent = match &self.spool {
+            Some(spool) if self.signal == Signal::Traces && crowded(spool) => {
+                spool.hand_over(self.signal, request, &self.requests)
+            }
+            _ => self.requests.send(request).map_err(|mpsc::error::SendError(request)| request),
+        };
+        if let Err(request) = sent {
             self.queued_bytes.fetch_sub(size, Ordering::Relaxed);
             self.account.dropped(self.signal, Dropped::Unreachable, &request.resource, request.count);
         }
@@ -62,13 +77,15 @@ impl Outbox {
 }
 
 /// Makes a queue for a signal and the future that works it off. The future ends when the outbox is
-/// dropped and all is sent, or when `cancel` turns true; what is left then is counted.
+/// dropped and all is sent, or when `cancel` turns; what is left in memory then is written to the spool, or
+/// counted.
 pub(super) fn dispatcher(
     signal: Signal,
     transport: Transport,
     queued_bytes: Arc<AtomicUsize>,
     account: Arc<Account>,
-    cancel: watch::Receiver<bool>,
+    cancel: Cancel,
+    spool: Option<Spool>,
 ) -> (Outbox, impl Future<Output = ()> + Send) {
     let (sender, receiver) = mpsc::unbounded_channel();
     let outbox = Outbox {
@@ -76,24 +93,39 @@ pub(super) fn dispatcher(
         requests: sender,
         queued_bytes: Arc::clone(&queued_bytes),
         account: Arc::clone(&account),
+        spool: spool.clone(),
     };
-    let worker = Worker { signal, transport, queued_bytes, account, cancel };
-    (outbox, worker.run(receiver))
+    let worker = Worker { signal, transport, queued_bytes, account, cancel, spool };
+    let work = async move {
+        let (tell, told) = oneshot::channel();
+        let drainer = worker.clone();
+        let memory = async {
+            worker.run(receiver).await;
+            let _ = tell.send(());
+        };
+        tokio::join!(memory, drain(drainer, told));
+    };
+    (outbox, work)
 }
 
 #[derive(Clone)]
-struct Worker {
-    signal: Signal,
-    transport: Transport,
+pub(super) struct Worker {
+    pub signal: Signal,
+    pub transport: Transport,
     queued_bytes: Arc<AtomicUsize>,
-    account: Arc<Account>,
-    cancel: watch::Receiver<bool>,
+    pub account: Arc<Account>,
+    pub cancel: Cancel,
+    pub spool: Option<Spool>,
 }
 
 impl Worker {
-    async fn run(self, mut requests: mpsc::UnboundedReceiver<Request>) {
-        let at_once = if self.signal == Signal::Traces { IN_FLIGHT } else { 1 };
-        let slots = Arc::new(Semaphore::new(at_once));
+    /// Requests that may be under way at once.
+    pub fn slots(&self) -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(if self.signal == Signal::Traces { IN_FLIGHT } else { 1 }))
+    }
+
+    async fn run(&self, mut requests: mpsc::UnboundedReceiver<Request>) {
+        let slots = self.slots();
         let mut cancel = self.cancel.clone();
         let mut under_way = JoinSet::new();
         loop {
@@ -103,7 +135,7 @@ impl Worker {
             };
             let (slot, request) = tokio::select! {
                 biased;
-                () = cancelled(&mut cancel) => break,
+                _ = cancelled(&mut cancel) => break,
                 next = next => next,
             };
             let Some(request) = request else { break };
@@ -116,63 +148,106 @@ impl Worker {
         }
         requests.close();
         while let Ok(request) = requests.try_recv() {
-            self.give_up(&request, Dropped::Unreachable);
+            self.keep(request).await;
         }
         while under_way.join_next().await.is_some() {}
     }
 
-    /// Sends one request until it is taken, refused, or patience is over.
+    /// Sends one request until it is taken, refused, on disk, or patience is over.
     async fn deliver(&self, request: Request) {
+        let mut request = request;
+        if self.spool.as_ref().is_some_and(|spool| spool.is_behind(self.signal)) {
+            request = match self.spool(request).await {
+                Ok(()) => return,
+                Err(request) => request,
+            };
+        }
         let begun = Instant::now();
         let mut backoff = Backoff::default();
         let mut cancel = self.cancel.clone();
-        let name = self.signal.name();
         loop {
             let answer = tokio::select! {
                 biased;
-                () = cancelled(&mut cancel) => {
-                    return self.give_up(&request, Dropped::Unreachable);
-                }
+                _ = cancelled(&mut cancel) => return self.keep(request).await,
                 answer = self.transport.send(request.bytes.clone()) => answer,
             };
-            let endpoint = self.transport.endpoint();
-            match answer {
-                Answer::Taken { rejected, message } => {
-                    let rejected = rejected.min(request.count);
-                    self.account.sent(self.signal, request.count - rejected);
+            match self.judge(answer, request.count) {
+                Verdict::Taken { rejected } => {
                     self.account.dropped(self.signal, Dropped::Rejected, &request.resource, rejected);
-                    if rejected > 0 {
-                        let text =
-                            format!("the collector {endpoint} rejected {rejected} of {name}: {message}");
-                        self.account.trouble("rejected", text);
-                    } else if !message.is_empty() {
-                        self.account.trouble("remark", format!("the collector {endpoint} says: {message}"));
-                    }
                     return self.release(&request);
                 }
-                Answer::Refused { message } => {
-                    let text = format!("the collector {endpoint} refuses {name}: {message}");
-                    self.account.trouble("refused", text);
-                    return self.give_up(&request, Dropped::Refused);
-                }
-                Answer::Again { after, message } => {
-                    let text = format!(
-                        "cannot send {name} to the collector {endpoint}: {message}; trying again, tracing goes on"
-                    );
-                    self.account.trouble("unreachable", text);
+                Verdict::Refused => return self.give_up(&request, Dropped::Refused),
+                Verdict::Again { after } => {
+                    request = match self.spool(request).await {
+                        Ok(()) => return,
+                        Err(request) => request,
+                    };
                     let wait = backoff.next(after, fastrand::f64());
                     if begun.elapsed() + wait > PATIENCE {
                         return self.give_up(&request, Dropped::Unreachable);
                     }
                     tokio::select! {
                         biased;
-                        () = cancelled(&mut cancel) => {
-                            return self.give_up(&request, Dropped::Unreachable);
-                        }
+                        _ = cancelled(&mut cancel) => return self.keep(request).await,
                         () = tokio::time::sleep(wait) => self.account.retried(),
                     }
                 }
             }
+        }
+    }
+
+    /// Counts and tells what an answer means, but for what was rejected or refused.
+    pub fn judge(&self, answer: Answer, count: u64) -> Verdict {
+        let (endpoint, name) = (self.transport.endpoint(), self.signal.name());
+        match answer {
+            Answer::Taken { rejected, message } => {
+                let rejected = rejected.min(count);
+                self.account.sent(self.signal, count - rejected);
+                if rejected > 0 {
+                    let text = format!("the collector {endpoint} rejected {rejected} of {name}: {message}");
+                    self.account.trouble("rejected", text);
+                } else if !message.is_empty() {
+                    self.account.trouble("remark", format!("the collector {endpoint} says: {message}"));
+                }
+                Verdict::Taken { rejected }
+            }
+            Answer::Refused { message } => {
+                self.account
+                    .trouble("refused", format!("the collector {endpoint} refuses {name}: {message}"));
+                Verdict::Refused
+            }
+            Answer::Again { after, message } => {
+                let kept = if self.spool.is_some() { " and keeping it on disk" } else { "" };
+                let text = format!(
+                    "cannot send {name} to the collector {endpoint}: {message}; trying again{kept}, tracing goes on"
+                );
+                self.account.trouble("unreachable", text);
+                Verdict::Again { after }
+            }
+        }
+    }
+
+    /// Writes a request to the spool; gives it back when there is none or it cannot be written.
+    async fn spool(&self, request: Request) -> Result<(), Request> {
+        match &self.spool {
+            Some(spool) => spool.push(self.signal, request).await,
+            None => Err(request),
+        }
+    }
+
+    /// Work has to end: what the disk can have it gets, the rest is counted.
+    async fn keep(&self, request: Request) {
+        let until = *self.cancel.borrow();
+        let (resource, count) = (Arc::clone(&request.resource), request.count);
+        let kept = match until {
+            Some(until) => tokio::time::timeout_at(until, self.spool(request)).await,
+            None => Ok(self.spool(request).await),
+        };
+        match kept {
+            Ok(Ok(())) => {}
+            Ok(Err(request)) => self.give_up(&request, Dropped::Unreachable),
+            // The disk hangs.
+            Err(_) => self.account.dropped(self.signal, Dropped::Unreachable, &resource, count),
         }
     }
 
@@ -186,9 +261,20 @@ impl Worker {
     }
 }
 
+/// What becomes of a request.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Verdict {
+    /// Taken, but for so many.
+    Taken { rejected: u64 },
+    /// Refused for good.
+    Refused,
+    /// Worth repeating, when the collector wants it.
+    Again { after: Option<std::time::Duration> },
+}
+
 /// Ends when cancelled; never when the other end is gone without saying so.
-async fn cancelled(cancel: &mut watch::Receiver<bool>) {
-    if cancel.wait_for(|c| *c).await.is_err() {
+pub(super) async fn cancelled(cancel: &mut Cancel) {
+    if cancel.wait_for(Option::is_some).await.is_err() {
         std::future::pending::<()>().await;
     }
 }

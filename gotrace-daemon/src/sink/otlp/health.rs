@@ -118,6 +118,28 @@ fn instruments(provider: &SdkMeterProvider, account: &Arc<Account>) {
             .with_callback(move |observer| observer.observe(value(&account.stats()), &[]))
             .build();
     }
+    let spool: [(&str, &str, &str, Total); 2] = [
+        ("gotrace.exporter.spool.size", "By", "Bytes that wait on disk for the collector.", |s| {
+            s.spool.as_ref().map_or(0, |spool| spool.bytes)
+        }),
+        ("gotrace.exporter.spool.spans", "{span}", "Spans that wait on disk for the collector.", |s| {
+            s.spool.as_ref().map_or(0, |spool| spool.spans)
+        }),
+    ];
+    for (name, unit, description, value) in spool {
+        let account = Arc::clone(account);
+        meter
+            .u64_observable_gauge(name)
+            .with_unit(unit)
+            .with_description(description)
+            .with_callback(move |observer| {
+                let stats = account.stats();
+                if stats.spool.is_some() {
+                    observer.observe(value(&stats), &[]);
+                }
+            })
+            .build();
+    }
     let dropped: [(&str, &str, &str, ByReason); 2] = [
         (
             "gotrace.exporter.spans.dropped",

@@ -28,7 +28,7 @@ use super::{
     histogram,
     series::{Admitted, LEAKS, MAX_NAMES, SiteKey},
 };
-use crate::sink::model::{Interval, Leak, Resource, Site};
+use crate::sink::model::{Interval, Leak, Resource, Site, Suspected};
 
 /// What has been reported so far, by process.
 #[derive(Debug)]
@@ -143,6 +143,7 @@ impl Report<'_> {
             level,
             leaks,
             leaks_refuted,
+            suspects,
             probe_cost_share,
         } = interval;
         self.up_down_counter(
@@ -185,6 +186,7 @@ impl Report<'_> {
             );
         }
         self.leaks(leaks, *leaks_refuted);
+        self.suspects(suspects);
         self.named(
             "gotrace.spans.dropped",
             "{span}",
@@ -271,6 +273,45 @@ impl Report<'_> {
             "gotrace.goroutine.lifetime",
             "From creation to exit, of goroutines that ended.",
             lifetimes,
+        );
+    }
+
+    /// Who may be leaked, the worst first.
+    fn suspects(&mut self, suspects: &[Suspected]) {
+        let (mut counts, mut growth) = (Vec::new(), Vec::new());
+        for suspected in suspects.iter().take(LEAKS) {
+            let mut attributes =
+                attributes(&Series::Site((Arc::clone(&suspected.entry), suspected.created_by.clone())));
+            attributes.push(convert::text("gotrace.wait.reason", &suspected.reason));
+            attributes.push(convert::text("gotrace.leak.verdict", suspected.verdict));
+            if let Some(at) = &suspected.waits_at {
+                convert::place(&mut attributes, &WAITS_AT, at);
+            }
+            if let Some((low, _)) = suspected.growth_per_second {
+                growth.push(NumberDataPoint {
+                    attributes: attributes.clone(),
+                    time_unix_nano: self.end,
+                    value: Some(number_data_point::Value::AsDouble(low)),
+                    ..Default::default()
+                });
+            }
+            counts.push(self.gauge_point(attributes, suspected.count));
+        }
+        if let Some(rest) = suspects.get(LEAKS..).filter(|rest| !rest.is_empty()) {
+            let count = rest.iter().map(|s| s.count).sum();
+            counts.push(self.gauge_point(vec![overflow_attribute()], count));
+        }
+        self.gauge(
+            "gotrace.leak.suspects",
+            "{goroutine}",
+            "Goroutines that may never finish, as far as looks tell.",
+            counts,
+        );
+        self.gauge(
+            "gotrace.leak.growth",
+            "{goroutine}/s",
+            "How many more of them there are each second, at least (95 %).",
+            growth,
         );
     }
 

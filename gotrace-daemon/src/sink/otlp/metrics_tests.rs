@@ -237,3 +237,46 @@ fn processes_that_ended_are_forgotten() {
     }
     assert_eq!(metrics.processes.len(), 1);
 }
+
+#[test]
+fn leaks_and_suspects_are_bounded_and_nobody_is_left_out_of_the_sum() {
+    use crate::sink::model::{Leak, Suspected};
+    let resource = samples::resource();
+    let mut interval = samples::interval(&resource, 0, Vec::new());
+    let sites = (0..500).map(|i| samples::site(&format!("main.f{i}"), 3, 1)).collect::<Vec<_>>();
+    for site in sites.iter().take(30) {
+        let (entry, created_by) = (Arc::clone(&site.entry), site.created_by.clone());
+        interval.leaks.push(Leak {
+            entry: Arc::clone(&entry),
+            created_by: created_by.clone(),
+            waits_at: None,
+            reason: "chan receive".into(),
+            count: 2,
+            retained_bytes: Some(10),
+            goids: vec![1, 2],
+        });
+        interval.suspects.push(Suspected {
+            verdict: "growing",
+            entry,
+            created_by,
+            waits_at: None,
+            reason: "chan send".into(),
+            count: 3,
+            growth_per_second: Some((0.5, 1.0)),
+            standing_ns: 1,
+            why: "why".into(),
+            goids: vec![3],
+        });
+    }
+    interval.sites = sites;
+    // `report` holds the sum of all series against their bound.
+    let got = report(&mut Metrics::new(Temporality::Cumulative), &interval, &[]);
+    let sum = |name: &str| numbers(&got[name]).iter().map(|(_, v)| v).sum::<i64>();
+    assert_eq!(sum("gotrace.leak.proven"), 60);
+    assert_eq!(sum("gotrace.leak.retained"), 300);
+    assert_eq!(sum("gotrace.leak.suspects"), 90);
+    let metric::Data::Gauge(growth) = got["gotrace.leak.growth"].data.as_ref().expect("data") else {
+        panic!("a gauge")
+    };
+    assert_eq!(growth.data_points[0].value, Some(number_data_point::Value::AsDouble(0.5)));
+}

@@ -3,10 +3,11 @@
 //!
 //! ```text
 //! pipeline ──spans, intervals──▶ lane ──▶ thread: batch, encode ──▶ queue ──▶ tasks: send, repeat
+//!                          │                                          └──▶ spool ──▶ tasks: send, repeat
 //!                          └───▶ lane ──▶ thread: JSON lines ──▶ file
 //! ```
 //!
-//! Every arrow is bounded ([`MAX_QUEUED_SPANS`], [`MAX_QUEUED_BYTES`]) and every loss is counted by why
+//! Every arrow is bounded ([`MAX_QUEUED_SPANS`], [`MAX_QUEUED_BYTES`], [`SpoolConfig`]) and every loss is counted by why
 //! and by process ([`ExportStats`]). Spans and process metrics are `opentelemetry-proto` messages sent
 //! by tonic or reqwest: the SDK knows one resource a provider, drops partial success on the floor and
 //! takes no finished histograms. gotrace's own health does go through the SDK (`health`).
@@ -16,6 +17,7 @@ mod collector;
 pub mod config;
 mod convert;
 mod dispatch;
+mod drain;
 mod encode;
 mod file;
 mod health;
@@ -29,6 +31,7 @@ mod retry;
 #[cfg(test)]
 pub(crate) mod samples;
 mod series;
+pub mod spool;
 mod stats;
 mod transport;
 
@@ -38,12 +41,12 @@ use std::{
     time::Duration,
 };
 
-pub use config::{ConfigError, Environment, ExportConfig, OtlpConfig, OtlpFlags, Temporality};
+pub use config::{ConfigError, Environment, ExportConfig, OtlpConfig, OtlpFlags, SpoolConfig, Temporality};
 pub use dispatch::MAX_QUEUED_BYTES;
 pub use health::SDK_LOG_TARGET;
 pub use lane::MAX_QUEUED_SPANS;
 pub use series::MAX_SERIES;
-pub use stats::{Dropped, ExportStats, WARNING_INTERVAL};
+pub use stats::{Dropped, ExportStats, SpoolStats, WARNING_INTERVAL};
 pub use transport::TransportError;
 
 use super::model::{Interval, LogRecord, Span};
@@ -55,6 +58,7 @@ use file::FileWriter;
 use health::Health;
 use lane::{Gauge, Giver};
 use pace::Pace;
+use spool::Spool;
 use stats::Account;
 use tokio::{
     sync::watch,
@@ -63,6 +67,9 @@ use tokio::{
 };
 use transport::Transport;
 
+/// Of the time for the end, what the disk has at most.
+const FOR_DISK: Duration = Duration::from_secs(1);
+
 /// Takes spans and intervals and exports them in the background.
 #[derive(Debug)]
 pub struct Exporter {
@@ -70,7 +77,8 @@ pub struct Exporter {
     collector: Option<Lane>,
     file: Option<Lane>,
     dispatchers: JoinSet<()>,
-    cancel: watch::Sender<bool>,
+    cancel: watch::Sender<Option<Instant>>,
+    spool: Option<Spool>,
     health: Option<Health>,
 }
 
@@ -110,15 +118,22 @@ impl Exporter {
     pub fn start(config: ExportConfig, runtime: &tokio::runtime::Handle) -> Result<Self, StartError> {
         let _entered = runtime.enter();
         let account = Arc::new(Account::default());
-        let (cancel, cancelled) = watch::channel(false);
+        let (cancel, cancelled) = watch::channel(None);
         let mut dispatchers = JoinSet::new();
-        let ExportConfig { otlp, file, temporality, metric_interval } = config;
+        let ExportConfig { otlp, file, temporality, metric_interval, spool } = config;
         let every = metric_interval.unwrap_or(DEFAULT_METRIC_INTERVAL);
         let mut health = None;
+        let queued_bytes = Arc::new(AtomicUsize::new(0));
+        let spool = match spool.filter(|_| otlp.is_some()) {
+            None => None,
+            Some(config) => Some(
+                Spool::start(config, Arc::clone(&queued_bytes), Arc::clone(&account))
+                    .map_err(StartError::Thread)?,
+            ),
+        };
         let collector = match otlp {
             None => None,
             Some(otlp) => {
-                let queued_bytes = Arc::new(AtomicUsize::new(0));
                 let mut outbox = |signal, config: &SignalConfig| -> Result<Outbox, StartError> {
                     let transport = Transport::new(signal, config)?;
                     if signal == Signal::Metrics && otlp.health {
@@ -130,6 +145,7 @@ impl Exporter {
                         Arc::clone(&queued_bytes),
                         Arc::clone(&account),
                         cancelled.clone(),
+                        spool.clone(),
                     );
                     dispatchers.spawn_on(work, runtime);
                     Ok(outbox)
@@ -156,7 +172,7 @@ impl Exporter {
                 Some(Lane::start("gotrace-export", move |lane| writer.run(lane))?)
             }
         };
-        Ok(Self { account, collector, file, dispatchers, cancel, health })
+        Ok(Self { account, collector, file, dispatchers, cancel, spool, health })
     }
 
     /// Takes finished spans. Never blocks; what does not fit is counted.
@@ -198,26 +214,33 @@ impl Exporter {
         self.account.stats()
     }
 
-    /// Flushes and ends; what is not out by the deadline is counted.
+    /// Flushes and ends; what is not out by the deadline is counted. With a spool the collector has a
+    /// little less, and the disk gets what it did not take.
     pub async fn shutdown(self, deadline: Duration) -> ExportStats {
-        let Self { account, collector, file, mut dispatchers, cancel, health } = self;
-        let deadline = Instant::now() + deadline;
+        let Self { account, collector, file, mut dispatchers, cancel, spool, health } = self;
+        let until = Instant::now() + deadline;
+        let for_disk = if spool.is_some() { (deadline / 5).min(FOR_DISK) } else { Duration::ZERO };
+        let network_until = until - for_disk;
         // Both lanes end at once, so that neither waits for the other.
         let lanes = [(collector, Dropped::Unreachable), (file, Dropped::FileError)]
             .map(|(lane, why)| lane.map(|lane| (lane.end(), why)));
         for ((ended, gauge), why) in lanes.into_iter().flatten() {
-            if timeout_at(deadline, ended).await.is_err() {
-                account.abandoned(why, gauge.spans() as u64);
+            if timeout_at(network_until, ended).await.is_err() {
+                account.lost(Signal::Traces, why, gauge.spans() as u64);
             }
         }
         let all = async { while dispatchers.join_next().await.is_some() {} };
-        if timeout_at(deadline, all).await.is_err() {
-            cancel.send_replace(true);
-            // Cancelled ones end at their next step; they count what they hold.
+        if timeout_at(network_until, all).await.is_err() {
+            cancel.send_replace(Some(until));
+            // Cancelled ones end at their next step; they keep or count what they hold.
             while dispatchers.join_next().await.is_some() {}
         }
+        if let Some(spool) = spool {
+            // A disk that hangs is left alone.
+            let _ = timeout_at(until, spool.close()).await;
+        }
         if let Some(health) = health {
-            health.end(deadline).await;
+            health.end(until).await;
         }
         account.stats()
     }

@@ -42,7 +42,7 @@ pub(crate) fn log(resource: &Arc<Resource>) -> LogRecord {
 }
 
 pub(crate) fn context(root: u64, goid: u64) -> SpanContext {
-    ProcessKey::new("boot", 7, 100).context(root, goid)
+    ProcessKey::new("boot", 7, 100, 0).context(root, goid)
 }
 
 pub(crate) fn goroutine(resource: &Arc<Resource>, goid: u64) -> Span {
@@ -163,6 +163,7 @@ pub(crate) fn interval(resource: &Arc<Resource>, seconds: u64, sites: Vec<Site>)
         level: "full",
         leaks: Vec::new(),
         leaks_refuted: 0,
+        suspects: Vec::new(),
         probe_cost_share: Some(0.0125),
     }
 }

@@ -15,9 +15,10 @@ pub const MAX_SERIES: usize = 200;
 pub(super) const MAX_NAMES: usize = 16;
 /// `go.goroutine.count`, `go.schedule.duration`, `gotrace.probe.cost`, engine and level; three metrics
 /// by name.
-/// The leaks that are proven, two metrics each with the one for what is beyond, and those refuted.
-const FIXED: usize = 5 + 3 * MAX_NAMES + 2 * (LEAKS + 1) + 1;
-/// Leaks of a process that have series of their own.
+/// The leaks that are proven and those that are suspected, two metrics each with the one for what is beyond,
+/// and those refuted.
+const FIXED: usize = 5 + 3 * MAX_NAMES + 4 * (LEAKS + 1) + 1;
+/// Leaks of a process that have series of their own, and as many suspected ones.
 pub(super) const LEAKS: usize = 8;
 /// Metrics by wait reason, and by creation site.
 const PER_REASON: usize = 2;

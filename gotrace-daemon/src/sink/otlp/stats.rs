@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -30,6 +31,10 @@ pub enum Dropped {
     Refused,
     /// No answer, or only errors worth repeating, until the patience or the deadline was over.
     Unreachable,
+    /// The spool on disk was full, and this the oldest.
+    SpoolFull,
+    /// A file of the spool was torn or changed.
+    SpoolDamaged,
     /// The file's writer was slower than the target.
     FileQueueFull,
     /// The file could not be written.
@@ -45,6 +50,8 @@ impl Dropped {
             Self::Rejected => "rejected",
             Self::Refused => "refused",
             Self::Unreachable => "unreachable",
+            Self::SpoolFull => "spool_full",
+            Self::SpoolDamaged => "spool_damaged",
             Self::FileQueueFull => "file_queue_full",
             Self::FileError => "file_error",
         }
@@ -78,8 +85,29 @@ pub struct ExportStats {
     pub retries: u64,
     /// The last trouble with the collector, for a status line; `None` when the last request went well.
     pub collector_trouble: Option<String>,
+    /// What waits on disk; `None` without a spool.
+    pub spool: Option<SpoolStats>,
     /// The file's first error. The command ends with exit code 1 when there is one.
     pub file_error: Option<String>,
+}
+
+/// What waits on disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SpoolStats {
+    /// Where.
+    pub directory: PathBuf,
+    /// Bytes that its files may take.
+    pub limit: u64,
+    /// Bytes that its files take.
+    pub bytes: u64,
+    /// Spans in it.
+    pub spans: u64,
+    /// Metric points in it.
+    pub points: u64,
+    /// Log records in it.
+    pub logs: u64,
+    /// Why it cannot be used at the moment.
+    pub trouble: Option<String>,
 }
 
 impl ExportStats {
@@ -149,11 +177,23 @@ impl Account {
         }
     }
 
-    /// Counts spans that were given up in a queue, of whatever process.
-    pub fn abandoned(&self, why: Dropped, count: u64) {
-        if count > 0 {
-            *self.lock().stats.spans_dropped.entry(why.name()).or_default() += count;
+    /// Counts spans, points or records that did not arrive, of a process that is not known any more.
+    pub fn lost(&self, signal: Signal, why: Dropped, count: u64) {
+        if count == 0 {
+            return;
         }
+        let stats = &mut self.lock().stats;
+        let by_why = match signal {
+            Signal::Traces => &mut stats.spans_dropped,
+            Signal::Metrics => &mut stats.points_dropped,
+            Signal::Logs => &mut stats.logs_dropped,
+        };
+        *by_why.entry(why.name()).or_default() += count;
+    }
+
+    /// What waits on disk now.
+    pub fn spool(&self, spool: SpoolStats) {
+        self.lock().stats.spool = Some(spool);
     }
 
     /// Counts a request that the collector took.
@@ -193,6 +233,12 @@ impl Account {
 
     /// Keeps trouble with the collector and warns of it, unless that was done a moment ago.
     pub fn trouble(&self, kind: &'static str, message: String) {
+        self.warn(kind, &message);
+        self.lock().stats.collector_trouble = Some(message);
+    }
+
+    /// Warns, unless that was done a moment ago.
+    pub fn warn(&self, kind: &'static str, message: &str) {
         let now = Instant::now();
         let mut inner = self.lock();
         let due = inner
@@ -203,7 +249,6 @@ impl Account {
             inner.last_warning.insert(kind, now);
             tracing::warn!("{message}");
         }
-        inner.stats.collector_trouble = Some(message);
     }
 }
 

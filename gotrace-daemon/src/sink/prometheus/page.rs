@@ -23,8 +23,8 @@ const BOUNDS: [(f64, &str); 6] =
     [(1e-5, "1e-05"), (1e-4, "0.0001"), (1e-3, "0.001"), (1e-2, "0.01"), (1e-1, "0.1"), (1.0, "1")];
 /// Series of a histogram: its buckets, the one without bound, sum and count.
 const PER_HISTOGRAM: usize = BOUNDS.len() + 3;
-/// Leaks of a process that are told apart.
-const LEAKS: usize = 8;
+/// Leaks of a process that are told apart, and as many suspected ones.
+const LEAKS: usize = 5;
 /// Kinds of events and losses that are told apart.
 const KINDS: usize = 12;
 
@@ -35,7 +35,7 @@ const MOST: usize = 6
     + 2 * KINDS
     + 2
     + 3 * PER_HISTOGRAM
-    + 2 * (LEAKS + 1)
+    + 4 * (LEAKS + 1)
     + 1;
 const _: () = assert!(MOST <= MAX_SERIES, "the bound holds by construction");
 
@@ -300,22 +300,19 @@ impl Page {
             ("gotrace_leak_proven", "Goroutines that can never run again, as proven from the heap.");
         const RETAINED: (&str, &str) =
             ("gotrace_leak_retained_bytes", "Heap that leaked goroutines alone keep alive.");
-        let Interval { leaks, leaks_refuted, .. } = interval;
+        const SUSPECTS: (&str, &str) =
+            ("gotrace_leak_suspects", "Goroutines that may never finish, as far as looks tell.");
+        const GROWTH: (&str, &str) = (
+            "gotrace_leak_growth_per_second",
+            "How many more of them there are each second, at least (95 %).",
+        );
+        let Interval { leaks, leaks_refuted, suspects, .. } = interval;
         for leak in leaks.iter().take(LEAKS) {
-            let mut labels = format!(
-                "{process}{},gotrace_wait_reason=\"{}\"",
-                site_labels(&leak.entry, leak.created_by.as_deref()),
-                escape(&leak.reason)
+            let labels = leak_labels(
+                process,
+                (&leak.entry, leak.created_by.as_deref(), leak.waits_at.as_deref()),
+                &leak.reason,
             );
-            if let Some(at) = &leak.waits_at {
-                let _ = write!(
-                    labels,
-                    ",gotrace_wait_function_name=\"{}\",gotrace_wait_file_path=\"{}\",gotrace_wait_line_number=\"{}\"",
-                    escape(&at.function),
-                    escape(&at.file),
-                    at.line
-                );
-            }
             self.gauge(PROVEN.0, PROVEN.1, &labels, leak.count as f64);
             if let Some(bytes) = leak.retained_bytes {
                 self.gauge(RETAINED.0, RETAINED.1, &labels, bytes as f64);
@@ -326,6 +323,22 @@ impl Page {
             let bytes: u64 = rest.iter().filter_map(|l| l.retained_bytes).sum();
             self.gauge(PROVEN.0, PROVEN.1, &overflow(process), count as f64);
             self.gauge(RETAINED.0, RETAINED.1, &overflow(process), bytes as f64);
+        }
+        for suspected in suspects.iter().take(LEAKS) {
+            let mut labels = leak_labels(
+                process,
+                (&suspected.entry, suspected.created_by.as_deref(), suspected.waits_at.as_deref()),
+                &suspected.reason,
+            );
+            let _ = write!(labels, ",gotrace_leak_verdict=\"{}\"", suspected.verdict);
+            self.gauge(SUSPECTS.0, SUSPECTS.1, &labels, suspected.count as f64);
+            if let Some((low, _)) = suspected.growth_per_second {
+                self.gauge(GROWTH.0, GROWTH.1, &labels, low);
+            }
+        }
+        if let Some(rest) = suspects.get(LEAKS..).filter(|rest| !rest.is_empty()) {
+            let count: u64 = rest.iter().map(|s| s.count).sum();
+            self.gauge(SUSPECTS.0, SUSPECTS.1, &overflow(process), count as f64);
         }
         if *leaks_refuted > 0 {
             self.counter(
@@ -378,6 +391,24 @@ impl Page {
         ] {
             self.counter(name, help, "", value);
         }
+        if let Some(spool) = &export.spool {
+            for (name, help, value) in [
+                (
+                    "gotrace_exporter_spool_size_bytes",
+                    "Bytes that wait on disk for the collector.",
+                    spool.bytes,
+                ),
+                ("gotrace_exporter_spool_limit_bytes", "Bytes that may wait on disk.", spool.limit),
+                ("gotrace_exporter_spool_spans", "Spans that wait on disk.", spool.spans),
+                (
+                    "gotrace_exporter_spool_usable",
+                    "1 while the spool's directory can be used.",
+                    u64::from(spool.trouble.is_none()),
+                ),
+            ] {
+                self.gauge(name, help, "", value as f64);
+            }
+        }
         for (why, count) in &export.spans_dropped {
             self.counter(
                 "gotrace_exporter_spans_dropped_total",
@@ -417,6 +448,25 @@ fn target_info(resource: &Resource, process: &str) -> String {
             Value::Int(number) => write!(labels, ",{name}=\"{number}\""),
             Value::List(_) => Ok(()),
         };
+    }
+    labels
+}
+
+fn leak_labels(
+    process: &str,
+    (entry, created_by, waits_at): (&Location, Option<&Location>, Option<&Location>),
+    reason: &str,
+) -> String {
+    let mut labels =
+        format!("{process}{},gotrace_wait_reason=\"{}\"", site_labels(entry, created_by), escape(reason));
+    if let Some(at) = waits_at {
+        let _ = write!(
+            labels,
+            ",gotrace_wait_function_name=\"{}\",gotrace_wait_file_path=\"{}\",gotrace_wait_line_number=\"{}\"",
+            escape(&at.function),
+            escape(&at.file),
+            at.line
+        );
     }
     labels
 }

@@ -1,0 +1,261 @@
+//! The spool's directory: segments in the order of their numbers, a queue of them for each signal, bounded
+//! all together.
+//!
+//! Files are `NUMBER.SIGNAL`; `lock` is locked by the gotrace whose directory it is. When there is no room
+//! the oldest segment goes, of the signal that takes the most. Refuses a directory that another gotrace has.
+
+use std::{
+    collections::VecDeque,
+    fs::{self, DirBuilder, File, OpenOptions},
+    io,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use bytes::Bytes;
+use rustix::fs::{FlockOperation, flock};
+
+use super::segment::{MAGIC, Next, Packed, Segment};
+use crate::sink::otlp::{config::Signal, stats::Dropped};
+
+/// Segments that a full spool has, and how large they are at least and at most.
+const SEGMENTS: u64 = 16;
+const SMALLEST: u64 = 256 << 10;
+const LARGEST: u64 = 16 << 20;
+
+/// Something that will not be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Lost {
+    pub signal: Signal,
+    pub why: Dropped,
+    /// Whose it was, where this gotrace wrote it.
+    pub process: Option<u64>,
+    /// Spans, points or records.
+    pub count: u64,
+}
+
+/// Tells one record from others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::sink::otlp) struct Ticket {
+    signal: Signal,
+    sequence: u64,
+    at: u64,
+}
+
+/// A request out of the spool.
+#[derive(Debug)]
+pub(in crate::sink::otlp) struct Record {
+    pub ticket: Ticket,
+    pub count: u64,
+    pub process: Option<u64>,
+    pub bytes: Bytes,
+    /// Whether its file is gone: then nobody else counts what becomes of it.
+    pub gone: Arc<AtomicBool>,
+}
+
+/// The directory, open.
+#[derive(Debug)]
+pub(super) struct Store {
+    directory: PathBuf,
+    /// Locked while it is open.
+    _lock: File,
+    limit: u64,
+    next: u64,
+    bytes: u64,
+    queues: [VecDeque<Segment>; Signal::ALL.len()],
+}
+
+impl Store {
+    /// Opens a directory, and makes it where there is none. What others left in it comes first.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::ResourceBusy`] when another gotrace has it; else what the system says.
+    pub fn open(directory: &Path, limit: u64, lost: &mut dyn FnMut(Lost)) -> io::Result<Self> {
+        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        let lock = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(directory.join("lock"))?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
+            if error == rustix::io::Errno::WOULDBLOCK {
+                io::Error::new(io::ErrorKind::ResourceBusy, "another gotrace has it")
+            } else {
+                error.into()
+            }
+        })?;
+        let mut this = Self {
+            directory: directory.to_owned(),
+            _lock: lock,
+            limit,
+            next: 1,
+            bytes: 0,
+            queues: Default::default(),
+        };
+        let mut found: Vec<(u64, Signal, PathBuf)> = fs::read_dir(directory)?
+            .filter_map(Result::ok)
+            .filter_map(|entry| {
+                let name = entry.file_name();
+                let (number, signal) = name.to_str()?.split_once('.')?;
+                let signal = Signal::ALL.into_iter().find(|s| s.name() == signal)?;
+                Some((number.parse().ok()?, signal, entry.path()))
+            })
+            .collect();
+        found.sort_unstable_by_key(|(number, ..)| *number);
+        for (number, signal, path) in found {
+            this.next = number.saturating_add(1);
+            match Segment::open(&path, number) {
+                Ok((segment, torn)) => {
+                    if torn > 0 {
+                        lost(Lost { signal, why: Dropped::SpoolDamaged, process: None, count: torn });
+                    }
+                    this.bytes += segment.size;
+                    this.queues[signal as usize].push_back(segment);
+                    this.tidy(signal);
+                }
+                Err(error) => {
+                    tracing::warn!("{} is left alone: {error}", path.display());
+                }
+            }
+        }
+        this.make_room(0, lost);
+        Ok(this)
+    }
+
+    /// Adds a request.
+    ///
+    /// # Errors
+    /// When it cannot be written; the spool is as it was, but for room that was made.
+    pub fn push(
+        &mut self,
+        signal: Signal,
+        process: u64,
+        count: u64,
+        request: &[u8],
+        lost: &mut dyn FnMut(Lost),
+    ) -> io::Result<()> {
+        let record = Packed::new(process, count, request)?;
+        let needed = record.length() + MAGIC.len() as u64;
+        if needed > self.limit {
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, "a request larger than the spool"));
+        }
+        self.make_room(needed, lost);
+        let longest = (self.limit / SEGMENTS).clamp(SMALLEST, LARGEST);
+        let queue = &mut self.queues[signal as usize];
+        let fits = queue.back().is_some_and(|s| s.own && s.size + record.length() <= longest);
+        if !fits {
+            if let Some(full) = queue.back().filter(|s| s.own) {
+                full.sync()?;
+            }
+            let path = self.directory.join(format!("{:020}.{}", self.next, signal.name()));
+            let segment = Segment::create(path, self.next)?;
+            self.next += 1;
+            self.bytes += segment.size;
+            queue.push_back(segment);
+        }
+        if let Some(segment) = queue.back_mut() {
+            match segment.append(&record, count) {
+                Ok(()) => self.bytes += record.length(),
+                Err(error) => {
+                    self.tidy(signal);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the oldest until so many more bytes fit.
+    fn make_room(&mut self, needed: u64, lost: &mut dyn FnMut(Lost)) {
+        while self.bytes + needed > self.limit {
+            let size = |queue: &VecDeque<Segment>| queue.iter().map(|s| s.size).sum::<u64>();
+            let most = Signal::ALL.into_iter().max_by_key(|signal| size(&self.queues[*signal as usize]));
+            let Some(signal) = most else { return };
+            let Some(oldest) = self.queues[signal as usize].pop_front() else { return };
+            for (process, count) in oldest.left() {
+                let process = oldest.own.then_some(process);
+                lost(Lost { signal, why: Dropped::SpoolFull, process, count });
+            }
+            self.remove(oldest);
+        }
+    }
+
+    fn remove(&mut self, segment: Segment) {
+        self.bytes = self.bytes.saturating_sub(segment.size);
+        if let Err(error) = segment.remove() {
+            tracing::debug!(%error, "a file of the spool");
+        }
+    }
+
+    /// The oldest of a signal that waits and is not under way.
+    pub fn take(&mut self, signal: Signal, lost: &mut dyn FnMut(Lost)) -> Option<Record> {
+        for index in 0..self.queues[signal as usize].len() {
+            while let Some(segment) = self.queues[signal as usize].get_mut(index) {
+                let own = segment.own;
+                match segment.take() {
+                    Next::End => break,
+                    Next::Damaged(count) => {
+                        lost(Lost { signal, why: Dropped::SpoolDamaged, process: None, count });
+                    }
+                    Next::Record(at, head, bytes) => {
+                        return Some(Record {
+                            ticket: Ticket { signal, sequence: segment.sequence, at },
+                            count: head.count.into(),
+                            process: own.then_some(head.process),
+                            bytes,
+                            gone: Arc::clone(&segment.gone),
+                        });
+                    }
+                }
+            }
+        }
+        self.tidy(signal);
+        None
+    }
+
+    /// A record is not needed any more.
+    pub fn done(&mut self, ticket: Ticket) {
+        let Ticket { signal, sequence, at } = ticket;
+        if let Some(segment) = self.queues[signal as usize].iter_mut().find(|s| s.sequence == sequence) {
+            segment.done(at);
+        }
+        self.tidy(signal);
+    }
+
+    /// Removes files in which nothing waits any more.
+    fn tidy(&mut self, signal: Signal) {
+        let queue = &mut self.queues[signal as usize];
+        if queue.iter().all(|s| s.records > 0) {
+            return;
+        }
+        let (empty, rest): (Vec<_>, Vec<_>) = std::mem::take(queue).into_iter().partition(|s| s.records == 0);
+        *queue = rest.into();
+        empty.into_iter().for_each(|segment| self.remove(segment));
+    }
+
+    /// Spans, points or records of a signal that are not done.
+    pub fn items(&self, signal: Signal) -> u64 {
+        self.queues[signal as usize].iter().map(|s| s.items).sum()
+    }
+
+    /// Whether any of a signal is not done.
+    pub fn holds(&self, signal: Signal) -> bool {
+        self.queues[signal as usize].iter().any(|s| s.records > 0)
+    }
+
+    /// Bytes of all files.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Sees to it that the disk has all of it.
+    pub fn sync(&self) {
+        for segment in self.queues.iter().flatten().filter(|s| s.own) {
+            if let Err(error) = segment.sync() {
+                tracing::warn!("{}: {error}", self.directory.display());
+            }
+        }
+    }
+}
