@@ -284,10 +284,17 @@ fn what_is_skipped_leads_nowhere_until_it_is_let_run() {
 fn pointers_to_free_objects_mean_nothing_until_they_are_handed_out() {
     let (mut ram, module) = process(&[(1, 64, false)]);
     let at = |n: u64| HEAP + n * 64;
+    // 5, 8 and 9 are free at first, and at last 5 and 8 are handed out, and lead on.
     ram.set(at(5), at(6));
+    ram.set(at(6), at(8));
+    ram.set(at(8), at(10));
+    ram.set(at(10), at(9));
+    ram.set(at(9), at(11));
     let table = Table::new(&read(&ram, &module).objects).expect("a heap");
     let free = Bits::new(table.objects);
-    free.set(5);
+    for n in [5, 8, 9] {
+        free.set(n);
+    }
     let marker = Marker::new(table, &free, 0);
     marker.word(at(5));
     marker.word(at(7));
@@ -295,9 +302,11 @@ fn pointers_to_free_objects_mean_nothing_until_they_are_handed_out() {
     assert!(!marker.is_reached(at(6)) && marker.is_reached(at(7)));
     assert!(marker.is_reached(at(5)), "nobody waits on what is free: it was not read well");
     let now = Bits::new(128);
+    now.set(9);
     assert_eq!(marker.settle_free(&now), 1);
     marker.drain(&ram).expect("reads");
-    assert!(marker.is_reached(at(6)));
+    assert!(marker.is_reached(at(6)) && marker.is_reached(at(10)), "through others that were free at first");
+    assert!(!marker.is_reached(at(11)));
 }
 
 #[test]
