@@ -9,6 +9,8 @@ mod budget;
 mod config;
 mod cost;
 mod error;
+mod keeping;
+mod memory;
 mod node;
 mod probes;
 mod programs;
@@ -50,6 +52,7 @@ pub use scout::Counts;
 pub use suspicions::SuspicionPace;
 pub use traced::Traced;
 
+use keeping::Keeping;
 use node::Node;
 use probes::Probes;
 use programs::Programs;
@@ -92,6 +95,7 @@ pub struct Line {
     /// `None` unless all of the node is traced.
     node: Option<Node>,
     spending: Spending,
+    keeping: Keeping,
     /// Records that the last reading of the ring gave.
     drained: usize,
     /// Records that could not be decoded, or are of no process that is traced.
@@ -143,6 +147,7 @@ impl Line {
             provers: provers.map_err(LineError::Ring)?,
             node: None,
             spending: Spending::default(),
+            keeping: Keeping::default(),
             drained: 0,
             undecodable: 0,
             stray: 0,

@@ -304,6 +304,16 @@ impl Daemon {
         unsafe { libc::kill(self.child.id().cast_signed(), signal) };
     }
 
+    /// Ends it at once, without a word to it.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
     /// Has it end, as a system service is ended; how it did, how long that took, and all that it said.
     ///
     /// # Errors

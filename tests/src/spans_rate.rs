@@ -122,6 +122,7 @@ pub fn interval(resource: &Arc<Resource>) -> Interval {
         snapshots: Histogram::default(),
         engine: "events",
         level: "waits",
+        level_reason: None,
         leaks: Vec::new(),
         leaks_refuted: 0,
         suspects: Vec::new(),

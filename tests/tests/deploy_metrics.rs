@@ -14,7 +14,7 @@ use std::{
 
 use gotrace::sink::{
     model::{Interval, Leak, Location, Resource, Site, Suspected, Value as Attribute},
-    otlp::ExportStats,
+    otlp::{ExportStats, SpoolStats},
     prometheus::{Agent, Board},
 };
 use gotrace_common::Histogram;
@@ -149,6 +149,7 @@ fn page() -> String {
         snapshots: histogram(1_000_000),
         engine: "events",
         level: "waits",
+        level_reason: None,
         leaks: vec![Leak {
             entry: named("main.worker"),
             created_by: Some(named("main.main")),
@@ -176,8 +177,13 @@ fn page() -> String {
     let agent = Agent {
         processes: [("events", 1)].into(),
         totals: vec![("gotrace_level_changes_total", "Changes of a process's level.", 2)],
+        gauges: vec![("gotrace_memory_kept_bytes", "Bytes kept of all processes.", 2)],
         probed_files: 1,
-        export: Some(ExportStats { spans_dropped: [("queue_full", 1)].into(), ..ExportStats::default() }),
+        export: Some(ExportStats {
+            spans_dropped: [("queue_full", 1)].into(),
+            spool: Some(SpoolStats::default()),
+            ..ExportStats::default()
+        }),
         cpu_seconds: 1.5,
         resident_bytes: 1 << 20,
     };

@@ -257,8 +257,18 @@ struct Own {
 
 impl Watched for Own {
     fn agent(&self) -> Agent {
-        let NodeState { traced, sampled, without_room, places, ended, level_changes, looked_at } =
-            self.control.state();
+        let NodeState {
+            traced,
+            sampled,
+            without_room,
+            places,
+            ended,
+            level_changes,
+            cramped,
+            kept_bytes,
+            kept_limit,
+            looked_at,
+        } = self.control.state();
         let (cpu_seconds, resident_bytes) = own_usage();
         Agent {
             processes: [("events", traced.saturating_sub(sampled)), ("snapshot", sampled)].into(),
@@ -281,9 +291,18 @@ impl Watched for Own {
                 ),
                 (
                     "gotrace_level_changes_total",
-                    "Changes of levels, to keep within the budget.",
+                    "Changes of levels, to keep within budget and memory.",
                     level_changes,
                 ),
+            ],
+            gauges: vec![
+                (
+                    "gotrace_processes_without_memory",
+                    "Processes traced by snapshots for want of memory.",
+                    cramped,
+                ),
+                ("gotrace_memory_kept_bytes", "Bytes that what is kept of all processes takes.", kept_bytes),
+                ("gotrace_memory_limit_bytes", "Bytes that it may take.", kept_limit),
             ],
             probed_files: places,
             export: self.exporter.as_ref().map(|e| e.stats()),

@@ -54,6 +54,7 @@ impl TraceArgs {
             follow: if follow_children { Follow::Descendants } else { Follow::Nobody },
             processes: if follow_children { 64 } else { 2 },
             goroutines_each: usize::MAX,
+            memory: u64::MAX,
             budget: None,
             resource: ResourceOptions { command_args: self.resource_command_args },
             kernel_log_level: self.kernel_log,

@@ -33,7 +33,7 @@ use values::{Bytes, Rate, Share, Size, Span, text};
 /// Largest configuration file.
 const MAX_BYTES: u64 = 1 << 20;
 /// What the spool may take when nothing is said.
-const DEFAULT_SPOOL: u64 = 256 << 20;
+const DEFAULT_SPOOL: u64 = 512 << 20;
 
 /// The whole file.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
@@ -183,6 +183,8 @@ pub struct Limits {
     pub processes: u32,
     /// Goroutines that are kept of one process at once, some 200 bytes each.
     pub goroutines_per_process: usize,
+    /// Bytes that what is kept of all processes may take; beyond, the least interesting are traced by snapshots.
+    pub memory: Size,
     /// Goroutines of all processes that the kernel side keeps waits of at once, 160 bytes each.
     pub max_goroutines: u32,
     /// Time between two looks at where everybody stands, which tell who may never finish; 0 for none.
@@ -204,6 +206,7 @@ impl Default for Limits {
             budget: Share(Some(0.01)),
             processes: 64,
             goroutines_per_process: 200_000,
+            memory: Size(64 << 20),
             max_goroutines: 1 << 17,
             suspect_every: Span(Duration::from_secs(60)),
             prove_after: Span(Duration::from_secs(600)),
@@ -268,7 +271,7 @@ pub struct Otlp {
 pub struct Spool {
     /// A directory of this gotrace alone, made when it is not there; without one what waits is in memory.
     pub directory: Option<PathBuf>,
-    /// Bytes that it may take; 256M when nothing is said. What waits is packed.
+    /// Bytes that it may take; 512M when nothing is said. What waits is packed.
     pub size: Option<Size>,
 }
 
@@ -378,6 +381,8 @@ impl Config {
         within("kernel_log", trace.kernel_log.into(), 0, 5)?;
         within("processes", limits.processes.into(), 1, 4096)?;
         within("goroutines_per_process", limits.goroutines_per_process as u64, 1000, 1 << 26)?;
+        within("memory", limits.memory.0 >> 20, 8, 1 << 20)
+            .map_err(|(field, _)| (field, "memory must be from 8M to 1024G".into()))?;
         within("proof_rest", limits.proof_rest.into(), 1, 1000)?;
         within("max_goroutines", limits.max_goroutines.into(), 1, 1 << 24)?;
         if trace.interval.0 < Duration::from_millis(100) || trace.interval.0 > Duration::from_secs(3600) {
@@ -448,6 +453,7 @@ impl Config {
             follow: Follow::Node,
             processes: limits.processes,
             goroutines_each: limits.goroutines_per_process,
+            memory: limits.memory.0,
             budget: limits.budget.0.map(Budget::of_share),
             resource: ResourceOptions { command_args: spans.resource_command_args },
             kernel_log_level: trace.kernel_log,

@@ -53,6 +53,11 @@ impl Word {
         if self.get() == 0 { 0 } else { self.0.swap(0, SeqCst) }
     }
 
+    /// Takes all out but these.
+    pub fn keep(&self, bits: u64) {
+        self.0.fetch_and(bits, SeqCst);
+    }
+
     /// Adds several.
     pub fn add(&self, bits: u64) {
         self.0.fetch_or(bits, SeqCst);

@@ -180,18 +180,19 @@ impl Marker {
     }
 
     /// Objects that looked free when something looked like a pointer to them are looked at again: those that
-    /// are not free by `now` are reached. Gives their number.
+    /// are not free by `now` are reached. From here on only those are free that are free now as well: what was handed
+    /// out meanwhile may lead to more of the kind. Gives the number of those reached.
     pub fn settle_free(&self, now: &Bits) -> u64 {
         let mut used = 0;
         for (n, entry) in self.table.entries.iter().enumerate() {
             for w in entry.words() {
                 let Some(group) = self.groups.get(w) else { continue };
                 let mut bits = group.doubted.get() & !now.word(w);
+                group.free.keep(now.word(w));
                 while bits != 0 {
                     let index = ((w - entry.words().start) * 64) as u32 + bits.trailing_zeros();
                     bits &= bits - 1;
                     let number = entry.first + u64::from(index);
-                    group.free.clear(number);
                     group.doubted.clear(number);
                     if group.marks.set(number) {
                         self.reopen(Place { entry: n as u32, index });

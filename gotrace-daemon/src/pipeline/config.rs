@@ -61,6 +61,8 @@ pub struct LineConfig {
     /// Goroutines that are kept of one process at once, some 200 bytes each; births beyond are counted as
     /// lost.
     pub goroutines_each: usize,
+    /// Bytes that what is kept of all processes may take on a node.
+    pub memory: u64,
     /// What probes may take of a process's CPU time, on a node; `None` for as much as they take.
     pub budget: Option<Budget>,
     /// What to put into the resource.

@@ -124,6 +124,12 @@ pub struct NodeState {
     pub ended: u64,
     /// Changes of levels, made to keep within the budget.
     pub level_changes: u64,
+    /// Processes that are traced by snapshots for want of memory.
+    pub cramped: u64,
+    /// Bytes that what is kept of all processes takes, and may take.
+    pub kept_bytes: u64,
+    /// See there.
+    pub kept_limit: u64,
     /// What the scout has looked at.
     pub looked_at: Counts,
 }
@@ -195,7 +201,10 @@ impl Line {
             without_room,
             places: self.probes.as_ref().map_or(0, |p| p.places() as u64),
             ended,
-            level_changes: self.spending.changes,
+            level_changes: self.spending.changes + self.keeping.changes,
+            cramped: self.keeping.cramped(),
+            kept_bytes: self.keeping.bytes,
+            kept_limit: self.config.memory,
             looked_at,
         }
     }
@@ -242,6 +251,7 @@ impl Line {
         }
         self.show(now);
         self.tend_budget(now);
+        self.tend_memory(now);
         if let Some(probes) = &mut self.probes {
             probes.clean(now);
         }
@@ -280,12 +290,16 @@ impl Line {
                 "traced by snapshots: as many processes have probes as there is room for (processes)"
             );
             traced.become_sampled();
+            traced.lowered = Some("room");
         }
         // Those that run the same file have its probes at this step.
         match step {
             Some(Step::Snapshot) if slot.is_some() => traced.become_sampled(),
             Some(Step::Probes(level)) => traced.level = level,
             _ => {}
+        }
+        if slot.is_some() && traced.step() != Step::Probes(self.config.level) {
+            traced.lowered = Some("budget");
         }
         if let (Some(probes), Some(slot), false) = (&mut self.probes, slot, traced.is_sampled())
             && let Err(error) = probes.put_in_place(&mut traced)
@@ -382,7 +396,8 @@ impl Line {
         }
         if anew {
             self.spending = Spending::default();
-            let pids: Vec<u32> = self.traced.iter().filter(|t| t.slot.is_some()).map(Traced::pid).collect();
+            let anew = self.traced.iter().filter(|t| t.slot.is_some() && !t.cramped);
+            let pids: Vec<u32> = anew.map(Traced::pid).collect();
             for pid in pids {
                 self.set_step(pid, Step::Probes(self.config.level));
             }

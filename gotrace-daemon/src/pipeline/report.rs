@@ -66,6 +66,7 @@ impl Traced {
             snapshots: self.snapshots.as_ref().map(Snapshots::durations).unwrap_or_default(),
             engine: self.engine(),
             level: self.level_name(),
+            level_reason: self.lowered,
             leaks,
             leaks_refuted,
             suspects,

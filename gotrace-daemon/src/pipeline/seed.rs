@@ -183,6 +183,16 @@ impl Snapshots {
         }
     }
 
+    /// Bytes of the snapshot that is held against the table.
+    pub fn bytes(&self) -> usize {
+        match &self.state {
+            State::Settling { taken, .. } | State::Applying { taken, .. } => {
+                taken.sightings.capacity() * size_of::<Sighting>()
+            }
+            State::Resting(_) | State::Ordered => 0,
+        }
+    }
+
     /// How long snapshots took.
     pub fn durations(&self) -> Histogram {
         self.durations

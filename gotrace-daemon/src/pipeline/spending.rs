@@ -72,7 +72,7 @@ impl Line {
         let shared = probes.kernel.shares_probes();
         let mut worst: HashMap<Group, (Option<Usage>, u32)> = HashMap::new();
         for traced in &mut self.traced {
-            if traced.slot.is_none() {
+            if traced.slot.is_none() || traced.cramped {
                 continue;
             }
             let lowered = traced.step() != Step::Probes(self.config.level);
@@ -110,7 +110,7 @@ impl Line {
         let pids: Vec<u32> = self
             .traced
             .iter_mut()
-            .filter(|t| t.slot.is_some() && group_of(t, shared) == group)
+            .filter(|t| t.slot.is_some() && !t.cramped && group_of(t, shared) == group)
             .map(|t| t.pid())
             .collect();
         for pid in &pids {
@@ -144,6 +144,7 @@ impl Line {
                 attributes: vec![
                     ("gotrace.level.from", Value::Text(from.name().into())),
                     ("gotrace.level.to", Value::Text(to.name().into())),
+                    ("gotrace.level.reason", Value::Text("budget".into())),
                     ("gotrace.probe.cost", Value::Double(cost_share)),
                     ("gotrace.budget", Value::Double(budget.share())),
                 ],
@@ -155,6 +156,8 @@ impl Line {
     pub(super) fn set_step(&mut self, pid: u32, step: Step) {
         let Self { probes: Some(probes), traced, config, .. } = self else { return };
         let Some(traced) = traced.iter_mut().find(|t| t.pid() == pid) else { return };
+        let wanted = step == Step::Probes(config.level);
+        traced.lowered = if traced.cramped { Some("memory") } else { (!wanted).then_some("budget") };
         match (traced.step(), step) {
             (before, after) if before == after => {}
             (_, Step::Snapshot) => {

@@ -91,6 +91,13 @@ pub struct Traced {
     pub(super) flooded: Option<Instant>,
     /// What the last look at its spending saw.
     pub(super) looked: Option<Look>,
+    /// Why its level is lower than is wanted.
+    pub(super) lowered: Option<&'static str>,
+    /// Whether it is traced by snapshots for want of memory, and may have no more goroutines.
+    pub(super) cramped: bool,
+    pub(super) capped: bool,
+    /// Records that came of it since the last look at memory.
+    pub(super) records: u64,
     /// Why it cannot be followed any more.
     failure: Option<String>,
 }
@@ -194,6 +201,10 @@ impl Traced {
             drained_bytes: 0,
             flooded: None,
             looked: None,
+            lowered: None,
+            cramped: false,
+            capped: false,
+            records: 0,
             failure: None,
             target,
         })
@@ -347,6 +358,7 @@ impl Traced {
 
     /// Takes an event; what ended goes to `spans`.
     pub(super) fn handle(&mut self, event: &Event<'_>, line: &LineConfig, spans: &mut Vec<Span>) {
+        self.records += 1;
         if let Event::Create(create) = event {
             if !self.bias_known {
                 self.find_bias(create.entry_pc);

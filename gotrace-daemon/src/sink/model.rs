@@ -277,6 +277,9 @@ pub struct Interval {
     pub engine: &'static str,
     /// `lifecycle`, `waits` or `full`; `sampled` without events.
     pub level: &'static str,
+    /// Why it is a lower one than is wanted: `budget`, `memory`, or `room` (as many have probes as may);
+    /// `None` where it is not.
+    pub level_reason: Option<&'static str>,
     /// Goroutines that can never run again, as proven from the heap, most first.
     pub leaks: Vec<Leak>,
     /// Proofs that turned out wrong since attaching: gotrace's errors.

@@ -364,6 +364,7 @@ pub(super) mod tests {
             snapshots: empty,
             engine: "events",
             level: "waits",
+            level_reason: None,
             leaks: Vec::new(),
             leaks_refuted: 0,
             suspects: Vec::new(),

@@ -30,6 +30,8 @@ pub struct Row {
     pub engine: &'static str,
     /// How much is traced.
     pub level: &'static str,
+    /// Why it is lower than is wanted: `budget`, `memory`, `room`.
+    pub level_reason: Option<&'static str>,
     /// Goroutines alive.
     pub alive: u64,
     /// Whether that may be too few.
@@ -64,6 +66,7 @@ impl Row {
             go_version: text("process.runtime.version"),
             engine: interval.engine,
             level: interval.level,
+            level_reason: interval.level_reason,
             alive: *alive,
             alive_is_lower_bound: interval.alive_is_lower_bound,
             born_per_second: rate(*born as f64),
@@ -86,7 +89,7 @@ impl Row {
             dash(place.clone()),
             dash(go_version.clone()),
             (*engine).into(),
-            (*level).into(),
+            self.level_reason.map_or_else(|| (*level).into(), |why| format!("{level} ({why})")),
             format!("{}{alive}", if self.alive_is_lower_bound { ">" } else { "" }),
             format!("{:.1}", self.born_per_second),
             format!("{:+.1}", self.growth_per_second),
@@ -189,6 +192,7 @@ pub fn json(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
                 "go_version": row.go_version,
                 "engine": row.engine,
                 "level": row.level,
+                "level_reason": row.level_reason,
                 "alive": row.alive,
                 "alive_is_lower_bound": row.alive_is_lower_bound,
                 "born_per_second": row.born_per_second,
@@ -223,6 +227,7 @@ mod tests {
         few.end_unix_nano = few.start_unix_nano + 2_000_000_000;
         few.waiting = [("select".into(), 1), ("IO wait".into(), 2)].into();
         few.probe_cost_share = None;
+        (few.level, few.level_reason) = ("sampled", Some("memory"));
         let mut many = few.clone();
         (many.pid, many.alive) = (8, 30);
         let rows = rows([&few, &many].into_iter());
@@ -235,11 +240,13 @@ mod tests {
         let text = String::from_utf8(text).expect("text");
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].starts_with("pid  service  place"), "{text}");
+        assert!(lines[2].contains("sampled (memory)"), "{text}");
         assert!(lines[2].contains("2 IO wait") && lines[2].contains("+3.0"), "{text}");
         let mut line = Vec::new();
         json(&mut line, &rows).expect("in memory");
         let line: serde_json::Value = serde_json::from_slice(&line).expect("JSON");
         assert!(line["processes"][1]["probe_cost_share"].is_null());
         assert!(line["processes"][1]["place"].is_null());
+        assert_eq!(line["processes"][1]["level_reason"], "memory");
     }
 }

@@ -106,6 +106,9 @@ pub struct Table {
     reconciling: Option<Box<reconcile::Reconciling>>,
     /// Who the last snapshot did not show.
     missing: HashSet<u64, FixedState>,
+    /// Goroutines for which this snapshot finds no room, and the last one found none.
+    refused_now: u64,
+    refused_before: u64,
     /// Number of the last snapshot, 1 to 255.
     generation: u8,
     seeded: bool,
@@ -130,6 +133,8 @@ impl Table {
             began_ns: 0,
             reconciling: None,
             missing: HashSet::default(),
+            refused_now: 0,
+            refused_before: 0,
             generation: 0,
             seeded: false,
             sampled: false,
@@ -141,6 +146,19 @@ impl Table {
     pub fn with_room_for(mut self, goroutines: usize) -> Self {
         self.limit = goroutines;
         self
+    }
+
+    /// From now on it has room for so many, but for those that it has already.
+    pub fn set_room(&mut self, goroutines: usize) {
+        self.limit = goroutines;
+    }
+
+    /// Gives back what is kept of waits, which snapshots tell of from now on, and room that is not used.
+    pub fn give_back(&mut self) {
+        self.waits_by_reason = HashMap::default();
+        self.goroutines.values_mut().for_each(|g| g.flags &= !Goroutine::HAS_WAITED);
+        self.goroutines.shrink_to_fit();
+        self.missing.shrink_to_fit();
     }
 
     /// Takes an event of this process; what ended goes to `out`.
@@ -414,6 +432,20 @@ impl Table {
             site.add_sampled_waits(&mut self.waiting);
         }
         &mut self.sites
+    }
+
+    /// Bytes that all of it takes, without what goes to the heap for those that wait for more than one
+    /// reason.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let histograms =
+            self.waits.iter().flatten().count() + self.sites.iter().map(SiteStats::histograms).sum::<usize>();
+        self.memory_bytes()
+            + self.missing.allocation_size()
+            + self.site_index.allocation_size()
+            + self.sites.capacity() * size_of::<SiteStats>()
+            + self.waits.capacity() * size_of::<Option<Box<Histogram>>>()
+            + histograms * size_of::<Histogram>()
     }
 
     /// Bytes that the table of live goroutines takes, without what goes to the heap for those that wait

@@ -130,7 +130,8 @@ impl Table {
             return;
         }
         if self.goroutines.len() >= self.limit {
-            self.totals.refused += 1;
+            // Where events tell of births it was refused then, or lost on its way.
+            self.refused_now += u64::from(self.sampled || !self.is_seeded());
             return;
         }
         let key = key(sighting);
@@ -174,6 +175,9 @@ impl Table {
     /// All sightings were taken: takes out who is gone.
     pub fn end_reconcile(&mut self) {
         let Some(look) = self.reconciling.take().and_then(|r| r.look) else { return };
+        // Those that the last one found too many as well were counted.
+        self.totals.refused += self.refused_now.saturating_sub(self.refused_before);
+        self.refused_before = std::mem::take(&mut self.refused_now);
         let before = look.began_ns.saturating_sub(MARGIN_NS);
         let absent: Vec<u64> = self
             .goroutines

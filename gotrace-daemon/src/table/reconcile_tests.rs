@@ -294,3 +294,22 @@ fn snapshots_beyond_the_255th_are_told_apart() {
         assert_eq!(table.alive(), u64::from(n < 591), "{n}");
     }
 }
+
+#[test]
+fn what_finds_no_room_is_counted_once_however_many_snapshots_show_it() {
+    let mut table = Table::new(1_000_000_000).with_room_for(3);
+    table.become_sampled();
+    table.reconcile(look(1), &sightings(1..6));
+    table.reconcile(look(2), &sightings(1..6));
+    assert_eq!((table.alive(), table.totals().refused), (3, 2));
+    table.reconcile(look(3), &sightings(1..9));
+    assert_eq!((table.alive(), table.totals().refused), (3, 5));
+    table.set_room(10);
+    table.reconcile(look(4), &sightings(1..9));
+    assert_eq!((table.alive(), table.totals().refused), (8, 5));
+    // What is given back is what nobody needs.
+    let before = table.bytes();
+    table.reconcile(look(5), &sightings(1..2));
+    table.give_back();
+    assert!(table.bytes() < before && table.alive() == 1);
+}

@@ -57,6 +57,11 @@ impl SiteStats {
         }
     }
 
+    /// Histograms that it keeps.
+    pub(super) fn histograms(&self) -> usize {
+        usize::from(self.waits.is_some()) + usize::from(self.lifetimes.is_some())
+    }
+
     pub(super) fn born(&mut self) {
         self.alive += 1;
         self.born += 1;

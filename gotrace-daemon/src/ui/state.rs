@@ -272,6 +272,7 @@ pub(super) mod tests {
             snapshots: Histogram::default(),
             engine: "events",
             level: "waits",
+            level_reason: None,
             leaks: Vec::new(),
             leaks_refuted: 0,
             suspects: Vec::new(),

@@ -30,5 +30,9 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- define "gotrace.config" -}}
 {{- $listen := dict "http" (dict "listen" (printf "0.0.0.0:%d" (int .Values.metrics.port))) -}}
 {{- $engine := ternary (dict "trace" (dict "engine" "snapshot")) (dict) .Values.snapshotOnly -}}
-{{- toYaml (mergeOverwrite (deepCopy .Values.config) $engine $listen) -}}
+{{- $spool := dict -}}
+{{- if .Values.spool.enabled -}}
+{{- $spool = dict "otlp" (dict "spool" (dict "directory" "/var/lib/gotrace/spool" "size" .Values.spool.size)) -}}
+{{- end -}}
+{{- toYaml (mergeOverwrite $spool (deepCopy .Values.config) $engine $listen) -}}
 {{- end -}}

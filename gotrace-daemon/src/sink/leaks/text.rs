@@ -124,11 +124,7 @@ fn finding(out: &mut impl Write, finding: &Finding, names: &mut Names) -> io::Re
     stands(out, of, names)?;
     for part in finding.others.iter().take(MAX_PARTS) {
         let count = part.goids.len();
-        writeln!(
-            out,
-            "{INDENT}and {count} that wait{} for them or they for:",
-            if count == 1 { "s" } else { "" }
-        )?;
+        writeln!(out, "{INDENT}and {count} more; they wait for each other:")?;
         let of = Stands {
             entry_pc: part.entry_pc,
             created_pc: part.created_pc,

@@ -55,7 +55,7 @@ pub(super) async fn drain(worker: Worker, mut ending: oneshot::Receiver<()>) {
 }
 
 async fn deliver(worker: &Worker, spool: &Spool, record: Record) {
-    let Record { ticket, count, process: _, bytes, gone } = record;
+    let Record { ticket, count, bytes, gone } = record;
     let signal = worker.signal;
     let mut backoff = Backoff::default();
     let mut cancel = worker.cancel.clone();

@@ -118,6 +118,13 @@ fn instruments(provider: &SdkMeterProvider, account: &Arc<Account>) {
             .with_callback(move |observer| observer.observe(value(&account.stats()), &[]))
             .build();
     }
+    let account_of_brief = Arc::clone(account);
+    meter
+        .u64_observable_gauge("gotrace.exporter.processes.brief")
+        .with_unit("{process}")
+        .with_description("Processes without room for all of their series.")
+        .with_callback(move |observer| observer.observe(account_of_brief.stats().processes_brief, &[]))
+        .build();
     let spool: [(&str, &str, &str, Total); 2] = [
         ("gotrace.exporter.spool.size", "By", "Bytes that wait on disk for the collector.", |s| {
             s.spool.as_ref().map_or(0, |spool| spool.bytes)

@@ -26,7 +26,7 @@ use super::{
     config::Temporality,
     convert::{self, CODE, CREATED_BY, WAITS_AT},
     histogram,
-    series::{Admitted, LEAKS, MAX_NAMES, SiteKey},
+    series::{Admitted, LEAKS, MAX_NAMES, Room, SiteKey},
 };
 use crate::sink::model::{Interval, Leak, Resource, Site, Suspected};
 
@@ -36,6 +36,8 @@ pub(super) struct Metrics {
     temporality: Temporality,
     /// By the resource's process.
     processes: HashMap<u64, Process>,
+    /// Series that are left for all of them.
+    room: Room,
 }
 
 #[derive(Debug)]
@@ -59,7 +61,12 @@ enum Series {
 
 impl Metrics {
     pub fn new(temporality: Temporality) -> Self {
-        Self { temporality, processes: HashMap::new() }
+        Self { temporality, processes: HashMap::new(), room: Room::default() }
+    }
+
+    /// Processes that have their most important figures only.
+    pub fn brief(&self) -> u64 {
+        self.processes.values().filter(|p| !p.admitted.has_entered()).count() as u64
     }
 
     /// A report, and how many points it has.
@@ -70,7 +77,8 @@ impl Metrics {
     ) -> (ResourceMetrics, u64) {
         // A process that nobody else speaks of has ended.
         let key = interval.resource.process();
-        self.processes.retain(|k, p| *k == key || Arc::strong_count(&p.resource) > 1);
+        let ended = self.processes.extract_if(|k, p| *k != key && Arc::strong_count(&p.resource) == 1);
+        ended.for_each(|(_, process)| self.room.give_back(&process.admitted));
         let process = self.processes.entry(key).or_insert_with(|| Process {
             resource: Arc::clone(&interval.resource),
             begin_unix_nano: interval.start_unix_nano,
@@ -81,8 +89,14 @@ impl Metrics {
         });
         process.resource.clone_from(&interval.resource);
         let end = interval.end_unix_nano;
-        let mut report = Report { temporality: self.temporality, process, end, metrics: Vec::new() };
-        report.fill(interval, spans_dropped);
+        let whole = process.admitted.enter(&mut self.room);
+        let (temporality, room) = (self.temporality, &mut self.room);
+        let mut report = Report { temporality, process, room, end, metrics: Vec::new() };
+        report.alive(interval.alive);
+        if whole {
+            report.fill(interval, spans_dropped);
+        }
+        report.how(interval);
         let metrics = report.metrics;
         process.last_unix_nano = end;
         let points = metrics.iter().map(points).sum();
@@ -113,19 +127,53 @@ fn points(metric: &Metric) -> u64 {
 struct Report<'a> {
     temporality: Temporality,
     process: &'a mut Process,
+    room: &'a mut Room,
     end: u64,
     metrics: Vec<Metric>,
 }
 
 impl Report<'_> {
+    /// The first of the four series that every process has.
+    fn alive(&mut self, alive: u64) {
+        self.up_down_counter(
+            "go.goroutine.count",
+            "{goroutine}",
+            "Count of live goroutines.",
+            convert::clamp(alive),
+        );
+    }
+
+    /// The other three.
+    fn how(&mut self, interval: &Interval) {
+        if let Some(share) = interval.probe_cost_share {
+            let point = NumberDataPoint {
+                time_unix_nano: self.end,
+                value: Some(number_data_point::Value::AsDouble(share)),
+                ..Default::default()
+            };
+            self.gauge(
+                "gotrace.probe.cost",
+                "1",
+                "Estimated cost of the probes as a share of the target's CPU time.",
+                vec![point],
+            );
+        }
+        let bound = convert::attribute(
+            "gotrace.goroutine.count.lower_bound",
+            Any::BoolValue(interval.alive_is_lower_bound),
+        );
+        self.info("gotrace.engine", "Engine that gives the figures.", interval.engine, vec![bound]);
+        self.info("gotrace.level", "Level of detail.", interval.level, Vec::new());
+    }
+
     fn fill(&mut self, interval: &Interval, spans_dropped: &BTreeMap<&'static str, u64>) {
         let Interval {
             resource: _,
             pid: _,
             start_unix_nano: _,
             end_unix_nano: _,
-            alive,
-            alive_is_lower_bound,
+            alive: _,
+            alive_is_lower_bound: _,
             born: _,
             died: _,
             born_total: _,
@@ -139,19 +187,14 @@ impl Report<'_> {
             syscalls,
             sites,
             snapshots,
-            engine,
-            level,
+            engine: _,
+            level: _,
+            level_reason: _,
             leaks,
             leaks_refuted,
             suspects,
-            probe_cost_share,
+            probe_cost_share: _,
         } = interval;
-        self.up_down_counter(
-            "go.goroutine.count",
-            "{goroutine}",
-            "Count of live goroutines.",
-            convert::clamp(*alive),
-        );
         self.states(waiting);
         self.sites(sites);
         self.waits(waits, syscalls);
@@ -194,30 +237,13 @@ impl Report<'_> {
             "gotrace.dropped.reason",
             spans_dropped,
         );
-        if let Some(share) = probe_cost_share {
-            let point = NumberDataPoint {
-                time_unix_nano: self.end,
-                value: Some(number_data_point::Value::AsDouble(*share)),
-                ..Default::default()
-            };
-            self.gauge(
-                "gotrace.probe.cost",
-                "1",
-                "Estimated cost of the probes as a share of the target's CPU time.",
-                vec![point],
-            );
-        }
-        let bound =
-            convert::attribute("gotrace.goroutine.count.lower_bound", Any::BoolValue(*alive_is_lower_bound));
-        self.info("gotrace.engine", "Engine that gives the figures.", engine, vec![bound]);
-        self.info("gotrace.level", "Level of detail.", level, Vec::new());
     }
 
     fn states(&mut self, waiting: &BTreeMap<Arc<str>, u64>) {
         let mut points = Vec::new();
         let mut overflow = 0;
         for (reason, count) in waiting {
-            if !self.process.admitted.reason(reason) {
+            if !self.process.admitted.reason(reason, self.room) {
                 overflow += count;
                 continue;
             }
@@ -241,7 +267,7 @@ impl Report<'_> {
         let (mut created, mut exited, mut alive, mut lifetimes) = (vec![], vec![], vec![], vec![]);
         let mut beyond: Option<(u64, u64, u64, Histogram)> = None;
         for site in sites {
-            match self.process.admitted.site(site) {
+            match self.process.admitted.site(site, self.room) {
                 Some(key) => {
                     let series = Series::Site(key);
                     alive.push(self.gauge_point(attributes(&series), site.alive));
@@ -364,7 +390,7 @@ impl Report<'_> {
             if histogram.count == 0 {
                 continue;
             }
-            if self.process.admitted.reason(reason) {
+            if self.process.admitted.reason(reason, self.room) {
                 series.push((Series::Name("gotrace.wait.reason", Arc::clone(reason)), *histogram));
             } else {
                 beyond.get_or_insert_default().merge(histogram);

@@ -1,7 +1,10 @@
 //! What an interval comes to, metric by metric.
 
 use super::*;
-use crate::sink::otlp::{samples, series::MAX_SERIES};
+use crate::sink::otlp::{
+    samples,
+    series::{MAX_SERIES, MAX_SERIES_OF_NODE},
+};
 
 fn report(
     metrics: &mut Metrics,
@@ -225,6 +228,76 @@ fn a_site_has_room_beside_many_reasons_and_a_reason_beside_many_sites() {
     let got = report(&mut metrics, &interval, &[]);
     assert!(numbers(&got["gotrace.goroutine.created"]).len() > 20);
     assert_eq!(numbers(&got["gotrace.goroutine.count"]).len(), 2);
+}
+
+/// Values of a metric, those of one creation site or reason each, with what is beyond; and how many.
+fn total(got: &BTreeMap<String, Metric>, name: &str) -> i64 {
+    numbers(&got[name]).iter().map(|(_, value)| value).sum()
+}
+
+fn series(got: &BTreeMap<String, Metric>) -> usize {
+    got.values().map(|metric| usize::try_from(points(metric)).expect("few")).sum()
+}
+
+#[test]
+fn five_thousand_sites_in_fifty_processes_have_the_series_that_they_may() {
+    let mut metrics = Metrics::new(Temporality::Cumulative);
+    let sites: Vec<_> = (0..5000).map(|i| samples::site(&format!("main.f{i}"), 3, 1)).collect();
+    let resources: Vec<_> = (0..50).map(|_| samples::resource()).collect();
+    let mut interval = samples::interval(&resources[0], 0, sites);
+    interval.waiting = (0..90).map(|i| (Arc::from(format!("reason {i}")), 1)).collect();
+    interval.waits = (0..90).map(|i| (Arc::from(format!("reason {i}")), samples::histogram(&[5]))).collect();
+    let mut all = 0;
+    for resource in &resources {
+        interval.resource = Arc::clone(resource);
+        let got = report(&mut metrics, &interval, &[("queue_full", 5)]);
+        let own = series(&got);
+        assert!(own <= MAX_SERIES, "{own}");
+        all += own;
+        // Nothing is left out: what has no series of its own is in the one for what is beyond.
+        assert_eq!(total(&got, "gotrace.goroutine.created"), 15_000);
+        assert_eq!(total(&got, "gotrace.goroutine.alive"), 10_000);
+        assert_eq!(total(&got, "gotrace.goroutine.count"), 90);
+        for name in [
+            "gotrace.goroutine.created",
+            "gotrace.goroutine.exited",
+            "gotrace.goroutine.alive",
+            "gotrace.goroutine.count",
+        ] {
+            let named = numbers(&got[name]).iter().filter(|(n, _)| n == "otel.metric.overflow=true").count();
+            assert_eq!(named, 1, "{name}");
+        }
+    }
+    assert!(all <= MAX_SERIES_OF_NODE, "{all}");
+    assert_eq!(metrics.brief(), 0);
+}
+
+#[test]
+fn a_node_has_no_more_series_than_it_may_and_gives_them_on_when_processes_end() {
+    let mut metrics = Metrics::new(Temporality::Cumulative);
+    let sites: Vec<_> = (0..60).map(|i| samples::site(&format!("main.f{i}"), 3, 1)).collect();
+    let mut resources: Vec<_> = (0..400).map(|_| samples::resource()).collect();
+    let mut interval = samples::interval(&resources[0], 0, sites);
+    let mut round = |metrics: &mut Metrics, resources: &[Arc<Resource>]| {
+        let (mut all, mut most_important) = (0, 0);
+        for resource in resources {
+            interval.resource = Arc::clone(resource);
+            let got = report(metrics, &interval, &[]);
+            all += series(&got);
+            most_important += usize::from(got.len() == 4);
+            assert_eq!(total(&got, "go.goroutine.count"), i64::try_from(interval.alive).expect("few"));
+            assert!(got.len() == 4 || total(&got, "gotrace.goroutine.created") == 180);
+        }
+        (all, most_important)
+    };
+    let (all, brief) = round(&mut metrics, &resources);
+    assert!(brief > 100 && metrics.brief() == brief as u64, "{brief}");
+    assert!(all <= MAX_SERIES_OF_NODE + 4 * brief, "{all} with {brief}");
+    // Another round gives nobody more.
+    assert_eq!(round(&mut metrics, &resources), (all, brief));
+    resources.drain(..300);
+    let (_, brief) = round(&mut metrics, &resources);
+    assert_eq!((brief, metrics.brief()), (0, 0), "those that are left have what the others had");
 }
 
 #[test]

@@ -45,7 +45,7 @@ pub use config::{ConfigError, Environment, ExportConfig, OtlpConfig, OtlpFlags, 
 pub use dispatch::MAX_QUEUED_BYTES;
 pub use health::SDK_LOG_TARGET;
 pub use lane::MAX_QUEUED_SPANS;
-pub use series::MAX_SERIES;
+pub use series::{MAX_SERIES, MAX_SERIES_OF_NODE};
 pub use stats::{Dropped, ExportStats, SpoolStats, WARNING_INTERVAL};
 pub use transport::TransportError;
 

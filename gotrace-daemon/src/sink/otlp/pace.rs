@@ -72,6 +72,7 @@ impl Pace {
     fn report(&mut self, interval: &Interval, account: &Account) -> Due {
         let dropped: BTreeMap<_, _> = account.spans_dropped_of(&interval.resource);
         let (metrics, points): (ResourceMetrics, u64) = self.metrics.report(interval, &dropped);
+        account.brief(self.metrics.brief());
         Due {
             resource: Arc::clone(&interval.resource),
             request: ExportMetricsServiceRequest { resource_metrics: vec![metrics] },

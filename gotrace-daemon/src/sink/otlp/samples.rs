@@ -161,6 +161,7 @@ pub(crate) fn interval(resource: &Arc<Resource>, seconds: u64, sites: Vec<Site>)
         snapshots: histogram(&[2_000_000]),
         engine: "events",
         level: "full",
+        level_reason: None,
         leaks: Vec::new(),
         leaks_refuted: 0,
         suspects: Vec::new(),

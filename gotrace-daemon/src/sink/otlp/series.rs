@@ -2,7 +2,9 @@
 //! that a cumulative series never changes its meaning. What finds no room is summed up in one series a
 //! metric, marked `otel.metric.overflow=true`.
 //!
-//! A wait reason costs two series, a creation site four; the fixed metrics have their own share.
+//! A wait reason costs two series, a creation site four; the fixed metrics have their own share. All processes
+//! together have [`MAX_SERIES_OF_NODE`]: where these are given away a process has fewer reasons and sites of
+//! its own, and where not even its fixed metrics fit, its most important figures only.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -10,6 +12,8 @@ use crate::sink::model::{Location, Site};
 
 /// Series that one process may have.
 pub const MAX_SERIES: usize = 200;
+/// Series that all processes together may have.
+pub const MAX_SERIES_OF_NODE: usize = 20_000;
 /// Series of a metric whose attribute is one of gotrace's own names (kinds of events, of loss), the
 /// one for what is beyond included.
 pub(super) const MAX_NAMES: usize = 16;
@@ -25,26 +29,65 @@ const PER_REASON: usize = 2;
 const PER_SITE: usize = 4;
 /// What reasons and sites share, their overflow series taken off.
 const POOL: usize = MAX_SERIES - FIXED - PER_REASON - PER_SITE;
+/// What a process has beside reasons and sites of its own.
+const BASE: usize = FIXED + PER_REASON + PER_SITE;
 /// Reasons that find room however many sites there are.
 const REASONS_KEPT: usize = 12;
 
 /// A creation site by value.
 pub(super) type SiteKey = (Arc<Location>, Option<Arc<Location>>);
 
+/// What is left for all processes.
+#[derive(Debug)]
+pub(super) struct Room(usize);
+
+impl Default for Room {
+    fn default() -> Self {
+        Self(MAX_SERIES_OF_NODE)
+    }
+}
+
+impl Room {
+    fn take(&mut self, series: usize) -> bool {
+        let left = self.0.checked_sub(series);
+        self.0 = left.unwrap_or(self.0);
+        left.is_some()
+    }
+
+    /// A process has ended.
+    pub fn give_back(&mut self, admitted: &Admitted) {
+        let Admitted { entered, reasons, sites } = admitted;
+        self.0 += usize::from(*entered) * BASE + PER_REASON * reasons.len() + PER_SITE * sites.len();
+    }
+}
+
 /// What one process has been given.
 #[derive(Debug, Default)]
 pub(super) struct Admitted {
+    entered: bool,
     reasons: HashSet<Arc<str>>,
     sites: HashSet<SiteKey>,
 }
 
 impl Admitted {
+    /// Whether there is room for more than a process's most important figures; once there was, for good.
+    pub fn enter(&mut self, room: &mut Room) -> bool {
+        self.entered = self.entered || room.take(BASE);
+        self.entered
+    }
+
+    /// Whether it has more than its most important figures.
+    pub fn has_entered(&self) -> bool {
+        self.entered
+    }
+
     /// Whether a reason has series of its own; gives it some while there is room.
-    pub fn reason(&mut self, reason: &Arc<str>) -> bool {
+    pub fn reason(&mut self, reason: &Arc<str>, room: &mut Room) -> bool {
         if self.reasons.contains(reason) {
             return true;
         }
-        let fits = PER_REASON * (self.reasons.len() + 1) + PER_SITE * self.sites.len() <= POOL;
+        let fits = PER_REASON * (self.reasons.len() + 1) + PER_SITE * self.sites.len() <= POOL
+            && room.take(PER_REASON);
         if fits {
             self.reasons.insert(Arc::clone(reason));
         }
@@ -52,13 +95,13 @@ impl Admitted {
     }
 
     /// Whether a site has series of its own; gives it some while there is room.
-    pub fn site(&mut self, site: &Site) -> Option<SiteKey> {
+    pub fn site(&mut self, site: &Site, room: &mut Room) -> Option<SiteKey> {
         let key = (Arc::clone(&site.entry), site.created_by.clone());
         if self.sites.contains(&key) {
             return Some(key);
         }
         let reasons = self.reasons.len().max(REASONS_KEPT);
-        if PER_SITE * (self.sites.len() + 1) + PER_REASON * reasons > POOL {
+        if PER_SITE * (self.sites.len() + 1) + PER_REASON * reasons > POOL || !room.take(PER_SITE) {
             return None;
         }
         self.sites.insert(key.clone());

@@ -79,6 +79,8 @@ pub struct ExportStats {
     pub logs_written: u64,
     /// Log records that did not arrive, by why. Kinds with 0 are left out.
     pub logs_dropped: BTreeMap<&'static str, u64>,
+    /// Processes without room for all of their series ([`super::MAX_SERIES_OF_NODE`]), at the moment.
+    pub processes_brief: u64,
     /// Requests that the collector acknowledged.
     pub requests: u64,
     /// Attempts that were repeated.
@@ -189,6 +191,11 @@ impl Account {
             Signal::Logs => &mut stats.logs_dropped,
         };
         *by_why.entry(why.name()).or_default() += count;
+    }
+
+    /// So many processes have no room for all of their series.
+    pub fn brief(&self, processes: u64) {
+        self.lock().stats.processes_brief = processes;
     }
 
     /// What waits on disk now.

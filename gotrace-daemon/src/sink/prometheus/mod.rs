@@ -26,6 +26,8 @@ pub struct Agent {
     pub processes: BTreeMap<&'static str, u64>,
     /// Totals since the beginning, by name of their metric without `_total`, with their help.
     pub totals: Vec<(&'static str, &'static str, u64)>,
+    /// Figures of now, by name of their metric, with their help.
+    pub gauges: Vec<(&'static str, &'static str, u64)>,
     /// Files, or processes of their own, that have probes.
     pub probed_files: u64,
     /// Of the exporter; `None` when nothing is exported.

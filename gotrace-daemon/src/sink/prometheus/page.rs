@@ -357,7 +357,7 @@ impl Page {
     }
 
     fn agent(&mut self, agent: &Agent) {
-        let Agent { processes, totals, probed_files, export, cpu_seconds, resident_bytes } = agent;
+        let Agent { processes, totals, gauges, probed_files, export, cpu_seconds, resident_bytes } = agent;
         for (engine, count) in processes {
             self.gauge(
                 "gotrace_processes",
@@ -369,6 +369,9 @@ impl Page {
         self.gauge("gotrace_probed_files", "Executables that have probes.", "", *probed_files as f64);
         for (name, help, total) in totals {
             self.counter(name, help, "", *total);
+        }
+        for (name, help, figure) in gauges {
+            self.gauge(name, help, "", *figure as f64);
         }
         self.sample(
             "process_cpu_seconds_total",

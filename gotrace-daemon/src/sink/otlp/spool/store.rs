@@ -48,7 +48,6 @@ pub(in crate::sink::otlp) struct Ticket {
 pub(in crate::sink::otlp) struct Record {
     pub ticket: Ticket,
     pub count: u64,
-    pub process: Option<u64>,
     pub bytes: Bytes,
     /// Whether its file is gone: then nobody else counts what becomes of it.
     pub gone: Arc<AtomicBool>,
@@ -193,7 +192,6 @@ impl Store {
     pub fn take(&mut self, signal: Signal, lost: &mut dyn FnMut(Lost)) -> Option<Record> {
         for index in 0..self.queues[signal as usize].len() {
             while let Some(segment) = self.queues[signal as usize].get_mut(index) {
-                let own = segment.own;
                 match segment.take() {
                     Next::End => break,
                     Next::Damaged(count) => {
@@ -203,7 +201,6 @@ impl Store {
                         return Some(Record {
                             ticket: Ticket { signal, sequence: segment.sequence, at },
                             count: head.count.into(),
-                            process: own.then_some(head.process),
                             bytes,
                             gone: Arc::clone(&segment.gone),
                         });
