@@ -72,11 +72,12 @@ impl Prover {
     /// Marks once. `None` when the list of goroutines could not be read whole, so that nothing follows.
     pub(super) fn mark(&mut self, memory: &dyn ReadMemory) -> Result<Option<Marked>, HeapError> {
         let begin = Instant::now();
+        let modules = modules::read(memory, self.first_module, self.layout.types, &self.version)?;
+        self.engine.know_plugins(modules.iter().skip(1).map(|m| m.text).collect());
         let Standings { goroutines, unused, unknown } = self.engine.standings(memory)?;
         if unknown > 0 {
             return Ok(None);
         }
-        let modules = modules::read(memory, self.first_module, self.layout.types, &self.version)?;
         let list = match (self.list, modules.first()) {
             (Some(list), _) => list,
             (None, Some(first)) => spans::find(memory, &self.layout, first, &self.version)?,
