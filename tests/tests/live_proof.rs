@@ -79,7 +79,7 @@ fn judge(version: &str, mode: Mode, rotate: usize) -> BTreeMap<String, usize> {
     // Those that wait for each other are one finding, and no others are in it.
     for pattern in TOGETHER {
         let of: BTreeSet<u64> =
-            patterns.leaked.iter().filter(|(_, p)| *p == pattern).map(|(&goid, _)| goid).collect();
+            patterns.told.leaked.iter().filter(|(_, p)| *p == pattern).map(|(&goid, _)| goid).collect();
         assert!(of.len() >= 2, "{name}: {pattern}");
         if of.is_subset(&found) {
             assert!(findings.contains(&of), "{name}: {pattern} {of:?} is not one finding: {findings:?}");

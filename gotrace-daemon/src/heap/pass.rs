@@ -19,7 +19,7 @@ use super::{
     objects::Objects,
     roots,
     spans::{self, Spans},
-    stacks::{self, Look},
+    stacks::{self, AT_ONCE, Look},
     table::Table,
     types::Types,
     waiting::{self, Candidate},
@@ -72,11 +72,12 @@ impl Prover {
     /// Marks once. `None` when the list of goroutines could not be read whole, so that nothing follows.
     pub(super) fn mark(&mut self, memory: &dyn ReadMemory) -> Result<Option<Marked>, HeapError> {
         let begin = Instant::now();
+        let modules = modules::read(memory, self.first_module, self.layout.types, &self.version)?;
+        self.engine.know_plugins(modules.iter().skip(1).map(|m| m.text).collect());
         let Standings { goroutines, unused, unknown } = self.engine.standings(memory)?;
         if unknown > 0 {
             return Ok(None);
         }
-        let modules = modules::read(memory, self.first_module, self.layout.types, &self.version)?;
         let list = match (self.list, modules.first()) {
             (Some(list), _) => list,
             (None, Some(first)) => spans::find(memory, &self.layout, first, &self.version)?,
@@ -103,7 +104,7 @@ impl Prover {
         self.candidates = candidates.iter().map(|c| told(c, Outcome::Reached)).collect();
         for candidate in &candidates {
             marker.skip(candidate.standing.g);
-            for &record in &candidate.records {
+            for &record in candidate.records.iter() {
                 marker.skip(record);
             }
         }
@@ -162,7 +163,7 @@ impl Prover {
         };
         let stays = |c: &Candidate| {
             still.binary_search(&c.standing.goid).is_ok()
-                && !c.waits_on.iter().chain(&c.records).any(|&a| in_fresh(a))
+                && !c.waits_on.iter().chain(c.records.iter()).any(|&a| in_fresh(a))
         };
         let lost: Vec<Candidate> = candidates.extract_if(.., |c| !stays(c)).collect();
         evidence.moved = lost.len() as u64;
@@ -288,7 +289,7 @@ fn told(candidate: &Candidate, outcome: Outcome) -> CandidateEvidence {
 
 fn unskip(marker: &mut Marker, candidate: &Candidate) {
     marker.unskip(candidate.standing.g);
-    for &record in &candidate.records {
+    for &record in candidate.records.iter() {
         marker.unskip(record);
     }
 }
@@ -324,8 +325,11 @@ pub(super) fn let_run(
     for candidate in candidates {
         unskip(marker, candidate);
     }
-    let standings: Vec<Standing> = candidates.iter().map(|c| c.standing).collect();
-    stacks::take_in(engine, memory, marker, &standings, look)?;
+    // Some at a time: there may be a million.
+    for part in candidates.chunks(AT_ONCE) {
+        let standings: Vec<Standing> = part.iter().map(|c| c.standing).collect();
+        stacks::take_in(engine, memory, marker, &standings, look)?;
+    }
     marker.drain(memory)?;
     Ok(())
 }

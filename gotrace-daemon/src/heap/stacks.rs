@@ -12,7 +12,7 @@ const G_BYTES: u64 = 512;
 /// Longer stacks are taken in as a whole.
 const LONGEST: u64 = 4 << 20;
 /// Goroutines whose stacks are looked at together, so that a million do not take a million's memory.
-const AT_ONCE: usize = 4096;
+pub(super) const AT_ONCE: usize = 4096;
 
 /// What was taken in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -106,6 +106,7 @@ fn process(shapes: &[(u64, u64, bool)]) -> (Ram, Module) {
         bss: none,
         noptrdata: none,
         noptrbss: (BSS, 4096),
+        text: none,
         types: none,
         data_mask: None,
         bss_mask: None,

@@ -77,6 +77,12 @@ fn bytes(bytes: u64) -> String {
 fn proof(proof: &ProofSummary) -> Option<String> {
     let of = bytes;
     let passes = match proof.passes {
+        0 if proof.void > 0 => {
+            return Some(format!(
+                "nothing is proven: in none of {} tries the list of goroutines could be read whole",
+                proof.void
+            ));
+        }
         0 => return None,
         1 => "marked the heap once".to_owned(),
         n => format!("marked the heap {n} times"),
