@@ -95,8 +95,12 @@ fn nothing_is_lost_and_nothing_comes_twice_over_restarts() {
     let spans = churned(&receiver);
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("a boot id");
     let stat = fs::read_to_string(format!("/proc/{}/stat", shop.pid())).expect("it runs");
-    let started = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(19)?.parse().ok());
-    let key = ProcessKey::new(&boot, shop.pid(), started.expect("field 22"));
+    // Fields 22 and 28; the third is the first behind the name.
+    let field = |number: usize| -> u64 {
+        let rest = stat.rsplit_once(") ").expect("a name").1;
+        rest.split(' ').nth(number - 3).expect("a field").parse().expect("a number")
+    };
+    let key = ProcessKey::new(&boot, shop.pid(), field(22), field(28));
     let ids: BTreeSet<_> = spans.iter().map(|s| s.span_id.clone()).collect();
     assert_eq!((spans.len() as u64, ids.len() as u64), (first + second + third, first + second + third));
     assert!(spans.iter().all(|span| span.span_id == expected_id(&key, span)));
