@@ -13,16 +13,54 @@ use anyhow::{Context, Result, bail};
 
 use crate::fixture::{PATIENCE, read_lines};
 
+/// What it says of its goroutines.
+#[derive(Clone, Debug, Default)]
+pub struct Told {
+    /// By goid, the patterns of those that never run again.
+    pub leaked: BTreeMap<u64, String>,
+    /// By goid, the patterns of those that wait and that somebody can wake.
+    pub healthy: BTreeMap<u64, String>,
+    /// Whom its runtime calls leaked; `None` before it was asked, and where the version has no such profile.
+    pub profile: Option<BTreeSet<u64>>,
+    /// Of the healthy, those that could not be woken; `None` before it tried.
+    pub left: Option<Vec<u64>>,
+}
+
+impl Told {
+    /// Everything that it printed.
+    ///
+    /// # Errors
+    /// Where that is something else.
+    pub fn parse(text: &str) -> Result<Self> {
+        let mut told = Self::default();
+        text.lines().try_for_each(|line| told.line(line).map(drop))?;
+        Ok(told)
+    }
+
+    /// Takes in a line; whether it has come to rest.
+    fn line(&mut self, line: &str) -> Result<bool> {
+        let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+        let (name, goids) = named(rest);
+        match word {
+            "READY" => return Ok(true),
+            "LEAKED" => self.leaked.extend(goids.into_iter().map(|g| (g, name.clone()))),
+            "HEALTHY" => self.healthy.extend(goids.into_iter().map(|g| (g, name.clone()))),
+            "PROFILE" => self.profile = (name != "none").then(|| goids.into_iter().collect()),
+            "RELEASED" => self.left = Some(goids),
+            _ => bail!("the program said {line:?}"),
+        }
+        Ok(false)
+    }
+}
+
 /// The running program, with its account.
 #[derive(Debug)]
 pub struct Patterns {
     child: Child,
     stdin: ChildStdin,
     lines: Receiver<String>,
-    /// By goid, the patterns of those that never run again.
-    pub leaked: BTreeMap<u64, String>,
-    /// By goid, the patterns of those that wait and that somebody can wake.
-    pub healthy: BTreeMap<u64, String>,
+    /// What it has told so far.
+    pub told: Told,
 }
 
 impl Patterns {
@@ -40,18 +78,9 @@ impl Patterns {
             .with_context(|| format!("starting {}", program.display()))?;
         let stdin = child.stdin.take().context("a pipe")?;
         let lines = read_lines(child.stdout.take().context("a pipe")?);
-        let mut this = Self { child, stdin, lines, leaked: BTreeMap::new(), healthy: BTreeMap::new() };
-        loop {
-            let line = this.lines.recv_timeout(PATIENCE).context("the program says nothing")?;
-            let (word, rest) = line.split_once(' ').unwrap_or((&line, ""));
-            let (name, goids) = named(rest);
-            match word {
-                "READY" => return Ok(this),
-                "LEAKED" => this.leaked.extend(goids.into_iter().map(|g| (g, name.clone()))),
-                "HEALTHY" => this.healthy.extend(goids.into_iter().map(|g| (g, name.clone()))),
-                _ => bail!("the program said {line:?}"),
-            }
-        }
+        let mut this = Self { child, stdin, lines, told: Told::default() };
+        while !this.told.line(&this.lines.recv_timeout(PATIENCE).context("the program says nothing")?)? {}
+        Ok(this)
     }
 
     /// Its process id.
@@ -65,8 +94,8 @@ impl Patterns {
     /// # Errors
     /// Where it does not answer.
     pub fn profile(&mut self) -> Result<Option<BTreeSet<u64>>> {
-        let answer = self.ask("profile", "PROFILE")?;
-        Ok((answer != "none").then(|| named(&answer).1.into_iter().collect()))
+        self.ask("profile")?;
+        Ok(self.told.profile.clone())
     }
 
     /// Lets it wake everybody who can be woken; gives those that did not end.
@@ -74,14 +103,14 @@ impl Patterns {
     /// # Errors
     /// Where it does not answer.
     pub fn release(&mut self) -> Result<Vec<u64>> {
-        Ok(named(&self.ask("release", "RELEASED")?).1)
+        self.ask("release")?;
+        self.told.left.clone().context("it told of nobody whom it woke")
     }
 
-    fn ask(&mut self, command: &str, word: &str) -> Result<String> {
+    fn ask(&mut self, command: &str) -> Result<()> {
         writeln!(self.stdin, "{command}").context("it does not listen")?;
         let line = self.lines.recv_timeout(PATIENCE).context("the program does not answer")?;
-        let answer = line.strip_prefix(word).with_context(|| format!("it answered {line:?}"))?;
-        Ok(answer.trim().to_owned())
+        self.told.line(&line).map(drop)
     }
 }
 
@@ -108,5 +137,16 @@ mod tests {
         assert_eq!(named("early return 7 12"), ("early return".into(), vec![7, 12]));
         assert_eq!(named(""), (String::new(), vec![]));
         assert_eq!(named("none"), ("none".into(), vec![]));
+    }
+
+    #[test]
+    fn what_it_prints() {
+        let told =
+            Told::parse("LEAKED lost cancel 7\nHEALTHY lost cancel 9\nREADY\nPROFILE none\nRELEASED\n");
+        let told = told.expect("readable");
+        assert_eq!(told.leaked[&7], "lost cancel");
+        assert_eq!(told.healthy[&9], "lost cancel");
+        assert_eq!((told.profile, told.left), (None, Some(vec![])));
+        assert!(Told::parse("UNSETTLED").is_err());
     }
 }

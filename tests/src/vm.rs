@@ -82,7 +82,21 @@ echo "GOTRACE-VM dump $?"
 kill -QUIT $S
 wait $S
 echo "GOTRACE-VM stacks $?"
-for f in doctor account export stdout stderr fixture own quit dump dump-stderr; do
+if [ -x /patterns ]; then
+	mkfifo stdin3
+	/patterns <stdin3 >patterns 2>&1 &
+	P=$!
+	exec 5>stdin3
+	said READY patterns $P
+	/gotrace leaks --pid $P --format json >leaks 2>leaks-stderr 5>&-
+	echo "GOTRACE-VM leaks $?"
+	for what in profile release; do echo $what >&5; done
+	said RELEASED patterns $P
+	exec 5>&-
+	wait $P
+	echo "GOTRACE-VM patterns $?"
+fi
+for f in doctor account export stdout stderr fixture own quit dump dump-stderr patterns leaks leaks-stderr; do
 	[ -f $f ] || continue
 	echo "GOTRACE-VM begin $f"
 	gzip -c $f | base64
@@ -97,10 +111,11 @@ poweroff -f
 pub struct Left {
     /// Release of its kernel.
     pub kernel: String,
-    /// Exit statuses of `fixture`, `gotrace` (attach), `dump` and `stacks`.
+    /// Exit statuses of `fixture`, `gotrace` (attach), `dump`, `stacks`, `leaks` and `patterns`.
     pub statuses: BTreeMap<String, String>,
-    /// Files by name: `doctor` (its report), `account`, `export`, `stdout`, `stderr`, `fixture`; of the program whose stacks were
-    /// dumped `own` (`runtime.Stack`), `quit` (what it printed on SIGQUIT); `dump`, `dump-stderr`.
+    /// Files by name: `doctor` (its report), `account`, `export`, `stdout`, `stderr`, `fixture`; of the program whose
+    /// stacks were dumped `own` (`runtime.Stack`), `quit` (what it printed on SIGQUIT); `dump`, `dump-stderr`; of the
+    /// one that leaks `patterns` (its account), `leaks`, `leaks-stderr`.
     pub files: BTreeMap<String, String>,
     /// Everything that the console showed, but for the files.
     pub console: String,
@@ -108,12 +123,23 @@ pub struct Left {
     pub took: Duration,
 }
 
-/// Boots a kernel, runs the Go program `fixture` under gotrace in it, and dumps the program `stacks`.
+/// The Go programs that a machine runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Programs<'a> {
+    /// Runs under gotrace, and keeps an account.
+    pub fixture: &'a Path,
+    /// Is dumped.
+    pub stacks: &'a Path,
+    /// Leaks goroutines in many patterns, which are to be proven.
+    pub patterns: Option<&'a Path>,
+}
+
+/// Boots a kernel, and runs Go programs and gotrace in it.
 ///
 /// # Errors
 /// Where something that the machine is made of is missing, or it does not come to its end; with the
 /// last lines of its console.
-pub fn boot(series: &str, arch: Arch, fixture: &Path, stacks: &Path) -> Result<Left> {
+pub fn boot(series: &str, arch: Arch, of: Programs<'_>) -> Result<Left> {
     let cache = cache_dir().join("vm");
     let kernel = cache.join(format!("{series}-{}", arch.name())).join("vmlinuz");
     let busybox = cache.join(format!("busybox-{}", arch.name()));
@@ -125,9 +151,10 @@ pub fn boot(series: &str, arch: Arch, fixture: &Path, stacks: &Path) -> Result<L
     let gotrace = stripped_gotrace(arch, dir.path())?;
     let mut archive = Archive::create(&initrd)?;
     archive.directory("bin")?;
-    let programs =
-        [("bin/busybox", &*busybox), ("gotrace", &*gotrace), ("fixture", fixture), ("stacks", stacks)];
-    for (name, path) in programs {
+    let own = [("bin/busybox", &*busybox), ("gotrace", &*gotrace)];
+    let programs = [("fixture", Some(of.fixture)), ("stacks", Some(of.stacks)), ("patterns", of.patterns)];
+    let there = programs.into_iter().filter_map(|(name, path)| Some((name, path?)));
+    for (name, path) in own.into_iter().chain(there) {
         let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
         archive.program(name, &bytes)?;
     }
@@ -228,7 +255,7 @@ fn parse(console: &str) -> Result<Left> {
                 }
             }
             ["kernel", release] => left.kernel = release.to_owned(),
-            [who @ ("fixture" | "gotrace" | "dump" | "stacks"), status] => {
+            [who @ ("fixture" | "gotrace" | "dump" | "stacks" | "leaks" | "patterns"), status] => {
                 left.statuses.insert(who.to_owned(), status.to_owned());
             }
             _ => match &mut file {

@@ -7,10 +7,16 @@ use gotrace_tests::{gobuild::cache_dir, gotrace::binary, manifests};
 use serde_json::Value;
 
 /// Arguments of a rendering, and what it is for.
-const VARIANTS: [&[&str]; 7] = [
+const VARIANTS: [&[&str]; 8] = [
     &[],
     &["--set", "snapshotOnly=true"],
     &["--set", "securityContext.sysAdmin=false"],
+    &[
+        "--set",
+        "metrics.networkPolicy.create=true",
+        "--set-json",
+        r#"metrics.networkPolicy.from=[{"namespaceSelector":{"matchLabels":{"a":"b"}}}]"#,
+    ],
     &["--set", "spool.enabled=false"],
     &["--set", "metrics.podMonitor.create=true", "--set", "metrics.podMonitor.labels.release=prometheus"],
     &[

@@ -95,10 +95,10 @@ fn nothing_is_lost_and_nothing_comes_twice_over_restarts() {
     let spans = churned(&receiver);
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("a boot id");
     let stat = fs::read_to_string(format!("/proc/{}/stat", shop.pid())).expect("it runs");
-    // Fields 22 and 28; the third is the first behind the name.
-    let field = |number: usize| -> u64 {
-        let rest = stat.rsplit_once(") ").expect("a name").1;
-        rest.split(' ').nth(number - 3).expect("a field").parse().expect("a number")
+    // Counted from field 3, which follows the name.
+    let field = |n: usize| -> u64 {
+        let text = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(n - 3));
+        text.and_then(|text| text.parse().ok()).expect("a number")
     };
     let key = ProcessKey::new(&boot, shop.pid(), field(22), field(28));
     let ids: BTreeSet<_> = spans.iter().map(|s| s.span_id.clone()).collect();

@@ -1,6 +1,9 @@
 //! The same static binary with its embedded eBPF object attaches on every supported kernel and
-//! architecture, by links where the kernel has them, its account agrees with the Go program's there, and so do the stacks that it dumps.
+//! architecture, by links where the kernel has them, its account agrees with the Go program's there, and so do the
+//! stacks that it dumps. On arm64, which no other test runs on, leaks are proven too.
 //! Needs `go` and qemu, not root.
+
+use std::collections::BTreeSet;
 
 use gotrace_tests::{
     compare::{Rules, compare},
@@ -9,9 +12,16 @@ use gotrace_tests::{
     fixture::Account,
     gobuild::{Arch, Mode, build},
     gotrace::links_in,
+    patterns::Told,
     traceback,
-    vm::{Left, SERIES, boot, tail},
+    vm::{Left, Programs, SERIES, boot, tail},
 };
+use serde_json::Value;
+
+/// The kernels on which leaks are proven: on an architecture that no test runs on otherwise.
+const PROVEN: [(Arch, &str); 1] = [(Arch::Arm64, "6.12")];
+/// Of the leaked goroutines, at least so many in a hundred are found at once.
+const LEAST: usize = 75;
 
 /// Whether the kernel has links of many uprobes, for all threads of a process: what doctor finds by trying, and
 /// how `attach` then puts its probes in place.
@@ -104,16 +114,55 @@ fn judge_dump(left: &Left) -> Result<String, String> {
     Err(format!("{} disagreements of the dump:\n  {}", wrong.len(), wrong.join("\n  ")))
 }
 
+/// Holds what was proven on one machine against the program's own account and its runtime's.
+fn judge_proof(left: &Left) -> Result<String, String> {
+    let file = |name: &str| left.files.get(name).map_or("", String::as_str);
+    let about = || format!("statuses {:?}\n{}", left.statuses, tail(file("leaks-stderr"), 30));
+    if left.statuses.get("leaks").map(String::as_str) != Some("0") {
+        return Err(format!("gotrace leaks did not end well; {}", about()));
+    }
+    let told = Told::parse(file("patterns")).map_err(|e| format!("{e:#}; {}", about()))?;
+    let lines = file("leaks").lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>();
+    let lines = lines.map_err(|e| format!("what gotrace leaks printed: {e}; {}", about()))?;
+    let found: BTreeSet<u64> = lines
+        .iter()
+        .filter(|l| l["verdict"] == "unreachable")
+        .flat_map(|l| l["goids"].as_array().cloned().unwrap_or_default())
+        .filter_map(|goid| goid.as_u64())
+        .collect();
+    let wrong: Vec<_> = found.iter().filter(|g| !told.leaked.contains_key(g)).collect();
+    let profile = told.profile.unwrap_or_default();
+    let theirs = profile.iter().filter(|g| found.contains(g)).count();
+    let summary = lines.last().map_or(&Value::Null, |l| &l["summary"]["proof"]);
+    if !wrong.is_empty() || summary["refuted"] != 0 || told.left.as_deref() != Some(&[]) {
+        return Err(format!("called unreachable, and can run: {wrong:?}; {:?}; {summary}", told.left));
+    }
+    if told.leaked.len() < 60 || found.len() * 100 < told.leaked.len() * LEAST {
+        return Err(format!("{} of {} leaked ones found; {}", found.len(), told.leaked.len(), about()));
+    }
+    Ok(format!(
+        "{} of {} leaked goroutines proven, {theirs} of the runtime's own {}",
+        found.len(),
+        told.leaked.len(),
+        profile.len()
+    ))
+}
+
 fn every_kernel(arch: Arch, version: &str) {
     let fixture = build("account", version, Mode::Stripped, arch).expect("the fixture builds");
     let stacks = build("stacks", version, Mode::Stripped, arch).expect("the program builds");
+    let patterns = build("leakpatterns", version, Mode::Stripped, arch).expect("the program builds");
     let mut failed = Vec::new();
     for series in SERIES {
         let name = format!("kernel {series} {} go{version}", arch.name());
-        let got = boot(series, arch, &fixture, &stacks).map_err(|e| format!("{e:#}"));
+        let proven = PROVEN.contains(&(arch, series));
+        let programs =
+            Programs { fixture: &fixture, stacks: &stacks, patterns: proven.then_some(&*patterns) };
+        let got = boot(series, arch, programs).map_err(|e| format!("{e:#}"));
         let judged = got.and_then(|left| {
+            let proof = if proven { format!("; {}", judge_proof(&left)?) } else { String::new() };
             let by = judge_links(&left, ["6.12", "7"].contains(&series))?;
-            Ok(format!("{} {by}: {}; {}", left.kernel, judge(&left)?, judge_dump(&left)?))
+            Ok(format!("{} {by}: {}; {}{proof}", left.kernel, judge(&left)?, judge_dump(&left)?))
         });
         match judged {
             Ok(line) => eprintln!("{name}: {line}"),

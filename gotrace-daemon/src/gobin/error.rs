@@ -11,7 +11,8 @@ pub enum Error {
     NotElf,
     /// An ELF file without a Go runtime, or one whose Go parts were removed.
     #[error(
-        "not a Go program: {why} (if it is one, it may be packed or obfuscated: trace the unpacked file)"
+        "not a Go program: {why} (if it is one, it may be packed or obfuscated: trace the unpacked file; Go code in a \
+         library that another program loads, -buildmode=c-shared, is not traced)"
     )]
     NotGo {
         /// What was looked for and not found.

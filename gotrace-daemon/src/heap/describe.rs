@@ -46,14 +46,19 @@ pub enum What {
 }
 
 impl Prover {
-    /// Adds to the objects of a path what they are. `waiting`: whoever waits on the last.
+    /// Adds to the objects of a path what they are. `goid`: whoever waits on the last; `goroutines`: all that can run.
     pub(super) fn describe(
         &self,
         memory: &dyn ReadMemory,
         marker: &Marker,
-        waiting: Option<&Standing>,
+        goid: u64,
+        goroutines: &[Standing],
         path: &mut Path,
     ) -> Result<(), ProcessError> {
+        let for_channels = |goid: u64| {
+            let standing = goroutines.iter().find(|s| s.goid == goid);
+            standing.is_some_and(|s| waiting::is_for_channels(self.engine.binary(), s))
+        };
         let types = marker.objects.types();
         // What the type before says that this object is.
         let mut expected: Option<(What, u64)> = None;
@@ -72,10 +77,12 @@ impl Prover {
                 Some(word) => behind_interface(memory, types, word)?,
                 None => None,
             };
-            let last = n + 1 == count;
-            let is_channel = last
-                && waiting.is_some_and(|s| waiting::is_for_channels(self.engine.binary(), s))
-                && link.entered_at == 0;
+            // Somebody waits on the last one, and on the one before what a goroutine that waits refers to.
+            let waits = match path.links.get(n + 1) {
+                Some(next) => next.through.map(|(goid, _)| goid),
+                None => Some(goid),
+            };
+            let is_channel = link.entered_at == 0 && waits.is_some_and(for_channels);
             let channel = if is_channel { self.channel(memory, types, link.address)? } else { None };
             let function = self.function(memory, link)?;
             let known = channel.map(|c| (c, 0)).or(own).or(in_interface).or(expected.take());

@@ -1,5 +1,7 @@
 //! What was done and counted, so that a doubter can follow.
 
+use std::sync::Arc;
+
 /// What one pass saw. Bytes and numbers of things; all of them as of that pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PassEvidence {
@@ -116,7 +118,7 @@ pub struct CandidateEvidence {
     /// What became of it.
     pub outcome: Outcome,
     /// One of these must be reached for it to run.
-    pub waits_on: Vec<u64>,
+    pub waits_on: Arc<[u64]>,
     /// The runtime's records of its wait.
-    pub records: Vec<u64>,
+    pub records: Arc<[u64]>,
 }

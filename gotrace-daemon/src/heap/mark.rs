@@ -3,11 +3,12 @@
 //!
 //! Two bits an object: reached, and reached but not looked through yet. Spans are put together to segments
 //! of about a mebibyte; a segment in which something is to be looked through waits in a queue, from which
-//! each thread takes the next. Of a segment those spans are read that have such objects, by address, in one
-//! call; what points to a neighbour is followed at once, and the bytes are dropped.
+//! each thread takes the next.
 //!
 //! A pointer is one to anywhere in an object; which words may be pointers, [`super::objects`] tells. Spans without
 //! pointers are not looked through. What is not readable holds nothing: the program could not read it either.
+
+mod segment;
 
 use std::{
     ops::Range,
@@ -23,16 +24,16 @@ use crossbeam_deque::{Injector, Steal};
 use foldhash::fast::FixedState;
 use hashbrown::HashSet;
 
+use self::segment::Worker;
 use super::{
-    bits::Bits,
-    layout::{MAP, Pointers},
+    bits::{Bits, Group},
     modules::Variables,
-    objects::{self, Objects},
+    objects::Objects,
     table::{Entry, Place, Table},
     variables,
 };
 use crate::{
-    process::{Piece, ProcessError, ReadMemory},
+    process::{ProcessError, ReadMemory},
     snapshot::Pieces,
 };
 
@@ -42,6 +43,8 @@ const SEGMENT: u64 = 1 << 20;
 const MAX_THREADS: usize = 2;
 /// From so many bytes of heap on a second thread helps.
 const TWO_THREADS: u64 = 32 << 20;
+/// Words that are looked up together.
+const BATCH: usize = 64;
 /// What is not readable as a whole is read by pages of the kernel.
 const KERNEL_PAGE: u64 = 4096;
 /// Ranges of roots are read in parts of this many bytes.
@@ -51,15 +54,10 @@ const PART: u64 = 1 << 16;
 #[derive(Debug)]
 pub(super) struct Marker {
     pub table: Table,
-    marks: Bits,
-    /// Reached, and not looked through yet.
-    open: Bits,
+    /// Of 64 objects each; those of a last one, which is no object's, are reached from the beginning.
+    groups: Vec<Group>,
     /// What tells pointers from other words.
     pub objects: Objects,
-    /// Free: not to be reached.
-    free: Bits,
-    /// Free, and a word looked like a pointer to it.
-    doubted: Bits,
     /// Spans of each segment, and the segment of each span.
     segments: Vec<Range<usize>>,
     segment_of: Vec<u32>,
@@ -80,36 +78,30 @@ pub(super) struct Marker {
     pub whole: AtomicU64,
 }
 
-/// What a thread needs.
-#[derive(Default)]
-struct Worker {
-    plan: Vec<Planned>,
-    pieces: Vec<Piece>,
-    buffer: Vec<u8>,
-    failed: Vec<usize>,
+/// Words that may be pointers, to be looked up together.
+struct Batch {
+    words: [u64; BATCH],
+    len: usize,
 }
 
-/// A part of a segment that is read: a whole span, or one object of it.
-#[derive(Clone, Copy)]
-struct Planned {
-    entry: usize,
-    /// `None` for the whole span.
-    index: Option<u32>,
-    /// Where its bytes are in the buffer, and behind them those of its map, where it has one.
-    at: usize,
-}
-
-/// How many objects were looked through, and how.
-#[derive(Default)]
-struct Looked {
-    exact: u64,
-    whole: u64,
+impl Default for Batch {
+    fn default() -> Self {
+        Self { words: [0; BATCH], len: 0 }
+    }
 }
 
 impl Marker {
     /// Nothing is marked. `free`: objects that are not to be. `offset`: how many spans the first segment has fewer than the others, so that a
     /// heap is cut differently each time.
-    pub fn new(table: Table, free: Bits, offset: usize) -> Self {
+    pub fn new(table: Table, free: &Bits, offset: usize) -> Self {
+        let count = usize::try_from(table.objects / 64).unwrap_or(0);
+        let groups: Vec<Group> = (0..=count).map(|_| Group::default()).collect();
+        for (n, group) in groups.iter().enumerate() {
+            group.free.add(free.word(n));
+        }
+        if let Some(last) = groups.last() {
+            last.marks.add(u64::MAX);
+        }
         let mut segments: Vec<Range<usize>> = Vec::new();
         let mut segment_of = Vec::with_capacity(table.entries.len());
         let mut bytes = SEGMENT.saturating_sub(offset as u64 % SEGMENT);
@@ -127,11 +119,8 @@ impl Marker {
             segment_of.push(u32::try_from(segments.len() - 1).unwrap_or(u32::MAX));
         }
         Self {
-            marks: Bits::new(table.objects),
-            open: Bits::new(table.objects),
-            doubted: Bits::new(table.objects),
+            groups,
             objects: Objects::default(),
-            free,
             queued: segments.iter().map(|_| AtomicBool::new(false)).collect(),
             has_skipped: vec![false; table.entries.len()],
             segments,
@@ -160,14 +149,20 @@ impl Marker {
     pub fn unskip(&mut self, address: u64) {
         let Some(place) = self.table.find(address) else { return };
         let number = self.table.number(place);
-        if self.skipped.remove(&number) && self.marks.has(number) {
+        if self.skipped.remove(&number) && self.group(number).is_some_and(|g| g.marks.has(number)) {
             self.reopen(place);
         }
     }
 
+    #[inline]
+    fn group(&self, number: u64) -> Option<&Group> {
+        self.groups.get((number / 64) as usize)
+    }
+
     fn reopen(&self, place: Place) {
-        let scanned = self.table.entry(place).is_some_and(|e| !e.span.noscan);
-        if scanned && self.open.set(self.table.number(place)) {
+        let number = self.table.number(place);
+        let scanned = !self.table.is_noscan(place.entry);
+        if scanned && self.group(number).is_some_and(|g| g.open.set(number)) {
             self.enqueue(place.entry);
         }
     }
@@ -180,24 +175,26 @@ impl Marker {
     /// Whether the object at an address was reached; what is not in the heap counts as reached.
     pub fn is_reached(&self, address: u64) -> bool {
         // One that is waited on is in use: that it looks free says that it was not read well.
-        let reached = |n| self.marks.has(n) || self.free.has(n);
+        let reached = |n| self.group(n).is_some_and(|g| g.marks.has(n) || g.free.has(n));
         self.table.find(address).is_none_or(|place| reached(self.table.number(place)))
     }
 
     /// Objects that looked free when something looked like a pointer to them are looked at again: those that
-    /// are not free by `now` are reached. Gives their number.
+    /// are not free by `now` are reached. From here on only those are free that are free now as well: what was handed
+    /// out meanwhile may lead to more of the kind. Gives the number of those reached.
     pub fn settle_free(&self, now: &Bits) -> u64 {
         let mut used = 0;
         for (n, entry) in self.table.entries.iter().enumerate() {
             for w in entry.words() {
-                let mut bits = self.doubted.word(w) & !now.word(w);
+                let Some(group) = self.groups.get(w) else { continue };
+                let mut bits = group.doubted.get() & !now.word(w);
+                group.free.keep(now.word(w));
                 while bits != 0 {
                     let index = ((w - entry.words().start) * 64) as u32 + bits.trailing_zeros();
                     bits &= bits - 1;
                     let number = entry.first + u64::from(index);
-                    self.free.clear(number);
-                    self.doubted.clear(number);
-                    if self.marks.set(number) {
+                    group.doubted.clear(number);
+                    if group.marks.set(number) {
                         self.reopen(Place { entry: n as u32, index });
                     }
                     used += 1;
@@ -210,32 +207,75 @@ impl Marker {
     /// Takes in a word that may be a pointer.
     #[inline]
     pub fn word(&self, word: u64) {
-        let Some(place) = self.table.find(word) else { return };
-        let Some(entry) = self.table.entry(place) else { return };
-        let number = entry.first + u64::from(place.index);
-        if self.free.has(number) {
-            self.doubted.set(number);
-            return;
-        }
-        if !self.marks.set(number) || entry.span.noscan {
-            return;
-        }
-        if self.has_skipped[place.entry as usize] && self.skipped.contains(&number) {
-            return;
-        }
-        if self.open.set(number) {
-            self.enqueue(place.entry);
+        let entry = self.table.span_of(word);
+        let number = self.table.number_of(entry, word);
+        if self.group(number).is_some_and(|g| !g.marks.has(number)) {
+            self.reach(entry, number);
         }
     }
 
     /// Takes in words.
     pub fn words(&self, bytes: &[u8]) {
-        let (low, high) = (self.table.low, self.table.high);
+        let mut batch = Batch::default();
+        self.collect(bytes, &mut batch);
+        self.look_up(&mut batch);
+    }
+
+    /// Adds words to a batch.
+    fn collect(&self, bytes: &[u8], batch: &mut Batch) {
         for chunk in bytes.chunks_exact(8) {
-            let word = chunk.first_chunk().map_or(0, |b| u64::from_le_bytes(*b));
-            if word >= low && word < high {
-                self.word(word);
-            }
+            self.add(chunk.first_chunk().map_or(0, |b| u64::from_le_bytes(*b)), batch);
+        }
+    }
+
+    /// Adds a word to a batch, which is looked up whenever it is full.
+    #[inline]
+    fn add(&self, word: u64, batch: &mut Batch) {
+        // Without a branch: whether the next word is a pointer cannot be foretold.
+        batch.words[batch.len % BATCH] = word;
+        batch.len += usize::from(word.wrapping_sub(self.table.low) < self.table.high - self.table.low);
+        if batch.len == BATCH {
+            self.look_up(batch);
+        }
+    }
+
+    /// Takes in a batch, and empties it. One step for all words before the next step, so that the processor fetches
+    /// from memory for many of them at once.
+    fn look_up(&self, batch: &mut Batch) {
+        let words = &batch.words[..batch.len.min(BATCH)];
+        let (mut entries, mut numbers) = ([0; BATCH], [0; BATCH]);
+        for (entry, &word) in entries.iter_mut().zip(words) {
+            *entry = self.table.span_of(word);
+        }
+        for ((number, &entry), &word) in numbers.iter_mut().zip(&entries).zip(words) {
+            *number = self.table.number_of(entry, word);
+        }
+        let (mut fresh, mut count) = ([0_u8; BATCH], 0);
+        for (n, &number) in numbers.iter().enumerate().take(words.len()) {
+            fresh[count % BATCH] = n as u8;
+            count += usize::from(self.group(number).is_some_and(|g| !g.marks.has(number)));
+        }
+        for &n in &fresh[..count] {
+            self.reach(entries[usize::from(n)], numbers[usize::from(n)]);
+        }
+        batch.len = 0;
+    }
+
+    /// Marks an object, by the place of its span and its number.
+    fn reach(&self, entry: u32, number: u64) {
+        let Some(group) = self.group(number) else { return };
+        if group.free.has(number) {
+            group.doubted.set(number);
+            return;
+        }
+        if !group.marks.set(number) || self.table.is_noscan(entry) {
+            return;
+        }
+        if self.has_skipped.get(entry as usize).is_some_and(|&has| has) && self.skipped.contains(&number) {
+            return;
+        }
+        if group.open.set(number) {
+            self.enqueue(entry);
         }
     }
 
@@ -329,6 +369,8 @@ impl Marker {
                             *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
                         }
                         self.pending.fetch_sub(1, Ordering::AcqRel);
+                        // A goroutine that has just been woken is not to wait until this thread's time is up.
+                        thread::yield_now();
                     }
                     Steal::Retry => {}
                     Steal::Empty if self.pending.load(Ordering::Acquire) == 0 => break,
@@ -346,235 +388,11 @@ impl Marker {
         failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
 
-    /// Looks through all open objects of a segment, and through what they open in it.
-    fn segment(&self, memory: &dyn ReadMemory, n: usize, worker: &mut Worker) -> Result<(), ProcessError> {
-        if let Some(queued) = self.queued.get(n) {
-            // Whatever is opened from here on queues it again.
-            queued.swap(false, Ordering::SeqCst);
-        }
-        let Some(range) = self.segments.get(n) else { return Ok(()) };
-        loop {
-            self.plan(range.clone(), worker);
-            if worker.plan.is_empty() {
-                return Ok(());
-            }
-            if let [Planned { entry, index: Some(index), .. }] = worker.plan[..]
-                && self.table.entries[entry].span.size > SEGMENT
-            {
-                let place = Place { entry: entry as u32, index };
-                self.large(memory, place, worker)?;
-                continue;
-            }
-            self.read(memory, worker)?;
-            self.look_through(memory, worker)?;
-        }
-    }
-
-    /// What is to be read of a segment. Single objects are taken out of the open ones, those of whole spans
-    /// are not yet.
-    fn plan(&self, range: Range<usize>, worker: &mut Worker) {
-        worker.plan.clear();
-        let mut at = 0;
-        for n in range {
-            let entry = &self.table.entries[n];
-            let open: u64 = entry.words().map(|w| u64::from(self.open.word(w).count_ones())).sum();
-            if open == 0 {
-                continue;
-            }
-            let all = u64::from(entry.span.count) * entry.span.size;
-            if open * entry.span.size * 4 >= all && entry.span.size <= SEGMENT / 16 && all <= SEGMENT {
-                worker.plan.push(Planned { entry: n, index: None, at });
-                at += whole(entry);
-                continue;
-            }
-            for w in entry.words() {
-                // A large object is planned alone, as it is read in parts.
-                if entry.span.size > SEGMENT && !worker.plan.is_empty() || at as u64 > SEGMENT {
-                    break;
-                }
-                let mut bits = self.open.take(w);
-                while bits != 0 {
-                    let index = ((w - entry.words().start) * 64) as u32 + bits.trailing_zeros();
-                    bits &= bits - 1;
-                    worker.plan.push(Planned { entry: n, index: Some(index), at });
-                    at += entry.span.size as usize;
-                    at += objects::piece_of_map(&entry.span, index).map_or(0, |(_, len, _)| len);
-                    if entry.span.size > SEGMENT || at as u64 > SEGMENT {
-                        self.give_back(entry.first + (w - entry.words().start) as u64 * 64, bits);
-                        break;
-                    }
-                }
-            }
-            if at as u64 > SEGMENT {
-                return;
-            }
-        }
-    }
-
-    /// Objects that were taken and do not fit into the buffer.
-    fn give_back(&self, first: u64, mut bits: u64) {
-        while bits != 0 {
-            self.open.set(first + u64::from(bits.trailing_zeros()));
-            bits &= bits - 1;
-        }
-    }
-
-    fn extent(&self, planned: &Planned) -> (u64, usize) {
-        let entry = &self.table.entries[planned.entry];
-        match planned.index {
-            None => (entry.span.base, whole(entry)),
-            Some(index) => (entry.span.base + u64::from(index) * entry.span.size, entry.span.size as usize),
-        }
-    }
-
-    /// Reads what is planned; what is not readable becomes zeros.
-    fn read(&self, memory: &dyn ReadMemory, worker: &mut Worker) -> Result<(), ProcessError> {
-        let Worker { plan, pieces, buffer, failed } = worker;
-        pieces.clear();
-        let mut total = 0;
-        for planned in &*plan {
-            let (address, len) = self.extent(planned);
-            total = planned.at + len;
-            match pieces.last_mut() {
-                Some(last) if last.address + last.len as u64 == address => last.len += len,
-                _ => pieces.push(Piece { address, len }),
-            }
-            let span = &self.table.entries[planned.entry].span;
-            let map = planned.index.and_then(|index| objects::piece_of_map(span, index));
-            if let Some((offset, len, _)) = map {
-                total += len;
-                pieces.push(Piece { address: span.base + offset, len });
-            }
-        }
-        buffer.resize(total, 0);
-        memory.read_pieces(pieces, buffer, failed)?;
-        self.bytes_read.fetch_add(total as u64, Ordering::Relaxed);
-        let mut at = 0;
-        let mut bad = failed.iter().copied().peekable();
-        for (n, piece) in pieces.iter().enumerate() {
-            if bad.next_if_eq(&n).is_some() {
-                let (mut done, end) = (0, piece.len);
-                while done < end {
-                    let address = piece.address + done as u64;
-                    let size = ((KERNEL_PAGE - address % KERNEL_PAGE) as usize).min(end - done);
-                    let bytes = buffer.get_mut(at + done..at + done + size).unwrap_or_default();
-                    if !memory.read_at(address, bytes)? {
-                        bytes.fill(0);
-                        self.bytes_unreadable.fetch_add(size as u64, Ordering::Relaxed);
-                    }
-                    done += size;
-                }
-            }
-            at += piece.len;
-        }
-        Ok(())
-    }
-
-    fn look_through(&self, memory: &dyn ReadMemory, worker: &Worker) -> Result<(), ProcessError> {
-        let mut looked = Looked::default();
-        for planned in &worker.plan {
-            let Some(index) = planned.index else { continue };
-            let (_, len) = self.extent(planned);
-            let span = &self.table.entries[planned.entry].span;
-            let bytes = worker.buffer.get(planned.at..planned.at + len).unwrap_or_default();
-            let bits = objects::piece_of_map(span, index).map_or(0, |(_, map, from)| {
-                let map = worker.buffer.get(planned.at + len..planned.at + len + map).unwrap_or_default();
-                let words = len / 8;
-                objects::bits(map, from, index as usize * words, words)
-            });
-            self.object(memory, planned.entry, index, (bytes, bits), &mut looked)?;
-        }
-        let mut any = true;
-        while any {
-            any = false;
-            for planned in worker.plan.iter().filter(|p| p.index.is_none()) {
-                let entry = &self.table.entries[planned.entry];
-                let size = entry.span.size as usize;
-                let first = entry.words().start;
-                let map = match entry.span.pointers {
-                    Pointers::Bits(at) => {
-                        let at = planned.at + at as usize;
-                        worker.buffer.get(at..at + MAP as usize).unwrap_or_default()
-                    }
-                    _ => &[],
-                };
-                for w in entry.words() {
-                    let mut open = self.open.take(w);
-                    while open != 0 {
-                        any = true;
-                        let index = (w - first) * 64 + open.trailing_zeros() as usize;
-                        open &= open - 1;
-                        let at = planned.at + index * size;
-                        let bytes = worker.buffer.get(at..at + size).unwrap_or_default();
-                        let bits = if map.is_empty() {
-                            0
-                        } else {
-                            objects::bits(map, 0, index * size / 8, size / 8)
-                        };
-                        self.object(memory, planned.entry, index as u32, (bytes, bits), &mut looked)?;
-                    }
-                }
-            }
-        }
-        self.count(&looked);
-        Ok(())
-    }
-
-    fn object(
-        &self,
-        memory: &dyn ReadMemory,
-        entry: usize,
-        index: u32,
-        (bytes, bits): (&[u8], u64),
-        looked: &mut Looked,
-    ) -> Result<(), ProcessError> {
-        let span = &self.table.entries[entry].span;
-        let address = span.base + u64::from(index) * span.size;
-        let (low, high) = (self.table.low, self.table.high);
-        let exact = self.objects.each(memory, span, address, bytes, bits, |word| {
-            if word >= low && word < high {
-                self.word(word);
-            }
-        })?;
-        looked.exact += u64::from(exact);
-        looked.whole += u64::from(!exact);
-        Ok(())
-    }
-
-    fn count(&self, looked: &Looked) {
-        self.exact.fetch_add(looked.exact, Ordering::Relaxed);
-        self.whole.fetch_add(looked.whole, Ordering::Relaxed);
-    }
-
-    /// An object that is longer than a segment, in parts.
-    fn large(&self, memory: &dyn ReadMemory, place: Place, worker: &mut Worker) -> Result<(), ProcessError> {
-        let Some(entry) = self.table.entry(place) else { return Ok(()) };
-        let (address, size) = self.table.object(place);
-        let mask = self.objects.large(memory, &entry.span)?;
-        let mut at = 0;
-        while at < size {
-            let len = (size - at).min(SEGMENT);
-            worker.buffer.resize(len as usize, 0);
-            if memory.read_at(address + at, &mut worker.buffer)? {
-                self.bytes_read.fetch_add(len, Ordering::Relaxed);
-                match &mask {
-                    Some(mask) => mask.each(at, &worker.buffer, |_, word| self.word(word)),
-                    None => self.words(&worker.buffer),
-                }
-            } else {
-                self.by_pages(memory, address + at, len)?;
-            }
-            at += len;
-        }
-        let exact = u64::from(mask.is_some());
-        self.count(&Looked { exact, whole: 1 - exact });
-        Ok(())
-    }
-
     /// Bytes and number of the objects that were reached.
     pub fn reached(&self) -> (u64, u64) {
         let of = |e: &Entry| {
-            let count: u64 = e.words().map(|w| u64::from(self.marks.word(w).count_ones())).sum();
+            let groups = self.groups.get(e.words()).unwrap_or_default();
+            let count: u64 = groups.iter().map(|g| u64::from(g.marks.get().count_ones())).sum();
             (count * e.span.size, count)
         };
         self.table.entries.iter().map(of).fold((0, 0), |(a, b), (c, d)| (a + c, b + d))
@@ -582,14 +400,7 @@ impl Marker {
 
     /// Whether an object was reached.
     pub fn has(&self, place: Place) -> bool {
-        self.marks.has(self.table.number(place))
-    }
-}
-
-/// As much of a span as is read as a whole: its objects, and their map.
-fn whole(entry: &Entry) -> usize {
-    match entry.span.pointers {
-        Pointers::Bits(at) => (u64::from(at) + MAP) as usize,
-        _ => (u64::from(entry.span.count) * entry.span.size) as usize,
+        let number = self.table.number(place);
+        self.group(number).is_some_and(|g| g.marks.has(number))
     }
 }

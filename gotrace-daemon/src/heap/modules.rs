@@ -52,6 +52,8 @@ pub(super) struct Module {
     pub noptrdata: Range,
     /// Such without a value.
     pub noptrbss: Range,
+    /// Its functions.
+    pub text: Range,
     /// Descriptions of its types.
     pub types: Range,
     /// Address of the mask of `data`; `None` where it is not known.
@@ -175,6 +177,7 @@ fn parse(address: u64, bytes: &[u8], (types, etypes): (usize, usize)) -> Option<
         bss: range(BSS)?,
         noptrdata: range(NOPTRDATA)?,
         noptrbss: range(NOPTRBSS)?,
+        text: between(MIN_PC, MAX_PC)?,
         types: between(types, etypes)?,
         data_mask: None,
         bss_mask: None,

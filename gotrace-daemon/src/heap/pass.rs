@@ -19,14 +19,14 @@ use super::{
     objects::Objects,
     roots,
     spans::{self, Spans},
-    stacks::{self, Look},
+    stacks::{self, AT_ONCE, Look},
     table::Table,
     types::Types,
     waiting::{self, Candidate},
 };
 use crate::{
     process::ReadMemory,
-    snapshot::{Engine, Standing, Standings},
+    snapshot::{Engine, Standing, Standings, Status},
 };
 
 /// What a pass leaves.
@@ -43,6 +43,21 @@ pub(super) struct Marked {
     pub running: Vec<(u64, Option<u8>)>,
 }
 
+/// As much of how a goroutine stood as is held against how it stands later.
+struct Before {
+    g: u64,
+    goid: u64,
+    mark: u64,
+    status: Status,
+    stops: Option<u8>,
+}
+
+impl Before {
+    fn of(s: &Standing) -> Self {
+        Self { g: s.g, goid: s.goid, mark: s.mark, status: s.status, stops: s.stops }
+    }
+}
+
 /// Where roots are.
 #[derive(Clone, Copy, Debug)]
 enum Root {
@@ -57,21 +72,24 @@ impl Prover {
     /// Marks once. `None` when the list of goroutines could not be read whole, so that nothing follows.
     pub(super) fn mark(&mut self, memory: &dyn ReadMemory) -> Result<Option<Marked>, HeapError> {
         let begin = Instant::now();
+        let modules = modules::read(memory, self.first_module, self.layout.types, &self.version)?;
+        self.engine.know_plugins(modules.iter().skip(1).map(|m| m.text).collect());
         let Standings { goroutines, unused, unknown } = self.engine.standings(memory)?;
         if unknown > 0 {
             return Ok(None);
         }
-        let modules = modules::read(memory, self.first_module, self.layout.types, &self.version)?;
         let list = match (self.list, modules.first()) {
             (Some(list), _) => list,
             (None, Some(first)) => spans::find(memory, &self.layout, first, &self.version)?,
             (None, None) => return Err(HeapError::NoModule),
         };
         self.list = Some(list);
-        let spans = spans::read(memory, &self.layout, list, &self.version)?;
+        let mut spans = spans::read(memory, &self.layout, list, &self.version)?;
         let table = self.table(&spans.objects)?;
+        // The table has them.
+        spans.objects = Vec::new();
         let free = free::read(memory, &table)?;
-        let mut marker = Marker::new(table, free, self.random.usize(..1 << 20));
+        let mut marker = Marker::new(table, &free, self.random.usize(..1 << 20));
         let minor = self.engine.binary().go_version().minor;
         let types = std::mem::take(&mut self.types);
         let mut types = std::sync::Arc::into_inner(types).unwrap_or_else(|| Types::new(minor));
@@ -79,11 +97,14 @@ impl Prover {
         self.types = std::sync::Arc::new(types);
         let g_size = goroutines.iter().find_map(|s| Some(marker.table.object(marker.table.find(s.g)?).1));
         marker.objects = Objects::new(std::sync::Arc::clone(&self.types), g_size.unwrap_or(0), &spans.manual);
-        let (mut candidates, others) = waiting::split(&mut self.engine, memory, goroutines.clone())?;
+        let before: Vec<Before> = goroutines.iter().map(Before::of).collect();
+        let (mut candidates, others) = waiting::split(&mut self.engine, memory, goroutines)?;
+        // What the pass before told is given up first: there may be very many.
+        self.candidates = Vec::new();
         self.candidates = candidates.iter().map(|c| told(c, Outcome::Reached)).collect();
         for candidate in &candidates {
             marker.skip(candidate.standing.g);
-            for &record in &candidate.records {
+            for &record in candidate.records.iter() {
                 marker.skip(record);
             }
         }
@@ -94,8 +115,8 @@ impl Prover {
         let mut evidence = PassEvidence {
             spans: marker.table.entries.len() as u64,
             spans_unreadable: spans.unreadable + spans.overlapping,
-            heap_bytes: spans.objects.iter().map(|s| s.size * u64::from(s.count)).sum(),
-            goroutines: goroutines.len() as u64,
+            heap_bytes: marker.table.entries.iter().map(|e| e.span.size * u64::from(e.span.count)).sum(),
+            goroutines: before.len() as u64,
             unused: unused.len() as u64,
             candidates: candidates.len() as u64,
             modules: modules.len() as u64,
@@ -126,8 +147,8 @@ impl Prover {
             marker.unskip(g);
         }
         let before = |s: &Standing| {
-            let n = goroutines.binary_search_by_key(&s.g, |b| b.g).ok()?;
-            goroutines.get(n).filter(|b| b.goid == s.goid)
+            let n = before.binary_search_by_key(&s.g, |b| b.g).ok()?;
+            before.get(n).filter(|b| b.goid == s.goid)
         };
         let stands = |s: &Standing| {
             s.status.is_waiting() && s.mark != 0 && before(s).is_some_and(|b| b.mark == s.mark)
@@ -142,11 +163,10 @@ impl Prover {
         };
         let stays = |c: &Candidate| {
             still.binary_search(&c.standing.goid).is_ok()
-                && !c.waits_on.iter().chain(&c.records).any(|&a| in_fresh(a))
+                && !c.waits_on.iter().chain(c.records.iter()).any(|&a| in_fresh(a))
         };
-        let (kept, lost): (Vec<Candidate>, Vec<Candidate>) = candidates.into_iter().partition(stays);
+        let lost: Vec<Candidate> = candidates.extract_if(.., |c| !stays(c)).collect();
         evidence.moved = lost.len() as u64;
-        candidates = kept;
         for candidate in &lost {
             unskip(&mut marker, candidate);
         }
@@ -171,7 +191,7 @@ impl Prover {
         evidence.bytes_unreadable = marker.bytes_unreadable.load(Ordering::Relaxed);
         evidence.unreached = candidates.iter().filter(|c| !c.hidden).count() as u64;
         evidence.duration_ns = u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        let runs = |s: &&Standing| s.status == crate::snapshot::Status::Running;
+        let runs = |s: &&Standing| s.status == Status::Running;
         let running = later
             .iter()
             .filter(runs)
@@ -269,7 +289,7 @@ fn told(candidate: &Candidate, outcome: Outcome) -> CandidateEvidence {
 
 fn unskip(marker: &mut Marker, candidate: &Candidate) {
     marker.unskip(candidate.standing.g);
-    for &record in &candidate.records {
+    for &record in candidate.records.iter() {
         marker.unskip(record);
     }
 }
@@ -284,10 +304,8 @@ pub(super) fn wake(
 ) -> Result<u64, HeapError> {
     let mut woken = 0;
     loop {
-        let can_run = |c: &Candidate| c.waits_on.iter().any(|&a| marker.is_reached(a));
-        let (now, left): (Vec<Candidate>, Vec<Candidate>) =
-            std::mem::take(candidates).into_iter().partition(can_run);
-        *candidates = left;
+        let can_run = |c: &mut Candidate| c.waits_on.iter().any(|&a| marker.is_reached(a));
+        let now: Vec<Candidate> = candidates.extract_if(.., can_run).collect();
         if now.is_empty() {
             return Ok(woken);
         }
@@ -307,8 +325,11 @@ pub(super) fn let_run(
     for candidate in candidates {
         unskip(marker, candidate);
     }
-    let standings: Vec<Standing> = candidates.iter().map(|c| c.standing).collect();
-    stacks::take_in(engine, memory, marker, &standings, look)?;
+    // Some at a time: there may be a million.
+    for part in candidates.chunks(AT_ONCE) {
+        let standings: Vec<Standing> = part.iter().map(|c| c.standing).collect();
+        stacks::take_in(engine, memory, marker, &standings, look)?;
+    }
     marker.drain(memory)?;
     Ok(())
 }

@@ -132,17 +132,24 @@ impl Prover {
         }
         self.proof.never_stopped = running.first().map(|&(goid, _)| goid);
         self.running = Some(running);
-        let before = std::mem::take(&mut self.proof.unreachable);
-        self.proof.unreachable = marked
-            .leaked
-            .iter()
-            .filter(|c| !c.hidden)
-            .map(|c| {
-                let standing = c.standing;
-                let known = before.get(&standing.goid).filter(|p| p.standing.mark == standing.mark);
-                (standing.goid, Proven { passes: known.map_or(0, |p| p.passes) + 1, standing })
-            })
-            .collect();
+        // In place, as there may be very many.
+        let leaked = &marked.leaked;
+        let mut now: Vec<(u64, usize)> =
+            leaked.iter().enumerate().map(|(n, c)| (c.standing.goid, n)).collect();
+        now.retain(|&(_, n)| !leaked[n].hidden);
+        now.sort_unstable();
+        let unreachable = &mut self.proof.unreachable;
+        unreachable.retain(|goid, known| {
+            let n = now.binary_search_by_key(goid, |&(goid, _)| goid).ok().map(|n| now[n].1);
+            let same = n.map(|n| leaked[n].standing).filter(|s| s.mark == known.standing.mark);
+            if let Some(standing) = same {
+                *known = Proven { passes: known.passes + 1, standing };
+            }
+            same.is_some()
+        });
+        for (goid, n) in now {
+            unreachable.entry(goid).or_insert(Proven { passes: 1, standing: leaked[n].standing });
+        }
         self.last = Some(marked);
         Ok(&self.proof)
     }

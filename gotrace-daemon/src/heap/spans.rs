@@ -135,7 +135,8 @@ pub(super) fn read(
     };
     records.sort_unstable();
     records.dedup();
-    let mut spans = Spans::default();
+    // In one piece, as it may be long; most entries are spans of objects.
+    let mut spans = Spans { objects: Vec::with_capacity(records.len()), ..Spans::default() };
     let items: Vec<(u64, u32)> = records.iter().map(|&a| (a, layout.len as u32)).collect();
     let (mut rest, mut pieces) = (&items[..], Pieces::default());
     while !rest.is_empty() {

@@ -11,6 +11,8 @@ use crate::{
 const G_BYTES: u64 = 512;
 /// Longer stacks are taken in as a whole.
 const LONGEST: u64 = 4 << 20;
+/// Goroutines whose stacks are looked at together, so that a million do not take a million's memory.
+pub(super) const AT_ONCE: usize = 4096;
 
 /// What was taken in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,8 +59,10 @@ pub(super) fn take_in(
         }
     }
     let mut taken = Taken::default();
-    if !standing.is_empty() {
-        exact(engine, memory, marker, &mut standing, look, &mut whole, &mut taken)?;
+    // By address of their `g`s, which are read first.
+    standing.sort_unstable_by_key(|(s, _)| s.g);
+    for part in standing.chunks(AT_ONCE) {
+        exact(engine, memory, marker, part, look, &mut whole, &mut taken)?;
     }
     whole.sort_unstable();
     taken.bytes += marker.ranges(memory, &whole)?;
@@ -100,13 +104,11 @@ fn exact(
     engine: &mut Engine,
     memory: &dyn ReadMemory,
     marker: &Marker,
-    standing: &mut [(Standing, u32)],
+    standing: &[(Standing, u32)],
     look: Look,
     whole: &mut Vec<(u64, u64)>,
     taken: &mut Taken,
 ) -> Result<(), HeapError> {
-    // The beginnings of their `g`s first, by address.
-    standing.sort_unstable_by_key(|(s, _)| s.g);
     let mut heads = vec![None; standing.len()];
     let items: Vec<(u64, u32)> = standing.iter().map(|(s, _)| (s.g, G_HEAD as u32)).collect();
     let (mut first, mut pieces) = (0, Pieces::default());

@@ -17,8 +17,22 @@ pub(super) struct Entry {
     pub span: Span,
     /// Number of its first object, a multiple of 64.
     pub first: u64,
+}
+
+/// What it takes to tell which object of a span an address is in: half a line of the processor's cache, as every
+/// pointer asks for another span's.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(32))]
+struct Hot {
+    base: u64,
+    /// Number of its first object.
+    first: u64,
+    /// Of an object; 0 where one may be longer than this tells.
+    size: u32,
     /// 2^32 divided by the size, rounded up.
-    inverse: u64,
+    inverse: u32,
+    count: u32,
+    noscan: bool,
 }
 
 impl Entry {
@@ -27,18 +41,29 @@ impl Entry {
         let begin = (self.first / 64) as usize;
         begin..begin + (self.span.count as usize).div_ceil(64)
     }
+}
 
-    /// Which object an offset in the span is in; may be behind the last.
-    fn index(&self, offset: u64) -> u64 {
-        if self.span.count == 1 {
-            return offset / self.span.size;
+impl Hot {
+    fn new(span: &Span, first: u64) -> Self {
+        // The longest span of several objects has 80 KiB: beyond 4 GiB is one.
+        let size = u32::try_from(span.size).ok().filter(|&s| s > 1 && span.count > 1).unwrap_or(0);
+        let inverse = (1_u64 << 32).div_ceil(u64::from(size.max(2)));
+        Self { base: span.base, first, size, inverse: inverse as u32, count: span.count, noscan: span.noscan }
+    }
+
+    /// Number of the object in the span that an address of the span is in; behind the last of them where it is in
+    /// none. `None` where the span has one object.
+    #[inline]
+    fn index(&self, address: u64) -> Option<u32> {
+        if self.size == 0 {
+            return None;
         }
-        let guess = offset.wrapping_mul(self.inverse) >> 32;
-        if offset.wrapping_sub(guess.wrapping_mul(self.span.size)) < self.span.size {
-            guess
-        } else {
-            offset / self.span.size
+        let (offset, size) = (address.wrapping_sub(self.base), u64::from(self.size));
+        let guess = offset.wrapping_mul(u64::from(self.inverse)) >> 32;
+        if offset.wrapping_sub(guess.wrapping_mul(size)) < size {
+            return Some(guess as u32);
         }
+        Some(u32::try_from(offset / size).unwrap_or(u32::MAX))
     }
 }
 
@@ -46,6 +71,7 @@ impl Entry {
 #[derive(Debug, Default)]
 pub(super) struct Table {
     pub entries: Vec<Entry>,
+    hot: Vec<Hot>,
     /// Addresses of the first and behind the last.
     pub low: u64,
     pub high: u64,
@@ -76,6 +102,7 @@ impl Table {
         }
         let mut this = Self {
             entries: Vec::with_capacity(spans.len()),
+            hot: Vec::with_capacity(spans.len()),
             low,
             high,
             objects: 0,
@@ -86,7 +113,8 @@ impl Table {
             let n = u32::try_from(this.entries.len()).ok()?;
             let first = this.objects;
             this.objects += u64::from(span.count).next_multiple_of(64);
-            this.entries.push(Entry { span, first, inverse: (1_u64 << 32).div_ceil(span.size) });
+            this.entries.push(Entry { span, first });
+            this.hot.push(Hot::new(&span, first));
             let begin = (span.base - low) / PAGE;
             // Of a large object's span, all pages are mapped too: interior pointers keep it.
             for page in begin..begin + span.bytes / PAGE {
@@ -102,21 +130,53 @@ impl Table {
         Some(this)
     }
 
+    /// The place in [`Self::entries`] of the span on the page of an address; beyond all of them where there is none.
+    #[inline]
+    pub fn span_of(&self, address: u64) -> u32 {
+        // Below the lowest address this is beyond all blocks.
+        let page = address.wrapping_sub(self.low) / PAGE;
+        let Some(&block) = self.blocks.get((page / BLOCK) as usize) else { return NONE };
+        if block == NONE {
+            return NONE;
+        }
+        self.pages.get(block as usize + (page % BLOCK) as usize).copied().unwrap_or(NONE)
+    }
+
+    /// The number of the object of a span that an address of the span points into; [`Self::objects`] where it points
+    /// to none.
+    #[inline]
+    pub fn number_of(&self, entry: u32, address: u64) -> u64 {
+        let Some(hot) = self.hot.get(entry as usize) else { return self.objects };
+        match hot.index(address) {
+            Some(index) if index < hot.count => hot.first + u64::from(index),
+            Some(_) => self.objects,
+            None => self.alone(entry, address).map_or(self.objects, |index| hot.first + u64::from(index)),
+        }
+    }
+
+    /// Whether the objects of a span have no pointers.
+    #[inline]
+    pub fn is_noscan(&self, entry: u32) -> bool {
+        self.hot.get(entry as usize).is_none_or(|hot| hot.noscan)
+    }
+
+    /// Of a span of one object.
+    fn alone(&self, entry: u32, address: u64) -> Option<u32> {
+        let span = &self.entries.get(entry as usize)?.span;
+        let index = address.wrapping_sub(span.base) / span.size;
+        u32::try_from(index).ok().filter(|&index| index < span.count)
+    }
+
     /// The object that an address points into.
     #[inline]
     pub fn find(&self, address: u64) -> Option<Place> {
-        if address < self.low || address >= self.high {
-            return None;
-        }
-        let page = (address - self.low) / PAGE;
-        let block = *self.blocks.get((page / BLOCK) as usize)?;
-        if block == NONE {
-            return None;
-        }
-        let entry = *self.pages.get(block as usize + (page % BLOCK) as usize)?;
-        let known = self.entries.get(entry as usize)?;
-        let index = known.index(address - known.span.base);
-        (index < u64::from(known.span.count)).then_some(Place { entry, index: index as u32 })
+        let entry = self.span_of(address);
+        let hot = self.hot.get(entry as usize)?;
+        let index = match hot.index(address) {
+            Some(index) => index,
+            None => self.alone(entry, address)?,
+        };
+        (index < hot.count).then_some(Place { entry, index })
     }
 
     /// A span by its place.
@@ -137,18 +197,13 @@ impl Table {
 
     /// Whether there is a span of objects, in use or not filled in yet, on the page of an address.
     pub fn has_page(&self, address: u64) -> bool {
-        if address < self.low || address >= self.high {
-            return false;
-        }
-        let page = (address - self.low) / PAGE;
-        let block = self.blocks.get((page / BLOCK) as usize).copied().unwrap_or(NONE);
-        block != NONE
-            && self.pages.get(block as usize + (page % BLOCK) as usize).is_some_and(|&entry| entry != NONE)
+        self.span_of(address) != NONE
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::layout::Pointers;
     use super::*;
 
     fn span(base: u64, pages: u64, size: u64, count: u32) -> Span {
@@ -161,6 +216,7 @@ mod tests {
             specials: 0,
             free_index: count,
             alloc_bits: 0,
+            pointers: Pointers::Unknown,
         }
     }
 

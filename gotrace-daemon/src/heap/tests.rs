@@ -1,7 +1,10 @@
 //! Heaps made by hand, whole and torn: what is reached is what is reachable, and nothing that memory can
 //! hold makes the marking crash, loop or grow without bound.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use proptest::prelude::*;
 
@@ -10,9 +13,11 @@ use super::{
     layout::{Layout, PAGE},
     mark::Marker,
     modules::{self, Module},
+    objects::Objects,
     roots, spans,
     spans::Spans,
     table::Table,
+    types::Types,
 };
 use crate::process::{Piece, ProcessError, ReadMemory};
 
@@ -101,6 +106,7 @@ fn process(shapes: &[(u64, u64, bool)]) -> (Ram, Module) {
         bss: none,
         noptrdata: none,
         noptrbss: (BSS, 4096),
+        text: none,
         types: none,
         data_mask: None,
         bss_mask: None,
@@ -117,7 +123,7 @@ fn read(ram: &Ram, module: &Module) -> Spans {
 fn marker(spans: &Spans, offset: usize) -> Marker {
     let table = Table::new(&spans.objects).expect("a heap");
     let free = Bits::new(table.objects);
-    Marker::new(table, free, offset)
+    Marker::new(table, &free, offset)
 }
 
 #[test]
@@ -162,6 +168,103 @@ fn what_is_reachable_is_reached_and_nothing_else() {
     }
 }
 
+/// Gives the spans of objects up to 512 bytes a map behind their objects, and behind that marks, with nothing in it.
+fn with_maps(ram: &mut Ram, shapes: &[(u64, u64, bool)], behind: u64) {
+    for (n, &(_, size, _)) in shapes.iter().enumerate().filter(|(_, s)| s.1 <= 512 && !s.2) {
+        let count = (PAGE - behind) / size;
+        ram.set(MSPANS + 160 * n as u64 + 48, count | count << 16);
+    }
+}
+
+#[test]
+fn only_what_maps_and_types_call_pointers_is_followed() {
+    const TYPES: u64 = 0x50_0000;
+    let shapes = [(1, 48, false), (1, 16, false), (1, 1024, false), (5, 5 * PAGE, false)];
+    for behind in [128, 256] {
+        let (mut ram, mut module) = process(&shapes);
+        with_maps(&mut ram, &shapes, behind);
+        let at = |span: usize, n: u64| {
+            HEAP + shapes[..span].iter().map(|s| s.0 * PAGE).sum::<u64>() + n * shapes[span].1
+        };
+        // The last one is alone in its span, and has its type beside it: as the other, of three words, of which
+        // the second is a pointer.
+        ram.set(MSPANS + 3 * 160 + 96, 1 << 24);
+        ram.set(MSPANS + 3 * 160 + 152, TYPES);
+        let mut kind = vec![0; 64];
+        for (at, word) in [(0, 24), (8, 16), (32, TYPES + 56), (56, 0b10)] {
+            kind[at..at + 8].copy_from_slice(&u64::to_le_bytes(word));
+        }
+        ram.put(TYPES, kind);
+        module.types = (TYPES, 64);
+        // Bits of the third object of 48 bytes: words 12 to 17, of which 13 is a pointer; of the 11th, over two
+        // words of the map (60 to 65), 63 and 64.
+        let map = HEAP + PAGE - behind;
+        ram.set(map, 1 << 13 | 1 << 63);
+        ram.set(map + 8, 1);
+        ram.set(at(0, 2), at(1, 1));
+        ram.set(at(0, 2) + 8, at(0, 10));
+        ram.set(at(0, 10) + 24, at(2, 3));
+        ram.set(at(0, 10) + 32, at(3, 0) + 700);
+        ram.set(at(0, 10) + 40, at(1, 2));
+        // Without a bit, as it is being made: every word.
+        ram.set(at(0, 20), at(1, 3));
+        // With its type before it: the words at 16, 40, and so on.
+        ram.set(at(2, 3), TYPES);
+        ram.set(at(2, 3) + 8, at(1, 4));
+        ram.set(at(2, 3) + 16, at(1, 5));
+        ram.set(at(2, 3) + 40, at(1, 6));
+        ram.set(at(2, 3) + 48, at(1, 7));
+        // Of a type that is not described: every word.
+        ram.set(at(2, 4), TYPES + 72);
+        ram.set(at(2, 4) + 1016, at(1, 8));
+        ram.set(at(3, 0), at(1, 9));
+        ram.set(at(3, 0) + 8, at(1, 10));
+        ram.set(at(3, 0) + 24 * 1000 + 8, at(1, 11));
+        ram.set(at(3, 0) + 24 * 1000 + 16, at(1, 12));
+        let mut types = Types::new(24);
+        types.know(&[module]);
+        let types = Arc::new(types);
+        for offset in [0, 5000] {
+            let spans = read(&ram, &module);
+            assert!(spans.maps);
+            let mut marker = marker(&spans, offset);
+            marker.objects = Objects::new(Arc::clone(&types), 0, &[]);
+            for root in [at(0, 2), at(0, 20), at(2, 4)] {
+                marker.word(root);
+            }
+            marker.drain(&ram).expect("reads");
+            let followed = [3, 5, 6, 8, 10, 11];
+            for n in 1..13 {
+                assert_eq!(marker.is_reached(at(1, n)), followed.contains(&n), "{n}, {behind} behind");
+            }
+            assert!(marker.is_reached(at(2, 3)) && marker.is_reached(at(3, 0)));
+            // The same, looked up one by one.
+            let places =
+                [at(0, 2), at(0, 10), at(2, 3), at(3, 0)].map(|a| marker.table.find(a).expect("there"));
+            let mut told = BTreeSet::new();
+            let tell = &mut |_, word| _ = told.insert(word);
+            marker.objects.read(&ram, &marker.table, &places, tell).expect("reads");
+            told.remove(&0);
+            let pointers = [at(0, 10), at(2, 3), at(3, 0) + 700, at(1, 5), at(1, 6), at(1, 10), at(1, 11)];
+            assert_eq!(told, BTreeSet::from(pointers));
+        }
+    }
+}
+
+#[test]
+fn where_counts_do_not_show_maps_every_word_counts() {
+    let shapes = [(1, 48, false), (1, 1024, false)];
+    let (mut ram, module) = process(&shapes);
+    ram.set(HEAP, HEAP + PAGE);
+    ram.set(HEAP + PAGE + 1016, HEAP + 96);
+    let spans = read(&ram, &module);
+    assert!(!spans.maps);
+    let marker = marker(&spans, 0);
+    marker.word(HEAP);
+    marker.drain(&ram).expect("reads");
+    assert!(marker.is_reached(HEAP + 96));
+}
+
 #[test]
 fn what_is_skipped_leads_nowhere_until_it_is_let_run() {
     let (mut ram, module) = process(&[(1, 448, false)]);
@@ -182,20 +285,29 @@ fn what_is_skipped_leads_nowhere_until_it_is_let_run() {
 fn pointers_to_free_objects_mean_nothing_until_they_are_handed_out() {
     let (mut ram, module) = process(&[(1, 64, false)]);
     let at = |n: u64| HEAP + n * 64;
+    // 5, 8 and 9 are free at first, and at last 5 and 8 are handed out, and lead on.
     ram.set(at(5), at(6));
+    ram.set(at(6), at(8));
+    ram.set(at(8), at(10));
+    ram.set(at(10), at(9));
+    ram.set(at(9), at(11));
     let table = Table::new(&read(&ram, &module).objects).expect("a heap");
     let free = Bits::new(table.objects);
-    free.set(5);
-    let marker = Marker::new(table, free, 0);
+    for n in [5, 8, 9] {
+        free.set(n);
+    }
+    let marker = Marker::new(table, &free, 0);
     marker.word(at(5));
     marker.word(at(7));
     marker.drain(&ram).expect("reads");
     assert!(!marker.is_reached(at(6)) && marker.is_reached(at(7)));
     assert!(marker.is_reached(at(5)), "nobody waits on what is free: it was not read well");
     let now = Bits::new(128);
+    now.set(9);
     assert_eq!(marker.settle_free(&now), 1);
     marker.drain(&ram).expect("reads");
-    assert!(marker.is_reached(at(6)));
+    assert!(marker.is_reached(at(6)) && marker.is_reached(at(10)), "through others that were free at first");
+    assert!(!marker.is_reached(at(11)));
 }
 
 #[test]
@@ -207,7 +319,7 @@ fn a_bound_of_a_stack_is_no_pointer() {
     ram.set(at(1) + 8, HEAP);
     ram.set(at(1) + 40, at(2));
     let mut known = marker(&read(&ram, &module), 0);
-    known.know_stacks(at(3), &[(HEAP - 8192, 8192)]);
+    known.objects = Objects::new(Arc::default(), 448, &[(HEAP - 8192, 8192)]);
     known.word(at(1));
     known.drain(&ram).expect("reads");
     assert!(!known.is_reached(HEAP) && known.is_reached(at(2)));
@@ -322,12 +434,12 @@ proptest! {
             if let Some(table) = Table::new(&spans.objects) {
                 prop_assert!(table.objects <= 6 * 70_000);
                 let free = super::free::read(&ram, &table).expect("reads");
-                let marker = Marker::new(table, free, 7);
+                let marker = Marker::new(table, &free, 7);
                 for n in 0..64 {
                     marker.word(HEAP + n * 1024);
                 }
                 roots::specials(&ram, &layout, &marker).expect("reads");
-                roots::blocks(&ram, &marker, &spans, &[module]).expect("reads");
+                roots::blocks(&ram, &marker, &spans, &[module], 26).expect("reads");
                 marker.drain(&ram).expect("reads");
             }
         }
@@ -338,7 +450,7 @@ proptest! {
     fn torn_module_data_does_no_harm(words in prop::collection::vec(prop_oneof![any::<u64>(), Just(BSS), 0_u64..4096], 96)) {
         let mut ram = Ram::default();
         ram.put(BSS, words.iter().flat_map(|w| w.to_le_bytes()).collect());
-        if let Ok(found) = modules::read(&ram, BSS, "go1.24") {
+        if let Ok(found) = modules::read(&ram, BSS, Layout::for_tests().types, "go1.24") {
             prop_assert!(found.len() <= 2);
         }
     }

@@ -13,9 +13,9 @@ use super::{HeapError, Prover, mark::Marker, pass::Marked, stacks, table::Place,
 use crate::process::ReadMemory;
 
 /// References that are remembered.
-const MAX_EDGES: usize = 1 << 22;
+const MAX_EDGES: usize = 1 << 21;
 /// Objects that are.
-const MAX_OBJECTS: usize = 1 << 21;
+const MAX_OBJECTS: usize = 1 << 20;
 
 /// Sets that are united.
 #[derive(Debug, Default)]

@@ -6,6 +6,8 @@
 //! a lock has no record that its goroutine leads to: it is found in the runtime's table of semaphores or in the
 //! condition's list.
 
+use std::sync::Arc;
+
 use super::HeapError;
 use crate::{
     gobin::Binary,
@@ -59,9 +61,9 @@ impl Kind {
 pub(super) struct Candidate {
     pub standing: Standing,
     /// It can run when any of these is reached. Empty: never.
-    pub waits_on: Vec<u64>,
+    pub waits_on: Arc<[u64]>,
     /// Records of the runtime that name it.
-    pub records: Vec<u64>,
+    pub records: Arc<[u64]>,
     /// It is not to be told: the main goroutine is in a select without cases, which is how a program is kept alive
     /// on purpose. The runtime's own profile leaves out the same one (`runtime/mgc.go`, `findGoroutineLeaks`).
     pub hidden: bool,
@@ -73,7 +75,7 @@ pub(super) fn split(
     memory: &dyn ReadMemory,
     standings: Vec<Standing>,
 ) -> Result<(Vec<Candidate>, Vec<Standing>), HeapError> {
-    let binary = std::sync::Arc::clone(engine.binary());
+    let binary = Arc::clone(engine.binary());
     let (mut maybe, mut others): (Vec<Standing>, Vec<Standing>) =
         standings.into_iter().partition(|s| kind_of(&binary, s) != Kind::Other);
     maybe.retain(|s| {
@@ -94,6 +96,7 @@ pub(super) fn split(
         let list = list.map(|list| if list.is_empty() { apart.into_iter().collect() } else { list });
         match waits_on(kind_of(&binary, &standing), list) {
             Some((waits_on, records)) => {
+                let (waits_on, records) = (waits_on.into(), records.into());
                 let hidden = standing.goid == MAIN && kind_of(&binary, &standing) == Kind::NoCases;
                 candidates.push(Candidate { standing, waits_on, records, hidden });
             }

@@ -145,8 +145,7 @@ impl Prover {
                     None => {
                         let mut path = self.path(memory, &marked, goid, &places)?;
                         if let Some(path) = &mut path {
-                            let standing = marked.others.iter().find(|s| s.goid == goid);
-                            self.describe(memory, &marked.marker, standing, path)?;
+                            self.describe(memory, &marked.marker, goid, &marked.others, path)?;
                         }
                         Why::Held(path)
                     }

@@ -212,3 +212,29 @@ pub(super) fn link_multi(
     // returns, the latter with `count` entries each.
     unsafe { bpf_fd(BPF_LINK_CREATE, &attributes) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::Error;
+
+    #[test]
+    fn instructions_are_laid_out_as_the_kernel_reads_them() {
+        let bytes = instruction(0x18, 1, 2, -2, 0x0403_0201).to_ne_bytes();
+        assert_eq!(bytes, [0x18, 0x21, 0xfe, 0xff, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn live_a_program_that_is_refused_comes_with_the_verifiers_reasons() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("NOT TESTED, needs root: what the verifier says");
+            return;
+        }
+        // It ends without a result.
+        let program = [instruction(0x95, 0, 0, 0, 0)];
+        let refused = load_for_multi("no_result", &program, c"GPL").err().expect("refused");
+        let said = Error::refused("load the program no_result", &refused.error, &refused.log).to_string();
+        assert!(said.starts_with("cannot load the program no_result: Permission denied"), "{said}");
+        assert!(said.contains("the verifier says:\n") && said.contains("R0 !read_ok"), "{said}");
+    }
+}

@@ -40,9 +40,9 @@ pub fn together(findings: Vec<Finding>, sets: &[Vec<u64>]) -> Vec<Finding> {
     for finding in left.iter_mut().filter(|f| !f.others.is_empty()) {
         let (sites, count) = (finding.others.len(), finding.count());
         let sites = if sites == 1 { "another place".to_owned() } else { format!("{sites} other places") };
-        let wait = "they wait for each other, or for what another one of them holds";
+        let more = count - finding.own_count();
         finding.why +=
-            &format!(" The same holds for those of {sites}: {wait}; nobody but these {count} does.");
+            &format!(" The same holds for {more} of {sites}: these {count} wait only for each other.");
     }
     left
 }
@@ -66,4 +66,53 @@ fn join(main: &mut Finding, other: Finding) {
         waits_on_total: other.waits_on_total,
         goids: other.goids,
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::leak::{Agreement, AtLeastAtMost};
+
+    fn finding(verdict: Verdict, goids: &[u64], agreed: u32) -> Finding {
+        Finding {
+            verdict,
+            growth: None,
+            oldest: AtLeastAtMost { at_least_ns: goids[0], at_most_ns: Some(100) },
+            entry_pc: goids[0],
+            created_pc: 0,
+            wait_reason: Some(14),
+            stack: Vec::new(),
+            waits_on: Vec::new(),
+            waits_on_total: 1,
+            goids: goids.to_vec(),
+            others: Vec::new(),
+            passes: Some(Agreement { agreed, needed: 10 }),
+            retained_bytes: None,
+            why: "proven.".into(),
+            test: None,
+        }
+    }
+
+    #[test]
+    fn those_that_wait_for_each_other_become_one_and_no_others() {
+        let unreachable = |goids: &[u64], agreed| finding(Verdict::Unreachable, goids, agreed);
+        let findings = vec![
+            unreachable(&[5, 9], 10),
+            unreachable(&[2, 3], 9),
+            unreachable(&[7], 10),
+            unreachable(&[1, 4], 10),
+            finding(Verdict::Growing, &[11], 10),
+        ];
+        // The first and the fourth through the second; the third with itself; the last is not proven.
+        let left = together(findings, &[vec![3, 9], vec![4, 2], vec![7, 70], vec![11, 5]]);
+        let goids: Vec<&[u64]> = left.iter().map(|f| &f.goids[..]).collect();
+        assert_eq!(goids, [&[1, 2, 3, 4, 5, 9][..], &[7], &[11]]);
+        let one = &left[0];
+        assert_eq!((one.own_count(), one.others.len(), one.entry_pc), (2, 2, 5));
+        assert_eq!(one.oldest.at_least_ns, 5);
+        assert_eq!(one.passes.map(|p| p.agreed), Some(9));
+        let said = "proven. The same holds for 4 of 2 other places: these 6 wait only for each other.";
+        assert_eq!(one.why, said);
+        assert!(left[1].others.is_empty() && left[1].why == "proven.");
+    }
 }

@@ -119,6 +119,15 @@ impl Watch {
         self.looks.len()
     }
 
+    /// Bytes that it takes, about.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let stacks: usize = self.stacks.iter().map(|s| 2 * s.len() * size_of::<StackFrame>() + 64).sum();
+        let groups: usize =
+            self.groups.iter().map(|g| size_of::<Group>() + 32 + g.settled.capacity() * 4).sum();
+        self.tracks.capacity() * size_of::<Track>() + stacks + groups + self.sites.len() * 96
+    }
+
     /// Places that are told apart.
     #[must_use]
     pub fn places(&self) -> usize {

@@ -50,7 +50,8 @@ impl Traced {
     /// Bytes that are kept of it.
     fn kept_bytes(&self) -> u64 {
         let snapshot = self.snapshots.as_ref().map_or(0, super::seed::Snapshots::bytes);
-        (self.table.bytes() + snapshot) as u64 + BESIDE
+        let looks = self.suspicions.as_ref().map_or(0, super::suspicions::Suspicions::bytes);
+        (self.table.bytes() + snapshot + looks) as u64 + BESIDE
     }
 }
 

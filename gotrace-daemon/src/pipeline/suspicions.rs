@@ -34,6 +34,8 @@ pub struct SuspicionPace {
 
 /// The next look comes no sooner than after so many times what this one took: half a hundredth of a core.
 const REST: u32 = 200;
+/// Where no goroutine is born or dies, it is looked so many times more seldom.
+const SELDOM: u32 = 8;
 /// Looks that are kept; beyond, old ones are thinned out. More than what is left of a year.
 const MAX_LOOKS: usize = 128;
 /// Goroutines whose references are looked for.
@@ -88,7 +90,12 @@ impl Job {
     }
 }
 
-type Answer = (Box<Job>, Duration, Result<Vec<Finding>, SnapshotError>);
+struct Answer {
+    job: Box<Job>,
+    took: Duration,
+    bytes: usize,
+    found: Result<Vec<Finding>, SnapshotError>,
+}
 
 /// A place under a verdict: entry, creation site, stack.
 type Key = (Verdict, u64, u64, Vec<StackFrame>);
@@ -101,6 +108,10 @@ pub(super) struct Suspicions {
     job: Option<Box<Job>>,
     results: Option<Receiver<Answer>>,
     due: Instant,
+    /// Births and deaths at the last look, and when it was ordered.
+    looked: Option<(u64, Instant)>,
+    /// What looks are remembered with, as of the last.
+    bytes: usize,
     found: Vec<Finding>,
     /// How many there were at the last log record.
     told: HashMap<Key, u64>,
@@ -124,21 +135,31 @@ impl Suspicions {
             job: Some(Box::new(Job { live, watch, held: Default::default() })),
             results: None,
             due: Instant::now(),
+            looked: None,
+            bytes: 0,
             found: Vec::new(),
             told: HashMap::new(),
         })
     }
 
-    /// Orders what is due, and takes in what is done; whether something was. `proven`: goroutines that are
-    /// proven to be leaked.
-    fn tend(&mut self, now: Instant, proven: impl FnOnce() -> Vec<u64>) -> bool {
+    /// Orders what is due, and takes in what is done; whether something was. `turnover`: births and deaths so
+    /// far. `proven`: goroutines that are proven to be leaked.
+    fn tend(&mut self, now: Instant, turnover: u64, proven: impl FnOnce() -> Vec<u64>) -> bool {
         let Some(results) = &self.results else {
-            if now >= self.due && self.job.is_some() {
+            if now < self.due || self.job.is_none() {
+                return false;
+            }
+            let quiet =
+                self.looked.is_some_and(|(then, at)| then == turnover && now < at + self.every * SELDOM);
+            if quiet {
+                self.due = now + self.every;
+            } else {
+                self.looked = Some((turnover, now));
                 self.order(proven());
             }
             return false;
         };
-        let (job, took, found) = match results.try_recv() {
+        let Answer { job, took, bytes, found } = match results.try_recv() {
             Ok(answer) => answer,
             Err(TryRecvError::Empty) => return false,
             Err(TryRecvError::Disconnected) => {
@@ -148,6 +169,7 @@ impl Suspicions {
             }
         };
         self.results = None;
+        self.bytes = bytes;
         match found {
             Ok(found) => {
                 self.found = found;
@@ -178,9 +200,14 @@ impl Suspicions {
             let begin = Instant::now();
             let found = job.step(&proven);
             // Refused when the process is not traced any more.
-            let _ = results.send((job, begin.elapsed(), found));
+            let _ = results.send(Answer { bytes: job.watch.bytes(), took: begin.elapsed(), job, found });
         }));
         self.results = ordered.then_some(taken);
+    }
+
+    /// Bytes that looks are remembered with.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// The findings that are new, or have grown.
@@ -220,7 +247,11 @@ impl Traced {
         }
         let Some(mut suspicions) = self.suspicions.take() else { return Vec::new() };
         let mut records = Vec::new();
-        if suspicions.tend(now, || self.proofs.as_ref().map(|p| p.proven_goids()).unwrap_or_default()) {
+        let totals = self.table.totals();
+        let turnover = totals.born + totals.died;
+        if suspicions
+            .tend(now, turnover, || self.proofs.as_ref().map(|p| p.proven_goids()).unwrap_or_default())
+        {
             for n in suspicions.news() {
                 if let Some(found) = suspicions.found.get(n) {
                     let suspected = self.suspected(found);

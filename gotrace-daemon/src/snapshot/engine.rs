@@ -41,6 +41,8 @@ pub struct Engine {
     settled: bool,
     warning: Option<String>,
     pub(super) maps: Maps,
+    /// Where the functions of plugins are.
+    pub(super) plugins: Vec<(u64, u64)>,
     /// The list of the last snapshot, and the same sorted.
     list: Vec<u64>,
     sorted: Vec<u64>,
@@ -63,6 +65,7 @@ impl Engine {
             settled: !binary.layout_is_extrapolated(),
             warning: None,
             maps: Maps::default(),
+            plugins: Vec::new(),
             binary,
             list: Vec::new(),
             sorted: Vec::new(),

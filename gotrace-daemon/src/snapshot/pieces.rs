@@ -3,7 +3,7 @@
 use crate::process::{Piece, ProcessError, ReadMemory};
 
 /// Bytes that are read at once.
-const MAX_BYTES: usize = 16 << 20;
+const MAX_BYTES: usize = 4 << 20;
 /// The longest piece that neighbours are put together to.
 const MAX_PIECE: usize = 64 << 10;
 /// Where an item was not readable.

@@ -47,7 +47,8 @@ pub struct Standing {
     pub pc: u64,
     /// First entry of the list of records through which it waits; 0 for none.
     pub waiting: u64,
-    /// A C thread's call into Go: its stack began elsewhere.
+    /// A C thread's call into Go, whose stack began elsewhere, or one that runs a plugin's function: what its stack
+    /// holds is not known.
     pub from_c: bool,
     /// The runtime's own, or one that runs finalizers and cleanups.
     pub system: bool,
@@ -107,10 +108,13 @@ impl Engine {
                             let kind = *kinds.entry(seen.entry_pc).or_insert_with(|| {
                                 self.binary.entry_kind(seen.entry_pc.wrapping_sub(self.bias))
                             });
-                            if kind.is_none() && seen.entry_pc != 0 {
+                            let plugins = kind.is_none() && self.is_of_plugin(seen.entry_pc);
+                            if kind.is_none() && seen.entry_pc != 0 && !plugins {
                                 again.push(g);
                             } else {
-                                all.goroutines.push(Standing::new(g, &seen, kind));
+                                let standing = Standing::new(g, &seen, kind);
+                                let from_c = standing.from_c || plugins;
+                                all.goroutines.push(Standing { from_c, ..standing });
                             }
                         }
                         Some(Holds::Nonsense) | None => again.push(g),
@@ -127,6 +131,16 @@ impl Engine {
         all.goroutines.sort_unstable_by_key(|s| s.g);
         all.unused.sort_unstable();
         Ok(all)
+    }
+
+    /// Says where the functions of plugins are: first address and length. Goroutines that run one of them are known
+    /// to be some.
+    pub fn know_plugins(&mut self, text: Vec<(u64, u64)>) {
+        self.plugins = text;
+    }
+
+    fn is_of_plugin(&self, pc: u64) -> bool {
+        self.plugins.iter().any(|&(begin, len)| pc >= begin && pc - begin < len)
     }
 
     /// Which of these goroutines, in their order, still stand where they stood, and have not run since.
@@ -152,7 +166,8 @@ impl Engine {
                 unmoved[n] = match pieces.item(i, len).map(|b| Seen::parse(b, &self.layout)) {
                     Some(Holds::Goroutine(seen)) => {
                         let now = Standing::new(before.g, &seen, None);
-                        before.mark != 0 && Standing { system: before.system, ..now } == *before
+                        let now = Standing { system: before.system, from_c: before.from_c, ..now };
+                        before.mark != 0 && now == *before
                     }
                     _ => false,
                 };

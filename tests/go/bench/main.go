@@ -9,6 +9,10 @@
 //	park 1000           that many goroutines more that wait for ever; returns when all of them do
 //	pause               the longest pause of a goroutine that ticks, since this was last asked for
 //	profile 2           its own goroutine profile in that debug form; counts the bytes
+//	grow 1073741824     a heap of that many bytes: maps, trees, lists and slices
+//	wait 1000           that many goroutines more that wait for others, half of them for nobody
+//	gc                  runs the collector
+//	leaked              its own profile of leaked goroutines (Go 1.27); counts them
 //	exec PATH           executes that program in its place, with the same arguments
 //
 // It ends when standard input does. It compiles with Go 1.19 and later.
@@ -87,6 +91,22 @@ func obey(words []string) (sample, error) {
 			return sample{}, err
 		}
 		return profile(debug)
+	case len(words) == 2 && words[0] == "grow":
+		bytes, err := strconv.ParseUint(words[1], 10, 64)
+		if err != nil {
+			return sample{}, err
+		}
+		return grow(bytes)
+	case len(words) == 2 && words[0] == "wait":
+		n, err := strconv.Atoi(words[1])
+		if err != nil {
+			return sample{}, err
+		}
+		return wait(n)
+	case len(words) == 1 && words[0] == "gc":
+		return collect()
+	case len(words) == 1 && words[0] == "leaked":
+		return leaked()
 	case len(words) == 2 && words[0] == "exec":
 		return sample{}, syscall.Exec(words[1], os.Args, os.Environ())
 	case len(words) == 3 && words[0] == "churn":

@@ -4,3 +4,5 @@ package main
 
 // There are no cleanups.
 func byCleanup(wake func()) { byFinalizer(wake) }
+
+func byQueuedCleanup(wake func()) { byQueuedFinalizer(wake) }

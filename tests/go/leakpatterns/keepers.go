@@ -16,7 +16,7 @@ var keepers = []func(wake func()){
 	inSlice, inMap, inData, inList, inLargeObject, byInteriorPointer, inChannel, inContext, inInterface, inSyncMap,
 	onSleepersStack, onReadersStack, onStackInSystemCall, onStackBehindChannel, onStackBehindMutex,
 	onStackBehindCondition, onStackBehindWaitGroup, deferred, deferredInLoop, byTimer, byTickersStack,
-	byFinalizer, byCleanup, whileRunning, inSelectOfTwo, throughTwoOthers,
+	byFinalizer, byQueuedFinalizer, byCleanup, byQueuedCleanup, whileRunning, inSelectOfTwo, throughTwoOthers,
 }
 
 // What is done when all are let go; closed over by what must not hold the wakers.
@@ -326,6 +326,38 @@ func byFinalizer(wake func()) {
 	objects = append(objects, o)
 	n := len(objects) - 1
 	later(func() { objects[n] = nil })
+}
+
+var finalizing sync.Once
+
+// Nothing but the runtime's queue holds it: the finalizer that is being run waits until all are let go.
+func byQueuedFinalizer(wake func()) {
+	finalizing.Do(func() {
+		begun := make(chan struct{})
+		blockFinalizers(begun)
+		for {
+			runtime.GC()
+			select {
+			case <-begun:
+				return
+			case <-time.After(time.Millisecond):
+			}
+		}
+	})
+	finalize(wake)
+}
+
+//go:noinline
+func blockFinalizers(begun chan struct{}) {
+	runtime.SetFinalizer(new(object), func(*object) {
+		close(begun)
+		<-released
+	})
+}
+
+//go:noinline
+func finalize(wake func()) {
+	runtime.SetFinalizer(new(object), func(*object) { wake() })
 }
 
 var spinning int32

@@ -13,15 +13,15 @@ use gotrace_tests::{
     spans_rate::{bytes_per_span, export},
 };
 use serde_json::json;
-use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let backend = Receiver::start_counting(Wire::Grpc).await;
     println!("{}", json!({ "backend": backend.endpoint() }));
-    let mut lines = BufReader::new(tokio::io::stdin()).lines();
     let (bytes, gzip_bytes) = bytes_per_span().await;
-    while let Some(line) = lines.next_line().await? {
+    // The receiver has threads of its own while this one waits.
+    for line in std::io::stdin().lines() {
+        let line = line?;
         let (address, count) = line.split_once(' ').unwrap_or((&line, "100000"));
         let before = backend.span_count();
         let begin = Instant::now();

@@ -11,6 +11,7 @@ mod cost;
 mod daemon;
 mod observer;
 mod process;
+mod proof;
 mod report;
 mod snapshot;
 
@@ -52,6 +53,8 @@ enum Part {
     Spans,
     /// Snapshots of up to a million goroutines
     Snapshot,
+    /// Passes of the proof of leaks over heaps of up to 4 GiB
+    Proof,
     /// An OpenTelemetry Collector between gotrace and where spans go
     Collector,
     /// The node agent with 50 processes, and with 100 binaries
@@ -79,6 +82,7 @@ struct Binaries {
     line: PathBuf,
     spans: PathBuf,
     snapshots: PathBuf,
+    proofs: PathBuf,
     collector: PathBuf,
     program: PathBuf,
 }
@@ -123,6 +127,7 @@ pub fn main(options: &Options) -> Result<()> {
         line: release.join("bench-line"),
         spans: release.join("spans-rate"),
         snapshots: release.join("snapshot-rate"),
+        proofs: release.join("proof-rate"),
         collector: release.join("collector-rate"),
         program: build_program(&target)?,
     };
@@ -155,6 +160,10 @@ pub fn main(options: &Options) -> Result<()> {
     if wanted(Part::Snapshot) {
         println!("snapshots beside the program's own profile");
         snapshot::measure(&binaries, extent, &target, &mut report)?;
+    }
+    if wanted(Part::Proof) {
+        println!("the proof of leaks beside the program's own");
+        proof::measure(&binaries, extent, &mut report)?;
     }
     if wanted(Part::Daemon) {
         println!("the node agent");

@@ -34,12 +34,12 @@ const DUMPED_MOST: usize = 100_000;
 
 /// What several goes at one thing came to.
 #[derive(Default)]
-struct Goes {
-    ms: Vec<f64>,
-    cpu_ms: Vec<f64>,
-    pause_ms: Vec<f64>,
-    noise_ms: Vec<f64>,
-    peak_mib: f64,
+pub(super) struct Goes {
+    pub ms: Vec<f64>,
+    pub cpu_ms: Vec<f64>,
+    pub pause_ms: Vec<f64>,
+    pub noise_ms: Vec<f64>,
+    pub peak_mib: f64,
 }
 
 /// Parks goroutines in a program of its own, and measures at each size.
@@ -142,19 +142,19 @@ fn go(program: &mut GoProgram, agent: &mut Speaking, what: &str, size: usize, go
 }
 
 /// The longest pause while nobody looks.
-fn alone(program: &mut GoProgram, milliseconds: f64) -> Result<f64> {
+pub(super) fn alone(program: &mut GoProgram, milliseconds: f64) -> Result<f64> {
     program.ask("pause")?;
     thread::sleep(Duration::from_secs_f64(milliseconds / 1e3));
     pause_ms(program)
 }
 
-fn pause_ms(program: &mut GoProgram) -> Result<f64> {
+pub(super) fn pause_ms(program: &mut GoProgram) -> Result<f64> {
     let answer = program.ask("pause")?;
     Ok(answer["pause_ns"].as_f64().with_context(|| format!("the Go program answered {answer}"))? / 1e6)
 }
 
 /// The longest pause, against that of the program alone; what is added may be as much as that.
-fn pause(label: &str, goes: &Goes, held: bool, report: &mut Report) {
+pub(super) fn pause(label: &str, goes: &Goes, held: bool, report: &mut Report) {
     let (pause, noise) = (median(goes.pause_ms.clone()), median(goes.noise_ms.clone()));
     let bar = held.then_some(Bar::RatioAtMost(1.0));
     report.add(format!("{label}: longest pause"), "ms", pause, Some(noise), None);
@@ -196,7 +196,7 @@ fn dump(pid: u32, binaries: &Binaries, target: &Path) -> Result<Dump> {
 }
 
 /// With its thousands apart.
-fn grouped(n: usize) -> String {
+pub(super) fn grouped(n: usize) -> String {
     let digits = n.to_string();
     let parts: Vec<&str> =
         digits.as_bytes().rchunks(3).rev().filter_map(|part| std::str::from_utf8(part).ok()).collect();

@@ -77,6 +77,12 @@ fn bytes(bytes: u64) -> String {
 fn proof(proof: &ProofSummary) -> Option<String> {
     let of = bytes;
     let passes = match proof.passes {
+        0 if proof.void > 0 => {
+            return Some(format!(
+                "nothing is proven: in none of {} tries the list of goroutines could be read whole",
+                proof.void
+            ));
+        }
         0 => return None,
         1 => "marked the heap once".to_owned(),
         n => format!("marked the heap {n} times"),
@@ -124,11 +130,7 @@ fn finding(out: &mut impl Write, finding: &Finding, names: &mut Names) -> io::Re
     stands(out, of, names)?;
     for part in finding.others.iter().take(MAX_PARTS) {
         let count = part.goids.len();
-        writeln!(
-            out,
-            "{INDENT}and {count} that wait{} for them or they for:",
-            if count == 1 { "s" } else { "" }
-        )?;
+        writeln!(out, "{INDENT}and {count} more; they wait for each other:")?;
         let of = Stands {
             entry_pc: part.entry_pc,
             created_pc: part.created_pc,
