@@ -154,8 +154,7 @@ impl Line {
         })
     }
 
-    /// Why snapshots stand in for the events that were not asked to be done without; `None` when they do
-    /// not.
+    /// Why snapshots stand in for the events that were not asked to be done without, if they do.
     #[must_use]
     pub fn fallback(&self) -> Option<&kernel::Error> {
         self.fallback.as_ref()
@@ -296,8 +295,7 @@ impl Line {
         }
     }
 
-    /// Looks after everybody's snapshots; whether there is more to do at once. On a node a process that
-    /// cannot be read is given up alone.
+    /// Looks after snapshots; whether there is more to do at once. A node's process that cannot be read is given up.
     fn tend_snapshots(&mut self, now: Instant, drained: bool) -> Result<bool, LineError> {
         let mut at_once = false;
         for traced in &mut self.traced {
@@ -343,8 +341,7 @@ impl Line {
     }
 
     /// Waits until no probe is in place any more. What each traced process came to, in the order of their
-    /// ends; and whether the event log, if one
-    /// was wanted, is complete ([`LineError::Record`]).
+    /// ends; and whether the event log, if one was wanted, is complete ([`LineError::Record`]).
     pub fn finish(self) -> (Vec<Summary>, Result<(), LineError>) {
         let Self { summaries, log, config, probes, .. } = self;
         for thread in probes.map(Probes::into_detaching).unwrap_or_default() {
@@ -436,8 +433,7 @@ impl Line {
         Ok(())
     }
 
-    /// A process that was not traced executed a program: it is traced from now on if it descends from
-    /// the first one and the program is Go's.
+    /// A process that was not traced executed a program: it is traced if that is Go's and it descends from the first.
     fn follow_execution(&mut self, pid: u32) {
         let Some(root) = self.root_pid else { return };
         if !descends_from(pid, root) {
