@@ -185,8 +185,11 @@ struct Worker {
 
 impl Worker {
     fn run(mut self, commands: &Receiver<Command>) {
-        self.open();
         loop {
+            // Also when there is always something to do.
+            if self.store.is_none() && Instant::now() >= self.next_try {
+                self.open();
+            }
             let command = match &self.store {
                 Some(_) => commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 None => commands.recv_timeout(self.next_try.saturating_duration_since(Instant::now())),
@@ -214,7 +217,7 @@ impl Worker {
                     self.next_try = Instant::now() + Duration::from_secs(3600);
                     let _ = answer.send(());
                 }
-                Err(RecvTimeoutError::Timeout) => self.open(),
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
