@@ -312,7 +312,8 @@ impl Page {
         series
             .filter(|rest| rest.starts_with(['{', ' ']) && rest.contains(label))
             .filter_map(|rest| rest.rsplit_once(' ')?.1.trim().parse::<f64>().ok())
-            .sum()
+            // The sum of nothing would be -0.
+            .fold(0.0, |sum, value| sum + value)
     }
 }
 
