@@ -324,11 +324,11 @@ impl Line {
         }
     }
 
-    /// Until the ring wants to be read, on a node also until a process ends, or the time is over. Whether
-    /// one has ended.
+    /// Until the ring wants to be read, on a node also until a process ends or was found, or the time is over.
+    /// Whether one has ended, or was found.
     fn wait(&self, time: Duration) -> Result<bool, LineError> {
         let ends: Vec<BorrowedFd<'_>> = match &self.node {
-            Some(_) => self.traced.iter().map(Traced::ending).collect(),
+            Some(_) => self.traced.iter().map(Traced::ending).chain(self.news()).collect(),
             None => Vec::new(),
         };
         match &self.probes {

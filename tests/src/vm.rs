@@ -84,7 +84,10 @@ wait $S
 echo "GOTRACE-VM stacks $?"
 if [ -x /patterns ]; then
 	mkfifo stdin3
-	/patterns <stdin3 >patterns 2>&1 &
+	/patterns "missing receiver" "select with dead cases" "abandoned pipeline" "groups that wait for each other" \
+		"lost cancel" "nil send" "reflected select" "in a deferred call of a panic" "locks in another order" \
+		"readers behind a writer that forgot" "forgotten done" "condition without signal" "large elements" \
+		"pipe without a reader" <stdin3 >patterns 2>&1 &
 	P=$!
 	exec 5>stdin3
 	said READY patterns $P

@@ -10,17 +10,24 @@ use gotrace_tests::{
 };
 use serde_json::Value;
 
+/// Entry functions of a finding: its own, and those of others that wait with them for each other.
+fn entries(finding: &Value) -> impl Iterator<Item = &str> {
+    let others = finding["others"].as_array().into_iter().flatten();
+    [finding].into_iter().chain(others).filter_map(|f| f["entry"]["function"].as_str())
+}
+
 fn found(lines: &[Value]) -> BTreeSet<(String, String)> {
-    let name = |v: &Value| v.as_str().unwrap_or_default().to_owned();
-    lines
-        .iter()
-        .filter(|l| l.get("verdict").is_some())
-        .map(|l| (name(&l["verdict"]), name(&l["entry"]["function"])))
+    let findings = lines.iter().filter(|l| l.get("verdict").is_some());
+    findings
+        .flat_map(|l| {
+            let verdict = l["verdict"].as_str().unwrap_or_default();
+            entries(l).map(|function| (verdict.to_owned(), function.to_owned()))
+        })
         .collect()
 }
 
 fn line<'a>(lines: &'a [Value], function: &str) -> &'a Value {
-    lines.iter().find(|l| l["entry"]["function"] == function).expect("a finding of this function")
+    lines.iter().find(|l| entries(l).any(|f| f == function)).expect("a finding of this function")
 }
 
 /// What is leaked, and the verdicts that are right. A stale word in memory may hide a leak from the proof;

@@ -137,7 +137,8 @@ fn judge_proof(left: &Left) -> Result<String, String> {
     if !wrong.is_empty() || summary["refuted"] != 0 || told.left.as_deref() != Some(&[]) {
         return Err(format!("called unreachable, and can run: {wrong:?}; {:?}; {summary}", told.left));
     }
-    if told.leaked.len() < 60 || found.len() * 100 < told.leaked.len() * LEAST {
+    let kinds: BTreeSet<&String> = told.leaked.values().collect();
+    if kinds.len() < 14 || told.healthy.len() < 14 || found.len() * 100 < told.leaked.len() * LEAST {
         return Err(format!("{} of {} leaked ones found; {}", found.len(), told.leaked.len(), about()));
     }
     Ok(format!(

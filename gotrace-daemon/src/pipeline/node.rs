@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    os::fd::BorrowedFd,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -177,6 +178,11 @@ impl Line {
         Ok(control)
     }
 
+    /// Can be read when the scout has found somebody.
+    pub(super) fn news(&self) -> Option<BorrowedFd<'_>> {
+        self.node.as_ref().map(|node| node.scout.news())
+    }
+
     /// Shows that the line turns, and what there is.
     fn show(&mut self, now: Instant) {
         let Some(node) = &mut self.node else { return };
@@ -234,9 +240,16 @@ impl Line {
         now: Instant,
         report: &mut dyn FnMut(&Arc<Interval>),
     ) -> Result<(), LineError> {
-        for _ in 0..TAKEN_AT_ONCE {
+        if let Some(node) = &self.node {
+            // Before it is looked whether there are any: none that come meanwhile are missed.
+            node.scout.read_news(false);
+        }
+        for taken in 1..=TAKEN_AT_ONCE {
             let Some(node) = &mut self.node else { return Ok(()) };
             let Ok(found) = node.scout.found.try_recv() else { break };
+            if taken == TAKEN_AT_ONCE {
+                node.scout.read_news(true);
+            }
             match found {
                 Found::Process { traced, fresh } => self.take_in(*traced, fresh, report)?,
                 Found::Left(pid, start) => self.leave(pid, start, report)?,

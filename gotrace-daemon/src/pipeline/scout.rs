@@ -8,6 +8,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
     sync::{
         Arc,
@@ -16,6 +17,8 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
+
+use rustix::event::{EventfdFlags, eventfd};
 
 use super::{LineConfig, LineError, programs::Programs, traced::Traced};
 use crate::{
@@ -76,9 +79,31 @@ pub struct Counts {
 pub(super) struct Scout {
     pub orders: Sender<Order>,
     pub found: Receiver<Found>,
+    news: Arc<OwnedFd>,
+}
+
+/// Makes the descriptor readable.
+fn announce(news: &OwnedFd) {
+    // Refused only where it is readable since so long that the count overflows.
+    let _ = rustix::io::write(news, &1u64.to_ne_bytes());
 }
 
 impl Scout {
+    /// Can be read when somebody was found, so that whoever waits for something else wakes up.
+    pub fn news(&self) -> BorrowedFd<'_> {
+        self.news.as_fd()
+    }
+
+    /// Takes the news as read. `more`: there may be some left.
+    pub fn read_news(&self, more: bool) {
+        if more {
+            announce(&self.news);
+        } else {
+            // Without news it is refused.
+            let _ = rustix::io::read(&self.news, &mut [0u8; 8]);
+        }
+    }
+
     /// Starts. `executions_told`: the line will say who executes programs. `sampled`: there are no probes.
     ///
     /// # Errors
@@ -91,6 +116,7 @@ impl Scout {
     ) -> std::io::Result<Self> {
         let (orders, received) = channel();
         let (sender, found) = sync_channel(FOUND);
+        let news = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let mut by = "the kernel's tracepoint sched_process_exec";
         let mut every = SCAN_EVERY;
         if !executions_told {
@@ -118,9 +144,10 @@ impl Scout {
             waiting: Vec::new(),
             counts: Counts::default(),
             found: sender,
+            news: Arc::clone(&news),
         };
         thread::Builder::new().name("gotrace-scout".into()).spawn(move || work.run(&received))?;
-        Ok(Self { orders, found })
+        Ok(Self { orders, found, news })
     }
 }
 
@@ -168,6 +195,7 @@ struct Work {
     waiting: Vec<(Instant, u32)>,
     counts: Counts,
     found: SyncSender<Found>,
+    news: Arc<OwnedFd>,
 }
 
 /// The line has gone.
@@ -385,7 +413,9 @@ impl Work {
     }
 
     fn tell(&self, found: Found) -> Result<(), Gone> {
-        self.found.send(found).map_err(|_| Gone)
+        self.found.send(found).map_err(|_| Gone)?;
+        announce(&self.news);
+        Ok(())
     }
 }
 
