@@ -99,6 +99,8 @@ fn what_is_wrong_is_told_with_its_place() {
         ("limits:\n  budget: 200%\n", "gotrace.yaml:2:11: "),
         ("limits:\n  processes: many\n", "gotrace.yaml:2:14: "),
         ("limits:\n  processes: 0\n", "gotrace.yaml:2:3: processes must be from 1 to 4096"),
+        ("otlp: {spool: {directory: /spool, size: 1M}}\n", "gotrace.yaml:1:35: size must be from"),
+        ("limits: {budget: off, memory: 4M}\n", "gotrace.yaml:1:23: memory must be from"),
         ("limits:\n  memory: 4M\n", "gotrace.yaml:2:3: memory must be from 8M to 1024G"),
         ("http:\n\n  listen: everywhere\n", "gotrace.yaml:3:3: listen must be"),
         ("rules:\n  include:\n  - executable: ['~(']\n", "gotrace.yaml:3:18: `~(` is no pattern"),

@@ -123,9 +123,16 @@ pub(super) fn place_of(yaml: &str, field: &str) -> (u64, u64) {
     yaml.lines()
         .enumerate()
         .find_map(|(number, line)| {
-            let key = line.trim_start().trim_start_matches("- ").trim_start();
-            let named = key.strip_prefix(field)?.trim_start().starts_with(':');
-            named.then(|| (number as u64 + 1, (line.len() - key.len()) as u64 + 1))
+            let code = line.split(" #").next().unwrap_or(line);
+            // At its beginning, or within braces.
+            let place = code.match_indices(field).map(|(at, _)| at).find(|at| {
+                let before = &code[..*at];
+                let key = before.trim_end_matches([' ', '\t']);
+                let begins = before.len() > key.len() || key.is_empty() || key.ends_with(['{', ',']);
+                let alone = key.is_empty() || key.ends_with(['{', ',', '-']);
+                begins && alone && code[at + field.len()..].trim_start().starts_with(':')
+            })?;
+            Some((number as u64 + 1, place as u64 + 1))
         })
         .unwrap_or((0, 0))
 }
