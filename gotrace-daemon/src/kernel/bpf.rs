@@ -232,7 +232,7 @@ mod tests {
         }
         // It ends without a result.
         let program = [instruction(0x95, 0, 0, 0, 0)];
-        let refused = load_for_multi("no_result", &program, c"GPL").err().expect("refused");
+        let refused = load_for_multi("no_result", &program, c"GPL").expect_err("refused");
         let said = Error::refused("load the program no_result", &refused.error, &refused.log).to_string();
         assert!(said.starts_with("cannot load the program no_result: Permission denied"), "{said}");
         assert!(said.contains("the verifier says:\n") && said.contains("R0 !read_ok"), "{said}");

@@ -417,7 +417,13 @@ impl Traced {
             entry.function,
             if count == 1 { "it waits for" } else { "they wait for" },
         );
-        tell_places((&entry, created_by.as_ref(), waits_at.as_ref(), &reason), &mut body, &mut attributes);
+        let places = Places {
+            entry: &entry,
+            created_by: created_by.as_ref(),
+            waits_at: waits_at.as_ref(),
+            reason: &reason,
+        };
+        tell_places(places, &mut body, &mut attributes);
         if let Some(bytes) = retained_bytes {
             body += &format!("; they alone keep {bytes} bytes alive");
             attributes.push(("gotrace.leak.retained", number(bytes)));
@@ -435,17 +441,22 @@ impl Traced {
     }
 }
 
+/// What goroutines run, where they were made, and where and what for they wait.
+#[derive(Clone, Copy)]
+pub(super) struct Places<'a> {
+    pub entry: &'a Arc<Location>,
+    pub created_by: Option<&'a Arc<Location>>,
+    pub waits_at: Option<&'a Arc<Location>>,
+    pub reason: &'a Arc<str>,
+}
+
 /// Adds to a log record what goroutines run, where they were made, and where they wait.
 pub(super) fn tell_places(
-    (entry, created_by, waits_at, reason): (
-        &Arc<Location>,
-        Option<&Arc<Location>>,
-        Option<&Arc<Location>>,
-        &Arc<str>,
-    ),
+    places: Places<'_>,
     body: &mut String,
     attributes: &mut Vec<(&'static str, Value)>,
 ) {
+    let Places { entry, created_by, waits_at, reason } = places;
     attributes.extend([
         ("gotrace.wait.reason", Value::Text(Arc::clone(reason))),
         ("code.function.name", Value::Text(Arc::clone(&entry.function))),

@@ -14,7 +14,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Traced, seed::Workers};
+use super::{
+    Traced,
+    proofs::{Places, tell_places},
+    seed::Workers,
+};
 use crate::{
     heap::PASSES,
     leak::{Finding, Settings, Unreached, Verdict, Watch, judge, suspects},
@@ -311,7 +315,13 @@ impl Traced {
             if *verdict == Verdict::Deadlock.name() { "will never run again" } else { "may never finish" },
             suspected.reason,
         );
-        suspected.places(&mut body, &mut attributes);
+        let places = Places {
+            entry,
+            created_by: suspected.created_by.as_ref(),
+            waits_at: suspected.waits_at.as_ref(),
+            reason: &suspected.reason,
+        };
+        tell_places(places, &mut body, &mut attributes);
         body += &format!(": {why}");
         let named: Vec<Arc<str>> = goids.iter().map(|g| Arc::from(g.to_string())).collect();
         attributes.push(("gotrace.goroutine.ids", Value::List(named)));
@@ -327,16 +337,5 @@ impl Traced {
             body,
             attributes,
         }
-    }
-}
-
-impl Suspected {
-    /// Tells where they come from and wait.
-    fn places(&self, body: &mut String, attributes: &mut Vec<(&'static str, Value)>) {
-        super::proofs::tell_places(
-            (&self.entry, self.created_by.as_ref(), self.waits_at.as_ref(), &self.reason),
-            body,
-            attributes,
-        );
     }
 }
