@@ -14,6 +14,8 @@ const MAGIC: &[u8] = b"\xff Go buildinf:";
 const HEADER: usize = 32;
 /// Flag bit: version and module information follow inline, as they do from Go 1.18 on.
 const INLINE: u8 = 2;
+/// Flag bit: the pointers that stood here before are big-endian.
+const BIG_ENDIAN: u8 = 1;
 /// No `go version -m` output comes near it.
 const MAX_TEXT: usize = 16 << 20;
 
@@ -24,8 +26,11 @@ pub(super) fn read(elf: &Elf<'_>) -> Result<(GoVersion, BuildInfo), Error> {
         if data.get(..MAGIC.len())? != MAGIC {
             return None;
         }
-        if u8_at(data, 15)? & INLINE == 0 {
-            old = true;
+        let (pointer_bytes, flags) = (u8_at(data, 14)?, u8_at(data, 15)?);
+        if flags & INLINE == 0 {
+            // Before Go 1.18 two pointers followed. A program that looks for the magic, as this one does, has it
+            // among its own constants, with anything behind it.
+            old |= matches!(pointer_bytes, 4 | 8) && flags <= BIG_ENDIAN;
             return None;
         }
         let mut at = HEADER;
