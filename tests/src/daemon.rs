@@ -204,8 +204,11 @@ impl Daemon {
         let heard = Arc::clone(&said);
         let reader = thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                if let Some((_, address)) = line.split_once("http://") {
-                    let _ = sender.send(address.trim_end_matches("/metrics").to_owned());
+                // Other lines name the collector's address.
+                let page =
+                    line.split_once("http://").and_then(|(_, address)| address.strip_suffix("/metrics"));
+                if let Some(address) = page {
+                    let _ = sender.send(address.to_owned());
                 }
                 if let Ok(mut said) = heard.lock() {
                     said.push_str(&line);

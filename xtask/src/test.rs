@@ -190,7 +190,8 @@ fn integration(wanted: impl Fn(&str) -> bool) -> Result<Vec<String>> {
 }
 
 fn run_integration(names: &[String], threads: &str) -> Result<()> {
-    let mut command = cargo(&["test", "--locked", "-p", "gotrace-tests"]);
+    // All that fail are told at once.
+    let mut command = cargo(&["test", "--locked", "--no-fail-fast", "-p", "gotrace-tests"]);
     for name in names {
         command.args(["--test", name]);
     }
