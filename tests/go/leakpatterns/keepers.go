@@ -332,6 +332,11 @@ var finalizing sync.Once
 
 // Nothing but the runtime's queue holds it: the finalizer that is being run waits until all are let go.
 func byQueuedFinalizer(wake func()) {
+	blockAllFinalizers()
+	finalize(wake)
+}
+
+func blockAllFinalizers() {
 	finalizing.Do(func() {
 		begun := make(chan struct{})
 		blockFinalizers(begun)
@@ -344,7 +349,6 @@ func byQueuedFinalizer(wake func()) {
 			}
 		}
 	})
-	finalize(wake)
 }
 
 //go:noinline
