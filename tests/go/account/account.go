@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"encoding/json"
+	"math"
 	"os"
 	"runtime"
 	"strconv"
@@ -72,6 +73,20 @@ func initClock() {
 	var ts syscall.Timespec
 	syscall.Syscall(syscall.SYS_CLOCK_GETTIME, 1, uintptr(unsafe.Pointer(&ts)), 0)
 	monoBase = ts.Nano()
+}
+
+// clocks reads both clocks at one time: the goroutine may be kept from running between two readings, so the
+// closest of many pairs is taken.
+func clocks() (mono, unix int64) {
+	closest := int64(math.MaxInt64)
+	for i := 0; i < 100; i++ {
+		before := now()
+		wall := time.Now().UnixNano()
+		if apart := now() - before; apart < closest {
+			closest, mono, unix = apart, before+apart/2, wall
+		}
+	}
+	return mono, unix
 }
 
 func now() int64 { return monoBase + int64(time.Since(timeBase)) }
@@ -176,10 +191,10 @@ func writeAccount(path string, checksum uint64) error {
 	}
 	out := bufio.NewWriter(f)
 	enc := json.NewEncoder(out)
-	mono := now()
+	mono, unix := clocks()
 	header := map[string]interface{}{
 		"record": "header", "go_version": runtime.Version(), "arch": runtime.GOARCH, "pid": os.Getpid(),
-		"mono_ns": mono, "unix_ns": time.Now().UnixNano(), "checksum": strconv.FormatUint(checksum, 16),
+		"mono_ns": mono, "unix_ns": unix, "checksum": strconv.FormatUint(checksum, 16),
 		"goroutines": recordCount.Load(),
 	}
 	if err := enc.Encode(header); err != nil {
