@@ -76,6 +76,7 @@ pub fn run(args: &WhyArgs) -> Result<Exit, CliError> {
     let mut live = Live::new(&target, Arc::clone(&binary)).map_err(|e| super::dump::error(args.pid, &e))?;
     let mut names = live.names(&target);
     let mut prover = Prover::new(Arc::clone(&binary), live.bias()).map_err(|e| error(args.pid, e))?;
+    prover.keep_candidates();
     let memory = target.memory();
     let memory = Throttled::new(&memory, args.max_read_rate);
     let mut found = Why::Unknown;

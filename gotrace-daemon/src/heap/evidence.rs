@@ -1,6 +1,6 @@
 //! What was done and counted, so that a doubter can follow.
 
-use std::sync::Arc;
+use super::waiting::Addresses;
 
 /// What one pass saw. Bytes and numbers of things; all of them as of that pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -118,7 +118,7 @@ pub struct CandidateEvidence {
     /// What became of it.
     pub outcome: Outcome,
     /// One of these must be reached for it to run.
-    pub waits_on: Arc<[u64]>,
+    pub waits_on: Addresses,
     /// The runtime's records of its wait.
-    pub records: Arc<[u64]>,
+    pub records: Addresses,
 }

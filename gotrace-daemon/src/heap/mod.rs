@@ -38,4 +38,5 @@ pub use evidence::{CandidateEvidence, Outcome, PassEvidence, RootEvidence};
 pub use prove::{PASSES, Proof, Proven, Prover};
 pub use retain::Retained;
 pub use throttle::Throttled;
+pub use waiting::Addresses;
 pub use why::{Holder, Link, Path, Why};

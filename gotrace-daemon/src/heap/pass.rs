@@ -101,7 +101,9 @@ impl Prover {
         let (mut candidates, others) = waiting::split(&mut self.engine, memory, goroutines)?;
         // What the pass before told is given up first: there may be very many.
         self.candidates = Vec::new();
-        self.candidates = candidates.iter().map(|c| told(c, Outcome::Reached)).collect();
+        if self.keeps_candidates {
+            self.candidates = candidates.iter().map(|c| told(c, Outcome::Reached)).collect();
+        }
         for candidate in &candidates {
             marker.skip(candidate.standing.g);
             for &record in candidate.records.iter() {
@@ -205,6 +207,9 @@ impl Prover {
 
     /// Notes what became of the candidates: those that are left, and those that moved.
     fn settle(&mut self, left: &[Candidate], moved: &[Candidate]) {
+        if self.candidates.is_empty() {
+            return;
+        }
         let goids = |of: &[Candidate]| {
             let mut goids: Vec<(u64, bool)> = of.iter().map(|c| (c.standing.goid, c.hidden)).collect();
             goids.sort_unstable();

@@ -83,6 +83,8 @@ pub struct Prover {
     pub(super) maps: FrameMaps,
     proof: Proof,
     evidence: Vec<PassEvidence>,
+    /// Those of the last pass, if they are to be told.
+    pub(super) keeps_candidates: bool,
     pub(super) candidates: Vec<CandidateEvidence>,
     /// Goroutines that ran at every look so far, and how often each had stopped.
     running: Option<Vec<(u64, Option<u8>)>>,
@@ -108,6 +110,7 @@ impl Prover {
             maps: FrameMaps::default(),
             proof: Proof::default(),
             evidence: Vec::new(),
+            keeps_candidates: false,
             candidates: Vec::new(),
             running: None,
             last: None,
@@ -197,7 +200,12 @@ impl Prover {
         self.last = None;
     }
 
-    /// The candidates of the last pass.
+    /// From now on [`Self::candidates`] are told, which takes a hundred bytes for each; [`Self::why`] needs them.
+    pub fn keep_candidates(&mut self) {
+        self.keeps_candidates = true;
+    }
+
+    /// The candidates of the last pass, if they were to be kept.
     #[must_use]
     pub fn candidates(&self) -> &[CandidateEvidence] {
         &self.candidates

@@ -92,6 +92,7 @@ impl Engine {
         open.sort_unstable();
         open.dedup();
         let mut all = Standings::default();
+        all.goroutines.reserve_exact(open.len());
         let mut kinds: HashMap<u64, Option<EntryKind>> = HashMap::new();
         let len = self.layout.g_len;
         for _ in 0..TRIES {

@@ -43,16 +43,21 @@ impl Proving {
     /// `None` where nothing can be proven of this program, which is said.
     pub fn new(target: &Target, live: &Live, args: &LeaksArgs) -> Option<Self> {
         match Prover::new(Arc::clone(live.binary()), live.bias()) {
-            Ok(prover) => Some(Self {
-                pid: args.pid,
-                prover,
-                memory: target.memory(),
-                max_read_rate: args.max_read_rate,
-                evidence: args.evidence.clone(),
-                failed: false,
-                refuted: 0,
-                distrusted: Vec::new(),
-            }),
+            Ok(mut prover) => {
+                if args.evidence.is_some() {
+                    prover.keep_candidates();
+                }
+                Some(Self {
+                    pid: args.pid,
+                    prover,
+                    memory: target.memory(),
+                    max_read_rate: args.max_read_rate,
+                    evidence: args.evidence.clone(),
+                    failed: false,
+                    refuted: 0,
+                    distrusted: Vec::new(),
+                })
+            }
             Err(e) => {
                 tracing::warn!(pid = args.pid, "no goroutine is told as unreachable: {e}");
                 None
