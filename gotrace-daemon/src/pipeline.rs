@@ -16,6 +16,7 @@ mod probes;
 mod programs;
 mod proofs;
 mod report;
+mod sampling;
 mod scout;
 mod seed;
 mod snapshots;
@@ -29,14 +30,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gotrace_common::ROW_SYSCALL;
-
 use crate::{
-    decode::{Event, OpenWait, decode},
+    decode::{Event, decode},
     eventlog::EventLog,
     kernel::{self, HitCost},
     level::Level,
-    process::{Clock, ProcessError, Target, descends_from, wait_for_any},
+    process::{ProcessError, Target, descends_from, wait_for_any},
     sink::{
         model::{Interval, Span, Summary},
         otlp::Exporter,
@@ -48,13 +47,14 @@ pub use config::{Engine, Follow, LineConfig, Stop};
 pub use error::LineError;
 pub use node::{Control, NodeState, Observer, ProcessEvent};
 pub use proofs::{ProofPace, ProvenProcess};
+pub use sampling::SpanSampling;
 pub use scout::Counts;
 pub use suspicions::SuspicionPace;
 pub use traced::Traced;
 
 use keeping::Keeping;
 use node::Node;
-use probes::Probes;
+use probes::{Probes, read_open_waits};
 use programs::Programs;
 use seed::Workers;
 use spending::Spending;
@@ -568,32 +568,5 @@ fn export(exporter: Option<&Exporter>, spans: &mut Vec<Span>) {
     match exporter {
         Some(exporter) => exporter.spans(std::mem::take(spans)),
         None => spans.clear(),
-    }
-}
-
-/// Tells the tables who waits now; without probes the last snapshot has.
-fn read_open_waits(probes: Option<&Probes>, traced: &mut [Traced]) {
-    for traced in traced.iter_mut() {
-        traced.begin_open_waits();
-    }
-    let Some(Probes { kernel, .. }) = probes else { return };
-    let time_ns = Clock::now_monotonic_ns();
-    let result = kernel.goroutines(|key, state| {
-        let (start_ns, reason) = match (state.park_ns, state.syscall_ns) {
-            (0, 0) => return,
-            (0, syscall_ns) => (syscall_ns, u8::try_from(ROW_SYSCALL).unwrap_or(u8::MAX)),
-            (park_ns, _) => (park_ns, state.reason),
-        };
-        if let Some(traced) = traced.iter_mut().find(|t| t.number() == key.process) {
-            let wait =
-                OpenWait { process: key.process, time_ns, goid: key.goid, start_ns, reason, g: state.g };
-            traced.open_wait(&wait);
-            if let Some(behind) = &mut traced.behind {
-                behind.waits(key.goid, start_ns, reason, state.wake_ns != 0);
-            }
-        }
-    });
-    if let Err(error) = result {
-        tracing::warn!(%error, "who waits now is not known");
     }
 }

@@ -69,6 +69,11 @@ pub(crate) fn ratio(text: &str) -> Result<f64, String> {
     }
 }
 
+/// A number above 0.
+pub(crate) fn count(text: &str) -> Result<u32, String> {
+    text.parse().ok().filter(|count| *count > 0).ok_or_else(|| "write a whole number above 0".into())
+}
+
 /// `1%` or `0.01` of a process's CPU time; `None` for `off`.
 pub(crate) fn budget(text: &str) -> Result<Option<f64>, String> {
     let expected = "write a share of the process's CPU time above 0 and up to 100%, such as 1%, or off";

@@ -23,7 +23,10 @@ use opentelemetry_proto::tonic::collector::{
         trace_service_server::{TraceService, TraceServiceServer},
     },
 };
-use opentelemetry_proto::tonic::trace::v1::Span;
+use opentelemetry_proto::tonic::{
+    metrics::v1::{Metric, metric::Data},
+    trace::v1::Span,
+};
 use prost::Message;
 use tokio::net::{TcpListener, TcpStream};
 use tonic::{Request, Response, Status, codec::CompressionEncoding};
@@ -83,6 +86,7 @@ struct Kept {
 struct State {
     kept: Mutex<Kept>,
     spans: AtomicU64,
+    points: AtomicU64,
     count_only: bool,
 }
 
@@ -170,6 +174,12 @@ impl Receiver {
         self.state.spans.load(Ordering::Relaxed)
     }
 
+    /// How many points of metrics were taken.
+    #[must_use]
+    pub fn point_count(&self) -> u64 {
+        self.state.points.load(Ordering::Relaxed)
+    }
+
     /// Headers of every attempt, also of those that were refused.
     #[must_use]
     pub fn attempts(&self) -> Vec<Vec<(String, String)>> {
@@ -211,9 +221,23 @@ impl State {
     }
 
     fn keep_metrics(&self, request: ExportMetricsServiceRequest) {
+        let metrics = request.resource_metrics.iter().flat_map(|r| &r.scope_metrics).flat_map(|s| &s.metrics);
+        let points: usize = metrics.map(points).sum();
+        self.points.fetch_add(points as u64, Ordering::Relaxed);
         if !self.count_only {
             self.kept().metrics.push(request);
         }
+    }
+}
+
+fn points(metric: &Metric) -> usize {
+    match &metric.data {
+        None => 0,
+        Some(Data::Gauge(gauge)) => gauge.data_points.len(),
+        Some(Data::Sum(sum)) => sum.data_points.len(),
+        Some(Data::Histogram(histogram)) => histogram.data_points.len(),
+        Some(Data::ExponentialHistogram(histogram)) => histogram.data_points.len(),
+        Some(Data::Summary(summary)) => summary.data_points.len(),
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 use gotrace::{
     ids::ProcessKey,
     sink::{
-        model::{GoroutineSpan, Interval, Location, Resource, Span, Value, WaitSpan, Waker},
+        model::{GoroutineSpan, Interval, Location, Resource, Site, Span, Value, WaitSpan, Waker},
         otlp::{ExportConfig, ExportStats, Exporter, OtlpConfig, OtlpFlags},
     },
 };
@@ -113,6 +113,7 @@ pub fn interval(resource: &Arc<Resource>) -> Interval {
         died_total: 0,
         lost: BTreeMap::new(),
         repaired: BTreeMap::new(),
+        sampled_out: BTreeMap::new(),
         events: BTreeMap::from([("create", 3)]),
         waiting: BTreeMap::from([("chan receive".into(), 2)]),
         waits: BTreeMap::from([("chan receive".into(), waits)]),
@@ -201,14 +202,125 @@ pub async fn bytes_per_span() -> (f64, f64) {
     let (mut plain, mut packed) = (0, 0);
     for request in receiver.traces() {
         let bytes = request.encode_to_vec();
-        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
-        gzip.write_all(&bytes).expect("in memory");
-        packed += gzip.finish().expect("in memory").len();
         plain += bytes.len();
+        packed += gzip(&bytes);
     }
     let spans = receiver.span_count() as f64;
     assert!(spans > 0.0, "nothing arrived");
     (plain as f64 / spans, packed as f64 / spans)
+}
+
+/// Exports so many reports of each of so many processes, ten seconds apart by their own clock, each with the series
+/// of a server of some size, and waits until all are sent.
+///
+/// # Panics
+/// When the exporter cannot be started.
+pub async fn export_metrics(endpoint: &str, wire: Wire, processes: usize, reports: u64) -> ExportStats {
+    let flags = OtlpFlags {
+        endpoint: Some(endpoint.into()),
+        protocol: Some(if wire == Wire::Grpc { "grpc".into() } else { "http/protobuf".into() }),
+        ..OtlpFlags::default()
+    };
+    let otlp = OtlpConfig::from_flags_and_env(&flags, &|_| None).expect("a configuration");
+    let config =
+        ExportConfig { otlp, metric_interval: Some(Duration::from_secs(10)), ..ExportConfig::default() };
+    let exporter = Exporter::start(config, &tokio::runtime::Handle::current()).expect("started");
+    let resources: Vec<_> = (0..processes).map(|_| resource()).collect();
+    let exporter = tokio::task::spawn_blocking(move || {
+        for report in 0..reports {
+            for resource in &resources {
+                exporter.interval(&Arc::new(server(resource, report)));
+            }
+            // Keep the lane's bound: the pipeline's own rate is not what is measured.
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        exporter
+    })
+    .await
+    .expect("given");
+    exporter.shutdown(Duration::from_secs(60)).await
+}
+
+/// A report of a process with a dozen creation sites and six wait reasons.
+fn server(resource: &Arc<Resource>, report: u64) -> Interval {
+    const REASONS: [&str; 6] =
+        ["IO wait", "select", "chan receive", "sync.Mutex.Lock", "sleep", "sync.Cond.Wait"];
+    const KINDS: [&str; 11] = [
+        "create",
+        "exit",
+        "park",
+        "run",
+        "ready",
+        "netpoll",
+        "inject_list",
+        "yield",
+        "coroutine",
+        "syscall_enter",
+        "syscall_exit",
+    ];
+    let mut times = Histogram::default();
+    for n in 0..(report + 1) * 40 {
+        times.add(1_000 << (n % 20));
+    }
+    let place = |n: u32, what: &str| {
+        Arc::new(Location {
+            function: format!("example.com/shop/internal/worker.(*Pool).{what}{n}").into(),
+            file: format!("/home/build/src/example.com/shop/internal/worker/pool{n}.go").into(),
+            line: n,
+        })
+    };
+    let begin = 1_700_000_000_000_000_000 + report * 10_000_000_000;
+    let reasons = || REASONS.iter().map(|r| Arc::<str>::from(*r));
+    let sites = (1..=12).map(|n| Site {
+        entry: place(n, "run"),
+        created_by: Some(place(n, "start")),
+        alive: 20,
+        born: 40,
+        died: 40,
+        born_total: 40 * (report + 1),
+        died_total: 40 * (report + 1) - 20,
+        waiting: BTreeMap::new(),
+        waits: times,
+        lifetimes: times,
+        oldest_ns: Some(1_000_000_000),
+        oldest_is_lower_bound: false,
+    });
+    Interval {
+        start_unix_nano: begin,
+        end_unix_nano: begin + 10_000_000_000,
+        events: KINDS.iter().map(|k| (*k, 1000 * (report + 1))).collect(),
+        waiting: reasons().map(|r| (r, 40)).collect(),
+        waits: reasons().map(|r| (r, times)).collect(),
+        sites: sites.collect(),
+        snapshots: times,
+        probe_cost_share: Some(0.01),
+        ..interval(resource)
+    }
+}
+
+/// Points of one report, and bytes of a point, as they are and compressed with gzip.
+///
+/// # Panics
+/// When the exporter cannot be started, or nothing arrives.
+pub async fn bytes_per_point() -> (f64, f64, f64) {
+    let receiver = Receiver::start(Wire::Http).await;
+    export_metrics(&receiver.endpoint(), Wire::Http, 10, 10).await;
+    let (mut plain, mut packed) = (0, 0);
+    let requests = receiver.metrics();
+    for request in &requests {
+        let bytes = request.encode_to_vec();
+        plain += bytes.len();
+        packed += gzip(&bytes);
+    }
+    let points = receiver.point_count() as f64;
+    assert!(points > 0.0, "nothing arrived");
+    (points / 100.0, plain as f64 / points, packed as f64 / points)
+}
+
+fn gzip(bytes: &[u8]) -> usize {
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    gzip.write_all(bytes).expect("in memory");
+    gzip.finish().expect("in memory").len()
 }
 
 /// The SDK's exporter over gRPC, given batches of hand-made `SpanData`, four at a time.

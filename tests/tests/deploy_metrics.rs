@@ -140,6 +140,7 @@ fn page() -> String {
         died_total: 6,
         lost: [("ring_wait", 2)].into(),
         repaired: [("birth", 1)].into(),
+        sampled_out: [("ratio", 1)].into(),
         events: [("create", 9)].into(),
         waiting: BTreeMap::from([("sync.Mutex.Lock".into(), 1)]),
         waits: BTreeMap::from([("sync.Mutex.Lock".into(), histogram(5_000_000))]),

@@ -8,7 +8,9 @@ use super::CliError;
 use crate::{
     level::Level,
     pipeline::LeftBehind,
-    sink::otlp::{ExportConfig, OtlpConfig, OtlpFlags, Temporality, config::metric_interval_from_env},
+    sink::otlp::{
+        ExportConfig, OtlpConfig, OtlpFlags, SeriesBounds, Temporality, config::metric_interval_from_env,
+    },
     units as values,
 };
 
@@ -151,6 +153,15 @@ pub struct TraceArgs {
     /// Share of the traces that are exported, 0 to 1
     #[arg(long, value_parser = values::ratio, default_value = "1.0", value_name = "RATIO", help_heading = "Spans")]
     pub span_ratio: f64,
+    /// Export goroutines that lived at least so long in any case
+    #[arg(long, value_parser = values::duration, value_name = "TIME", help_heading = "Spans")]
+    pub keep_longer_than: Option<Duration>,
+    /// Export waits of at least this, and the goroutines that waited so long, in any case
+    #[arg(long, value_parser = values::duration, value_name = "TIME", help_heading = "Spans")]
+    pub keep_wait_over: Option<Duration>,
+    /// Export no more spans of a process in a second; beyond, the share of its traces is made smaller
+    #[arg(long, value_parser = values::count, value_name = "N", help_heading = "Spans")]
+    pub max_spans_per_second: Option<u32>,
     /// Put the program's arguments into its resource. They can hold secrets
     #[arg(long, help_heading = "Spans")]
     pub resource_command_args: bool,
@@ -299,6 +310,7 @@ impl TraceArgs {
         let usage = |e: crate::sink::otlp::ConfigError| CliError::usage(e.to_string());
         Ok(ExportConfig {
             spool: None,
+            series: SeriesBounds::default(),
             otlp: OtlpConfig::from_flags_and_env(&self.otlp.flags(), &environment).map_err(usage)?,
             file: self.export.clone(),
             temporality: Temporality::from_env(&environment).map_err(usage)?,

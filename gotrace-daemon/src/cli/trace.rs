@@ -12,7 +12,8 @@ use super::{CliError, Format, TraceArgs, diagnostics::HoldBack, is_broken_pipe};
 use crate::{
     level::Level,
     pipeline::{
-        Engine, Follow, LeftBehind, Line, LineConfig, LineError, ProofPace, Stop, SuspicionPace, Traced,
+        Engine, Follow, LeftBehind, Line, LineConfig, LineError, ProofPace, SpanSampling, Stop,
+        SuspicionPace, Traced,
     },
     printable::printable,
     process::ResourceOptions,
@@ -48,7 +49,12 @@ impl TraceArgs {
             interval: self.interval,
             reconcile: Some(self.reconcile).filter(|every| !every.is_zero()),
             trace_root_age: self.trace_root_age,
-            span_ratio: self.span_ratio,
+            sampling: SpanSampling {
+                ratio: self.span_ratio,
+                keep_longer_than: self.keep_longer_than,
+                keep_wait_over: self.keep_wait_over,
+                max_per_second: self.max_spans_per_second,
+            },
             ring_bytes: self.ring_bytes,
             goroutines: self.max_goroutines,
             follow: if follow_children { Follow::Descendants } else { Follow::Nobody },

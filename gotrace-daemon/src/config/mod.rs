@@ -5,6 +5,7 @@
 //! left out has its default; what flags say wins.
 
 mod metadata;
+mod otlp;
 mod values;
 
 use std::{
@@ -17,23 +18,19 @@ use std::{
 use serde::Deserialize;
 
 pub use metadata::{Asked, Cloud, Metadata};
+pub use otlp::{Otlp, Spool};
 
 use crate::{
     enrich::EnrichConfig,
     level::Level,
-    pipeline::{self, Budget, Follow, LeftBehind, LineConfig, ProofPace, SuspicionPace},
+    pipeline::{self, Budget, Follow, LeftBehind, LineConfig, ProofPace, SpanSampling, SuspicionPace},
     process::{Pattern, ResourceOptions, Rule, Rules},
-    sink::otlp::{
-        ConfigError, Environment, ExportConfig, OtlpConfig, OtlpFlags, SpoolConfig, Temporality,
-        config::metric_interval_from_env,
-    },
+    sink::otlp::{ConfigError, Environment, ExportConfig},
 };
-use values::{Bytes, Rate, Share, Size, Span, text};
+use values::{Bound, Bytes, Count, Rate, Share, Size, Span, text};
 
 /// Largest configuration file.
 const MAX_BYTES: u64 = 1 << 20;
-/// What the spool may take when nothing is said.
-const DEFAULT_SPOOL: u64 = 512 << 20;
 
 /// The whole file.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
@@ -225,61 +222,26 @@ pub struct Spans {
     pub trace_root_age: Span,
     /// Share of the traces that are exported, 0 to 1.
     pub ratio: f64,
+    /// Goroutines that lived at least so long are exported in any case, or `off`.
+    pub keep_longer_than: Bound,
+    /// Waits of at least this, and the goroutines that waited so long, are exported in any case, or `off`.
+    pub keep_wait_over: Bound,
+    /// Most spans of a process in a second, or `off`; beyond, its share of the traces is made smaller.
+    pub max_per_second: Count,
     /// Put a program's arguments into its resource. They can hold secrets.
     pub resource_command_args: bool,
 }
 
 impl Default for Spans {
     fn default() -> Self {
-        Self { trace_root_age: Span(Duration::from_secs(10)), ratio: 1.0, resource_command_args: false }
-    }
-}
-
-/// Where OTLP goes. What is left out comes from the standard `OTEL_EXPORTER_OTLP_*` variables.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
-#[serde(deny_unknown_fields, default)]
-pub struct Otlp {
-    /// The collector, such as `http://localhost:4317`.
-    pub endpoint: Option<String>,
-    /// `grpc` or `http/protobuf`.
-    pub protocol: Option<String>,
-    /// Sent with each request.
-    pub headers: BTreeMap<String, String>,
-    /// `none` or `gzip`.
-    pub compression: Option<String>,
-    /// Time for one request.
-    pub timeout: Option<Span>,
-    /// No TLS for an endpoint that names no scheme.
-    pub insecure: bool,
-    /// PEM certificates to trust, instead of the system's.
-    pub ca: Option<PathBuf>,
-    /// PEM certificate to show to the collector.
-    pub cert: Option<PathBuf>,
-    /// PEM key of that certificate.
-    pub key: Option<PathBuf>,
-    /// Also write OTLP JSON lines to this file.
-    pub export: Option<PathBuf>,
-    /// Time that the last data may take to get out when gotrace is told to end.
-    pub grace: Option<Span>,
-    /// Where on disk waits what the collector does not take.
-    pub spool: Spool,
-}
-
-/// What the collector does not take waits on disk.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
-#[serde(deny_unknown_fields, default)]
-pub struct Spool {
-    /// A directory of this gotrace alone, made when it is not there; without one what waits is in memory.
-    pub directory: Option<PathBuf>,
-    /// Bytes that it may take; 512M when nothing is said. What waits is packed.
-    pub size: Option<Size>,
-}
-
-impl Spool {
-    fn config(&self) -> Option<SpoolConfig> {
-        let Self { directory, size } = self;
-        let size = size.map_or(DEFAULT_SPOOL, |size| size.0);
-        directory.clone().map(|directory| SpoolConfig { directory, size })
+        Self {
+            trace_root_age: Span(Duration::from_secs(10)),
+            ratio: 1.0,
+            keep_longer_than: Bound(None),
+            keep_wait_over: Bound(None),
+            max_per_second: Count(Some(1000)),
+            resource_command_args: false,
+        }
     }
 }
 
@@ -370,13 +332,6 @@ impl Config {
     /// What the types alone do not tell: the field, and what is wrong with it.
     fn check(&self) -> Result<(), (&'static str, String)> {
         let Self { trace, limits, spans, otlp, http, rules: _, metadata: _ } = self;
-        let within = |field, value: u64, low: u64, high: u64| {
-            if (low..=high).contains(&value) {
-                Ok(())
-            } else {
-                Err((field, format!("{field} must be from {low} to {high}")))
-            }
-        };
         within("stack_depth", trace.stack_depth.into(), 0, 32)?;
         within("kernel_log", trace.kernel_log.into(), 0, 5)?;
         within("processes", limits.processes.into(), 1, 4096)?;
@@ -397,20 +352,7 @@ impl Config {
                 "listen must be an address and a port, such as 127.0.0.1:9464, or off".into(),
             ));
         }
-        let Spool { directory, size } = &otlp.spool;
-        match (directory, size) {
-            (Some(directory), _) if !directory.is_absolute() => {
-                return Err(("directory", "directory must be a path from / on".into()));
-            }
-            (None, Some(_)) => return Err(("size", "size needs a directory beside it".into())),
-            (_, Some(Size(size))) if !(16 << 20..=1 << 40).contains(size) => {
-                return Err(("size", "size must be from 16M to 1024G".into()));
-            }
-            _ => {}
-        }
-        OtlpConfig::from_flags_and_env(&otlp.flags(), &|_| None)
-            .map_err(|error| ("otlp", format!("otlp: {error}")))?;
-        Ok(())
+        otlp.check()
     }
 
     /// Who is traced.
@@ -447,7 +389,12 @@ impl Config {
             interval: trace.interval.0,
             reconcile: Some(trace.reconcile.0).filter(|every| !every.is_zero()),
             trace_root_age: spans.trace_root_age.0,
-            span_ratio: spans.ratio,
+            sampling: SpanSampling {
+                ratio: spans.ratio,
+                keep_longer_than: spans.keep_longer_than.0,
+                keep_wait_over: spans.keep_wait_over.0,
+                max_per_second: spans.max_per_second.0,
+            },
             ring_bytes: trace.ring_bytes.0,
             goroutines: limits.max_goroutines,
             follow: Follow::Node,
@@ -477,13 +424,7 @@ impl Config {
     /// # Errors
     /// [`Error::Otlp`] when a variable cannot be followed.
     pub fn export(&self, environment: Environment<'_>) -> Result<ExportConfig, Error> {
-        Ok(ExportConfig {
-            otlp: OtlpConfig::from_flags_and_env(&self.otlp.flags(), environment)?,
-            file: self.otlp.export.clone(),
-            temporality: Temporality::from_env(environment)?,
-            metric_interval: metric_interval_from_env(environment)?,
-            spool: self.otlp.spool.config(),
-        })
+        self.otlp.export_config(environment)
     }
 
     /// How long the last data may take at the end.
@@ -493,34 +434,11 @@ impl Config {
     }
 }
 
-impl Otlp {
-    fn flags(&self) -> OtlpFlags {
-        let Self {
-            endpoint,
-            protocol,
-            headers,
-            compression,
-            timeout,
-            insecure,
-            ca,
-            cert,
-            key,
-            export: _,
-            grace: _,
-            spool: _,
-        } = self.clone();
-        OtlpFlags {
-            endpoint,
-            protocol,
-            headers: headers.into_iter().map(|(name, value)| format!("{name}={value}")).collect(),
-            insecure,
-            ca,
-            client_certificate: cert,
-            client_key: key,
-            compression,
-            timeout: timeout.map(|t| t.0),
-        }
+fn within(field: &'static str, value: u64, low: u64, high: u64) -> Result<(), (&'static str, String)> {
+    if (low..=high).contains(&value) {
+        return Ok(());
     }
+    Err((field, format!("{field} must be from {low} to {high}")))
 }
 
 #[cfg(test)]

@@ -29,6 +29,14 @@ pub struct Rate(pub Option<u64>);
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Share(pub Option<f64>);
 
+/// A time: `1s`, or `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bound(pub Option<Duration>);
+
+/// A number: `1000`, or `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Count(pub Option<u32>);
+
 impl FromStr for Span {
     type Err = String;
 
@@ -64,6 +72,28 @@ impl FromStr for Rate {
     }
 }
 
+impl FromStr for Bound {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        units::duration(text).map(|time| Self(Some(time))).map_err(|e| format!("{e}, or off"))
+    }
+}
+
+impl FromStr for Count {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        units::count(text).map(|count| Self(Some(count))).map_err(|e| format!("{e}, or off"))
+    }
+}
+
 impl FromStr for Share {
     type Err = String;
 
@@ -82,7 +112,7 @@ macro_rules! from_text {
     )*};
 }
 
-from_text!(Span, Bytes, Size, Share, Rate);
+from_text!(Bound, Count, Span, Bytes, Size, Share, Rate);
 
 /// A value by its text; a bare number is text too.
 pub(super) fn text<'de, D, T>(deserializer: D) -> Result<T, D::Error>

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Budget, LeftBehind, ProofPace, SuspicionPace};
+use super::{Budget, LeftBehind, ProofPace, SpanSampling, SuspicionPace};
 use crate::{level::Level, process::ResourceOptions};
 
 /// Where figures come from.
@@ -48,8 +48,8 @@ pub struct LineConfig {
     pub reconcile: Option<Duration>,
     /// Goroutines made by one older than this begin a trace.
     pub trace_root_age: Duration,
-    /// Share of the traces that are exported, 0 to 1.
-    pub span_ratio: f64,
+    /// Which spans are exported.
+    pub sampling: SpanSampling,
     /// Bytes of the ring.
     pub ring_bytes: u32,
     /// Goroutines that waits are kept for at once.

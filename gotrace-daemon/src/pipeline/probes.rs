@@ -13,11 +13,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use gotrace_common::ROW_SYSCALL;
+
 use super::{Follow, LineConfig, programs::FileKey, traced::Traced};
 use crate::{
+    decode::OpenWait,
     gobin::Probe,
     kernel::{self, Attachment, Calibration, Kernel, Options, Ring, Scope},
     level::Level,
+    process::Clock,
 };
 
 /// Time between two cleanings of the table of parked goroutines.
@@ -291,5 +295,32 @@ impl Probes {
     pub fn into_detaching(self) -> Vec<JoinHandle<()>> {
         // What could not be removed was logged, and goes when gotrace ends.
         self.detaching
+    }
+}
+
+/// Tells the tables who waits now; without probes the last snapshot has.
+pub(super) fn read_open_waits(probes: Option<&Probes>, traced: &mut [Traced]) {
+    for traced in traced.iter_mut() {
+        traced.begin_open_waits();
+    }
+    let Some(Probes { kernel, .. }) = probes else { return };
+    let time_ns = Clock::now_monotonic_ns();
+    let result = kernel.goroutines(|key, state| {
+        let (start_ns, reason) = match (state.park_ns, state.syscall_ns) {
+            (0, 0) => return,
+            (0, syscall_ns) => (syscall_ns, u8::try_from(ROW_SYSCALL).unwrap_or(u8::MAX)),
+            (park_ns, _) => (park_ns, state.reason),
+        };
+        if let Some(traced) = traced.iter_mut().find(|t| t.number() == key.process) {
+            let wait =
+                OpenWait { process: key.process, time_ns, goid: key.goid, start_ns, reason, g: state.g };
+            traced.open_wait(&wait);
+            if let Some(behind) = &mut traced.behind {
+                behind.waits(key.goid, start_ns, reason, state.wake_ns != 0);
+            }
+        }
+    });
+    if let Err(error) = result {
+        tracing::warn!(%error, "who waits now is not known");
     }
 }

@@ -52,6 +52,7 @@ impl Traced {
                 .into_iter()
                 .filter(|(_, n)| *n > 0)
                 .collect(),
+            sampled_out: self.sampler.left_out(),
             events: Hit::NAMES
                 .iter()
                 .zip(counters.hits)
@@ -83,7 +84,6 @@ impl Traced {
             ("stray", stray),
             ("implausible", self.implausible),
             ("death_repaired", totals.repaired),
-            ("sampled_out", self.sampled_out),
             ("table_limit", totals.refused),
         ];
         Lost::NAMES.iter().copied().zip(counters.lost).chain(here).filter(|(_, n)| *n > 0).collect()

@@ -17,6 +17,7 @@ use super::{
     cost::ProbeCost,
     programs::{FileKey, Program},
     proofs::Proofs,
+    sampling::Sampler,
     seed::Snapshots,
     spending::Look,
     suspicions::Suspicions,
@@ -64,7 +65,7 @@ pub struct Traced {
     plausible_entries: HashSet<u64, FixedState>,
     pub(super) implausible: u64,
     pub(super) spans: u64,
-    pub(super) sampled_out: u64,
+    pub(super) sampler: Sampler,
     outputs: Vec<Output>,
     executed: bool,
     pub(super) yet_to_execute: bool,
@@ -183,7 +184,7 @@ impl Traced {
             plausible_entries: HashSet::default(),
             implausible: 0,
             spans: 0,
-            sampled_out: 0,
+            sampler: Sampler::default(),
             outputs: Vec::new(),
             executed: false,
             yet_to_execute: target.is_yet_to_execute(),
@@ -382,6 +383,7 @@ impl Traced {
             behind.born(create.goid, create.parent_goid, create.entry_pc, create.created_pc);
         }
         let mut outputs = std::mem::take(&mut self.outputs);
+        self.table.set_long_wait(line.sampling.long_wait_ns());
         self.table.apply(event, &mut outputs);
         for output in outputs.drain(..) {
             if let (Output::Waited(waited), Some(behind)) = (&output, &mut self.behind) {
@@ -391,8 +393,7 @@ impl Traced {
                 Output::Ended(e) => e.root,
                 Output::Waited(w) => w.root,
             };
-            if !keep(self.key.trace_id(root), line.span_ratio) {
-                self.sampled_out += 1;
+            if !self.sampler.takes(&line.sampling, self.key.trace_id(root), &output) {
                 continue;
             }
             self.spans += 1;
@@ -560,15 +561,4 @@ fn bias_of(target: &Target, binary: &Binary) -> Option<u64> {
     }
     let mappings = target.executable_mappings().ok()?;
     mappings.iter().find_map(|m| binary.load_bias(m.start, m.file_offset))
-}
-
-/// Whether a trace is among those exported: decided by its id, so that every part of it, and every
-/// agent, decides alike.
-fn keep(trace_id: [u8; 16], ratio: f64) -> bool {
-    if ratio >= 1.0 {
-        return true;
-    }
-    let [a, b, c, d, e, f, g, h, ..] = trace_id;
-    let position = u64::from_be_bytes([a, b, c, d, e, f, g, h]) as f64 / 18_446_744_073_709_551_616.0;
-    position < ratio
 }

@@ -87,6 +87,7 @@ fn state(interval: &Interval) -> Json {
         "died": interval.died,
         "lost": interval.lost,
         "repaired": interval.repaired,
+        "spans_sampled_out": interval.sampled_out,
         "events": interval.events,
         "waiting": interval.waiting.iter().map(|(k, n)| (k.to_string(), json!(n))).collect::<Json>(),
         "waits": interval.waits.iter().map(|(k, h)| (k.to_string(), counted(h))).collect::<Json>(),

@@ -258,6 +258,8 @@ pub struct Interval {
     /// What snapshots found missing in the table and mended since attaching, by kind (`birth`, `death`).
     /// Kinds with 0 are left out.
     pub repaired: BTreeMap<&'static str, u64>,
+    /// Spans that sampling left out since attaching, by why (`ratio`, `rate_limit`). Kinds with 0 are left out.
+    pub sampled_out: BTreeMap<&'static str, u64>,
     /// Events since attaching, by kind.
     pub events: BTreeMap<&'static str, u64>,
     /// Goroutines waiting at the end, by reason; those that have waited since before attaching as of the

@@ -134,6 +134,13 @@ pub fn summary(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
         writeln!(out, "  mended       {}, found missing by snapshots", repaired(&last.repaired))?;
     }
     write!(out, "  spans        {spans}")?;
+    if !last.sampled_out.is_empty() {
+        write!(
+            out,
+            ", left out by sampling: {}",
+            list(last.sampled_out.iter().map(|(k, n)| (k.replace('_', " "), *n)))
+        )?;
+    }
     if !spans_dropped.is_empty() {
         write!(out, ", NOT DELIVERED: {}", list(spans_dropped.iter().map(|(k, n)| (k, *n))))?;
     }
@@ -344,6 +351,7 @@ pub(super) mod tests {
             died_total: 88,
             lost: [("ring_create", 3)].into(),
             repaired: [("death", 2)].into(),
+            sampled_out: [("rate_limit", 7), ("ratio", 1200)].into(),
             events: [("create", 100), ("exit", 88)].into(),
             waiting: receive.clone(),
             waits: [("chan receive".into(), waits)].into(),
@@ -413,7 +421,7 @@ pub(super) mod tests {
             "chan receive                                2     1.8ms     2.0ms     2.0ms",
             "events       188, LOST: 3 ring_create",
             "mended       2 deaths, found missing by snapshots",
-            "spans        9, NOT DELIVERED: 2 unreachable",
+            "spans        9, left out by sampling: 7 rate limit, 1200 ratio, NOT DELIVERED: 2 unreachable",
         ] {
             assert!(text.contains(part), "{part:?} in\n{text}");
         }

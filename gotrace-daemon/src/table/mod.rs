@@ -50,6 +50,8 @@ impl Goroutine {
     const HAS_WAITED: u8 = 4;
     /// The kernel side keeps track of its waits, which it does from the first park after attaching on.
     const PARK_SEEN: u8 = 8;
+    /// One of its waits was long.
+    const WAITED_LONG: u8 = 16;
 
     /// Whether any of these holds.
     fn is(&self, flags: u8) -> bool {
@@ -100,6 +102,7 @@ pub struct Table {
     totals: Totals,
     knows_main: bool,
     trace_root_age_ns: u64,
+    long_wait_ns: u64,
     /// Goroutines that it has room for.
     limit: usize,
     began_ns: u64,
@@ -129,6 +132,7 @@ impl Table {
             totals: Totals::default(),
             knows_main: false,
             trace_root_age_ns,
+            long_wait_ns: u64::MAX,
             limit: usize::MAX,
             began_ns: 0,
             reconciling: None,
@@ -151,6 +155,11 @@ impl Table {
     /// From now on it has room for so many, but for those that it has already.
     pub fn set_room(&mut self, goroutines: usize) {
         self.limit = goroutines;
+    }
+
+    /// From now on a wait of at least this marks its goroutine ([`Ended::waited_long`]).
+    pub fn set_long_wait(&mut self, nanoseconds: u64) {
+        self.long_wait_ns = nanoseconds;
     }
 
     /// Gives back what is kept of waits, which snapshots tell of from now on, and room that is not used.
@@ -282,6 +291,7 @@ impl Table {
             entry_pc,
             wait_total_ns: exit.wait_total_ns,
             wait_count: exit.wait_count,
+            waited_long: goroutine.is(Goroutine::WAITED_LONG),
             waits_by_reason,
         }));
     }
@@ -291,8 +301,9 @@ impl Table {
             return;
         }
         let duration_ns = wait.end_ns.saturating_sub(wait.start_ns);
+        let long = duration_ns >= self.long_wait_ns;
         let goroutine = self.meet(wait.goid, wait.start_ns);
-        goroutine.flags |= Goroutine::HAS_WAITED;
+        goroutine.flags |= Goroutine::HAS_WAITED | if long { Goroutine::WAITED_LONG } else { 0 };
         let (site, goroutine) = (goroutine.site, *goroutine);
         self.site_mut(site).waits_mut().add(duration_ns);
         if let Some(slot) = self.waits.get_mut(usize::from(wait.reason)) {

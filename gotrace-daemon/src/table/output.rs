@@ -34,6 +34,8 @@ pub struct Ended {
     pub wait_total_ns: u64,
     /// Number of its waits, short ones included.
     pub wait_count: u64,
+    /// Whether one of its waits was long ([`super::Table::set_long_wait`]).
+    pub waited_long: bool,
     /// Sums of the waits that were sent, by reason.
     pub waits_by_reason: SmallVec<[(u8, u64); 1]>,
 }

@@ -250,6 +250,7 @@ pub(super) mod tests {
             died_total: 500,
             lost: BTreeMap::from([("ring_wait", 7)]),
             repaired: BTreeMap::new(),
+            sampled_out: BTreeMap::new(),
             events: BTreeMap::new(),
             waiting: BTreeMap::from([("chan receive".into(), 900), ("select".into(), 100)]),
             waits: BTreeMap::new(),

@@ -7,6 +7,8 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use super::series::SeriesBounds;
+
 /// What the exporter has to do.
 #[derive(Clone, Debug, Default)]
 pub struct ExportConfig {
@@ -21,6 +23,8 @@ pub struct ExportConfig {
     pub metric_interval: Option<Duration>,
     /// Where what the collector does not take waits on disk; `None`: in memory alone.
     pub spool: Option<SpoolConfig>,
+    /// Bounds of the metrics' series.
+    pub series: SeriesBounds,
 }
 
 /// A directory for what the collector does not take.

@@ -170,11 +170,11 @@ impl FileWriter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sink::otlp::{config::Temporality, lane, samples};
+    use crate::sink::otlp::{SeriesBounds, config::Temporality, lane, samples};
 
     fn run(path: &Path, spans: usize) -> crate::sink::otlp::ExportStats {
         let account = Arc::new(Account::default());
-        let pace = Pace::new(Temporality::Cumulative, Duration::from_secs(1));
+        let pace = Pace::new(Temporality::Cumulative, Duration::from_secs(1), SeriesBounds::default());
         let writer = FileWriter::create(path, pace, Arc::clone(&account)).expect("made");
         let (giver, taker) = lane::lane();
         let resource = samples::resource();

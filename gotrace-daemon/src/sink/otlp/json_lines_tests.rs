@@ -17,7 +17,8 @@ fn trace_line() -> (ExportTraceServiceRequest, String) {
 
 fn metric_line() -> (ExportMetricsServiceRequest, String) {
     let resource = samples::resource();
-    let mut state = Metrics::new(crate::sink::otlp::Temporality::Cumulative);
+    let mut state =
+        Metrics::new(crate::sink::otlp::Temporality::Cumulative, crate::sink::otlp::SeriesBounds::default());
     let interval = samples::interval(&resource, 0, vec![samples::site("main.worker", 10, 4)]);
     let (metrics_of, _) = state.report(&interval, &[("queue_full", 5)].into());
     let request = ExportMetricsServiceRequest { resource_metrics: vec![metrics_of] };

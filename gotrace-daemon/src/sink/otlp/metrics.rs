@@ -26,7 +26,7 @@ use super::{
     config::Temporality,
     convert::{self, CODE, CREATED_BY, WAITS_AT},
     histogram,
-    series::{Admitted, LEAKS, MAX_NAMES, Room, SiteKey},
+    series::{Admitted, LEAKS, MAX_NAMES, Room, SeriesBounds, SiteKey},
 };
 use crate::sink::model::{Interval, Leak, Resource, Site, Suspected};
 
@@ -60,8 +60,8 @@ enum Series {
 }
 
 impl Metrics {
-    pub fn new(temporality: Temporality) -> Self {
-        Self { temporality, processes: HashMap::new(), room: Room::default() }
+    pub fn new(temporality: Temporality, bounds: SeriesBounds) -> Self {
+        Self { temporality, processes: HashMap::new(), room: Room::new(bounds) }
     }
 
     /// Processes that have their most important figures only.
@@ -180,6 +180,7 @@ impl Report<'_> {
             died_total: _,
             lost,
             repaired,
+            sampled_out,
             events,
             waiting,
             waits,
@@ -236,6 +237,13 @@ impl Report<'_> {
             "Spans that did not reach the collector or the file.",
             "gotrace.dropped.reason",
             spans_dropped,
+        );
+        self.named(
+            "gotrace.spans.sampled_out",
+            "{span}",
+            "Spans that sampling left out.",
+            "gotrace.sampled_out.reason",
+            sampled_out,
         );
     }
 

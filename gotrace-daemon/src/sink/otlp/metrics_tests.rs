@@ -1,10 +1,7 @@
 //! What an interval comes to, metric by metric.
 
 use super::*;
-use crate::sink::otlp::{
-    samples,
-    series::{MAX_SERIES, MAX_SERIES_OF_NODE},
-};
+use crate::sink::otlp::{samples, series::SeriesBounds};
 
 fn report(
     metrics: &mut Metrics,
@@ -14,7 +11,7 @@ fn report(
     let (resource, count) = metrics.report(interval, &dropped.iter().copied().collect());
     let list = &resource.scope_metrics[0].metrics;
     assert_eq!(count, list.iter().map(points).sum::<u64>());
-    assert!(count as usize <= MAX_SERIES, "{count} points");
+    assert!(count as usize <= SeriesBounds::default().per_process, "{count} points");
     let by_name: BTreeMap<_, _> = list.iter().map(|m| (m.name.clone(), m.clone())).collect();
     assert_eq!(by_name.len(), list.len(), "a name twice");
     by_name
@@ -69,7 +66,7 @@ fn owned(list: &[(&str, i64)]) -> Vec<(String, i64)> {
 #[test]
 fn every_metric_of_a_full_interval() {
     let resource = samples::resource();
-    let mut metrics = Metrics::new(Temporality::Cumulative);
+    let mut metrics = Metrics::new(Temporality::Cumulative, SeriesBounds::default());
     let interval = samples::interval(&resource, 0, vec![samples::site("main.worker", 10, 4)]);
     let got = report(&mut metrics, &interval, &[("queue_full", 5)]);
     assert_eq!(
@@ -90,6 +87,7 @@ fn every_metric_of_a_full_interval() {
             ("gotrace.probe.cost", "1"),
             ("gotrace.snapshot.duration", "s"),
             ("gotrace.spans.dropped", "{span}"),
+            ("gotrace.spans.sampled_out", "{span}"),
             ("gotrace.table.repaired", "{goroutine}"),
         ]
     );
@@ -112,6 +110,7 @@ fn every_metric_of_a_full_interval() {
     );
     assert_eq!(numbers(&got["gotrace.events.lost"]), owned(&[("gotrace.lost.kind=ring_wait", 3)]));
     assert_eq!(numbers(&got["gotrace.spans.dropped"]), owned(&[("gotrace.dropped.reason=queue_full", 5)]));
+    assert_eq!(numbers(&got["gotrace.spans.sampled_out"]), owned(&[("gotrace.sampled_out.reason=ratio", 9)]));
     assert_eq!(numbers(&got["gotrace.table.repaired"]), owned(&[("gotrace.repaired.kind=death", 2)]));
     assert_eq!(numbers(&got["gotrace.level"]), owned(&[("gotrace.level=full", 1)]));
     assert_eq!(
@@ -137,6 +136,7 @@ fn lower_levels_say_only_what_they_know() {
     let resource = samples::resource();
     let mut interval = samples::interval(&resource, 0, vec![samples::site("main.worker", 10, 0)]);
     interval.repaired.clear();
+    interval.sampled_out.clear();
     interval.snapshots = Histogram::default();
     interval.waiting.clear();
     interval.waits.clear();
@@ -144,7 +144,7 @@ fn lower_levels_say_only_what_they_know() {
     interval.schedule = Histogram::default();
     interval.syscalls = Histogram::default();
     interval.probe_cost_share = None;
-    let got = report(&mut Metrics::new(Temporality::Cumulative), &interval, &[]);
+    let got = report(&mut Metrics::new(Temporality::Cumulative, SeriesBounds::default()), &interval, &[]);
     assert_eq!(
         got.keys().map(String::as_str).collect::<Vec<_>>(),
         [
@@ -165,7 +165,7 @@ fn cumulative_points_begin_at_the_first_interval_and_delta_points_at_the_last() 
     let first = samples::interval(&resource, 0, vec![samples::site("main.worker", 10, 4)]);
     let second = samples::interval(&resource, 1, vec![samples::site("main.worker", 15, 9)]);
     let of = |temporality| {
-        let mut metrics = Metrics::new(temporality);
+        let mut metrics = Metrics::new(temporality, SeriesBounds::default());
         report(&mut metrics, &first, &[]);
         let got = report(&mut metrics, &second, &[]);
         let created = sum(&got["gotrace.goroutine.created"]).clone();
@@ -187,7 +187,7 @@ fn cumulative_points_begin_at_the_first_interval_and_delta_points_at_the_last() 
 #[test]
 fn series_are_bounded_and_what_is_beyond_is_summed_up() {
     let resource = samples::resource();
-    let mut metrics = Metrics::new(Temporality::Cumulative);
+    let mut metrics = Metrics::new(Temporality::Cumulative, SeriesBounds::default());
     let sites =
         |n: u32, born| (0..n).map(|i| samples::site(&format!("main.f{i}"), born, 1)).collect::<Vec<_>>();
     let mut interval = samples::interval(&resource, 0, sites(500, 3));
@@ -222,7 +222,7 @@ const NAMES: [&str; 20] =
 #[test]
 fn a_site_has_room_beside_many_reasons_and_a_reason_beside_many_sites() {
     let resource = samples::resource();
-    let mut metrics = Metrics::new(Temporality::Cumulative);
+    let mut metrics = Metrics::new(Temporality::Cumulative, SeriesBounds::default());
     let many = (0..500).map(|i| samples::site(&format!("main.f{i}"), 3, 1)).collect();
     let interval = samples::interval(&resource, 0, many);
     let got = report(&mut metrics, &interval, &[]);
@@ -241,7 +241,7 @@ fn series(got: &BTreeMap<String, Metric>) -> usize {
 
 #[test]
 fn five_thousand_sites_in_fifty_processes_have_the_series_that_they_may() {
-    let mut metrics = Metrics::new(Temporality::Cumulative);
+    let mut metrics = Metrics::new(Temporality::Cumulative, SeriesBounds::default());
     let sites: Vec<_> = (0..5000).map(|i| samples::site(&format!("main.f{i}"), 3, 1)).collect();
     let resources: Vec<_> = (0..50).map(|_| samples::resource()).collect();
     let mut interval = samples::interval(&resources[0], 0, sites);
@@ -252,7 +252,7 @@ fn five_thousand_sites_in_fifty_processes_have_the_series_that_they_may() {
         interval.resource = Arc::clone(resource);
         let got = report(&mut metrics, &interval, &[("queue_full", 5)]);
         let own = series(&got);
-        assert!(own <= MAX_SERIES, "{own}");
+        assert!(own <= SeriesBounds::default().per_process, "{own}");
         all += own;
         // Nothing is left out: what has no series of its own is in the one for what is beyond.
         assert_eq!(total(&got, "gotrace.goroutine.created"), 15_000);
@@ -268,13 +268,13 @@ fn five_thousand_sites_in_fifty_processes_have_the_series_that_they_may() {
             assert_eq!(named, 1, "{name}");
         }
     }
-    assert!(all <= MAX_SERIES_OF_NODE, "{all}");
+    assert!(all <= SeriesBounds::default().all, "{all}");
     assert_eq!(metrics.brief(), 0);
 }
 
 #[test]
 fn a_node_has_no_more_series_than_it_may_and_gives_them_on_when_processes_end() {
-    let mut metrics = Metrics::new(Temporality::Cumulative);
+    let mut metrics = Metrics::new(Temporality::Cumulative, SeriesBounds::default());
     let sites: Vec<_> = (0..60).map(|i| samples::site(&format!("main.f{i}"), 3, 1)).collect();
     let mut resources: Vec<_> = (0..400).map(|_| samples::resource()).collect();
     let mut interval = samples::interval(&resources[0], 0, sites);
@@ -292,7 +292,7 @@ fn a_node_has_no_more_series_than_it_may_and_gives_them_on_when_processes_end() 
     };
     let (all, brief) = round(&mut metrics, &resources);
     assert!(brief > 100 && metrics.brief() == brief as u64, "{brief}");
-    assert!(all <= MAX_SERIES_OF_NODE + 4 * brief, "{all} with {brief}");
+    assert!(all <= SeriesBounds::default().all + 4 * brief, "{all} with {brief}");
     // Another round gives nobody more.
     assert_eq!(round(&mut metrics, &resources), (all, brief));
     resources.drain(..300);
@@ -302,7 +302,7 @@ fn a_node_has_no_more_series_than_it_may_and_gives_them_on_when_processes_end() 
 
 #[test]
 fn processes_that_ended_are_forgotten() {
-    let mut metrics = Metrics::new(Temporality::Cumulative);
+    let mut metrics = Metrics::new(Temporality::Cumulative, SeriesBounds::default());
     for _ in 0..10 {
         let resource = samples::resource();
         let interval = samples::interval(&resource, 0, Vec::new());
@@ -343,7 +343,7 @@ fn leaks_and_suspects_are_bounded_and_nobody_is_left_out_of_the_sum() {
     }
     interval.sites = sites;
     // `report` holds the sum of all series against their bound.
-    let got = report(&mut Metrics::new(Temporality::Cumulative), &interval, &[]);
+    let got = report(&mut Metrics::new(Temporality::Cumulative, SeriesBounds::default()), &interval, &[]);
     let sum = |name: &str| numbers(&got[name]).iter().map(|(_, v)| v).sum::<i64>();
     assert_eq!(sum("gotrace.leak.proven"), 60);
     assert_eq!(sum("gotrace.leak.retained"), 300);

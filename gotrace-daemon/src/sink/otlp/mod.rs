@@ -45,7 +45,7 @@ pub use config::{ConfigError, Environment, ExportConfig, OtlpConfig, OtlpFlags, 
 pub use dispatch::MAX_QUEUED_BYTES;
 pub use health::SDK_LOG_TARGET;
 pub use lane::MAX_QUEUED_SPANS;
-pub use series::{MAX_SERIES, MAX_SERIES_OF_NODE};
+pub use series::SeriesBounds;
 pub use stats::{Dropped, ExportStats, SpoolStats, WARNING_INTERVAL};
 pub use transport::TransportError;
 
@@ -120,7 +120,7 @@ impl Exporter {
         let account = Arc::new(Account::default());
         let (cancel, cancelled) = watch::channel(None);
         let mut dispatchers = JoinSet::new();
-        let ExportConfig { otlp, file, temporality, metric_interval, spool } = config;
+        let ExportConfig { otlp, file, temporality, metric_interval, spool, series } = config;
         let every = metric_interval.unwrap_or(DEFAULT_METRIC_INTERVAL);
         let mut health = None;
         let queued_bytes = Arc::new(AtomicUsize::new(0));
@@ -157,7 +157,7 @@ impl Exporter {
                     traces,
                     metrics,
                     logs,
-                    pace: Pace::new(temporality, every),
+                    pace: Pace::new(temporality, every, series),
                     account: Arc::clone(&account),
                 };
                 Some(Lane::start("gotrace-otlp", move |lane| work.run(lane))?)
@@ -166,7 +166,7 @@ impl Exporter {
         let file = match file {
             None => None,
             Some(path) => {
-                let pace = Pace::new(temporality, every);
+                let pace = Pace::new(temporality, every, series);
                 let writer = FileWriter::create(&path, pace, Arc::clone(&account))
                     .map_err(|error| StartError::File { path: path.display().to_string(), error })?;
                 Some(Lane::start("gotrace-export", move |lane| writer.run(lane))?)

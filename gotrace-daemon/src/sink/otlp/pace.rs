@@ -11,7 +11,7 @@ use opentelemetry_proto::tonic::{
     collector::metrics::v1::ExportMetricsServiceRequest, metrics::v1::ResourceMetrics,
 };
 
-use super::{config::Temporality, metrics::Metrics, stats::Account};
+use super::{config::Temporality, metrics::Metrics, series::SeriesBounds, stats::Account};
 use crate::sink::model::{Interval, Resource};
 
 /// A report that is due.
@@ -33,9 +33,9 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    pub fn new(temporality: Temporality, every: Duration) -> Self {
+    pub fn new(temporality: Temporality, every: Duration, bounds: SeriesBounds) -> Self {
         Self {
-            metrics: Metrics::new(temporality),
+            metrics: Metrics::new(temporality, bounds),
             every_ns: u64::try_from(every.as_nanos()).unwrap_or(u64::MAX),
             processes: HashMap::new(),
         }
@@ -90,7 +90,7 @@ mod tests {
     fn the_first_and_the_last_state_are_reported_and_between_them_only_some() {
         let account = Account::default();
         let resource = samples::resource();
-        let mut pace = Pace::new(Temporality::Cumulative, Duration::from_secs(3));
+        let mut pace = Pace::new(Temporality::Cumulative, Duration::from_secs(3), SeriesBounds::default());
         let reported: Vec<usize> = (0..8)
             .map(|s| pace.take(Arc::new(samples::interval(&resource, s, Vec::new())), &account).len())
             .collect();
@@ -105,7 +105,7 @@ mod tests {
     fn a_process_that_fell_silent_is_reported_by_the_others_time() {
         let account = Account::default();
         let (a, b) = (samples::resource(), samples::resource());
-        let mut pace = Pace::new(Temporality::Cumulative, Duration::from_secs(3));
+        let mut pace = Pace::new(Temporality::Cumulative, Duration::from_secs(3), SeriesBounds::default());
         let mut take = |r, s| pace.take(Arc::new(samples::interval(r, s, Vec::new())), &account).len();
         assert_eq!((take(&a, 0), take(&a, 1), take(&b, 1)), (1, 0, 1));
         assert_eq!((take(&b, 2), take(&b, 3), take(&b, 4)), (0, 1, 1));

@@ -152,6 +152,7 @@ pub(crate) fn interval(resource: &Arc<Resource>, seconds: u64, sites: Vec<Site>)
         died_total: sum(|s| s.died_total),
         lost: BTreeMap::from([("ring_wait", 3)]),
         repaired: BTreeMap::from([("death", 2)]),
+        sampled_out: BTreeMap::from([("ratio", 9)]),
         events: BTreeMap::from([("create", sum(|s| s.born_total)), ("exit", sum(|s| s.died_total))]),
         waiting: BTreeMap::from([("chan receive".into(), 2), ("syscall".into(), 1)]),
         waits: BTreeMap::from([("chan receive".into(), histogram(&[900, 1_000_000, 3_000_000]))]),

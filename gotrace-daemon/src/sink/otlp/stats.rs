@@ -79,7 +79,7 @@ pub struct ExportStats {
     pub logs_written: u64,
     /// Log records that did not arrive, by why. Kinds with 0 are left out.
     pub logs_dropped: BTreeMap<&'static str, u64>,
-    /// Processes without room for all of their series ([`super::MAX_SERIES_OF_NODE`]), at the moment.
+    /// Processes without room for all of their series ([`super::SeriesBounds`]), at the moment.
     pub processes_brief: u64,
     /// Requests that the collector acknowledged.
     pub requests: u64,

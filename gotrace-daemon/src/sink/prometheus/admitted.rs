@@ -6,7 +6,7 @@ use std::{collections::HashSet, hash::Hash, sync::Arc};
 use crate::sink::model::Location;
 
 /// Creation sites of one process that have series of their own.
-pub(super) const SITES: usize = 11;
+pub(super) const SITES: usize = 10;
 /// Wait reasons of one process that have.
 pub(super) const REASONS: usize = 7;
 

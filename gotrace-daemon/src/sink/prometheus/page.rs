@@ -33,7 +33,7 @@ const MOST: usize = 6
     + (REASONS + 1) * (1 + PER_HISTOGRAM)
     + 3 * (SITES + 1)
     + 2 * KINDS
-    + 2
+    + 4
     + 3 * PER_HISTOGRAM
     + 4 * (LEAKS + 1)
     + 1;
@@ -173,7 +173,7 @@ impl Page {
         self.waiting(interval, process, admitted);
         self.sites(interval, process, admitted);
         self.leaks(interval, process);
-        let Interval { events, lost, repaired, schedule, snapshots, .. } = interval;
+        let Interval { events, lost, repaired, sampled_out, schedule, snapshots, .. } = interval;
         self.kinds(
             "gotrace_events_total",
             "Events that the probes saw.",
@@ -194,6 +194,13 @@ impl Page {
             process,
             "gotrace_repaired_kind",
             repaired,
+        );
+        self.kinds(
+            "gotrace_spans_sampled_out_total",
+            "Spans that sampling left out.",
+            process,
+            "gotrace_sampled_out_reason",
+            sampled_out,
         );
         if schedule.count > 0 {
             self.histogram(
