@@ -61,8 +61,11 @@ use spending::Spending;
 
 /// How long the ring may be left alone. At half full the kernel side wakes the reader before that.
 const DRAIN_EVERY: Duration = Duration::from_millis(10);
-/// The same where many processes are traced and nothing came the last time.
+/// The same where many processes are traced and nothing came the last time, and for a while.
 const DRAIN_SELDOM: Duration = Duration::from_millis(100);
+const DRAIN_AT_REST: Duration = Duration::from_millis(500);
+/// Turns without a record after which all are at rest.
+const REST_AFTER: u32 = 10;
 /// Threads that take snapshots of all processes of a node.
 const SNAPSHOT_WORKERS: usize = 2;
 /// Records handled before other duties are looked at.
@@ -96,8 +99,8 @@ pub struct Line {
     node: Option<Node>,
     spending: Spending,
     keeping: Keeping,
-    /// Records that the last reading of the ring gave.
-    drained: usize,
+    /// Readings of the ring that gave no record, in a row.
+    without_records: u32,
     /// Records that could not be decoded, or are of no process that is traced.
     undecodable: u64,
     stray: u64,
@@ -148,7 +151,7 @@ impl Line {
             node: None,
             spending: Spending::default(),
             keeping: Keeping::default(),
-            drained: 0,
+            without_records: 0,
             undecodable: 0,
             stray: 0,
         })
@@ -255,9 +258,13 @@ impl Line {
         loop {
             let now = Instant::now();
             let until = deadline.map_or(next_report, |d| d.min(next_report)).saturating_duration_since(now);
-            let seldom = self.node.is_some() && self.drained == 0;
-            let often = if seldom { DRAIN_SELDOM } else { DRAIN_EVERY };
-            let somebody_ended = self.wait(if at_once { Duration::ZERO } else { until.min(often) })?;
+            let often = match self.without_records {
+                REST_AFTER.. if self.node.is_some() => DRAIN_AT_REST,
+                1.. if self.node.is_some() => DRAIN_SELDOM,
+                _ => DRAIN_EVERY,
+            };
+            let time = if at_once { Duration::ZERO } else { until.min(often) };
+            let somebody_ended = self.wait(time, stop)?;
             let busy = self.drain()? == DRAIN_LIMIT;
             let now = Instant::now();
             at_once = self.tend_snapshots(now, !busy)?;
@@ -322,11 +329,13 @@ impl Line {
         }
     }
 
-    /// Until the ring wants to be read, on a node also until a process ends or was found, or the time is over.
-    /// Whether one has ended, or was found.
-    fn wait(&self, time: Duration) -> Result<bool, LineError> {
+    /// Until the ring wants to be read, on a node also until a process ends or was found or the line is to end, or
+    /// the time is over. Whether one has ended, or was found.
+    fn wait(&self, time: Duration, stop: &Stop) -> Result<bool, LineError> {
         let ends: Vec<BorrowedFd<'_>> = match &self.node {
-            Some(_) => self.traced.iter().map(Traced::ending).chain(self.news()).collect(),
+            Some(_) => {
+                self.traced.iter().map(Traced::ending).chain(self.news()).chain(stop.notice()).collect()
+            }
             None => Vec::new(),
         };
         match &self.probes {
@@ -406,7 +415,7 @@ impl Line {
             }
         });
         export(exporter.as_deref(), &mut spans);
-        for traced in &mut self.traced {
+        for traced in self.traced.iter_mut().filter(|_| count > 0) {
             match traced.check_plausible() {
                 Ok(()) => {}
                 Err(error) if self.node.is_some() => traced.fail(&error),
@@ -423,7 +432,7 @@ impl Line {
         if self.config.follow != Follow::Nobody {
             self.share_ring(total_bytes, Instant::now());
         }
-        self.drained = count;
+        self.without_records = if count == 0 { self.without_records.saturating_add(1) } else { 0 };
         Ok(count)
     }
 

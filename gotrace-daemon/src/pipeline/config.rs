@@ -1,10 +1,13 @@
 //! What a run of the line is told at its beginning, and how it is told to end.
 
 use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
     sync::{Arc, OnceLock},
     time::Duration,
 };
+
+use rustix::event::{EventfdFlags, eventfd};
 
 use super::{Budget, LeftBehind, ProofPace, SpanSampling, SuspicionPace};
 use crate::{level::Level, process::ResourceOptions};
@@ -81,7 +84,20 @@ pub struct LineConfig {
 
 /// Set by whoever wants the line to end: a signal, a key, a child that exited.
 #[derive(Clone, Debug, Default)]
-pub struct Stop(Arc<OnceLock<&'static str>>);
+pub struct Stop(Arc<Asked>);
+
+#[derive(Debug)]
+struct Asked {
+    why: OnceLock<&'static str>,
+    /// Can be read once somebody has asked; `None` where the system gave none, and whoever waits looks now and then.
+    notice: Option<OwnedFd>,
+}
+
+impl Default for Asked {
+    fn default() -> Self {
+        Self { why: OnceLock::new(), notice: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).ok() }
+    }
+}
 
 impl Stop {
     /// Asks the line to end, as the user or the system wants it.
@@ -92,12 +108,21 @@ impl Stop {
     /// Asks the line to end. The first one who asks gives the reason.
     pub fn set_because(&self, why: &'static str) {
         // Refused when someone has asked before.
-        let _ = self.0.set(why);
+        let _ = self.0.why.set(why);
+        if let Some(notice) = &self.0.notice {
+            // It is never full: nobody asks so often.
+            let _ = rustix::io::write(notice, &1u64.to_ne_bytes());
+        }
     }
 
     /// Why the line is to end; `None` when nobody asked.
     #[must_use]
     pub fn why(&self) -> Option<&'static str> {
-        self.0.get().copied()
+        self.0.why.get().copied()
+    }
+
+    /// Can be read once somebody has asked.
+    pub(super) fn notice(&self) -> Option<BorrowedFd<'_>> {
+        self.0.notice.as_ref().map(AsFd::as_fd)
     }
 }

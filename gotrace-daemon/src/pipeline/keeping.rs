@@ -18,6 +18,8 @@ use crate::{
 
 /// Time between two looks.
 const EVERY: Duration = Duration::from_millis(500);
+/// Time between two of those at which those are measured too of whom nothing came.
+const ALL_EVERY: Duration = Duration::from_secs(10);
 /// What a process takes beside its table: its addresses' names, buffers, the snapshots' frame.
 const BESIDE: u64 = 64 << 10;
 
@@ -26,6 +28,8 @@ pub(super) struct Keeping {
     keeper: Keeper,
     began: Instant,
     looked: Instant,
+    /// When all were measured.
+    measured: Instant,
     /// Bytes at the last look.
     pub bytes: u64,
     /// Levels that were changed since the beginning.
@@ -35,7 +39,7 @@ pub(super) struct Keeping {
 impl Default for Keeping {
     fn default() -> Self {
         let now = Instant::now();
-        Self { keeper: Keeper::default(), began: now, looked: now, bytes: 0, changes: 0 }
+        Self { keeper: Keeper::default(), began: now, looked: now, measured: now, bytes: 0, changes: 0 }
     }
 }
 
@@ -48,7 +52,7 @@ impl Keeping {
 
 impl Traced {
     /// Bytes that are kept of it.
-    fn kept_bytes(&self) -> u64 {
+    fn bytes_now(&self) -> u64 {
         let snapshot = self.snapshots.as_ref().map_or(0, super::seed::Snapshots::bytes);
         let looks = self.suspicions.as_ref().map_or(0, super::suspicions::Suspicions::bytes);
         (self.table.bytes() + snapshot + looks) as u64 + BESIDE
@@ -63,14 +67,25 @@ impl Line {
             return;
         }
         self.keeping.looked = now;
+        let all = now.duration_since(self.keeping.measured) >= ALL_EVERY;
+        if all {
+            self.keeping.measured = now;
+        }
         let holdings: Vec<Holding> = self
             .traced
             .iter_mut()
-            .map(|traced| Holding {
-                number: traced.number(),
-                bytes: traced.kept_bytes(),
-                records_per_second: std::mem::take(&mut traced.records) as f64 / passed.as_secs_f64(),
-                has_probes: traced.slot.is_some() && !traced.is_sampled(),
+            .map(|traced| {
+                let records = std::mem::take(&mut traced.records);
+                // Where nothing came it is much the same: snapshots come seldom.
+                if records > 0 || traced.kept_bytes == 0 || all {
+                    traced.kept_bytes = traced.bytes_now();
+                }
+                Holding {
+                    number: traced.number(),
+                    bytes: traced.kept_bytes,
+                    records_per_second: records as f64 / passed.as_secs_f64(),
+                    has_probes: traced.slot.is_some() && !traced.is_sampled(),
+                }
             })
             .collect();
         self.keeping.bytes = holdings.iter().map(|h| h.bytes).sum();

@@ -283,6 +283,8 @@ impl Line {
         while let Some(index) = self.traced.iter().position(|t| t.pid() == pid) {
             self.end_one(index, "the process executed another program", report)?;
         }
+        // There is something to be done for a while.
+        self.without_records = 0;
         // It has taken time to get here.
         if traced.what_became_of_it().is_some() {
             self.tell_scout(pid);

@@ -99,6 +99,8 @@ pub struct Traced {
     pub(super) capped: bool,
     /// Records that came of it since the last look at memory.
     pub(super) records: u64,
+    /// Bytes that were kept of it at the last measurement.
+    pub(super) kept_bytes: u64,
     /// Why it cannot be followed any more.
     failure: Option<String>,
 }
@@ -206,6 +208,7 @@ impl Traced {
             cramped: false,
             capped: false,
             records: 0,
+            kept_bytes: 0,
             failure: None,
             target,
         })

@@ -1,6 +1,6 @@
 //! Processes that execute another program.
 
-use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
+use aya_ebpf::{bindings::BPF_RB_FORCE_WAKEUP, macros::raw_tracepoint, programs::RawTracePointContext};
 use gotrace_common::{ExecRecord, Header, flags, kind};
 
 use crate::{
@@ -38,7 +38,7 @@ pub fn process_exec(_ctx: RawTracePointContext) -> i32 {
         None if unsafe { core::ptr::read_volatile(&FOLLOW_ALL) } != 0 => 0,
         None => return 0,
     };
-    // Rare and awaited: wakes the reader. When the ring is full the reader finds out by looking.
+    // Rare and awaited: wakes the reader, also when there are records that did not. When the ring is full the reader finds out by looking.
     if let Some(mut entry) = EVENTS.reserve::<ExecRecord>(0) {
         // SAFETY: the helper has no precondition.
         let time_ns = unsafe { aya_ebpf::helpers::bpf_ktime_get_ns() };
@@ -47,7 +47,7 @@ pub fn process_exec(_ctx: RawTracePointContext) -> i32 {
             pid,
             reserved: 0,
         });
-        entry.submit(0);
+        entry.submit(u64::from(BPF_RB_FORCE_WAKEUP));
     }
     0
 }

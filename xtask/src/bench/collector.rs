@@ -43,7 +43,8 @@ pub fn measure(binaries: &Binaries, extent: Extent, target: &Path, report: &mut 
             sender.tell(&format!("http://127.0.0.1:{port} {what} {count}"))?;
             let measured = sender.json()?;
             let arrived = of(&measured, "arrived")?;
-            let all = arrived > 0.0 && (arrived - of(&measured, "sent")?).abs() < 0.5;
+            // gotrace's own few are passed on too.
+            let all = arrived > 0.0 && arrived >= of(&measured, "sent")?;
             ensure!(all, "not all were passed on: {measured}");
             cpu.push((cpu_seconds(collector.pid())? - before) * 1e6 / arrived);
         }
