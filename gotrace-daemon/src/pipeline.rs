@@ -61,7 +61,8 @@ use spending::Spending;
 
 /// How long the ring may be left alone. At half full the kernel side wakes the reader before that.
 const DRAIN_EVERY: Duration = Duration::from_millis(10);
-/// The same where many processes are traced and nothing came the last time, and for a while.
+/// The same where many processes are traced; where nothing came the last time, and for a while.
+const DRAIN_NODE_EVERY: Duration = Duration::from_millis(40);
 const DRAIN_SELDOM: Duration = Duration::from_millis(100);
 const DRAIN_AT_REST: Duration = Duration::from_millis(500);
 /// Turns without a record after which all are at rest.
@@ -261,6 +262,7 @@ impl Line {
             let often = match self.without_records {
                 REST_AFTER.. if self.node.is_some() => DRAIN_AT_REST,
                 1.. if self.node.is_some() => DRAIN_SELDOM,
+                _ if self.node.is_some() => DRAIN_NODE_EVERY,
                 _ => DRAIN_EVERY,
             };
             let time = if at_once { Duration::ZERO } else { until.min(often) };

@@ -74,8 +74,11 @@ fn load(binaries: &Binaries, extent: Extent, place: &Place, report: &mut Report)
         })?;
         thread::sleep(SETTLING);
         if endpoint.is_none() {
+            // Until each has been reported on more than once, and then for as long as everything comes by that comes
+            // by at rest: a snapshot of each, a look for suspects, a look at all of `/proc`.
+            thread::sleep(extent.load * 2);
             let resting = daemon.share_during(|| {
-                thread::sleep(extent.load);
+                thread::sleep(extent.load * 4);
                 Ok(())
             })?;
             let name = format!("daemon: {PROCESSES} processes at rest");

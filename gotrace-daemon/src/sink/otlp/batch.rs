@@ -19,7 +19,7 @@ pub(super) const MAX_SPANS: u64 = 2048;
 /// Bytes of spans in one request; collectors take 4 MiB by default.
 pub(super) const MAX_BYTES: usize = 1 << 20;
 /// How long a span waits for others.
-pub(super) const LINGER: Duration = Duration::from_millis(500);
+pub(super) const LINGER: Duration = Duration::from_secs(1);
 
 /// An encoded request.
 #[derive(Debug)]
