@@ -64,7 +64,7 @@ const DRAIN_EVERY: Duration = Duration::from_millis(10);
 /// The same where many processes are traced; where nothing came the last time, and for a while.
 const DRAIN_NODE_EVERY: Duration = Duration::from_millis(40);
 const DRAIN_SELDOM: Duration = Duration::from_millis(100);
-const DRAIN_AT_REST: Duration = Duration::from_millis(500);
+const DRAIN_AT_REST: Duration = Duration::from_secs(1);
 /// Turns without a record after which all are at rest.
 const REST_AFTER: u32 = 10;
 /// Threads that take snapshots of all processes of a node.
