@@ -10,7 +10,6 @@ use super::{
     dump::{Process, write_to},
 };
 use crate::{
-    process::take_short_turns,
     sink::dump::{
         Dump, Filter,
         diff::{Diff, write_text},
@@ -24,7 +23,6 @@ use crate::{
 /// # Errors
 /// When a file is not a whole dump (1), or a process cannot be read, as `dump`.
 pub fn run(args: &DiffArgs) -> Result<Exit, CliError> {
-    take_short_turns();
     let after = match (&args.after, args.pid) {
         (Some(after), _) => after.clone(),
         (None, Some(pid)) => format!("pid:{pid}"),

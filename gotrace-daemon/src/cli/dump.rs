@@ -12,7 +12,7 @@ use object::Object as _;
 use super::{CliError, DumpArgs, DumpFormat, Exit, output::Stdout};
 use crate::{
     gobin::Binary,
-    process::{Target, take_short_turns},
+    process::Target,
     sink::dump::{
         self, Dump, Filter, Header, Mapped, folded, json, pprof, select::MinAge, speedscope, svg, text,
     },
@@ -24,7 +24,6 @@ use crate::{
 /// # Errors
 /// When the process cannot be read, is no Go program (4), or is gone (5).
 pub fn run(args: &DumpArgs) -> Result<Exit, CliError> {
-    take_short_turns();
     let groupable = matches!(args.format, DumpFormat::Text | DumpFormat::Json);
     if args.group && !groupable {
         return Err(CliError::usage("--group is for the formats text and json")

@@ -21,7 +21,7 @@ use super::{CliError, Exit, TextOrJson, output::Stdout};
 use crate::{
     gobin::Binary,
     leak::{Agreement, Finding, Graph, Settings, Verdict, Watch, judge, suspects},
-    process::{Target, take_short_turns},
+    process::Target,
     sink::leaks::{Header, When, graph, json, text},
     snapshot::{Live, Options, Reference, References, Snapshot, SnapshotError, Suspect},
     units as values,
@@ -120,7 +120,6 @@ fn verdict(name: &str) -> Result<Verdict, String> {
 /// When the process cannot be read (3), is no Go program (4), or is gone (5); the last also when it ends
 /// while it is watched, after what was known by then has been written.
 pub fn run(args: &LeaksArgs) -> Result<Exit, CliError> {
-    take_short_turns();
     let target = Target::open(args.pid)?;
     let executable = target.executable.display().to_string();
     let binary = Binary::parse(&target.exe_bytes()?)

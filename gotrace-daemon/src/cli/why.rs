@@ -11,7 +11,7 @@ use super::{CliError, Exit, output::Stdout};
 use crate::{
     gobin::Binary,
     heap::{HeapError, Holder, Prover, Throttled, Why},
-    process::{Target, take_short_turns},
+    process::Target,
     sink::leaks::why::{self, Answer},
     snapshot::{Live, Options},
     units as values,
@@ -64,7 +64,6 @@ pub enum WhyFormat {
 /// When the process cannot be read (3), is no Go program or its heap is not understood (4), is gone (5), or
 /// has no such goroutine (1).
 pub fn run(args: &WhyArgs) -> Result<Exit, CliError> {
-    take_short_turns();
     let target = Target::open(args.pid)?;
     let executable = target.executable.display().to_string();
     let bytes = target.exe_bytes()?;

@@ -19,7 +19,6 @@ use gotrace_common::{Histogram, ROW_SYSCALL};
 
 use crate::{
     level::Level,
-    process::take_short_turns,
     snapshot::{Live, Options, Snapshot, SnapshotError, Status},
     table::{Look, Sighting, Table},
 };
@@ -97,7 +96,6 @@ impl Workers {
         for _ in 0..count {
             let wanted = Arc::clone(&wanted);
             thread::Builder::new().name(name.into()).spawn(move || {
-                take_short_turns();
                 loop {
                     let work = wanted.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     let Ok(work) = work else { break };

@@ -16,7 +16,6 @@ mod rules;
 mod signals;
 mod spawn;
 mod target;
-mod turns;
 mod watch;
 
 pub use clock::Clock;
@@ -33,7 +32,6 @@ pub use target::{
     Identity, MAX_EXECUTABLE_BYTES, Mapping, Target, age, all_processes, parent_of, stack_start, start_ticks,
     usage,
 };
-pub use turns::take_short_turns;
 pub use watch::{Watch, wait_for_any};
 
 /// Whether the kernel that runs is this release or a later one.

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail};
 use gotrace::{
     gobin::Binary,
     heap::{Prover, Throttled},
-    process::{Memory, Piece, ProcessError, ReadMemory, Target, take_short_turns},
+    process::{Memory, Piece, ProcessError, ReadMemory, Target},
     snapshot::Live,
 };
 use serde_json::json;
@@ -40,8 +40,6 @@ impl ReadMemory for Counted<'_> {
 }
 
 fn main() -> Result<()> {
-    // As in `gotrace leaks`.
-    take_short_turns();
     let mut arguments = std::env::args().skip(1);
     let pid = arguments.next().context("usage: proof-rate PID [BYTES_PER_SECOND]")?.parse()?;
     let rate: Option<u64> = arguments.next().map(|r| r.parse()).transpose()?;

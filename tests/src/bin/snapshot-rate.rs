@@ -9,14 +9,12 @@ use std::{sync::Arc, time::Instant};
 use anyhow::{Context, Result, bail};
 use gotrace::{
     gobin::Binary,
-    process::{Target, take_short_turns},
+    process::Target,
     snapshot::{Live, Options},
 };
 use serde_json::json;
 
 fn main() -> Result<()> {
-    // As in `gotrace dump`.
-    take_short_turns();
     let mut arguments = std::env::args().skip(1);
     let pid = arguments.next().context("usage: snapshot-rate PID")?.parse()?;
     let begin = Instant::now();
