@@ -353,3 +353,23 @@ fn leaks_and_suspects_are_bounded_and_nobody_is_left_out_of_the_sum() {
     };
     assert_eq!(growth.data_points[0].value, Some(number_data_point::Value::AsDouble(0.5)));
 }
+
+#[test]
+fn a_smaller_bound_leaves_the_fixed_metrics_and_sums() {
+    let sites: Vec<_> = (0..12).map(|i| samples::site(&format!("main.f{i}"), 3, 1)).collect();
+    let mut interval = samples::interval(&samples::resource(), 0, sites);
+    interval.waiting = (0..6).map(|i| (Arc::from(format!("reason {i}")), 1)).collect();
+    interval.waits = (0..6).map(|i| (Arc::from(format!("reason {i}")), samples::histogram(&[5]))).collect();
+    let counted = |per_process| {
+        let bounds = SeriesBounds { per_process, ..SeriesBounds::default() };
+        let got = report(&mut Metrics::new(Temporality::Cumulative, bounds), &interval, &[]);
+        assert_eq!(total(&got, "gotrace.goroutine.created"), 36);
+        assert_eq!(total(&got, "gotrace.goroutine.count"), 6);
+        series(&got)
+    };
+    let (all, few) = (counted(200), counted(SeriesBounds::LEAST + 4));
+    // Two reasons of six with two series each, no site of twelve with four each, and a sum of the others in each of
+    // six metrics at most.
+    assert!(few <= all - 4 * 2 - 12 * 4 + 6, "{few} of {all}");
+    assert!(few <= SeriesBounds::LEAST + 4);
+}
