@@ -260,7 +260,8 @@ impl Line {
             let now = Instant::now();
             let until = deadline.map_or(next_report, |d| d.min(next_report)).saturating_duration_since(now);
             let often = match self.without_records {
-                REST_AFTER.. if self.node.is_some() => DRAIN_AT_REST,
+                // Snapshots are ordered, and taken in, at turns.
+                REST_AFTER.. if self.node.is_some() => DRAIN_AT_REST.min(self.config.interval / 4),
                 1.. if self.node.is_some() => DRAIN_SELDOM,
                 _ if self.node.is_some() => DRAIN_NODE_EVERY,
                 _ => DRAIN_EVERY,
@@ -381,7 +382,10 @@ impl Line {
     /// Takes what is in the ring; returns how many records that were.
     fn drain(&mut self) -> Result<usize, LineError> {
         let Self { probes, traced, exporter, log, undecodable, stray, config, node, .. } = self;
-        let Some(Probes { kernel, ring, .. }) = probes else { return Ok(0) };
+        let Some(Probes { kernel, ring, .. }) = probes else {
+            self.without_records = self.without_records.saturating_add(1);
+            return Ok(0);
+        };
         kernel.log_diagnostics();
         let mut spans: Vec<Span> = Vec::new();
         let mut executions = Vec::new();

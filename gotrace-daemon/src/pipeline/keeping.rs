@@ -76,8 +76,8 @@ impl Line {
             .iter_mut()
             .map(|traced| {
                 let records = std::mem::take(&mut traced.records);
-                // Where nothing came it is much the same: snapshots come seldom.
-                if records > 0 || traced.kept_bytes == 0 || all {
+                // Where nothing came it is much the same: the snapshots of those with probes come seldom.
+                if records > 0 || traced.kept_bytes == 0 || traced.is_sampled() || all {
                     traced.kept_bytes = traced.bytes_now();
                 }
                 Holding {
@@ -104,6 +104,8 @@ impl Line {
         let each = self.config.goroutines_each;
         let Some(traced) = self.traced.iter_mut().find(|t| t.number() == number) else { return };
         let (pid, before) = (traced.pid(), traced.step());
+        // It changes: to be measured anew.
+        traced.kept_bytes = 0;
         match measure {
             Measure::Cap(_) => {
                 traced.capped = true;
