@@ -222,7 +222,8 @@ fn the_last_spans_get_out_when_it_is_told_to_end() {
     let Some(place) = place() else { return };
     let mut shop = start(&place, "shop");
     let export = place.path().join("spans.jsonl");
-    let config = place.config("level: lifecycle", &format!("otlp: {{export: {}}}\n", export.display()));
+    let more = format!("otlp: {{export: {}}}\nspans: {{max_per_second: off}}\n", export.display());
+    let config = place.config("level: lifecycle", &more);
     let daemon = Daemon::start(&config, &["--budget", "off"]).expect("it starts");
     until(&daemon, "it is traced", |m| m.has(shop.pid()));
     let count = shop.count("churn 5000 500ms").expect("it churns");

@@ -32,6 +32,13 @@ impl Traced {
         let alive = self.table.alive();
         let (born_before, died_before) = self.reported;
         self.reported = (totals.born, totals.died);
+        if self.sampler.is_to_be_said() {
+            tracing::warn!(
+                pid = self.pid(),
+                "it makes more spans than a process may have exported (max_per_second): of a part of its traces none \
+                 are, which is counted (gotrace.spans.sampled_out)"
+            );
+        }
         let sites = self.sites(now_ns);
         let (leaks, leaks_refuted) = self.leaks();
         let suspects = self.suspects();

@@ -66,6 +66,8 @@ pub(super) struct Sampler {
     fits: Option<(u64, f64)>,
     /// Left out since tracing began: by the share, and by the bound.
     out: (u64, u64),
+    /// Whether it was said that the bound leaves some out.
+    said: bool,
 }
 
 impl Sampler {
@@ -112,7 +114,12 @@ impl Sampler {
         let room = most - (self.long / seconds).min(most / 2);
         let rate = self.wanted as f64 / seconds as f64;
         let share = if rate > room as f64 { ratio * BELOW * room as f64 / rate } else { ratio };
-        *self = Self { second, fits: Some((room, share)), out: self.out, ..Self::default() };
+        *self = Self { second, fits: Some((room, share)), out: self.out, said: self.said, ..Self::default() };
+    }
+
+    /// Whether it is to be said that the bound leaves some out: once.
+    pub fn is_to_be_said(&mut self) -> bool {
+        !self.said && self.out.1 > 0 && !std::mem::replace(&mut self.said, true)
     }
 
     /// Spans that were left out, by why. Kinds with 0 are left out.
