@@ -16,7 +16,7 @@ use gotrace::{
         otlp::{ExportConfig, ExportStats, Exporter, OtlpConfig, OtlpFlags},
     },
 };
-use gotrace_common::Histogram;
+use gotrace_common::{Histogram, Hit};
 use opentelemetry::{
     InstrumentationScope, KeyValue, SpanId, TraceFlags, TraceId,
     trace::{Link, SpanContext, SpanKind, Status, TraceState},
@@ -245,19 +245,6 @@ pub async fn export_metrics(endpoint: &str, wire: Wire, processes: usize, report
 fn server(resource: &Arc<Resource>, report: u64) -> Interval {
     const REASONS: [&str; 6] =
         ["IO wait", "select", "chan receive", "sync.Mutex.Lock", "sleep", "sync.Cond.Wait"];
-    const KINDS: [&str; 11] = [
-        "create",
-        "exit",
-        "park",
-        "run",
-        "ready",
-        "netpoll",
-        "inject_list",
-        "yield",
-        "coroutine",
-        "syscall_enter",
-        "syscall_exit",
-    ];
     let mut times = Histogram::default();
     for n in 0..(report + 1) * 40 {
         times.add(1_000 << (n % 20));
@@ -288,7 +275,7 @@ fn server(resource: &Arc<Resource>, report: u64) -> Interval {
     Interval {
         start_unix_nano: begin,
         end_unix_nano: begin + 10_000_000_000,
-        events: KINDS.iter().map(|k| (*k, 1000 * (report + 1))).collect(),
+        events: Hit::NAMES.iter().map(|k| (*k, 1000 * (report + 1))).collect(),
         waiting: reasons().map(|r| (r, 40)).collect(),
         waits: reasons().map(|r| (r, times)).collect(),
         sites: sites.collect(),
