@@ -18,9 +18,69 @@ pub mod flags {
     pub const PARENT_GOID: u32 = 1;
     /// Most of what the ring holds is this process's: it must leave the upper half of it to others.
     pub const FLOODS: u32 = 2;
-    /// The process has yet to execute the program that it is traced as. Any other execution switches it off:
-    /// what runs then has goroutines of its own, and the same ids.
-    pub const EXPECTS_EXECUTION: u32 = 4;
+}
+
+/// Programs by number: the lower half of a probe's cookie, by which the program `dispatch` chooses. [`program::NAMES`]
+/// has the program that does the same alone.
+pub mod program {
+    /// `create_0`
+    pub const CREATE_0: u32 = 0;
+    /// `create_1`
+    pub const CREATE_1: u32 = 1;
+    /// `create_2`
+    pub const CREATE_2: u32 = 2;
+    /// `create_by_status`
+    pub const CREATE_BY_STATUS: u32 = 3;
+    /// `create_coroutine_0`
+    pub const CREATE_COROUTINE_0: u32 = 4;
+    /// `create_coroutine_1`
+    pub const CREATE_COROUTINE_1: u32 = 5;
+    /// `create_coroutine_2`
+    pub const CREATE_COROUTINE_2: u32 = 6;
+    /// `exit`
+    pub const EXIT: u32 = 7;
+    /// `park`
+    pub const PARK: u32 = 8;
+    /// `run`
+    pub const RUN: u32 = 9;
+    /// `ready`
+    pub const READY: u32 = 10;
+    /// `ready_closure`
+    pub const READY_CLOSURE: u32 = 11;
+    /// `netpoll`
+    pub const NETPOLL: u32 = 12;
+    /// `inject_list`
+    pub const INJECT_LIST: u32 = 13;
+    /// `give_way`
+    pub const GIVE_WAY: u32 = 14;
+    /// `coroutine_switch`
+    pub const COROUTINE_SWITCH: u32 = 15;
+    /// `syscall_enter`
+    pub const SYSCALL_ENTER: u32 = 16;
+    /// `syscall_exit`
+    pub const SYSCALL_EXIT: u32 = 17;
+
+    /// Names of the programs, by number.
+    pub const NAMES: [&str; 18] = [
+        "create_0",
+        "create_1",
+        "create_2",
+        "create_by_status",
+        "create_coroutine_0",
+        "create_coroutine_1",
+        "create_coroutine_2",
+        "exit",
+        "park",
+        "run",
+        "ready",
+        "ready_closure",
+        "netpoll",
+        "inject_list",
+        "give_way",
+        "coroutine_switch",
+        "syscall_enter",
+        "syscall_exit",
+    ];
 }
 
 /// Offsets in the runtime's structures, in bytes (`runtime/runtime2.go`, `netpoll.go`, `coro.go`).
@@ -80,11 +140,12 @@ pub struct ProcessConfig {
     pub layout: GLayout,
     /// Bit n: a wait with reason n that the scheduler itself ends is ended by the collector.
     pub gc_reasons: u64,
-    /// Number of the executable whose probes the process listens to (their cookie); 0 for those that were
-    /// put in place for it alone.
+    /// Number of the file-wide attachment that the process listens to (the upper half of its probes' cookies);
+    /// 0 for probes that are scoped to the process.
     pub file: u32,
-    /// Reserved, 0.
-    pub reserved2: u32,
+    /// The count of executions of this slot (map `EXECUTIONS`) that this entry is for, modulo 2^32. While the
+    /// two differ a hit is ignored: the process runs another program than the one that this entry describes.
+    pub generation: u32,
 }
 
 /// Key of the map `GOROUTINES` (16 bytes): a goroutine is a process and a goid, never an address.

@@ -16,7 +16,7 @@ mod record;
 
 pub use config::{
     GLayout, GoroutineKey, GoroutineState, LEVEL_FULL, LEVEL_LIFECYCLE, LEVEL_WAITS, MAX_WAKE_LIST,
-    ProcessConfig, flags,
+    ProcessConfig, flags, program,
 };
 pub use counters::{Counters, Hit, Lost};
 pub use histogram::{

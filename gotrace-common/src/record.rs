@@ -158,8 +158,8 @@ pub struct ExecRecord {
     pub header: Header,
     /// Its thread group id in the agent's PID namespace.
     pub pid: u32,
-    /// Reserved, 0.
-    pub reserved: u32,
+    /// The count of executions of its slot, this one included (modulo 2^32); 0 when it was not traced.
+    pub generation: u32,
 }
 
 /// A goroutine that is parked now, as read from the kernel's table (40 bytes).

@@ -16,9 +16,10 @@ pub struct ProcessKey([u64; 3]);
 
 impl ProcessKey {
     /// `boot_id` as in `/proc/sys/kernel/random/boot_id`, `start_ticks` as in field 22 of
-    /// `/proc/PID/stat`, `stack_start` as in field 28 (0 where the kernel does not tell).
+    /// `/proc/PID/stat`, `stack_start` as in field 28 (0 where the kernel does not tell), `repeat` how many
+    /// programs the process executed before with their stacks in that place.
     #[must_use]
-    pub fn new(boot_id: &str, pid: u32, start_ticks: u64, stack_start: u64) -> Self {
+    pub fn new(boot_id: &str, pid: u32, start_ticks: u64, stack_start: u64, repeat: u32) -> Self {
         let mut hash = Sha256::new()
             .chain_update(b"gotrace process\0")
             .chain_update(boot_id.trim().as_bytes())
@@ -27,6 +28,9 @@ impl ProcessKey {
             .chain_update(start_ticks.to_le_bytes());
         if stack_start != 0 {
             hash.update(stack_start.to_le_bytes());
+        }
+        if repeat != 0 {
+            hash.update(repeat.to_le_bytes());
         }
         let digest = hash.finalize();
         let word = |i: usize| {
@@ -85,13 +89,14 @@ mod tests {
 
     #[test]
     fn ids_depend_on_each_part_and_only_on_them() {
-        let key = ProcessKey::new("b", 7, 100, 9);
-        assert_eq!(key, ProcessKey::new("b\n", 7, 100, 9));
+        let key = ProcessKey::new("b", 7, 100, 9, 0);
+        assert_eq!(key, ProcessKey::new("b\n", 7, 100, 9, 0));
         for other in [
-            ProcessKey::new("c", 7, 100, 9),
-            ProcessKey::new("b", 8, 100, 9),
-            ProcessKey::new("b", 7, 101, 9),
-            ProcessKey::new("b", 7, 100, 10),
+            ProcessKey::new("c", 7, 100, 9, 0),
+            ProcessKey::new("b", 8, 100, 9, 0),
+            ProcessKey::new("b", 7, 101, 9, 0),
+            ProcessKey::new("b", 7, 100, 10, 0),
+            ProcessKey::new("b", 7, 100, 9, 1),
         ] {
             assert_ne!(key.trace_id(1), other.trace_id(1));
             assert_ne!(key.span_id(1), other.span_id(1));

@@ -19,12 +19,15 @@ mod report;
 mod sampling;
 mod scout;
 mod seed;
+mod sharing;
 mod snapshots;
 mod spending;
 mod suspicions;
+mod text;
 mod traced;
 
 use std::{
+    collections::HashMap,
     os::fd::BorrowedFd,
     sync::Arc,
     time::{Duration, Instant},
@@ -35,7 +38,9 @@ use crate::{
     eventlog::EventLog,
     kernel::{self, HitCost},
     level::Level,
-    process::{ProcessError, Target, descends_from, wait_for_any},
+    process::{
+        ProcessError, Target, descends_from, lease_notice, start_ticks, take_lease_notice, wait_for_any,
+    },
     sink::{
         model::{Interval, Span, Summary},
         otlp::Exporter,
@@ -57,6 +62,7 @@ use node::Node;
 use probes::{Probes, read_open_waits};
 use programs::Programs;
 use seed::Workers;
+use sharing::Sharing;
 use spending::Spending;
 
 /// How long the ring may be left alone. At half full the kernel side wakes the reader before that.
@@ -73,6 +79,10 @@ const SNAPSHOT_WORKERS: usize = 2;
 const DRAIN_LIMIT: usize = 1 << 16;
 /// How long the end of a very short run waits for what a probe costs.
 const CALIBRATION_WITHIN: Duration = Duration::from_millis(100);
+/// How often a process is followed into another program while probes are put in place.
+const EXECUTIONS_FOLLOWED: usize = 8;
+/// Processes whose executions are known without a look whether they still live.
+const EXECUTIONS: usize = 1024;
 /// Spans handed to the exporter at once.
 const SPAN_BATCH: usize = 1024;
 
@@ -90,6 +100,9 @@ pub struct Line {
     left: Vec<LeftProcess>,
     proven: Vec<ProvenProcess>,
     next_process: u32,
+    has_traced: bool,
+    /// Where the stacks of the programs lay that each process has executed, by pid and start.
+    executions: HashMap<(u32, u64), Vec<u64>>,
     /// The first process, whose descendants are followed.
     root_pid: Option<u32>,
     programs: Programs,
@@ -98,6 +111,7 @@ pub struct Line {
     provers: Workers,
     /// `None` unless all of the node is traced.
     node: Option<Node>,
+    sharing: Sharing,
     spending: Spending,
     keeping: Keeping,
     /// Readings of the ring that gave no record, in a row.
@@ -145,11 +159,14 @@ impl Line {
             left: Vec::new(),
             proven: Vec::new(),
             next_process: 1,
+            has_traced: false,
+            executions: HashMap::new(),
             root_pid: None,
             programs: Programs::default(),
             workers,
             provers: provers.map_err(LineError::Ring)?,
             node: None,
+            sharing: Sharing::default(),
             spending: Spending::default(),
             keeping: Keeping::default(),
             without_records: 0,
@@ -174,11 +191,25 @@ impl Line {
 
     /// `beginning`: it has only just executed its program, which does not wait: there is nothing to be
     /// looked at yet, and each birth before the probes are in place is missed.
-    fn trace_at(&mut self, target: Target, beginning: bool) -> Result<(), LineError> {
+    fn trace_at(&mut self, mut target: Target, mut beginning: bool) -> Result<(), LineError> {
         let pid = target.pid();
-        let first = self.next_process == 1;
-        let program = self.programs.of(&target)?;
-        let mut traced = Traced::prepare(target, program, &self.config, first, self.probes.is_none())?;
+        for _ in 0..EXECUTIONS_FOLLOWED {
+            match self.try_trace(target, beginning) {
+                Err(LineError::Kernel(error)) if error.is_executed() => {
+                    target = Target::open(pid)?;
+                    beginning = true;
+                }
+                result => return result,
+            }
+        }
+        Err(kernel::Error::Executed { pid }.into())
+    }
+
+    fn try_trace(&mut self, target: Target, beginning: bool) -> Result<(), LineError> {
+        let pid = target.pid();
+        let first = !self.has_traced;
+        let parsed = self.programs.of(&target)?;
+        let mut traced = Traced::prepare(target, parsed, &self.config, first, self.probes.is_none())?;
         if !beginning {
             traced.check_layout()?;
         }
@@ -190,6 +221,7 @@ impl Line {
             }
         };
         traced.join(self.next_process, slot);
+        self.name_execution(&mut traced);
         self.next_process += 1;
         let placed = self.probes.as_mut().map_or(Ok(()), |probes| probes.put_in_place(&mut traced));
         if let (Err(_), Some(probes), Some(slot)) = (&placed, &mut self.probes, slot) {
@@ -199,9 +231,20 @@ impl Line {
             Ok(()) => {}
             // The kernel says so in many ways.
             Err(_) if traced.has_ended() => return Err(ProcessError::Gone { pid }.into()),
-            Err(error) if self.config.engine == Engine::Auto && self.traced.is_empty() => {
-                self.probes = None;
-                self.fallback = Some(error);
+            Err(error) if error.is_executed() => return Err(error.into()),
+            Err(error) if self.config.engine == Engine::Auto && (first || error.is_not_safe()) => {
+                if error.is_not_safe() {
+                    // Others may be traced by events, and so may this one when it has executed another program.
+                    traced.join(traced.number(), None);
+                    traced.lowered = Some("file");
+                } else {
+                    self.probes = None;
+                }
+                if first {
+                    self.fallback = Some(error);
+                } else {
+                    tracing::warn!(pid, "traced by snapshots: {error}");
+                }
                 traced.become_sampled();
                 if !beginning {
                     traced.check_layout()?;
@@ -211,6 +254,7 @@ impl Line {
         }
         traced.begin(&self.config, beginning);
         self.root_pid.get_or_insert(pid);
+        self.has_traced = true;
         self.traced.push(traced);
         Ok(())
     }
@@ -225,10 +269,65 @@ impl Line {
     /// # Errors
     /// [`LineError::Process`] when it is gone already; what it did is in the ring all the same.
     pub fn has_begun(&mut self, pid: u32) -> Result<(), LineError> {
-        match self.traced.iter_mut().find(|t| t.pid() == pid) {
-            Some(traced) => traced.has_begun(),
-            None => Ok(()),
+        let Self { probes, traced, config, .. } = self;
+        let Some(traced) = traced.iter_mut().find(|t| t.pid() == pid) else { return Ok(()) };
+        traced.has_begun()?;
+        // The file that was opened has the probes, whatever its name meant when it was executed.
+        if let (Some(probes), false, false) = (probes, traced.is_sampled(), traced.target().runs_its_file()) {
+            tracing::warn!(pid, "it executed another file than the one that was read: it has no probes");
+            probes.remove(traced);
+            traced.stop_events(config);
         }
+        Ok(())
+    }
+
+    /// Verifies probes that were put in place before their program began, takes probes off files that somebody is
+    /// about to write.
+    fn tend_probes(&mut self) {
+        let Self { probes: Some(probes), traced, config, .. } = self else { return };
+        for traced in traced.iter_mut() {
+            if traced.is_to_be_verified()
+                && let Err(error) = probes.verify(traced)
+                && !traced.has_ended()
+                && !traced.watch.has_executed_another_program()
+            {
+                tracing::warn!(pid = traced.pid(), "traced by snapshots from now on: {error}");
+                probes.remove(traced);
+                traced.stop_events(config);
+                traced.lowered = Some("file");
+            }
+        }
+        if !take_lease_notice() {
+            return;
+        }
+        for number in probes.broken() {
+            let Some(traced) = traced.iter_mut().find(|t| t.number() == number) else { continue };
+            if traced.watch.has_ended() {
+                probes.remove(traced);
+                continue;
+            }
+            tracing::warn!(
+                pid = traced.pid(),
+                "traced by snapshots from now on: its file is about to be written, and its probes are removed"
+            );
+            probes.remove(traced);
+            traced.stop_events(config);
+            traced.lowered = Some("file");
+        }
+    }
+
+    /// Ids are made of where the program's stack lies; a process that has had another one there counts.
+    fn name_execution(&mut self, traced: &mut Traced) {
+        let identity = &traced.target().identity;
+        let process = (identity.pid, identity.start_ticks);
+        if self.executions.len() >= EXECUTIONS && !self.executions.contains_key(&process) {
+            self.executions.retain(|(pid, start), _| start_ticks(*pid) == Some(*start));
+        }
+        let stacks = self.executions.entry(process).or_default();
+        let stack_start = traced.watch.stack_start();
+        let repeat = stacks.iter().filter(|before| **before == stack_start).count();
+        stacks.push(stack_start);
+        traced.set_repeat(u32::try_from(repeat).unwrap_or(u32::MAX));
     }
 
     /// The first process that is traced now.
@@ -268,6 +367,7 @@ impl Line {
             };
             let time = if at_once { Duration::ZERO } else { until.min(often) };
             let somebody_ended = self.wait(time, stop)?;
+            self.tend_probes();
             let busy = self.drain()? == DRAIN_LIMIT;
             let now = Instant::now();
             at_once = self.tend_snapshots(now, !busy)?;
@@ -337,7 +437,8 @@ impl Line {
     fn wait(&self, time: Duration, stop: &Stop) -> Result<bool, LineError> {
         let ends: Vec<BorrowedFd<'_>> = match &self.node {
             Some(_) => {
-                self.traced.iter().map(Traced::ending).chain(self.news()).chain(stop.notice()).collect()
+                let others = self.news().into_iter().chain(stop.notice()).chain(lease_notice());
+                self.traced.iter().map(Traced::ending).chain(others).collect()
             }
             None => Vec::new(),
         };

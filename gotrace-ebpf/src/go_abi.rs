@@ -68,8 +68,9 @@ pub fn frame_pointer(ctx: &ProbeContext) -> u64 {
 pub fn read_words<const N: usize>(address: u64) -> Option<[u64; N]> {
     let mut words = MaybeUninit::<[u64; N]>::uninit();
     // SAFETY: the destination is ours and as long as stated; the helper checks the source.
-    let result =
-        unsafe { generated::bpf_probe_read_user(words.as_mut_ptr().cast(), (N * 8) as u32, address as *const _) };
+    let result = unsafe {
+        generated::bpf_probe_read_user(words.as_mut_ptr().cast(), (N * 8) as u32, address as *const _)
+    };
     if result != 0 {
         return None;
     }

@@ -20,6 +20,7 @@ mod maps;
 mod process;
 mod probes {
     pub mod coroutine;
+    pub mod dispatch;
     pub mod lifecycle;
     pub mod program;
     pub mod syscall;

@@ -2,13 +2,18 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{HashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use gotrace_common::{Counters, GoroutineKey, GoroutineState, Histogram, ProcessConfig, REASON_ROWS};
 
 /// Traced processes, by thread group id in the agent's PID namespace.
 #[map]
 pub static PROCESSES: HashMap<u32, ProcessConfig> = HashMap::with_max_entries(64, 0);
+
+/// How often the process in each slot has executed a program, since the object was loaded. Only the kernel side
+/// writes it; it is never set back, so that a count names one execution of one process.
+#[map]
+pub static EXECUTIONS: Array<u64> = Array::with_max_entries(1, 0);
 
 /// Goroutines that have parked at least once. Preallocated, so that a probe never allocates.
 #[map]

@@ -3,8 +3,8 @@
 use core::{arch::asm, ptr};
 
 use aya_ebpf::{
-    bindings::bpf_pidns_info,
     EbpfContext as _,
+    bindings::bpf_pidns_info,
     helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated},
     programs::ProbeContext,
 };
@@ -12,7 +12,7 @@ use gotrace_common::{BUCKETS, GoroutineKey, Hit, Lost, ProcessConfig, REASON_ROW
 
 use crate::{
     diagnostics,
-    maps::{COUNTERS, HISTOGRAMS, PROCESSES},
+    maps::{COUNTERS, EXECUTIONS, HISTOGRAMS, PROCESSES},
 };
 
 /// Device of the agent's PID namespace (`/proc/self/ns/pid`).
@@ -21,8 +21,9 @@ static PID_NAMESPACE_DEVICE: u64 = 0;
 /// Inode of the agent's PID namespace; 0 when it is the initial one.
 #[unsafe(no_mangle)]
 static PID_NAMESPACE_INODE: u64 = 0;
-/// Set to 1 where probes carry a cookie (Linux 5.15): the number of the executable that they were put
-/// into. Constant to the verifier, which then removes the call that older kernels do not know.
+/// Set to 1 where probes carry a cookie (Linux 5.15): the number of a file-wide attachment in the upper half (0 for
+/// probes that are scoped to a process), the program to run in the lower one. Constant to the verifier, which then
+/// removes the call that older kernels do not know.
 #[unsafe(no_mangle)]
 static COOKIES: u32 = 0;
 
@@ -60,10 +61,11 @@ impl core::ops::Deref for Process {
 }
 
 impl Process {
-    /// The process that was hit, when it is traced at `level` or above; counts the hit.
+    /// The process that was hit, when it is traced at `level` or above and runs the program that user space meant;
+    /// counts the hit.
     ///
-    /// A file that is reached on two ways (two containers of one image on overlayfs) has its probes twice
-    /// in one place. Each process listens to those of its own way only.
+    /// A place can have several probes: those of a file-wide attachment and those scoped to other processes. Each
+    /// process listens to its own only.
     #[inline(always)]
     pub fn hit(ctx: &ProbeContext, hit: Hit, level: u8) -> Option<Self> {
         let Some(config) = PROCESSES.get_ptr(current_pid()) else {
@@ -79,9 +81,12 @@ impl Process {
         if unsafe { ptr::read_volatile(&COOKIES) } != 0 {
             // SAFETY: the context of this program.
             let cookie = unsafe { generated::bpf_get_attach_cookie(ctx.as_ptr()) };
-            if cookie != u64::from(config.file) {
+            if (cookie >> 32) as u32 != config.file {
                 return None;
             }
+        }
+        if executions(config.slot) as u32 != config.generation {
+            return None;
         }
         // SAFETY: the helper has no precondition.
         let process = Self { config, hit, now_ns: unsafe { bpf_ktime_get_ns() } };
@@ -147,8 +152,22 @@ impl Process {
     }
 }
 
+/// How often the process in `slot` has executed a program.
 #[inline(always)]
-fn increment(counter: *mut u64, by: u64) {
+pub fn executions(slot: u32) -> u64 {
+    // SAFETY: a value of an array, which lives as long as the map; read once.
+    EXECUTIONS.get_ptr(slot).map_or(0, |count| unsafe { ptr::read_volatile(count) })
+}
+
+/// The program that the cookie of this probe names: its lower half.
+#[inline(always)]
+pub fn program_of(ctx: &ProbeContext) -> u32 {
+    // SAFETY: the context of this program.
+    unsafe { generated::bpf_get_attach_cookie(ctx.as_ptr()) as u32 }
+}
+
+#[inline(always)]
+pub fn increment(counter: *mut u64, by: u64) {
     // Rust has no atomic addition for this target, which has no compare-and-swap before its version 3;
     // the instruction itself is as old as the target.
     // SAFETY: the callers pass a pointer to an aligned word in a map value.

@@ -115,9 +115,9 @@ fn no_variant_asks_for_more_than_it_needs() {
         let wanted: &[&str] = if text.contains("snapshotOnly") {
             &["DAC_READ_SEARCH", "SYS_PTRACE"]
         } else if text.contains("sysAdmin") {
-            &["BPF", "DAC_READ_SEARCH", "PERFMON", "SYS_PTRACE"]
+            &["BPF", "DAC_READ_SEARCH", "LEASE", "PERFMON", "SYS_PTRACE"]
         } else {
-            &["BPF", "DAC_READ_SEARCH", "PERFMON", "SYS_ADMIN", "SYS_PTRACE"]
+            &["BPF", "DAC_READ_SEARCH", "LEASE", "PERFMON", "SYS_ADMIN", "SYS_PTRACE"]
         };
         assert_eq!(added, wanted, "{variant:?}");
         for object in &objects {
@@ -138,7 +138,7 @@ fn no_variant_asks_for_more_than_it_needs() {
 #[test]
 fn task_definitions_have_names_that_the_api_knows() {
     // KernelCapabilities of the Amazon ECS API Reference, as far as they are used; it knows no BPF and PERFMON.
-    const KNOWN: [&str; 4] = ["ALL", "SYS_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH"];
+    const KNOWN: [&str; 5] = ["ALL", "SYS_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH", "LEASE"];
     for (file, compatible, pid_mode, capabilities) in [
         ("fargate/task-definition.json", "FARGATE", "task", &["SYS_PTRACE"][..]),
         ("ecs/ec2-daemon.json", "EC2", "host", &KNOWN[1..]),

@@ -271,6 +271,14 @@ pub(super) fn say_engine(line: &Line, args: &TraceArgs, follow_children: bool) {
     let Some(refusal) = line.fallback() else { return };
     let children =
         if follow_children { ", and programs that the command starts are not followed" } else { "" };
+    if refusal.is_not_safe() {
+        eprintln!(
+            "gotrace: {refusal}: the snapshot engine runs instead, every {}. Goroutines that live shorter are missed, \
+             there are no spans and no durations of waits",
+            text::duration(u64::try_from(args.interval.as_nanos()).ok())
+        );
+        return;
+    }
     eprintln!(
         "gotrace: eBPF does not work here ({refusal}): the snapshot engine runs instead, every {}. Goroutines \
          that live shorter are missed, there are no spans and no durations of waits{children}; `gotrace doctor` \

@@ -1,22 +1,30 @@
 //! Attaching programs to the places of a probe plan, and detaching them, many at a time.
 
-use std::{num::NonZeroU32, os::fd::OwnedFd, path::Path, thread};
+use std::{num::NonZeroU32, os::fd::OwnedFd, path::Path, sync::Arc, thread};
 
 use aya::programs::{
     Link as _, ProgramError, RawTracePoint, UProbe,
     uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
 };
 
+use gotrace_common::program;
+
 use super::{Error, Kernel};
-use crate::gobin::{Event, Operand, Probe};
+use crate::{
+    gobin::{Event, Operand, Probe},
+    process::Guard,
+};
+
+/// Probes that are removed side by side.
+const REMOVED_AT_ONCE: usize = 16;
 
 /// Whom a probe is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// One process; others that run the same file do not notice.
     Process(NonZeroU32),
-    /// Every process that runs the file, now and later. Those that are not traced pay for a lookup. The
-    /// number is the file's ([`ProcessConfig::file`]), not 0.
+    /// Every process that runs the file, now and later. The number is the attachment's ([`ProcessConfig::file`]),
+    /// not 0. Takes cookies ([`Kernel::has_cookies`]).
     ///
     /// [`ProcessConfig::file`]: gotrace_common::ProcessConfig::file
     File(NonZeroU32),
@@ -49,6 +57,8 @@ impl Hold {
 #[derive(Debug, Default)]
 pub struct Attachment {
     holds: Vec<Hold>,
+    /// Keeps the file as it is; let go of when the probes are removed, not before.
+    guard: Option<Arc<Guard>>,
 }
 
 impl Attachment {
@@ -57,13 +67,36 @@ impl Attachment {
         self.detach_all();
     }
 
+    /// Has the file's guard live as long as the probes are in place.
+    #[must_use]
+    pub fn guarded_by(mut self, guard: Arc<Guard>) -> Self {
+        self.guard = Some(guard);
+        self
+    }
+
+    /// Lets the file go before the probes are removed: they can come into no address space any more.
+    pub fn unguard(&mut self) {
+        self.guard = None;
+    }
+
+    /// What keeps the file as it is.
+    #[must_use]
+    pub fn guard(&self) -> Option<&Arc<Guard>> {
+        self.guard.as_ref()
+    }
+
     fn detach_all(&mut self) {
-        let holds = std::mem::take(&mut self.holds);
-        thread::scope(|scope| {
-            for hold in holds {
-                scope.spawn(move || hold.release());
-            }
-        });
+        let mut holds = std::mem::take(&mut self.holds);
+        while !holds.is_empty() {
+            let rest = holds.split_off(holds.len().min(REMOVED_AT_ONCE));
+            thread::scope(|scope| {
+                for hold in std::mem::replace(&mut holds, rest) {
+                    // Without a thread the closure is dropped, and the probe with it.
+                    drop(thread::Builder::new().spawn_scoped(scope, move || hold.release()));
+                }
+            });
+        }
+        self.guard = None;
     }
 }
 
@@ -82,22 +115,17 @@ impl Kernel {
     pub fn attach(&mut self, file: &Path, scope: Scope, probes: &[Probe]) -> Result<Attachment, Error> {
         let mut attachment = Attachment::default();
         if let Some(programs) = &mut self.multi {
-            let (pid, cookie) = match scope {
+            let (pid, number) = match scope {
                 Scope::Process(pid) => (Some(pid), 0),
-                Scope::File(number) => (None, u64::from(number.get())),
+                Scope::File(number) => (None, number.get()),
             };
-            // A link holds all places of a program.
-            let mut places: Vec<(&str, Vec<u64>)> = Vec::new();
-            for probe in probes {
-                let name = program_for(probe)?;
-                match places.iter_mut().find(|(n, _)| *n == name) {
-                    Some((_, offsets)) => offsets.push(probe.file_offset),
-                    None => places.push((name, vec![probe.file_offset])),
-                }
-            }
-            for (name, offsets) in places {
-                let link = programs.link(name, file, &offsets, cookie, pid)?;
-                attachment.holds.push(Hold::Link(link));
+            // A link holds them all: the cookie of each place names the program that is run there.
+            let places = probes
+                .iter()
+                .map(|probe| Ok((probe.file_offset, cookie(number, program_for(probe)?))))
+                .collect::<Result<Vec<_>, Error>>()?;
+            if !places.is_empty() {
+                attachment.holds.push(Hold::Link(programs.link(DISPATCH, file, &places, pid)?));
             }
             return Ok(attachment);
         }
@@ -116,9 +144,11 @@ impl Kernel {
     ) -> Result<UProbeLink, Error> {
         let (scope, cookie) = match scope {
             Scope::Process(pid) => (UProbeScope::OneProcess(pid), None),
-            Scope::File(number) => (UProbeScope::AllProcesses, Some(u64::from(number.get()))),
+            Scope::File(number) => {
+                (UProbeScope::AllProcesses, Some(cookie(number.get(), program_for(probe)?)))
+            }
         };
-        let name = program_for(probe)?;
+        let name = name_of(program_for(probe)?);
         let mut attach = || -> Result<UProbeLink, ProgramError> {
             let program = uprobe(&mut self.ebpf, name)?;
             if self.loaded.insert(name, ()).is_none() {
@@ -159,27 +189,40 @@ fn uprobe<'a>(ebpf: &'a mut aya::Ebpf, name: &'static str) -> Result<&'a mut UPr
     program.try_into()
 }
 
-/// The program that reads this probe's operand.
-fn program_for(probe: &Probe) -> Result<&'static str, Error> {
+/// The program that runs each place's own.
+const DISPATCH: &str = "dispatch";
+
+/// What a place's cookie says: the number of a file-wide attachment, or 0, and the program of the place.
+fn cookie(attachment: u32, program: u32) -> u64 {
+    u64::from(attachment) << 32 | u64::from(program)
+}
+
+fn name_of(program: u32) -> &'static str {
+    // All that `program_for` returns are among them.
+    program::NAMES.get(program as usize).copied().unwrap_or_default()
+}
+
+/// The program that reads this probe's operand, by its number.
+fn program_for(probe: &Probe) -> Result<u32, Error> {
     Ok(match (probe.event, probe.operand) {
-        (Event::Create, Operand::Argument(0)) => "create_0",
-        (Event::Create, Operand::Argument(1)) => "create_1",
-        (Event::Create, Operand::Argument(2)) => "create_2",
-        (Event::Create, Operand::StatusChange) => "create_by_status",
-        (Event::CreateCoroutine, Operand::Argument(0)) => "create_coroutine_0",
-        (Event::CreateCoroutine, Operand::Argument(1)) => "create_coroutine_1",
-        (Event::CreateCoroutine, Operand::Argument(2)) => "create_coroutine_2",
-        (Event::Exit, Operand::Argument(0)) => "exit",
-        (Event::Park, Operand::Argument(0)) => "park",
-        (Event::Run, Operand::Argument(0)) => "run",
-        (Event::Ready, Operand::Argument(0)) => "ready",
-        (Event::Ready, Operand::ClosureContext) => "ready_closure",
-        (Event::Netpoll, _) => "netpoll",
-        (Event::InjectList, _) => "inject_list",
-        (Event::Yield, Operand::Argument(0)) => "give_way",
-        (Event::Coroutine, Operand::Argument(0)) => "coroutine_switch",
-        (Event::SyscallEnter, Operand::CurrentG) => "syscall_enter",
-        (Event::SyscallExit, Operand::CurrentG) => "syscall_exit",
+        (Event::Create, Operand::Argument(0)) => program::CREATE_0,
+        (Event::Create, Operand::Argument(1)) => program::CREATE_1,
+        (Event::Create, Operand::Argument(2)) => program::CREATE_2,
+        (Event::Create, Operand::StatusChange) => program::CREATE_BY_STATUS,
+        (Event::CreateCoroutine, Operand::Argument(0)) => program::CREATE_COROUTINE_0,
+        (Event::CreateCoroutine, Operand::Argument(1)) => program::CREATE_COROUTINE_1,
+        (Event::CreateCoroutine, Operand::Argument(2)) => program::CREATE_COROUTINE_2,
+        (Event::Exit, Operand::Argument(0)) => program::EXIT,
+        (Event::Park, Operand::Argument(0)) => program::PARK,
+        (Event::Run, Operand::Argument(0)) => program::RUN,
+        (Event::Ready, Operand::Argument(0)) => program::READY,
+        (Event::Ready, Operand::ClosureContext) => program::READY_CLOSURE,
+        (Event::Netpoll, _) => program::NETPOLL,
+        (Event::InjectList, _) => program::INJECT_LIST,
+        (Event::Yield, Operand::Argument(0)) => program::GIVE_WAY,
+        (Event::Coroutine, Operand::Argument(0)) => program::COROUTINE_SWITCH,
+        (Event::SyscallEnter, Operand::CurrentG) => program::SYSCALL_ENTER,
+        (Event::SyscallExit, Operand::CurrentG) => program::SYSCALL_EXIT,
         (event, operand) => return Err(Error::Object(format!("program for {event:?} with {operand:?}"))),
     })
 }

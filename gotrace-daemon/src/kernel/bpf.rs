@@ -187,24 +187,23 @@ pub(super) fn load_for_multi(name: &str, instructions: &[u64], license: &CStr) -
     }
 }
 
-/// Runs a program at places of a file: in one process, whichever of its threads, or in all that run it.
+/// Runs a program at places of a file, given by offset and cookie: in one process, whichever of its threads, or in all that run it.
 /// `pid` is a thread group id in this program's PID namespace. The link, and with it the probes, goes with
 /// its descriptor; closing it waits until nobody runs the program any more.
 pub(super) fn link_multi(
     program: BorrowedFd<'_>,
     file: &CStr,
-    offsets: &[u64],
-    cookie: u64,
+    places: &[(u64, u64)],
     pid: Option<NonZeroU32>,
 ) -> io::Result<OwnedFd> {
-    let cookies = vec![cookie; offsets.len()];
+    let (offsets, cookies): (Vec<u64>, Vec<u64>) = places.iter().copied().unzip();
     let attributes = LinkCreate {
         program_fd: number(program),
         attach_type: BPF_TRACE_UPROBE_MULTI,
         path: file.as_ptr() as u64,
         offsets: offsets.as_ptr() as u64,
         cookies: cookies.as_ptr() as u64,
-        count: length(offsets),
+        count: length(places),
         pid: pid.map_or(0, NonZeroU32::get),
         ..LinkCreate::default()
     };

@@ -3,7 +3,8 @@
 //! A loop of two instructions is run with a probe on one of them and without, by turns, and the median
 //! difference of the thread's CPU time is the cost: the trap, a program that looks the process up,
 //! counts, reads a word and sends a record, and the way back. Two kinds of instructions are measured:
-//! one that the kernel emulates, and one that it single-steps out of line.
+//! one that the kernel emulates, and one that it single-steps out of line. And what the probes of other processes
+//! at the same place add, which the kernel calls too.
 //!
 //! Uses a kernel side of its own, so that no record or count of it is among the target's. Ends within
 //! about 20 ms of CPU time. What it cannot know: the caches and the contention of the target.
@@ -11,6 +12,7 @@
 use std::{
     num::NonZeroU32,
     path::Path,
+    slice,
     sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, channel},
     thread,
     time::Duration,
@@ -18,16 +20,21 @@ use std::{
 
 use gotrace_common::{GLayout, Hit, LEVEL_WAITS, ProcessConfig};
 
-use super::{Attachment, Error, Kernel, Options, Scope, preflight::file_offset_of};
+use super::{Attachment, Error, Kernel, Options, Scope, Way, preflight::file_offset_of, way};
 use crate::gobin::{Event, Operand, Probe};
 
 /// Most rounds of a kind. Their records fit into the ring.
 const ROUNDS: usize = 48;
 const HITS_PER_ROUND: u64 = 32;
 const STEPPED_HITS_PER_ROUND: u64 = 8;
+/// Probes of another process, to find what each makes a hit cost more.
+const NEIGHBOURS: u32 = 12;
+/// What each makes a hit cost more where that is not measured, as a share of the hit: seen of perf events on 6.18.
+const NEIGHBOUR_SHARE: f64 = 0.06;
 /// CPU time after which no further round of a kind begins.
 const TIME_OF_A_KIND_NS: u64 = 8_000_000;
-const RING_BYTES: u32 = 1 << 18;
+/// Less than half of it is ever filled, beyond which each record would wake a reader.
+const RING_BYTES: u32 = 1 << 19;
 
 /// What one hit of a probe adds to the CPU time of the thread that hits it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,6 +43,17 @@ pub struct HitCost {
     pub emulated_ns: f64,
     /// On one that it single-steps out of line.
     pub stepped_ns: f64,
+    /// On either, for each other process of the same file that has probes there: the kernel calls them all.
+    pub neighbour_ns: f64,
+}
+
+impl HitCost {
+    /// The same in a process of whose file so many others have probes.
+    #[must_use]
+    pub fn among(self, neighbours: u32) -> Self {
+        let more = self.neighbour_ns * f64::from(neighbours);
+        Self { emulated_ns: self.emulated_ns + more, stepped_ns: self.stepped_ns + more, ..self }
+    }
 }
 
 /// A calibration that runs on a thread of its own, so that nothing waits for it.
@@ -102,6 +120,7 @@ fn measure() -> Result<(HitCost, Vec<Attachment>), Error> {
     let loops = code::loops();
     let mut attachments = Vec::new();
     let mut costs = [0.0; 2];
+    let mut neighbour_ns = None;
     let mut expected = 0;
     let kinds = [(loops.emulated, HITS_PER_ROUND), (loops.stepped, STEPPED_HITS_PER_ROUND)];
     for ((probed, hits), cost) in kinds.into_iter().zip(&mut costs) {
@@ -115,20 +134,19 @@ fn measure() -> Result<(HitCost, Vec<Attachment>), Error> {
             emulated: false,
             operand: Operand::Argument(0),
         };
-        attachments.push(kernel.attach(Path::new("/proc/self/exe"), Scope::Process(pid), &[probe])?);
-        let mut differences = Vec::with_capacity(ROUNDS);
-        // The first round finds cold caches and is not counted.
-        time_of(&probed, hits);
-        expected += hits;
-        let begin_ns = thread_cpu_ns();
-        while differences.len() < ROUNDS && thread_cpu_ns() - begin_ns < TIME_OF_A_KIND_NS {
-            let without_ns = time_of(&loops.bare, hits);
-            let with_ns = time_of(&probed, hits);
-            expected += hits;
-            differences.push(with_ns.saturating_sub(without_ns) as f64 / hits as f64);
+        let own = Path::new("/proc/self/exe");
+        attachments.push(kernel.attach(own, Scope::Process(pid), slice::from_ref(&probe))?);
+        *cost = cost_of(&probed, &loops.bare, hits, &mut expected).ok_or_else(|| failed("no round ended"))?;
+        // Probes of a process that does not run this file are never hit, and called all the same. Perf events are
+        // removed one by one, which takes longer than this is worth.
+        if neighbour_ns.is_none()
+            && let (Some(parent), Way::Links) = (parent(), way())
+        {
+            let many = vec![probe; NEIGHBOURS as usize];
+            attachments.push(kernel.attach(own, Scope::Process(parent), &many)?);
+            let among = cost_of(&probed, &loops.bare, hits, &mut expected);
+            neighbour_ns = among.map(|among| (among - *cost).max(0.0) / f64::from(NEIGHBOURS));
         }
-        differences.sort_by(f64::total_cmp);
-        *cost = differences.get(differences.len() / 2).copied().ok_or_else(|| failed("no round ended"))?;
     }
     kernel.forget(own_pid);
     let hits = kernel.counters(0)?.hits[Hit::Exit as usize];
@@ -136,8 +154,31 @@ fn measure() -> Result<(HitCost, Vec<Attachment>), Error> {
         return Err(failed(&format!("{expected} hits were made and {hits} counted")));
     }
     let [emulated_ns, stepped_ns] = costs;
-    tracing::debug!(emulated_ns, stepped_ns, "what a probe hit costs");
-    Ok((HitCost { emulated_ns, stepped_ns }, attachments))
+    let neighbour_ns = neighbour_ns.unwrap_or(emulated_ns * NEIGHBOUR_SHARE);
+    tracing::debug!(emulated_ns, stepped_ns, neighbour_ns, "what a probe hit costs");
+    Ok((HitCost { emulated_ns, stepped_ns, neighbour_ns }, attachments))
+}
+
+/// The median of what a hit adds to a loop; `None` when not one round ended. Adds the hits to `expected`.
+fn cost_of(probed: &Loop, bare: &Loop, hits: u64, expected: &mut u64) -> Option<f64> {
+    let mut differences = Vec::with_capacity(ROUNDS);
+    // The first round finds cold caches and is not counted.
+    time_of(probed, hits);
+    *expected += hits;
+    let begin_ns = thread_cpu_ns();
+    while differences.len() < ROUNDS && thread_cpu_ns() - begin_ns < TIME_OF_A_KIND_NS {
+        let without_ns = time_of(bare, hits);
+        let with_ns = time_of(probed, hits);
+        *expected += hits;
+        differences.push(with_ns.saturating_sub(without_ns) as f64 / hits as f64);
+    }
+    differences.sort_by(f64::total_cmp);
+    differences.get(differences.len() / 2).copied()
+}
+
+/// A process that is not this one.
+fn parent() -> Option<NonZeroU32> {
+    rustix::process::getppid().and_then(|pid| NonZeroU32::new(pid.as_raw_pid().cast_unsigned()))
 }
 
 /// A loop, and its instruction that may be probed.
@@ -283,7 +324,7 @@ mod tests {
 
     #[test]
     fn live_a_stepped_hit_costs_more_than_an_emulated_one() {
-        let (HitCost { emulated_ns, stepped_ns }, _) = match measure() {
+        let (HitCost { emulated_ns, stepped_ns, neighbour_ns }, _) = match measure() {
             Err(Error::Permission { what }) if !rustix::process::geteuid().is_root() => {
                 eprintln!("NOT TESTED, needs root: {what}");
                 return;
@@ -291,6 +332,7 @@ mod tests {
             result => result.expect("a kernel with uprobes"),
         };
         assert!(emulated_ns > 50.0 && emulated_ns < 100_000.0, "{emulated_ns}");
+        assert!((0.0..emulated_ns).contains(&neighbour_ns), "{neighbour_ns} and {emulated_ns}");
         assert!(stepped_ns > emulated_ns, "{stepped_ns} and {emulated_ns}");
     }
 }

@@ -33,6 +33,22 @@ pub enum Error {
         /// What the kernel answered.
         reason: String,
     },
+    /// Probes would not be safe there, so none are put in place.
+    #[error("no probes in process {pid}: {reason}")]
+    NotSafe {
+        /// The process.
+        pid: u32,
+        /// Why.
+        reason: String,
+        /// Whether it is for want of a permission.
+        permission: bool,
+    },
+    /// The process runs another program than the one that was to be traced: to be looked at anew.
+    #[error("process {pid} executed another program meanwhile")]
+    Executed {
+        /// The process.
+        pid: u32,
+    },
     /// The embedded object is not what this program expects: a broken build.
     #[error("the embedded eBPF object has no {0}")]
     Object(String),
@@ -75,10 +91,27 @@ impl Error {
         }
     }
 
-    /// Exit code of the command line: 3 for a missing permission, else 1.
+    /// Whether the process runs another program by now.
+    #[must_use]
+    pub fn is_executed(&self) -> bool {
+        matches!(self, Self::Executed { .. })
+    }
+
+    /// Whether it is about one process that probes would not be safe in.
+    #[must_use]
+    pub fn is_not_safe(&self) -> bool {
+        matches!(self, Self::NotSafe { .. })
+    }
+
+    /// Exit code of the command line: 3 for a missing permission, 4 for a process that probes would not be safe in,
+    /// else 1.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
-        if matches!(self, Self::Permission { .. }) { 3 } else { 1 }
+        match self {
+            Self::Permission { .. } | Self::NotSafe { permission: true, .. } => 3,
+            Self::NotSafe { .. } => 4,
+            _ => 1,
+        }
     }
 
     /// What the user can do about it.
@@ -89,6 +122,13 @@ impl Error {
                 "run as root, or with the capabilities BPF and PERFMON (before Linux 6.6, SYS_ADMIN for both) and \
                  SYS_PTRACE (for other users' processes); `gotrace doctor` shows what is missing"
             }
+            Self::NotSafe { permission: true, .. } => {
+                "run as root, or with the capabilities LEASE and SYS_PTRACE; --engine snapshot traces without probes"
+            }
+            Self::NotSafe { .. } => {
+                "--engine snapshot traces without probes; the default, --engine auto, does so by itself"
+            }
+            Self::Executed { .. } => "try again",
             Self::Unsupported { .. } => "`gotrace doctor` shows what this kernel can do",
             Self::Failed { .. } => "`gotrace doctor` tries each kernel feature by itself",
             Self::Object(_) => "build gotrace anew: the object and the program do not match",

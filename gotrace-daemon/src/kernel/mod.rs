@@ -23,7 +23,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{HashMap as BpfHashMap, Map, MapData, PerCpuArray, PerCpuValues},
+    maps::{Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray, PerCpuValues},
 };
 use gotrace_common::{Counters, GoroutineKey, GoroutineState, Histogram, ProcessConfig, REASON_ROWS};
 
@@ -58,23 +58,13 @@ pub struct Options {
     pub processes: u32,
     /// Whether executions by processes that are not traced are reported too.
     pub follow_all: bool,
-    /// Whether one set of probes in a file is to serve all processes that run it, where the kernel can
-    /// ([`Kernel::shares_probes`]).
-    pub share_probes: bool,
     /// Level of the kernel side's own diagnostics: 0 off (and free) to 5.
     pub log_level: u8,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            ring_bytes: 8 << 20,
-            goroutines: 1 << 17,
-            processes: 8,
-            follow_all: false,
-            share_probes: false,
-            log_level: 0,
-        }
+        Self { ring_bytes: 8 << 20, goroutines: 1 << 17, processes: 8, follow_all: false, log_level: 0 }
     }
 }
 
@@ -85,13 +75,14 @@ pub struct Kernel {
     /// Kept as it is: programs that are loaded later refer to its descriptor.
     goroutines: MapData,
     counters: PerCpuArray<MapData, Counters>,
+    executions: Array<MapData, u64>,
     histograms: PerCpuArray<MapData, Histogram>,
     /// Programs for perf events that are loaded.
     loaded: HashMap<&'static str, ()>,
     /// Programs for links, where probes are put in place by them.
     multi: Option<multi::Programs>,
     diagnostics: Option<Diagnostics>,
-    shares_probes: bool,
+    has_cookies: bool,
 }
 
 impl Kernel {
@@ -110,8 +101,8 @@ impl Kernel {
         };
         let wakeup_bytes = u64::from(ring_bytes / 2);
         let follow_all = u32::from(options.follow_all);
-        let shares_probes = options.share_probes && has_cookies();
-        let cookies = u32::from(shares_probes);
+        let has_cookies = has_cookies();
+        let cookies = u32::from(has_cookies);
         let mut loader = EbpfLoader::new();
         let mut ebpf = loader
             .override_global("PID_NAMESPACE_DEVICE", &device, true)
@@ -126,6 +117,7 @@ impl Kernel {
             .map_max_entries("PROCESSES", options.processes.max(1))
             .map_max_entries("GOROUTINES", options.goroutines.max(1))
             .map_max_entries("COUNTERS", options.processes.max(1))
+            .map_max_entries("EXECUTIONS", options.processes.max(1))
             .map_max_entries("HISTOGRAMS", options.processes.max(1) * REASON_ROWS)
             .load(OBJECT)
             .map_err(|e| Error::from_loader("load gotrace's eBPF object", &e))?;
@@ -135,26 +127,40 @@ impl Kernel {
         };
         let diagnostics = if options.log_level == 0 { None } else { Some(Diagnostics::new(&mut ebpf)?) };
         let mut take = |name: &str| ebpf.take_map(name).ok_or_else(|| Error::Object(format!("map {name}")));
-        let maps = [take("PROCESSES")?, take("GOROUTINES")?, take("COUNTERS")?, take("HISTOGRAMS")?];
-        let [processes, goroutines, counters, histograms] = maps;
+        let maps = ["PROCESSES", "GOROUTINES", "COUNTERS", "EXECUTIONS", "HISTOGRAMS"].map(&mut take);
+        let [processes, goroutines, counters, executions, histograms] = maps;
         Ok(Self {
             ebpf,
-            processes: typed(processes, "PROCESSES")?,
-            goroutines: data(goroutines)?,
-            counters: typed(counters, "COUNTERS")?,
-            histograms: typed(histograms, "HISTOGRAMS")?,
+            processes: typed(processes?, "PROCESSES")?,
+            goroutines: data(goroutines?)?,
+            counters: typed(counters?, "COUNTERS")?,
+            executions: typed(executions?, "EXECUTIONS")?,
+            histograms: typed(histograms?, "HISTOGRAMS")?,
             loaded: HashMap::new(),
             multi,
             diagnostics,
-            shares_probes,
+            has_cookies,
         })
     }
 
-    /// Whether [`Scope::File`] can be used: two ways to one file must be told apart, which takes cookies
-    /// (Linux 5.15). Elsewhere each process has its own probes.
+    /// Whether [`Scope::File`] can be used: probes scoped to processes and those of all must be told apart, which
+    /// takes cookies (Linux 5.15).
     #[must_use]
-    pub fn shares_probes(&self) -> bool {
-        self.shares_probes
+    pub fn has_cookies(&self) -> bool {
+        self.has_cookies
+    }
+
+    /// How often the process in `slot` has executed a program, modulo 2^32. An entry ([`Self::configure`]) counts
+    /// for no other execution than the one that its [`ProcessConfig::generation`] names. Always the same where
+    /// executions are not watched ([`Self::watch_executions`]).
+    ///
+    /// # Errors
+    /// [`Error::Failed`] when the kernel refuses to read its map.
+    pub fn executions(&self, slot: u32) -> Result<u32, Error> {
+        let count = self.executions.get(&slot, 0);
+        // Its lower half is what an entry is compared with.
+        #[expect(clippy::cast_possible_truncation, reason = "modulo 2^32")]
+        count.map(|count| count as u32).map_err(|e| Error::from_loader("read the count of executions", &e))
     }
 
     /// Takes the ring; once.

@@ -85,23 +85,22 @@ impl Programs {
         self.loaded.get(name).ok_or_else(|| Error::Object(format!("program {name}")))
     }
 
-    /// Runs a program at places of a file; the link goes with its descriptor.
+    /// Runs a program at places of a file, each with its cookie; the link goes with its descriptor.
     pub(super) fn link(
         &mut self,
         name: &str,
         file: &Path,
-        offsets: &[u64],
-        cookie: u64,
+        places: &[(u64, u64)],
         pid: Option<NonZeroU32>,
     ) -> Result<OwnedFd, Error> {
         let program = self.load(name)?;
         let path = CString::new(file.as_os_str().as_bytes());
         let link = path.map_err(io::Error::from).and_then(|path| {
             let path: &CStr = &path;
-            bpf::link_multi(program.as_fd(), path, offsets, cookie, pid)
+            bpf::link_multi(program.as_fd(), path, places, pid)
         });
         link.map_err(|e| {
-            let at: Vec<String> = offsets.iter().map(|o| format!("{o:#x}")).collect();
+            let at: Vec<String> = places.iter().map(|(offset, _)| format!("{offset:#x}")).collect();
             let what = format!("put probes at {} of {} (program {name})", at.join(", "), file.display());
             Error::from_loader(what, &e)
         })

@@ -119,7 +119,7 @@ fn count_calls() -> Result<u64, (&'static str, io::Error)> {
     let offset = file_offset_of(probed as fn(u64) -> u64 as usize as u64)
         .ok_or_else(|| ("find gotrace's own code", io::Error::other("/proc/self/maps does not show it")))?;
     let own_pid = NonZeroU32::new(std::process::id());
-    let link = bpf::link_multi(program.as_fd(), c"/proc/self/exe", &[offset], 0, own_pid)
+    let link = bpf::link_multi(program.as_fd(), c"/proc/self/exe", &[(offset, 0)], own_pid)
         .map_err(|e| ("link a uprobe of gotrace itself", e))?;
     let calls = || (0..CALLS).fold(0, |sum, n| sum ^ probed(black_box(n)));
     let called = thread::Builder::new().spawn(calls).map(thread::JoinHandle::join);

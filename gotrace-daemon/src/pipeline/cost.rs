@@ -33,7 +33,7 @@ impl ProbeCost {
 
     /// What so many hits took, by the least level that has their probes.
     pub(super) fn by_level(&self, hits: &[u64; Hit::COUNT], cost: HitCost) -> [f64; 3] {
-        let HitCost { emulated_ns, stepped_ns } = cost;
+        let HitCost { emulated_ns, stepped_ns, .. } = cost;
         let mut by_level = [0.0; 3];
         for (hit, (count, stepped)) in hits.iter().zip(self.stepped).enumerate() {
             let of_one = if stepped { stepped_ns } else { emulated_ns };
@@ -61,7 +61,7 @@ impl ProbeCost {
         cpu_ns: Option<u64>,
         cost: Option<HitCost>,
     ) -> Option<f64> {
-        let cost_ns = cost.map(|HitCost { emulated_ns, stepped_ns }| {
+        let cost_ns = cost.map(|HitCost { emulated_ns, stepped_ns, .. }| {
             let of_one = self.stepped.map(|stepped| if stepped { stepped_ns } else { emulated_ns });
             hits.iter().zip(of_one).map(|(n, of_one)| *n as f64 * of_one).sum::<f64>()
         });
@@ -114,7 +114,8 @@ fn hit_of(event: Event) -> Hit {
 mod tests {
     use super::*;
 
-    const COST: Option<HitCost> = Some(HitCost { emulated_ns: 1000.0, stepped_ns: 10_000.0 });
+    const COST: Option<HitCost> =
+        Some(HitCost { emulated_ns: 1000.0, stepped_ns: 10_000.0, neighbour_ns: 0.0 });
 
     fn hits(create: u64, park: u64) -> [u64; Hit::COUNT] {
         let mut hits = [0; Hit::COUNT];

@@ -119,7 +119,7 @@ pub struct NodeState {
     pub sampled: u64,
     /// Among those the ones for which there was no room.
     pub without_room: u64,
-    /// Files, or processes of their own, that have probes.
+    /// Files that have probes.
     pub places: u64,
     /// Processes that ended, or were given up, since the beginning.
     pub ended: u64,
@@ -149,6 +149,13 @@ pub(super) struct Node {
     pub ended: u64,
     without_room: u64,
     looked_at: Counts,
+}
+
+impl Node {
+    /// Where discovery takes its orders.
+    pub(super) fn orders(&self) -> &Sender<Order> {
+        &self.scout.orders
+    }
 }
 
 impl Line {
@@ -205,7 +212,7 @@ impl Line {
             traced: self.traced.len() as u64,
             sampled: self.traced.iter().filter(|t| t.is_sampled()).count() as u64,
             without_room,
-            places: self.probes.as_ref().map_or(0, |p| p.places() as u64),
+            places: self.probes.as_ref().map_or(0, |p| p.files() as u64),
             ended,
             level_changes: self.spending.changes + self.keeping.changes,
             cramped: self.keeping.cramped(),
@@ -254,6 +261,8 @@ impl Line {
                 Found::Process { traced, fresh } => self.take_in(*traced, fresh, report)?,
                 Found::Left(pid, start) => self.leave(pid, start, report)?,
                 Found::Counts(counts) => node.looked_at = counts,
+                Found::Shareable(file) => self.share_probes(file),
+                Found::Outsider(file) => self.stop_sharing(file),
             }
         }
         while let Some(change) = self.node.as_ref().and_then(|n| n.changes.try_recv().ok()) {
@@ -263,6 +272,7 @@ impl Line {
             }
         }
         self.show(now);
+        self.tend_sharing(now);
         self.tend_budget(now);
         self.tend_memory(now);
         if let Some(probes) = &mut self.probes {
@@ -295,6 +305,7 @@ impl Line {
         let step = self.step_for(&traced);
         let slot = if traced.is_sampled() { None } else { self.probes.as_mut().and_then(|p| p.take_slot()) };
         traced.join(number, slot);
+        self.name_execution(&mut traced);
         if slot.is_none() && !traced.is_sampled() {
             if let Some(node) = &mut self.node {
                 node.without_room += 1;
@@ -311,9 +322,12 @@ impl Line {
         match step {
             Some(Step::Snapshot) if slot.is_some() => traced.become_sampled(),
             Some(Step::Probes(level)) => traced.level = level,
+            _ if slot.is_some() && self.has_too_many_neighbours(&traced) => {
+                self.join_without_probes(&mut traced)
+            }
             _ => {}
         }
-        if slot.is_some() && traced.step() != Step::Probes(self.config.level) {
+        if slot.is_some() && traced.lowered.is_none() && traced.step() != Step::Probes(self.config.level) {
             traced.lowered = Some("budget");
         }
         if let (Some(probes), Some(slot), false) = (&mut self.probes, slot, traced.is_sampled())
@@ -324,11 +338,18 @@ impl Line {
             if traced.has_ended() {
                 return Ok(());
             }
+            if error.is_executed() {
+                self.tell_scout(pid);
+                return Ok(());
+            }
             if self.config.engine == Engine::Events {
                 tracing::warn!(pid, "not traced: {error}");
                 return Ok(());
             }
             tracing::warn!(pid, "traced by snapshots: {error}");
+            if error.is_not_safe() {
+                traced.lowered = Some("file");
+            }
             traced.become_sampled();
         }
         traced.begin(&self.config, fresh);

@@ -1,37 +1,54 @@
-//! The kernel's part of the line: which probes are in which file, which processes listen to them, and at
-//! which level.
+//! The kernel's part of the line: which probes are in which process, and at which level.
 //!
-//! Probes are put into a file once, for all processes that run it, or for one process alone (`attach`,
-//! `exec`, and kernels that cannot tell two ways to a file apart). They are removed level by level, in the
-//! background, as soon as nobody wants them: the kernel takes a tenth of a second, where they are perf events
-//! for each.
+//! A breakpoint is only ever in an address space that was chosen, on bytes that were parsed: probes are scoped to one
+//! process, go into the file that is held open (never into what a path means by now), while that file cannot change
+//! ([`Guard`]), and only where the process's own memory has what the file has. After they are in place the memory is
+//! read again. What does not hold is an error ([`kernel::Error::NotSafe`]), and nothing stays in place.
+//!
+//! The kernel calls all probes of a place, whichever process hits it, so that many processes of one file make each
+//! other's hits dear. Where every process of the file is chosen one attachment can serve them all
+//! ([`Probes::share`]); it gives way to scoped ones when that no longer holds.
+//!
+//! Probes are removed level by level, in the background.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     num::NonZeroU32,
+    sync::Arc,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
 use gotrace_common::ROW_SYSCALL;
 
-use super::{Follow, LineConfig, programs::FileKey, traced::Traced};
+use super::{
+    Follow, LineConfig,
+    programs::Content,
+    traced::{Traced, load_bias},
+};
 use crate::{
     decode::OpenWait,
     gobin::Probe,
     kernel::{self, Attachment, Calibration, Kernel, Options, Ring, Scope},
     level::Level,
-    process::Clock,
+    process::{Clock, FileNode, Guard, Unguarded},
 };
 
 /// Time between two cleanings of the table of parked goroutines.
 const CLEAN_EVERY: Duration = Duration::from_secs(1);
 
+/// A file that several processes run, whatever mounts they see it through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct SharedFile {
+    pub node: FileNode,
+    pub content: Content,
+}
+
 /// What probes are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Place {
     /// Every process that runs the file.
-    File(FileKey),
+    File(SharedFile),
     /// This process, by its number.
     Process(u32),
 }
@@ -39,8 +56,11 @@ enum Place {
 /// Probes that are in place.
 #[derive(Debug)]
 struct Placed {
-    /// Their cookie.
+    /// The number in their cookies, where they are for all processes of a file.
     number: NonZeroU32,
+    guard: Arc<Guard>,
+    /// The file that they are in.
+    file: Option<SharedFile>,
     /// By level, least first.
     groups: [Option<Attachment>; 3],
     /// Numbers of the processes that listen, with their levels.
@@ -54,6 +74,8 @@ pub(super) struct Probes {
     pub calibration: Calibration,
     /// Whether executions are told by the kernel.
     pub sees_executions: bool,
+    /// Whether the kernel counts the executions of traced processes.
+    counts_executions: bool,
     places: HashMap<Place, Placed>,
     /// Slots that are taken, and that were.
     slots: Vec<Slot>,
@@ -74,41 +96,34 @@ enum Slot {
 
 impl Probes {
     pub fn load(config: &LineConfig) -> Result<Self, kernel::Error> {
-        let node = config.follow == Follow::Node;
         let options = Options {
             ring_bytes: config.ring_bytes,
             goroutines: if config.level == Level::Lifecycle { 1 } else { config.goroutines },
             processes: config.processes,
             follow_all: config.follow != Follow::Nobody,
-            share_probes: node,
             log_level: config.kernel_log_level,
         };
         let mut kernel = Kernel::load(&options)?;
-        let sees_executions = match config.follow {
-            // A program that takes the traced one's place is switched off at once; without this it is noticed
-            // within an interval.
-            Follow::Nobody => {
-                if let Err(error) = kernel.watch_executions() {
-                    tracing::debug!(%error, "executions are not told by the kernel's tracepoint");
-                }
+        let counts_executions = match kernel.watch_executions() {
+            Ok(()) => true,
+            Err(error) if config.follow == Follow::Descendants => return Err(error),
+            // There are other ways to notice new processes.
+            Err(error) => {
+                tracing::info!(
+                    %error,
+                    "the kernel does not count executions: that a traced process executed another program is noticed \
+                     late, by its memory"
+                );
                 false
             }
-            Follow::Descendants => kernel.watch_executions().map(|()| true)?,
-            // There are other ways to notice new processes.
-            Follow::Node => match kernel.watch_executions() {
-                Ok(()) => true,
-                Err(error) => {
-                    tracing::info!(%error, "executions are not told by the kernel's tracepoint");
-                    false
-                }
-            },
         };
         let ring = kernel.ring()?;
         Ok(Self {
             kernel,
             ring,
             calibration: Calibration::start(),
-            sees_executions,
+            sees_executions: counts_executions && config.follow != Follow::Nobody,
+            counts_executions,
             places: HashMap::new(),
             slots: vec![Slot::New; config.processes as usize],
             next_place: NonZeroU32::MIN,
@@ -139,55 +154,139 @@ impl Probes {
     }
 
     /// Puts the probes of the process's level in place, as far as they are not, and has it traced.
+    ///
+    /// # Errors
+    /// [`kernel::Error::NotSafe`] where that could harm it, and what the kernel refuses. No probe of the process's own
+    /// stays in place then.
     pub fn put_in_place(&mut self, traced: &mut Traced) -> Result<(), kernel::Error> {
-        let place = self.place_of(traced);
+        let mut result = self.try_in_place(traced);
+        if let Err(error) = &mut result {
+            // What was found is then of no meaning.
+            if !traced.yet_to_execute && traced.watch.has_executed_another_program() {
+                *error = kernel::Error::Executed { pid: traced.pid() };
+            }
+            self.kernel.forget(traced.pid());
+            if let Some((place, placed)) = self.listening(traced) {
+                placed.listeners.remove(&traced.number());
+                self.remove_unwanted(place);
+            }
+            self.remove_unwanted(Place::Process(traced.number()));
+        }
+        result
+    }
+
+    fn try_in_place(&mut self, traced: &mut Traced) -> Result<(), kernel::Error> {
+        if self.unwatched.remove(&traced.number()) {
+            self.forget_goroutines(traced.number());
+        }
+        self.watch(traced)?;
+        let own = Place::Process(traced.number());
+        let shared = traced.shared_file().map(Place::File).filter(|place| {
+            !traced.yet_to_execute && !self.places.contains_key(&own) && self.places.contains_key(place)
+        });
+        if let Some(place) = shared {
+            match self.try_at(place, traced) {
+                Ok(()) => return Ok(()),
+                // It sees another file, which only looks like that one.
+                Err(error) => tracing::debug!(pid = traced.pid(), %error, "it gets probes of its own"),
+            }
+            if let Some(placed) = self.places.get_mut(&place) {
+                placed.listeners.remove(&traced.number());
+            }
+            self.remove_unwanted(place);
+        }
+        self.try_at(own, traced)
+    }
+
+    /// Has the kernel count the process's executions from now on, and notes the count of the one that is to be traced.
+    fn watch(&mut self, traced: &mut Traced) -> Result<(), kernel::Error> {
+        if traced.generation_known {
+            return Ok(());
+        }
+        traced.config.level = 0;
+        self.kernel_configure(traced)?;
+        let executions = self.kernel.executions(traced.config.slot)?;
+        // It has counted one at the most that this does not see, and that one is not of the program that is traced.
+        if traced.watch.has_executed_another_program() && !traced.yet_to_execute {
+            return Err(kernel::Error::Executed { pid: traced.pid() });
+        }
+        let expected = u32::from(traced.yet_to_execute && self.counts_executions);
+        traced.config.generation = executions.wrapping_add(expected);
+        traced.generation_known = true;
+        Ok(())
+    }
+
+    fn kernel_configure(&mut self, traced: &Traced) -> Result<(), kernel::Error> {
+        self.kernel.configure(traced.pid(), traced.config)
+    }
+
+    fn try_at(&mut self, place: Place, traced: &mut Traced) -> Result<(), kernel::Error> {
         let number = match self.places.get(&place) {
             Some(placed) => placed.number,
             None => {
-                let number = self.next_place;
-                // Two thousand million files later it begins anew, and none of the first is left.
-                self.next_place = number.checked_add(1).unwrap_or(NonZeroU32::MIN);
-                let groups = [None, None, None];
-                self.places.insert(place, Placed { number, groups, listeners: HashMap::new() });
-                number
+                let guard = guard_of(traced)?;
+                self.place(place, guard, traced.shared_file())
             }
         };
-        if self.unwatched.remove(&traced.number()) {
-            self.forget_goroutines(traced.number());
+        if !traced.yet_to_execute {
+            let memory = memory_of(traced)?;
+            let bias = bias_of(traced)?;
+            traced
+                .text()
+                .check_before(&memory, bias, traced.target().is_ptraced())
+                .map_err(|mismatch| not_safe(traced, mismatch.to_string(), false))?;
         }
         traced.config.file = if matches!(place, Place::File(_)) { number.get() } else { 0 };
         traced.config.level = traced.level as u8;
         // The process first: what happens once the first probe is in place is not to be lost.
-        self.kernel.configure(traced.pid(), traced.config)?;
-        let attached = self.attach(place, traced);
-        match attached {
-            Ok(()) => {
-                if let Some(placed) = self.places.get_mut(&place) {
-                    placed.listeners.insert(traced.number(), traced.level);
-                }
-            }
-            Err(_) => self.kernel.forget(traced.pid()),
+        self.kernel_configure(traced)?;
+        if let Some(placed) = self.places.get_mut(&place) {
+            placed.listeners.insert(traced.number(), traced.level);
+        }
+        self.attach(place, traced)?;
+        if !traced.yet_to_execute {
+            self.verify(traced)?;
         }
         self.remove_unwanted(place);
-        attached
+        Ok(())
     }
 
-    fn place_of(&self, traced: &Traced) -> Place {
-        if self.kernel.shares_probes() && !traced.yet_to_execute {
-            Place::File(traced.file())
-        } else {
-            Place::Process(traced.number())
-        }
+    /// Makes room for probes that are to be put in place.
+    fn place(&mut self, place: Place, guard: Arc<Guard>, file: Option<SharedFile>) -> NonZeroU32 {
+        let number = self.next_place;
+        // Four thousand million places later it begins anew, and none of the first is left.
+        self.next_place = number.checked_add(1).unwrap_or(NonZeroU32::MIN);
+        let groups = [None, None, None];
+        self.places.insert(place, Placed { number, guard, file, groups, listeners: HashMap::new() });
+        number
+    }
+
+    /// Whether the process's memory has a breakpoint at each place that has a probe, and nothing else is changed.
+    ///
+    /// # Errors
+    /// [`kernel::Error::NotSafe`]: the probes are to be removed.
+    pub fn verify(&mut self, traced: &Traced) -> Result<(), kernel::Error> {
+        let (memory, bias) = (memory_of(traced)?, bias_of(traced)?);
+        let Some((_, placed)) = self.listening(traced) else { return Ok(()) };
+        let probes: Vec<Probe> = Level::ALL
+            .into_iter()
+            .zip(&placed.groups)
+            .filter(|(_, group)| group.is_some())
+            .flat_map(|(level, _)| traced.plan(level).probes)
+            .collect();
+        traced
+            .text()
+            .check_after(&memory, bias, |offset| probes.iter().any(|p| p.file_offset == offset))
+            .map_err(|mismatch| not_safe(traced, mismatch.to_string(), false))
     }
 
     /// Puts what the process's level needs and is not there in place.
     fn attach(&mut self, place: Place, traced: &Traced) -> Result<(), kernel::Error> {
         let Some(placed) = self.places.get_mut(&place) else { return Ok(()) };
+        let pid = NonZeroU32::new(traced.pid()).unwrap_or(NonZeroU32::MIN);
         let scope = match place {
             Place::File(_) => Scope::File(placed.number),
-            Place::Process(_) => {
-                NonZeroU32::new(traced.pid()).map_or(Scope::File(placed.number), Scope::Process)
-            }
+            Place::Process(_) => Scope::Process(pid),
         };
         let mut below: Vec<Probe> = Vec::new();
         for (level, group) in Level::ALL.into_iter().zip(&mut placed.groups) {
@@ -197,7 +296,8 @@ impl Probes {
             let probes = traced.plan(level).probes;
             if group.is_none() {
                 let new: Vec<Probe> = probes.iter().filter(|p| !below.contains(p)).cloned().collect();
-                *group = Some(self.kernel.attach(traced.probe_path(), scope, &new)?);
+                let attached = self.kernel.attach(&placed.guard.path(), scope, &new)?;
+                *group = Some(attached.guarded_by(Arc::clone(&placed.guard)));
             }
             below = probes;
         }
@@ -213,7 +313,7 @@ impl Probes {
             return self.put_in_place(traced);
         }
         traced.config.level = traced.level as u8;
-        self.kernel.configure(traced.pid(), traced.config)?;
+        self.kernel_configure(traced)?;
         if traced.level < Level::Waits {
             self.forget_goroutines(traced.number());
         }
@@ -228,19 +328,111 @@ impl Probes {
     pub fn remove(&mut self, traced: &Traced) {
         self.kernel.forget(traced.pid());
         self.unwatched.insert(traced.number());
+        let has_ended = traced.watch.has_ended();
         if let Some((place, placed)) = self.listening(traced) {
             placed.listeners.remove(&traced.number());
+            if has_ended && place == Place::Process(traced.number()) {
+                // Nothing can run with them any more: whoever wants to write the file need not wait.
+                placed.groups.iter_mut().flatten().for_each(Attachment::unguard);
+            }
             self.remove_unwanted(place);
         }
     }
 
     /// The probes that the process listens to.
     fn listening(&mut self, traced: &Traced) -> Option<(Place, &mut Placed)> {
-        let place =
-            [Place::Process(traced.number()), Place::File(traced.file())].into_iter().find(|place| {
-                self.places.get(place).is_some_and(|p| p.listeners.contains_key(&traced.number()))
-            })?;
+        let own = Some(Place::Process(traced.number()));
+        let place = [own, traced.shared_file().map(Place::File)].into_iter().flatten().find(|place| {
+            self.places.get(place).is_some_and(|p| p.listeners.contains_key(&traced.number()))
+        })?;
         Some((place, self.places.get_mut(&place)?))
+    }
+
+    /// The file whose probes the process shares with all that run it.
+    pub fn shares(&self, traced: &Traced) -> Option<SharedFile> {
+        let file = traced.shared_file()?;
+        let placed = self.places.get(&Place::File(file))?;
+        placed.listeners.contains_key(&traced.number()).then_some(file)
+    }
+
+    /// Whether one attachment serves all processes of the file.
+    pub fn is_shared(&self, file: SharedFile) -> bool {
+        self.places.contains_key(&Place::File(file))
+    }
+
+    /// Whether one attachment can serve all processes of a file, and not be taken for those of a single one.
+    pub fn can_share(&self) -> bool {
+        self.kernel.has_cookies()
+    }
+
+    /// Has one attachment serve these processes of a file, all that there are, instead of one each.
+    ///
+    /// # Errors
+    /// What the kernel refuses; each keeps its own then.
+    pub fn share(&mut self, file: SharedFile, members: &mut [&mut Traced]) -> Result<(), kernel::Error> {
+        let Some(highest) = members.iter().max_by_key(|t| t.level) else { return Ok(()) };
+        let place = Place::File(file);
+        let number = self.place(place, guard_of(highest)?, Some(file));
+        if let Err(error) = self.attach(place, highest) {
+            self.remove_unwanted(place);
+            return Err(error);
+        }
+        for traced in members.iter_mut() {
+            let own = Place::Process(traced.number());
+            traced.config.file = number.get();
+            if let Err(error) = self.kernel_configure(traced) {
+                traced.config.file = 0;
+                tracing::debug!(pid = traced.pid(), %error, "it keeps probes of its own");
+                continue;
+            }
+            if let Some(placed) = self.places.get_mut(&place) {
+                placed.listeners.insert(traced.number(), traced.level);
+            }
+            if let Some(placed) = self.places.get_mut(&own) {
+                placed.listeners.clear();
+            }
+            self.remove_unwanted(own);
+        }
+        self.remove_unwanted(place);
+        Ok(())
+    }
+
+    /// Gives processes of a file probes of their own again, at most so many. Returns those that got none, by number, and
+    /// what the kernel refused.
+    pub fn unshare(
+        &mut self,
+        file: SharedFile,
+        traced: &mut [Traced],
+        limit: usize,
+    ) -> Vec<(u32, Option<kernel::Error>)> {
+        let place = Place::File(file);
+        let mut failed = Vec::new();
+        let Some(placed) = self.places.get(&place) else { return failed };
+        let listeners: Vec<u32> = placed.listeners.keys().copied().collect();
+        for (n, traced) in traced.iter_mut().filter(|t| listeners.contains(&t.number())).enumerate() {
+            let own = Place::Process(traced.number());
+            let result = if n < limit { self.try_at(own, traced).map_err(Some) } else { Err(None) };
+            if let Err(error) = result {
+                self.kernel.forget(traced.pid());
+                self.unwatched.insert(traced.number());
+                failed.push((traced.number(), error));
+                if let Some(placed) = self.places.get_mut(&own) {
+                    placed.listeners.clear();
+                }
+                self.remove_unwanted(own);
+            }
+        }
+        if let Some(placed) = self.places.get_mut(&place) {
+            placed.listeners.clear();
+        }
+        self.remove_unwanted(place);
+        failed
+    }
+
+    /// Numbers of the processes whose probes are to come off at once: somebody is about to write their file.
+    pub fn broken(&self) -> Vec<u32> {
+        let broken = self.places.values().filter(|placed| placed.guard.is_broken());
+        broken.flat_map(|placed| placed.listeners.keys().copied()).collect()
     }
 
     /// What the kernel side keeps of a process's goroutines is to go, now: its waits may be watched again.
@@ -267,8 +459,12 @@ impl Probes {
             return;
         }
         self.detaching.retain(|thread| !thread.is_finished());
-        self.detaching
-            .extend(unwanted.into_iter().map(|attachment| thread::spawn(move || attachment.detach())));
+        for attachment in unwanted {
+            // Without a thread the closure is dropped here, and the probes are removed with it.
+            let thread =
+                thread::Builder::new().name("gotrace-detach".into()).spawn(move || attachment.detach());
+            self.detaching.extend(thread);
+        }
     }
 
     /// Forgets goroutines of processes that are not traced any more, now and then.
@@ -286,9 +482,10 @@ impl Probes {
         }
     }
 
-    /// Files, or processes of their own, that have probes.
-    pub fn places(&self) -> usize {
-        self.places.len()
+    /// Files that have probes; one counts once, however many processes run it.
+    pub fn files(&self) -> usize {
+        let files: HashSet<Option<SharedFile>> = self.places.values().map(|placed| placed.file).collect();
+        files.len()
     }
 
     /// The threads that remove probes, to be waited for.
@@ -296,6 +493,36 @@ impl Probes {
         // What could not be removed was logged, and goes when gotrace ends.
         self.detaching
     }
+}
+
+fn not_safe(traced: &Traced, reason: String, permission: bool) -> kernel::Error {
+    kernel::Error::NotSafe { pid: traced.pid(), reason, permission }
+}
+
+/// Keeps the process's file as it is, and as it was parsed.
+fn guard_of(traced: &Traced) -> Result<Arc<Guard>, kernel::Error> {
+    let target = traced.target();
+    let guard = Guard::new(target.executable_file(), || target.mount_info()).map_err(|error| {
+        let permission = matches!(error, Unguarded::NoLease { permission: true, .. });
+        not_safe(traced, error.to_string(), permission)
+    })?;
+    match traced.parsed().is_content_of(guard.file()) {
+        Ok(true) => Ok(Arc::new(guard)),
+        Ok(false) => Err(not_safe(traced, "its file was changed since it was read".into(), false)),
+        Err(error) => Err(not_safe(traced, format!("its file cannot be read: {error}"), false)),
+    }
+}
+
+fn memory_of(traced: &Traced) -> Result<Arc<std::fs::File>, kernel::Error> {
+    traced.watch.memory().cloned().ok_or_else(|| {
+        let reason = "its memory cannot be opened, so that it cannot be compared with its file";
+        not_safe(traced, reason.into(), true)
+    })
+}
+
+fn bias_of(traced: &Traced) -> Result<u64, kernel::Error> {
+    load_bias(traced.target(), traced.binary())
+        .ok_or_else(|| not_safe(traced, "where its file is mapped is not known".into(), false))
 }
 
 /// Tells the tables who waits now; without probes the last snapshot has.

@@ -1,51 +1,71 @@
-//! Parsed programs, shared by all processes that run one file: read once for each (device, inode, time of
-//! change, size), also when it turned out to be no Go program.
+//! Parsed programs, shared by all processes that run the same content: containers of one image, copies, hard links.
 //!
-//! What is not in use any more stays for a while: a program that is started every minute is not read every
-//! minute.
+//! A file is known again by device, inode, time of change and size, and then only if it has the same bytes at every
+//! place where probes would go and its last change is older than the grain of its clock; otherwise it is read, and its
+//! content tells. What is kept beyond the life of its processes holds no file open: an ended container can be unmounted.
+//!
+//! What is not in use any more stays for a while: a program that is started every minute is not parsed every minute.
 
-use std::{
-    collections::HashMap,
-    os::unix::fs::{FileExt as _, MetadataExt as _},
-    sync::Arc,
-};
+use std::{collections::HashMap, fs::File, os::unix::fs::FileExt as _, sync::Arc};
 
 use gotrace_common::ROW_SYSCALL;
+use sha2::{Digest as _, Sha256};
 
-use super::LineError;
+use super::{LineError, text::Text};
 use crate::{
     gobin::{Binary, Error, may_be_go},
-    process::Target,
+    level::Level,
+    process::{FileIdentity, Target},
 };
 
 /// Parsed programs that are kept though nobody runs them, beyond those in use.
 const IDLE_PROGRAMS: usize = 16;
+/// Files whose content is known, beyond which they are read anew.
+const FILES: usize = 1 << 12;
 /// Files known to be no Go programs, beyond which they are looked at anew.
 const OTHERS: usize = 1 << 16;
 
-/// What tells an executable file from others, and from itself before it was changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct FileKey {
-    device: u64,
-    inode: u64,
-    modified: (i64, i64),
-    size: u64,
-}
+/// SHA-256 of a whole executable.
+pub(super) type Content = [u8; 32];
 
 /// A Go program.
 #[derive(Debug)]
 pub(super) struct Program {
-    pub key: FileKey,
+    /// What tells it from all others.
+    pub content: Content,
     pub binary: Arc<Binary>,
     /// Names of its version's wait reasons, 256 of them.
     pub reasons: Arc<[Arc<str>]>,
+    /// What its file has where probes go, at the highest level.
+    pub text: Text,
+}
+
+/// A program, and the file that it was found in.
+#[derive(Clone, Debug)]
+pub(super) struct Parsed {
+    pub program: Arc<Program>,
+    /// The file as it was before its content was looked at.
+    pub file: FileIdentity,
+    /// Whether a change of the file since then shows in its identity.
+    pub settled: bool,
+}
+
+impl Parsed {
+    /// Whether the file still has the content that was parsed. To be asked once it can change no more.
+    pub fn is_content_of(&self, file: &File) -> std::io::Result<bool> {
+        if self.settled && FileIdentity::of(file)? == self.file {
+            return self.program.text.is_in(file);
+        }
+        Ok(hash(file)? == self.program.content)
+    }
 }
 
 /// All that is known of files.
 #[derive(Debug, Default)]
 pub(super) struct Programs {
-    go: HashMap<FileKey, (Arc<Program>, u64)>,
-    others: HashMap<FileKey, Error>,
+    go: HashMap<Content, (Arc<Program>, u64)>,
+    files: HashMap<FileIdentity, Content>,
+    others: HashMap<FileIdentity, Error>,
     uses: u64,
     parsed: u64,
 }
@@ -56,24 +76,25 @@ impl Programs {
     /// # Errors
     /// [`LineError::Program`] when it is not one that gotrace traces, [`LineError::Process`] when it cannot
     /// be read.
-    pub fn of(&mut self, target: &Target) -> Result<Arc<Program>, LineError> {
+    pub fn of(&mut self, target: &Target) -> Result<Parsed, LineError> {
         let pid = target.pid();
         let file = target.executable_file();
-        let metadata = file.metadata().map_err(|e| target.cannot("look at its executable", e))?;
-        let key = FileKey {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            size: metadata.size(),
-        };
+        let looked = |e| target.cannot("look at its executable", e);
+        let identity = FileIdentity::of(file).map_err(looked)?;
+        let settled = identity.is_settled();
+        let found = |program| Parsed { program, file: identity, settled };
         self.uses += 1;
-        if let Some((program, used)) = self.go.get_mut(&key) {
+        if settled
+            && let Some((program, used)) =
+                self.files.get(&identity).and_then(|content| self.go.get_mut(content))
+            && program.text.is_in(file).map_err(looked)?
+        {
             *used = self.uses;
-            return Ok(Arc::clone(program));
+            return Ok(found(Arc::clone(program)));
         }
         let refuse =
             |error| LineError::Program { pid, executable: target.executable.display().to_string(), error };
-        if let Some(error) = self.others.get(&key) {
+        if let Some(error) = self.others.get(&identity).filter(|_| settled) {
             return Err(refuse(error.clone()));
         }
         let piece = |offset, length| {
@@ -82,27 +103,45 @@ impl Programs {
             Some(bytes)
         };
         let parsed = if may_be_go(&piece) {
+            let bytes = target.exe_bytes()?;
+            let content: Content = Sha256::digest(&bytes).into();
+            if let Some((program, used)) = self.go.get_mut(&content) {
+                *used = self.uses;
+                let program = Arc::clone(program);
+                self.note(identity, content);
+                return Ok(found(program));
+            }
             self.parsed += 1;
-            Binary::parse(&target.exe_bytes()?)
+            Binary::parse(&bytes).map(|binary| {
+                let text = Text::read(&bytes, binary.arch(), &binary.plan(Level::Full).probes);
+                let reasons = reasons(&binary);
+                Arc::new(Program { content, binary: Arc::new(binary), reasons, text })
+            })
         } else {
             Err(Error::NotGo { why: "none of its sections is Go's" })
         };
         match parsed {
-            Ok(binary) => {
-                let reasons = reasons(&binary);
-                let program = Arc::new(Program { key, binary: Arc::new(binary), reasons });
-                self.go.insert(key, (Arc::clone(&program), self.uses));
+            Ok(program) => {
+                self.go.insert(program.content, (Arc::clone(&program), self.uses));
+                self.note(identity, program.content);
                 self.let_go();
-                Ok(program)
+                Ok(found(program))
             }
             Err(error) => {
                 if self.others.len() >= OTHERS {
                     self.others.clear();
                 }
-                self.others.insert(key, error.clone());
+                self.others.insert(identity, error.clone());
                 Err(refuse(error))
             }
         }
+    }
+
+    fn note(&mut self, file: FileIdentity, content: Content) {
+        if self.files.len() >= FILES {
+            self.files.clear();
+        }
+        self.files.insert(file, content);
     }
 
     /// Files that were read whole so far.
@@ -116,12 +155,12 @@ impl Programs {
             .go
             .iter()
             .filter(|(_, (program, _))| Arc::strong_count(program) == 1)
-            .map(|(key, (_, used))| (*used, *key))
+            .map(|(content, (_, used))| (*used, *content))
             .collect();
         if idle.len() > IDLE_PROGRAMS {
             idle.sort_unstable_by_key(|(used, _)| *used);
-            for (_, key) in &idle[..idle.len() - IDLE_PROGRAMS] {
-                self.go.remove(key);
+            for (_, content) in &idle[..idle.len() - IDLE_PROGRAMS] {
+                self.go.remove(content);
             }
         }
     }
@@ -137,4 +176,20 @@ fn reasons(binary: &Binary) -> Arc<[Arc<str>]> {
             None => Arc::from(format!("reason {n}")),
         })
         .collect()
+}
+
+/// SHA-256 of a whole file.
+fn hash(file: &File) -> std::io::Result<Content> {
+    let mut hash = Sha256::new();
+    let mut bytes = vec![0; 1 << 20];
+    let mut offset = 0;
+    loop {
+        match file.read_at(&mut bytes, offset)? {
+            0 => return Ok(hash.finalize().into()),
+            n => {
+                hash.update(&bytes[..n]);
+                offset += n as u64;
+            }
+        }
+    }
 }

@@ -21,6 +21,7 @@ impl Traced {
         undecodable: u64,
         stray: u64,
     ) -> Interval {
+        let cost = cost.map(|cost| cost.among(self.neighbours));
         let now_ns = Clock::now_monotonic_ns();
         let counters = kernel.zip(self.slot).map_or_else(Counters::default, |(kernel, slot)| {
             kernel.counters(slot).unwrap_or_else(|error| {

@@ -7,7 +7,8 @@
 //! another program inherits anything.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
+    fs::File,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
     sync::{
@@ -22,7 +23,10 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::{LineConfig, LineError, programs::Programs, traced::Traced};
 use crate::{
-    process::{Connector, Facts, Notice, Rules, Target, age, all_processes, stack_start, start_ticks},
+    process::{
+        Connector, Facts, FileNode, Notice, Rules, Target, age, all_processes, is_gone, stack_start,
+        start_ticks,
+    },
     sink::model::Value,
 };
 
@@ -43,6 +47,8 @@ pub(super) enum Order {
     Look,
     /// The rules, and how to trace, have changed.
     Config(Box<LineConfig>, Arc<Rules>),
+    /// To be told whether the rules take every process that runs this file, and when that no longer holds.
+    MayShare(FileNode),
     /// Others know this of a process.
     Metadata(u32, u64, Arc<BTreeMap<Arc<str>, Value>>),
 }
@@ -58,6 +64,10 @@ pub(super) enum Found {
     },
     /// The rules do not take this one any more: its pid and start.
     Left(u32, u64),
+    /// The rules take every process that runs this file.
+    Shareable(FileNode),
+    /// A process runs this file, of which it was asked, that the rules do not take.
+    Outsider(FileNode),
     /// What was looked at so far.
     Counts(Counts),
 }
@@ -140,6 +150,7 @@ impl Scout {
             every,
             programs: Programs::default(),
             known: HashMap::new(),
+            asked: HashSet::new(),
             metadata: HashMap::new(),
             waiting: Vec::new(),
             counts: Counts::default(),
@@ -175,8 +186,12 @@ fn listen(connector: Connector, orders: Sender<Order>) -> std::io::Result<()> {
 /// A process that was looked at.
 struct Known {
     start_ticks: u64,
-    /// Tells the program that it runs from another that it executed before; 0 where it is not told.
+    /// Where the stack of the program that it ran lies; 0 where it is not told.
     stack_start: u64,
+    /// The memory of that program, of those that are taken: it tells whether it runs another one by now.
+    memory: Option<Arc<File>>,
+    /// The file that it runs.
+    file: Option<FileNode>,
     /// Of those that are Go programs, and those that the rules left out.
     facts: Option<Facts>,
     taken: bool,
@@ -189,6 +204,8 @@ struct Work {
     every: Duration,
     programs: Programs,
     known: HashMap<u32, Known>,
+    /// Files of which it is to be told when a process runs them that the rules do not take.
+    asked: HashSet<FileNode>,
     /// What others know, by pid and start.
     metadata: HashMap<(u32, u64), BTreeMap<Arc<str>, String>>,
     /// Too young yet, and when they are not.
@@ -224,6 +241,7 @@ impl Work {
                     (self.config, self.rules) = (*config, rules);
                     self.judge_again(None)
                 }
+                Ok(Order::MayShare(file)) => self.may_share(file),
                 Ok(Order::Metadata(pid, start, metadata)) => self.learn(pid, start, &metadata),
                 Err(RecvTimeoutError::Timeout) => self.look_at_waiting(),
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -243,7 +261,7 @@ impl Work {
                 return Ok(());
             }
         };
-        let there: std::collections::HashSet<u32> = pids.iter().copied().collect();
+        let there: HashSet<u32> = pids.iter().copied().collect();
         self.known.retain(|pid, _| there.contains(pid));
         self.metadata.retain(|(pid, _), _| there.contains(pid));
         for pid in pids {
@@ -274,12 +292,16 @@ impl Work {
         let Some(start) = start_ticks(pid) else { return Ok(()) };
         let stack_start = stack_start(pid);
         if let Some(known) = self.known.get(&pid)
-            && (known.start_ticks, known.stack_start) == (start, stack_start)
-            && (!executed || known.taken && stack_start != 0)
+            && known.start_ticks == start
+            && match &known.memory {
+                Some(memory) => !is_gone(memory, known.stack_start),
+                None => known.stack_start == stack_start && !executed,
+            }
         {
             return Ok(());
         }
-        let mut known = Known { start_ticks: start, stack_start, facts: None, taken: false };
+        let mut known =
+            Known { start_ticks: start, stack_start, memory: None, file: None, facts: None, taken: false };
         // Kernel threads, zombies, and those that may not be looked at.
         let target = match Target::open(pid) {
             Ok(target) if target.identity.start_ticks == start => target,
@@ -290,6 +312,7 @@ impl Work {
                 return Ok(());
             }
         };
+        known.file = FileNode::of(target.executable_file()).ok();
         let mut facts = facts(&target);
         if let Some(metadata) = self.metadata.get(&(pid, start)) {
             facts.metadata.clone_from(metadata);
@@ -297,8 +320,9 @@ impl Work {
         if !self.rules.take(&facts) {
             tracing::trace!(pid, executable = %target.executable.display(), "left out by the rules");
             known.facts = Some(facts);
+            let file = known.file;
             self.known.insert(pid, known);
-            return Ok(());
+            return self.tell_outsider(file);
         }
         if let Some(left) = self.too_young(start) {
             self.known.remove(&pid);
@@ -310,13 +334,16 @@ impl Work {
             Ok(traced) => {
                 known.facts = Some(facts);
                 known.taken = true;
+                known.memory = traced.watch.memory().cloned();
                 self.counts.taken += 1;
                 self.known.insert(pid, known);
                 self.tell(Found::Process { traced: Box::new(traced), fresh: executed })?;
             }
             Err(error) => {
+                let file = known.file;
                 self.known.insert(pid, known);
                 self.say_refused(pid, &executable, &error);
+                self.tell_outsider(file)?;
             }
         }
         let parsed = self.programs.parsed();
@@ -327,16 +354,17 @@ impl Work {
     }
 
     fn prepare(&mut self, target: Target, fresh: bool) -> Result<Traced, LineError> {
-        let program = self.programs.of(&target)?;
+        let parsed = self.programs.of(&target)?;
         let pid = target.pid();
-        let mut traced =
-            match Traced::prepare(target, Arc::clone(&program), &self.config, false, self.sampled) {
-                Err(error @ LineError::NoProbe { .. }) => {
-                    tracing::warn!(pid, "traced by snapshots: {error}");
-                    Traced::prepare(Target::open(pid)?, program, &self.config, false, true)?
-                }
-                traced => traced?,
-            };
+        let mut traced = match Traced::prepare(target, parsed, &self.config, false, self.sampled) {
+            Err(error @ LineError::NoProbe { .. }) => {
+                tracing::warn!(pid, "traced by snapshots: {error}");
+                let target = Target::open(pid)?;
+                let parsed = self.programs.of(&target)?;
+                Traced::prepare(target, parsed, &self.config, false, true)?
+            }
+            traced => traced?,
+        };
         // A program that has only just begun is not laid out: what comes of it is looked at as it comes.
         if !fresh {
             traced.check_layout()?;
@@ -396,13 +424,15 @@ impl Work {
             match (known.taken, self.rules.take(facts)) {
                 (true, false) => {
                     known.taken = false;
-                    left.push((*pid, known.start_ticks));
+                    known.memory = None;
+                    left.push((*pid, known.start_ticks, known.file));
                 }
                 (false, true) => anew.push(*pid),
                 _ => {}
             }
         }
-        for (pid, start) in left {
+        for (pid, start, file) in left {
+            self.tell_outsider(file)?;
             self.tell(Found::Left(pid, start))?;
         }
         for pid in anew {
@@ -410,6 +440,22 @@ impl Work {
             self.look_at(pid, false)?;
         }
         Ok(())
+    }
+
+    /// Answers whether the rules take every process that runs a file, where they do; from then on it is told when one
+    /// comes that they do not take.
+    fn may_share(&mut self, file: FileNode) -> Result<(), Gone> {
+        self.asked.insert(file);
+        let outsiders = self.known.values().any(|known| known.file == Some(file) && !known.taken);
+        if outsiders { Ok(()) } else { self.tell(Found::Shareable(file)) }
+    }
+
+    /// A process of this file is not taken.
+    fn tell_outsider(&self, file: Option<FileNode>) -> Result<(), Gone> {
+        match file.filter(|file| self.asked.contains(file)) {
+            Some(file) => self.tell(Found::Outsider(file)),
+            None => Ok(()),
+        }
     }
 
     fn tell(&self, found: Found) -> Result<(), Gone> {

@@ -1,8 +1,8 @@
 //! What probes take, held against the budget: reads the kernel side's counts and the processes' CPU times
 //! twice a second, asks the governors, and has probes put in place or removed as they decide.
 //!
-//! Processes that run one file share its probes, and with them their step: the one that is most over its
-//! budget decides for all.
+//! Processes that share the probes of their file share their step too: the one that is most over its budget decides
+//! for all.
 
 use std::{
     collections::HashMap,
@@ -15,7 +15,7 @@ use gotrace_common::Hit;
 use super::{
     Line,
     budget::{Budget, Change, Governor, Step, Usage},
-    programs::FileKey,
+    probes::{Probes, SharedFile},
     traced::Traced,
 };
 use crate::{
@@ -30,7 +30,7 @@ const EVERY: Duration = Duration::from_millis(500);
 /// Who shares probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Group {
-    File(FileKey),
+    File(SharedFile),
     Process(u32),
 }
 
@@ -69,14 +69,13 @@ impl Line {
         self.spending.next = now + EVERY;
         let Some(cost) = self.cost(Duration::ZERO) else { return };
         let Some(probes) = &self.probes else { return };
-        let shared = probes.kernel.shares_probes();
         let mut worst: HashMap<Group, (Option<Usage>, u32)> = HashMap::new();
         for traced in &mut self.traced {
             if traced.slot.is_none() || traced.cramped {
                 continue;
             }
             let lowered = traced.step() != Step::Probes(self.config.level);
-            let group = group_of(traced, shared);
+            let group = group_of(traced, probes);
             let usage = traced.usage(&probes.kernel, cost, now, lowered);
             let Some(usage) = usage else {
                 // Not known yet; the others decide, and the governor stays.
@@ -102,16 +101,17 @@ impl Line {
             }
         }
         for (group, change, pid) in changes {
-            self.change_step(group, change, pid, shared, budget);
+            self.change_step(group, change, pid, budget);
         }
     }
 
-    fn change_step(&mut self, group: Group, change: Change, decided_by: u32, shared: bool, budget: Budget) {
+    fn change_step(&mut self, group: Group, change: Change, decided_by: u32, budget: Budget) {
+        let Some(probes) = &self.probes else { return };
         let pids: Vec<u32> = self
             .traced
-            .iter_mut()
-            .filter(|t| t.slot.is_some() && !t.cramped && group_of(t, shared) == group)
-            .map(|t| t.pid())
+            .iter()
+            .filter(|t| t.slot.is_some() && !t.cramped && group_of(t, probes) == group)
+            .map(Traced::pid)
             .collect();
         for pid in &pids {
             self.set_step(*pid, change.to);
@@ -188,8 +188,9 @@ impl Line {
 
     /// The step that the group of a process that joins is at.
     pub(super) fn step_for(&self, traced: &Traced) -> Option<Step> {
-        let shared = self.probes.as_ref()?.kernel.shares_probes();
-        self.spending.governors.get(&group_of(traced, shared)).map(Governor::step)
+        let file =
+            traced.shared_file().filter(|file| self.probes.as_ref().is_some_and(|p| p.is_shared(*file)))?;
+        self.spending.governors.get(&Group::File(file)).map(Governor::step)
     }
 }
 
@@ -197,8 +198,8 @@ fn percent(share: f64) -> String {
     format!("{:.2}%", share * 100.0)
 }
 
-fn group_of(traced: &Traced, shared: bool) -> Group {
-    if shared { Group::File(traced.file()) } else { Group::Process(traced.number()) }
+fn group_of(traced: &Traced, probes: &Probes) -> Group {
+    probes.shares(traced).map_or(Group::Process(traced.number()), Group::File)
 }
 
 impl Traced {
@@ -221,6 +222,7 @@ impl Traced {
         if seconds <= 0.0 {
             return None;
         }
+        let cost = cost.among(self.neighbours);
         let mut new = hits;
         new.iter_mut().zip(before.hits).for_each(|(now, before)| *now = now.saturating_sub(before));
         Some(Usage {

@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, HashSet},
     os::fd::BorrowedFd,
-    path::Path,
     sync::Arc,
     time::Instant,
 };
@@ -12,15 +11,8 @@ use foldhash::fast::FixedState;
 use gotrace_common::{ProcessConfig, flags};
 
 use super::{
-    LineConfig, LineError,
-    behind::Behind,
-    cost::ProbeCost,
-    programs::{FileKey, Program},
-    proofs::Proofs,
-    sampling::Sampler,
-    seed::Snapshots,
-    spending::Look,
-    suspicions::Suspicions,
+    LineConfig, LineError, behind::Behind, cost::ProbeCost, probes::SharedFile, programs::Parsed,
+    proofs::Proofs, sampling::Sampler, seed::Snapshots, spending::Look, suspicions::Suspicions, text::Text,
 };
 use crate::{
     decode::{Event, OpenWait},
@@ -28,7 +20,7 @@ use crate::{
     ids::ProcessKey,
     leak::Reason,
     level::Level,
-    process::{Clock, GoFacts, Target, Watch, resource},
+    process::{Clock, FileNode, GoFacts, Target, Watch, resource},
     sink::model::{GoroutineSpan, Resource, Span, Value, WaitSpan, Waker},
     snapshot::Live,
     symbolize::Symbolizer,
@@ -53,9 +45,15 @@ pub struct Traced {
     base: Arc<Resource>,
     key: ProcessKey,
     pub(super) clock: Clock,
-    program: Arc<Program>,
+    parsed: Parsed,
+    /// Its file, as all that run it see it; `None` when it cannot be looked at.
+    shared_file: Option<SharedFile>,
     /// What the kernel side is told of it.
     pub(super) config: ProcessConfig,
+    /// Whether the kernel side counts its executions, and `config` names the one that is traced.
+    pub(super) generation_known: bool,
+    /// How many programs before this one it executed that had their stacks in the same place.
+    repeat: u32,
     pub(super) level: Level,
     /// The highest level that it has had.
     pub(super) highest: Level,
@@ -70,6 +68,8 @@ pub struct Traced {
     executed: bool,
     pub(super) yet_to_execute: bool,
     expects_execution: bool,
+    /// Whether it has executed the program that it waited for, and its probes are to be verified.
+    begun: bool,
     pub(super) behind: Option<Behind>,
     /// `None` until they begin, and where nothing can be proven.
     pub(super) proofs: Option<Proofs>,
@@ -94,6 +94,8 @@ pub struct Traced {
     pub(super) looked: Option<Look>,
     /// Why its level is lower than is wanted.
     pub(super) lowered: Option<&'static str>,
+    /// Other processes of its file that have probes of their own, each of which makes its hits dearer.
+    pub(super) neighbours: u32,
     /// Whether it is traced by snapshots for want of memory, and may have no more goroutines.
     pub(super) cramped: bool,
     pub(super) capped: bool,
@@ -110,7 +112,7 @@ impl Traced {
     /// user has named.
     pub(super) fn prepare(
         target: Target,
-        program: Arc<Program>,
+        parsed: Parsed,
         line: &LineConfig,
         first: bool,
         sampled: bool,
@@ -118,7 +120,7 @@ impl Traced {
         let pid = target.pid();
         let watch = target.watch()?;
         let executable = || target.executable.display().to_string();
-        let binary = &program.binary;
+        let binary = &parsed.program.binary;
         let plan = binary.plan(line.level);
         let missing: Vec<&str> = [ProbeEvent::Create, ProbeEvent::Exit]
             .into_iter()
@@ -145,13 +147,12 @@ impl Traced {
             stack_depth: line.stack_depth,
             coroutine_reason: binary.coroutine_reason().unwrap_or(0),
             reserved: 0,
-            flags: if binary.has_parent_goid_before_gopc() { flags::PARENT_GOID } else { 0 }
-                | if target.is_yet_to_execute() { flags::EXPECTS_EXECUTION } else { 0 },
+            flags: if binary.has_parent_goid_before_gopc() { flags::PARENT_GOID } else { 0 },
             min_wait_ns: u64::try_from(line.min_wait.as_nanos()).unwrap_or(u64::MAX),
             layout: binary.g_layout(),
             gc_reasons: binary.gc_reasons(),
             file: 0,
-            reserved2: 0,
+            generation: 0,
         };
         let go = GoFacts {
             version: Some(&binary.go_version().text),
@@ -159,7 +160,7 @@ impl Traced {
             build_id: binary.build().go_build_id.as_deref(),
         };
         let resource = Arc::new(resource(&target, go, line.resource));
-        let bias = bias_of(&target, binary);
+        let bias = load_bias(&target, binary);
         let binary = Arc::clone(binary);
         let file = target.executable_file().try_clone().ok().map(Arc::new);
         let behind = Behind::new(line, &binary, file.clone(), first);
@@ -173,11 +174,16 @@ impl Traced {
                 .with_room_for(line.goroutines_each),
             base: Arc::clone(&resource),
             resource,
-            key: target.identity.key(watch.stack_start()),
+            key: target.identity.key(watch.stack_start(), 0),
             watch,
             clock: Clock::measure(),
-            program,
+            shared_file: FileNode::of(target.executable_file())
+                .ok()
+                .map(|node| SharedFile { node, content: parsed.program.content }),
+            parsed,
             config,
+            generation_known: false,
+            repeat: 0,
             level: line.level,
             highest: line.level,
             began_ns: 0,
@@ -191,6 +197,7 @@ impl Traced {
             executed: false,
             yet_to_execute: target.is_yet_to_execute(),
             expects_execution: target.is_yet_to_execute(),
+            begun: false,
             behind,
             proofs: None,
             proofs_begun: false,
@@ -205,6 +212,7 @@ impl Traced {
             flooded: None,
             looked: None,
             lowered: None,
+            neighbours: 0,
             cramped: false,
             capped: false,
             records: 0,
@@ -217,9 +225,21 @@ impl Traced {
     /// It has its place in the line and, unless it is sampled, in the kernel side's arrays.
     pub(super) fn join(&mut self, number: u32, slot: Option<u32>) {
         self.number = number;
+        self.generation_known &= self.slot == slot;
         self.slot = slot;
         self.config.process = number;
         self.config.slot = slot.unwrap_or(0);
+    }
+
+    /// So many programs before this one had their stacks in the same place.
+    pub(super) fn set_repeat(&mut self, repeat: u32) {
+        self.repeat = repeat;
+        self.key = self.target.identity.key(self.watch.stack_start(), repeat);
+    }
+
+    /// Whether its probes were put in place before its program began, and it has begun since this was last asked.
+    pub(super) fn is_to_be_verified(&mut self) -> bool {
+        !self.sampled && std::mem::take(&mut self.begun)
     }
 
     /// Others know this of it: its spans and metrics carry it from now on.
@@ -276,14 +296,24 @@ impl Traced {
         self.failure.is_some()
     }
 
-    /// Its program's file.
-    pub(super) fn file(&self) -> FileKey {
-        self.program.key
+    /// Its program, and the file as it was when that was parsed.
+    pub(super) fn parsed(&self) -> &Parsed {
+        &self.parsed
+    }
+
+    /// What its file has where probes go.
+    pub(super) fn text(&self) -> &Text {
+        &self.parsed.program.text
+    }
+
+    /// Its file, as all that run it see it.
+    pub(super) fn shared_file(&self) -> Option<SharedFile> {
+        self.shared_file
     }
 
     /// The probes of a level, with those of the levels below.
     pub(super) fn plan(&self, level: Level) -> Plan {
-        self.program.binary.plan(level)
+        self.parsed.program.binary.plan(level)
     }
 
     /// There are no probes after all.
@@ -351,13 +381,14 @@ impl Traced {
         &self.resource
     }
 
-    pub(super) fn probe_path(&self) -> &Path {
-        self.target.probe_path()
-    }
-
     pub(super) fn reason(&self, reason: u8) -> Arc<str> {
         // 256 entries.
-        self.program.reasons.get(usize::from(reason)).cloned().unwrap_or_else(|| Arc::from("unspecified"))
+        self.parsed
+            .program
+            .reasons
+            .get(usize::from(reason))
+            .cloned()
+            .unwrap_or_else(|| Arc::from("unspecified"))
     }
 
     /// Takes an event; what ended goes to `spans`.
@@ -378,8 +409,8 @@ impl Traced {
         }
         if let Event::Exec { .. } = event {
             // The one that it waited for is none.
-            self.executed = !std::mem::take(&mut self.expects_execution);
-            self.config.flags &= !flags::EXPECTS_EXECUTION;
+            self.begun = std::mem::take(&mut self.expects_execution);
+            self.executed = !self.begun;
             return;
         }
         if let (Event::Create(create), Some(behind)) = (event, &mut self.behind) {
@@ -492,7 +523,7 @@ impl Traced {
     fn find_bias(&mut self, entry_pc: u64) {
         let binary = self.symbolizer.binary();
         let from_main = binary.function_address("runtime.main").map(|main| entry_pc.wrapping_sub(main));
-        let bias = bias_of(&self.target, binary).or(from_main.filter(|bias| bias % 4096 == 0));
+        let bias = load_bias(&self.target, binary).or(from_main.filter(|bias| bias % 4096 == 0));
         if let Some(bias) = bias {
             self.symbolizer.set_bias(bias);
             self.bias_known = true;
@@ -522,7 +553,7 @@ impl Traced {
 
     /// Whether it has ended, or is about to: its executable is taken away a little before.
     pub(super) fn has_ended(&self) -> bool {
-        self.watch.has_ended() || std::fs::metadata(self.probe_path()).is_err()
+        self.watch.is_ending()
     }
 
     /// `None` while it runs what it ran when tracing began.
@@ -541,7 +572,7 @@ impl Traced {
     pub(super) fn has_begun(&mut self) -> Result<(), LineError> {
         self.yet_to_execute = false;
         self.watch.accept_program()?;
-        self.key = self.target.identity.key(self.watch.stack_start());
+        self.key = self.target.identity.key(self.watch.stack_start(), self.repeat);
         Ok(())
     }
 
@@ -555,7 +586,9 @@ impl Traced {
     }
 }
 
-fn bias_of(target: &Target, binary: &Binary) -> Option<u64> {
+/// Where the process's executable is mapped, as the distance from its link-time addresses; `None` when that cannot be
+/// read, or is yet to come.
+pub(super) fn load_bias(target: &Target, binary: &Binary) -> Option<u64> {
     if !binary.build().pie {
         return Some(0);
     }

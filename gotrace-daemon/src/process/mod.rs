@@ -8,6 +8,7 @@
 mod clock;
 mod connector;
 mod error;
+mod executable;
 mod memory;
 mod permission;
 mod privileges;
@@ -21,6 +22,7 @@ mod watch;
 pub use clock::Clock;
 pub use connector::{Connector, Notice};
 pub use error::ProcessError;
+pub use executable::{FileIdentity, FileNode, Guard, Unguarded, lease_notice, take_lease_notice};
 pub use memory::{Memory, Piece, ReadMemory};
 pub use permission::{Obstacle, descends_from};
 pub use privileges::{drop_privileges, raise_open_files_limit};
@@ -32,7 +34,7 @@ pub use target::{
     Identity, MAX_EXECUTABLE_BYTES, Mapping, Target, age, all_processes, parent_of, stack_start, start_ticks,
     usage,
 };
-pub use watch::{Watch, wait_for_any};
+pub use watch::{Watch, is_gone, wait_for_any};
 
 /// Whether the kernel that runs is this release or a later one.
 #[must_use]

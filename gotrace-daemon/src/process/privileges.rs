@@ -12,10 +12,11 @@ use rustix::{
 };
 
 /// What is kept, as far as it is there: eBPF programs and maps; probes; memory and executables of other
-/// users' processes.
+/// users' processes; leases on those, so that they are not rewritten while probes are in them.
 const KEPT: CapabilitySet = CapabilitySet::BPF
     .union(CapabilitySet::PERFMON)
     .union(CapabilitySet::SYS_PTRACE)
+    .union(CapabilitySet::LEASE)
     .union(CapabilitySet::DAC_READ_SEARCH);
 /// And on older kernels: the memory-lock limit before 5.11, the process connector before 6.6.
 const KEPT_OLDER: CapabilitySet = CapabilitySet::SYS_RESOURCE.union(CapabilitySet::NET_ADMIN);

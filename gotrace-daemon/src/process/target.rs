@@ -24,11 +24,14 @@ use rustix::{
     process::{Pid, PidfdFlags, pidfd_open},
 };
 
-use super::{Memory, ProcessError, Watch};
+use super::{Memory, ProcessError, Watch, watch::is_gone};
 use crate::ids::ProcessKey;
 
 /// Largest executable that is read into memory (1 GiB). The largest Go programs known have a third.
 pub const MAX_EXECUTABLE_BYTES: u64 = 1 << 30;
+
+/// How often a process is opened anew that executes a program meanwhile.
+const OPEN_ATTEMPTS: usize = 8;
 
 /// `PF_KTHREAD` of the kernel's `include/linux/sched.h`.
 const PF_KTHREAD: u32 = 0x0020_0000;
@@ -50,10 +53,11 @@ pub struct Identity {
 
 impl Identity {
     /// The key that trace and span ids are derived from, of the program that it runs: given by where that
-    /// one's stack begins ([`Watch::stack_start`](super::Watch::stack_start)).
+    /// one's stack begins ([`Watch::stack_start`](super::Watch::stack_start)), and how many of its programs before had
+    /// theirs in the same place, as happens without address randomisation.
     #[must_use]
-    pub fn key(&self, stack_start: u64) -> ProcessKey {
-        ProcessKey::new(&self.boot_id, self.pid, self.start_ticks, stack_start)
+    pub fn key(&self, stack_start: u64, repeat: u32) -> ProcessKey {
+        ProcessKey::new(&self.boot_id, self.pid, self.start_ticks, stack_start, repeat)
     }
 }
 
@@ -88,8 +92,8 @@ pub struct Target {
     /// Whether it lives in another mount namespace than gotrace; `None` when that cannot be read.
     pub other_mount_namespace: Option<bool>,
     exe: File,
-    /// Where the file can be opened by path: `/proc/PID/exe`, or its own path before it is executed.
-    reachable_as: PathBuf,
+    /// The memory of the program that it runs, and of no later one; `None` without permission.
+    pub(super) memory: Option<Arc<File>>,
     /// Arguments that it is going to have; `None` where `/proc` has them.
     future_arguments: Option<Vec<String>>,
     pub(super) directory: Arc<OwnedFd>,
@@ -104,6 +108,17 @@ impl Target {
     /// another PID namespace.
     pub fn open(pid: u32) -> Result<Self, ProcessError> {
         check_proc()?;
+        for _ in 0..OPEN_ATTEMPTS {
+            let (target, stack_start) = Self::open_once(pid)?;
+            // All of it was read of one execution if the program that ran at the beginning runs at the end.
+            if !target.memory.as_deref().is_some_and(|memory| is_gone(memory, stack_start)) {
+                return Ok(target);
+            }
+        }
+        Err(ProcessError::Gone { pid })
+    }
+
+    fn open_once(pid: u32) -> Result<(Self, u64), ProcessError> {
         let gone = || ProcessError::Gone { pid };
         let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(gone)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -133,6 +148,7 @@ impl Target {
             rustix::io::Errno::NOENT => gone(),
             e => ProcessError::from_io(pid, status.euid, what, e.into()),
         };
+        let memory = open_memory(&directory);
         let link = readlinkat(&directory, "exe", Vec::new())
             .map_err(|e| refused("read the path of its executable (/proc/PID/exe)", e))?;
         let (executable, executable_deleted) = split_deleted(link.as_bytes());
@@ -144,7 +160,7 @@ impl Target {
         let differs = |name: &str| {
             Some((namespace(name)?, own(name)?)).map(|(a, b)| (a.st_dev, a.st_ino) != (b.st_dev, b.st_ino))
         };
-        Ok(Self {
+        let target = Self {
             identity: Identity {
                 pid,
                 start_ticks: stat.starttime,
@@ -161,24 +177,18 @@ impl Target {
             other_pid_namespace: differs("ns/pid"),
             other_mount_namespace: differs("ns/mnt"),
             exe: exe.into(),
-            reachable_as: format!("/proc/{pid}/exe").into(),
+            memory,
             future_arguments: None,
             directory,
             pidfd: Arc::new(pidfd),
-        })
+        };
+        Ok((target, stat.startstack))
     }
 
     /// Its process id in gotrace's PID namespace.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.identity.pid
-    }
-
-    /// The path to attach probes to. `/proc/PID/exe` reaches the file in another mount namespace and
-    /// when it was deleted; a process that has yet to execute its program has the program's own path.
-    #[must_use]
-    pub fn probe_path(&self) -> &Path {
-        &self.reachable_as
     }
 
     /// Whether it is a process that gotrace started, described as the program that it is yet to execute.
@@ -193,7 +203,6 @@ impl Target {
             .file_name()
             .map(|name| String::from_utf8_lossy(&name.as_bytes()[..name.len().min(15)]).into_owned())
             .unwrap_or_default();
-        self.reachable_as.clone_from(&executable);
         self.executable = executable;
         self.executable_deleted = false;
         self.exe = file;
@@ -320,6 +329,20 @@ impl Target {
         Some(String::from_utf8_lossy(&bytes).into_owned())
     }
 
+    /// Whether a debugger is attached to it; `false` when it is gone.
+    #[must_use]
+    pub fn is_ptraced(&self) -> bool {
+        read_status(&self.directory, self.identity.pid).is_ok_and(|status| status.tracerpid != 0)
+    }
+
+    /// Whether it runs the file that is held ([`Self::executable_file`]), by device and inode.
+    #[must_use]
+    pub fn runs_its_file(&self) -> bool {
+        let held = rustix::fs::fstat(&self.exe);
+        let runs = statat(&*self.directory, "exe", rustix::fs::AtFlags::empty());
+        matches!((held, runs), (Ok(a), Ok(b)) if (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino))
+    }
+
     /// Reads its memory.
     #[must_use]
     pub fn memory(&self) -> Memory {
@@ -408,6 +431,12 @@ pub(super) fn read_stat(directory: &OwnedFd, pid: u32) -> Result<Stat, ProcessEr
     let what = "read /proc/PID/stat";
     let bytes = read_relative(directory, "stat").map_err(|e| gone_or(pid, what, e))?;
     Stat::from_read(bytes.as_slice()).map_err(|e| gone_or(pid, what, io::Error::other(e.to_string())))
+}
+
+/// Opens the memory of the program that a process runs now; `None` without permission, or when it is gone.
+pub(super) fn open_memory(directory: &OwnedFd) -> Option<Arc<File>> {
+    let file = openat(directory, "mem", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    Some(Arc::new(file.into()))
 }
 
 fn read_status(directory: &OwnedFd, pid: u32) -> Result<Status, ProcessError> {

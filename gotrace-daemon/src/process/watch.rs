@@ -1,9 +1,13 @@
-//! Notice of a process's end (a pidfd, so that a reused pid cannot deceive) and of its executing
-//! another program.
+//! Notice of a process's end (a pidfd, so that a reused pid cannot deceive) and of its executing another program (an
+//! open `/proc/PID/mem`, which stays that of the program that was running when it was opened).
 
 use std::{
+    fs::File,
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::FileExt as _,
+    },
     sync::Arc,
     time::Duration,
 };
@@ -14,7 +18,10 @@ use rustix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::{ProcessError, Target, target::read_stat};
+use super::{
+    ProcessError, Target,
+    target::{open_memory, read_stat},
+};
 
 /// What changes when a process executes a program: the file, and where the kernel lays out the stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +42,8 @@ pub struct Watch {
     pidfd: Arc<OwnedFd>,
     directory: Arc<OwnedFd>,
     program: Program,
+    /// The memory of the program that is watched; `None` without permission.
+    memory: Option<Arc<File>>,
 }
 
 impl Watch {
@@ -45,6 +54,7 @@ impl Watch {
             pidfd: Arc::clone(&target.pidfd),
             directory: Arc::clone(&target.directory),
             program,
+            memory: target.memory.clone(),
         })
     }
 
@@ -91,7 +101,21 @@ impl Watch {
     /// it has ended: ask [`Self::has_ended`].
     #[must_use]
     pub fn has_executed_another_program(&self) -> bool {
-        program(&self.directory, self.pid).is_ok_and(|now| now != self.program) && !self.has_ended()
+        let gone = self.memory.as_deref().is_some_and(|memory| is_gone(memory, self.program.stack_start));
+        (gone || program(&self.directory, self.pid).is_ok_and(|now| now != self.program)) && !self.has_ended()
+    }
+
+    /// The memory of the program that is watched, and of no later one; `None` without permission.
+    #[must_use]
+    pub fn memory(&self) -> Option<&Arc<File>> {
+        self.memory.as_ref()
+    }
+
+    /// Whether it has ended or is about to: its executable is taken away a little before.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        self.has_ended()
+            || matches!(statat(&self.directory, "exe", AtFlags::empty()), Err(rustix::io::Errno::NOENT))
     }
 
     /// Where the stack of the program that is watched begins; 0 without permission.
@@ -105,6 +129,7 @@ impl Watch {
     /// # Errors
     /// When the process is gone.
     pub fn accept_program(&mut self) -> Result<(), ProcessError> {
+        self.memory = open_memory(&self.directory);
         self.program = program(&self.directory, self.pid)?;
         Ok(())
     }
@@ -126,6 +151,13 @@ pub fn wait_for_any(fds: &[BorrowedFd<'_>], timeout: Duration) -> io::Result<boo
         Err(rustix::io::Errno::INTR) => Ok(false),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Whether the program whose memory this is runs no more. The kernel then reads nothing, where of a program that runs
+/// an address is either readable or an error.
+#[must_use]
+pub fn is_gone(memory: &File, address: u64) -> bool {
+    matches!(memory.read_at(&mut [0; 1], address), Ok(0))
 }
 
 fn program(directory: &OwnedFd, pid: u32) -> Result<Program, ProcessError> {

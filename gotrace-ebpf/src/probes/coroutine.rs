@@ -19,7 +19,7 @@ pub fn coroutine_switch(ctx: ProbeContext) -> u32 {
 }
 
 #[inline(always)]
-fn on_switch(ctx: &ProbeContext, from: u64) -> Option<()> {
+pub fn on_switch(ctx: &ProbeContext, from: u64) -> Option<()> {
     let process = Process::hit(ctx, Hit::Coroutine, LEVEL_FULL)?;
     let layout = &process.layout;
     let from_goid = process.read(read_word(from + u64::from(layout.goid)))?;

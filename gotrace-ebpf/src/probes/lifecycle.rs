@@ -2,8 +2,8 @@
 
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use gotrace_common::{
-    CreateRecord, ExitRecord, GoroutineState, Header, Hit, LEVEL_FULL, LEVEL_LIFECYCLE, LEVEL_WAITS, Lost, flags,
-    kind,
+    CreateRecord, ExitRecord, GoroutineState, Header, Hit, LEVEL_FULL, LEVEL_LIFECYCLE, LEVEL_WAITS, Lost,
+    flags, kind,
 };
 
 use crate::{
@@ -41,10 +41,16 @@ const DEAD: u32 = 6;
 /// At a call of `casgstatus(g, old, new)` in `newproc.func1`, where `newproc1` was inlined.
 #[uprobe]
 pub fn create_by_status(ctx: ProbeContext) -> u32 {
-    if argument::<1>(&ctx) as u32 == DEAD && argument::<2>(&ctx) as u32 == RUNNABLE {
-        create(&ctx, argument::<0>(&ctx), kind::CREATE);
-    }
+    on_status_change(&ctx);
     0
+}
+
+#[inline(always)]
+pub fn on_status_change(ctx: &ProbeContext) -> Option<()> {
+    if argument::<1>(ctx) as u32 == DEAD && argument::<2>(ctx) as u32 == RUNNABLE {
+        create(ctx, argument::<0>(ctx), kind::CREATE);
+    }
+    None
 }
 
 /// Behind the call of `newproc1` in `newcoro.func1`.
@@ -69,14 +75,17 @@ pub fn create_coroutine_2(ctx: ProbeContext) -> u32 {
 }
 
 #[inline(always)]
-fn create(ctx: &ProbeContext, g: u64, kind: u8) -> Option<()> {
+pub fn create(ctx: &ProbeContext, g: u64, kind: u8) -> Option<()> {
     let process = Process::hit(ctx, Hit::Create, LEVEL_LIFECYCLE)?;
     let layout = &process.layout;
     let goid = process.read(read_word(g + u64::from(layout.goid)))?;
     // parentGoid (where there is one), gopc, ancestors, startpc
     let words = process.read(read_words::<4>(g + u64::from(layout.gopc) - 8))?;
-    let parent_goid =
-        if process.flags & flags::PARENT_GOID != 0 { words[0] } else { running_goid(ctx, &process).unwrap_or(0) };
+    let parent_goid = if process.flags & flags::PARENT_GOID != 0 {
+        words[0]
+    } else {
+        running_goid(ctx, &process).unwrap_or(0)
+    };
     if process.level >= LEVEL_FULL {
         // A goroutine is runnable from its birth; a coroutine waits for its first switch.
         let coroutine = kind == gotrace_common::kind::CREATE_COROUTINE;
@@ -93,7 +102,14 @@ fn create(ctx: &ProbeContext, g: u64, kind: u8) -> Option<()> {
     }
     let mut entry = reserve::<CreateRecord>(&process, Lost::RingCreate)?;
     entry.write(CreateRecord {
-        header: Header { kind, arg: 0, count: 0, waker: 0, process: process.process, time_ns: process.now_ns },
+        header: Header {
+            kind,
+            arg: 0,
+            count: 0,
+            waker: 0,
+            process: process.process,
+            time_ns: process.now_ns,
+        },
         goid,
         parent_goid,
         created_pc: words[1],
@@ -123,7 +139,7 @@ pub fn exit(ctx: ProbeContext) -> u32 {
 }
 
 #[inline(always)]
-fn on_exit(ctx: &ProbeContext, g: u64) -> Option<()> {
+pub fn on_exit(ctx: &ProbeContext, g: u64) -> Option<()> {
     let process = Process::hit(ctx, Hit::Exit, LEVEL_LIFECYCLE)?;
     let goid = process.read(read_word(g + u64::from(process.layout.goid)))?;
     let (mut wait_total_ns, mut schedule_total_ns, mut wait_count) = (0, 0, 0);

@@ -19,7 +19,7 @@ pub fn syscall_enter(ctx: ProbeContext) -> u32 {
 }
 
 #[inline(always)]
-fn on_enter(ctx: &ProbeContext, g: u64) -> Option<()> {
+pub fn on_enter(ctx: &ProbeContext, g: u64) -> Option<()> {
     let process = Process::hit(ctx, Hit::SyscallEnter, LEVEL_FULL)?;
     let goid = process.read(read_word(g + u64::from(process.layout.goid)))?;
     let key = process.key(goid);
@@ -43,7 +43,7 @@ pub fn syscall_exit(ctx: ProbeContext) -> u32 {
 }
 
 #[inline(always)]
-fn on_exit(ctx: &ProbeContext, g: u64) -> Option<()> {
+pub fn on_exit(ctx: &ProbeContext, g: u64) -> Option<()> {
     let process = Process::hit(ctx, Hit::SyscallExit, LEVEL_FULL)?;
     let goid = process.read(read_word(g + u64::from(process.layout.goid)))?;
     // SAFETY: the value of a preallocated map, of the goroutine whose event this is.

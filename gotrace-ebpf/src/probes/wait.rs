@@ -6,8 +6,8 @@
 
 use aya_ebpf::{macros::uprobe, maps::ring_buf::RingBufEntry, programs::ProbeContext};
 use gotrace_common::{
-    DEEP_FRAMES, FRAMES, GoroutineState, Header, Hit, LEVEL_WAITS, Lost, ROW_SCHEDULE, WaitDeepRecord, WaitHead,
-    WaitRecord, kind,
+    DEEP_FRAMES, FRAMES, GoroutineState, Header, Hit, LEVEL_WAITS, Lost, ROW_SCHEDULE, WaitDeepRecord,
+    WaitHead, WaitRecord, kind,
 };
 
 use crate::{
@@ -25,7 +25,7 @@ pub fn park(ctx: ProbeContext) -> u32 {
 }
 
 #[inline(always)]
-fn on_park(ctx: &ProbeContext, g: u64) -> Option<()> {
+pub fn on_park(ctx: &ProbeContext, g: u64) -> Option<()> {
     let process = Process::hit(ctx, Hit::Park, LEVEL_WAITS)?;
     // goid, schedlink, waitsince, waitreason and its neighbours
     let words = process.read(read_words::<4>(g + u64::from(process.layout.goid)))?;
@@ -62,7 +62,7 @@ pub fn run(ctx: ProbeContext) -> u32 {
 }
 
 #[inline(always)]
-fn on_run(ctx: &ProbeContext, g: u64) -> Option<()> {
+pub fn on_run(ctx: &ProbeContext, g: u64) -> Option<()> {
     let process = Process::hit(ctx, Hit::Run, LEVEL_WAITS)?;
     let goid = process.read(read_word(g + u64::from(process.layout.goid)))?;
     end(&process, g, goid)

@@ -27,7 +27,7 @@ pub fn ready_closure(ctx: ProbeContext) -> u32 {
 }
 
 #[inline(always)]
-fn on_ready(ctx: &ProbeContext, g: u64) -> Option<()> {
+pub fn on_ready(ctx: &ProbeContext, g: u64) -> Option<()> {
     let process = Process::hit(ctx, Hit::Ready, LEVEL_FULL)?;
     match running_goid(ctx, &process) {
         Some(goid) if goid != 0 => wake(&process, g, WakerKind::Goroutine, goid),
@@ -63,7 +63,7 @@ pub fn netpoll(ctx: ProbeContext) -> u32 {
 }
 
 #[inline(always)]
-fn on_netpoll(ctx: &ProbeContext, poll_desc: u64, mode: u32) -> Option<()> {
+pub fn on_netpoll(ctx: &ProbeContext, poll_desc: u64, mode: u32) -> Option<()> {
     let process = Process::hit(ctx, Hit::Netpoll, LEVEL_FULL)?;
     // 'r', 'w' or their sum, which means both.
     if mode != u32::from(b'w') {
@@ -93,7 +93,7 @@ pub fn inject_list(ctx: ProbeContext) -> u32 {
 }
 
 #[inline(always)]
-fn on_inject_list(ctx: &ProbeContext, list: u64) -> Option<()> {
+pub fn on_inject_list(ctx: &ProbeContext, list: u64) -> Option<()> {
     let process = Process::hit(ctx, Hit::InjectList, LEVEL_FULL)?;
     let mut g = process.read(read_word(list))?;
     for _ in 0..MAX_WAKE_LIST {
@@ -118,7 +118,7 @@ pub fn give_way(ctx: ProbeContext) -> u32 {
 }
 
 #[inline(always)]
-fn on_yield(ctx: &ProbeContext, g: u64) -> Option<()> {
+pub fn on_yield(ctx: &ProbeContext, g: u64) -> Option<()> {
     let process = Process::hit(ctx, Hit::Yield, LEVEL_FULL)?;
     let goid = process.read(read_word(g + u64::from(process.layout.goid)))?;
     let key = process.key(goid);

@@ -42,7 +42,7 @@ pub(crate) fn log(resource: &Arc<Resource>) -> LogRecord {
 }
 
 pub(crate) fn context(root: u64, goid: u64) -> SpanContext {
-    ProcessKey::new("boot", 7, 100, 0).context(root, goid)
+    ProcessKey::new("boot", 7, 100, 0, 0).context(root, goid)
 }
 
 pub(crate) fn goroutine(resource: &Arc<Resource>, goid: u64) -> Span {
