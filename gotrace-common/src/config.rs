@@ -20,7 +20,7 @@ pub mod flags {
     pub const FLOODS: u32 = 2;
 }
 
-/// Programs by number: the lower half of a probe's cookie, by which the program `dispatch` chooses. [`program::NAMES`]
+/// Programs by number: the lower half of a probe's cookie, by which the programs `dispatch_…` choose. [`program::NAMES`]
 /// has the program that does the same alone.
 pub mod program {
     /// `create_0`

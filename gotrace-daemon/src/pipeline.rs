@@ -9,6 +9,7 @@ mod budget;
 mod config;
 mod cost;
 mod error;
+mod executions;
 mod keeping;
 mod memory;
 mod node;
@@ -38,9 +39,7 @@ use crate::{
     eventlog::EventLog,
     kernel::{self, HitCost},
     level::Level,
-    process::{
-        ProcessError, Target, descends_from, lease_notice, start_ticks, take_lease_notice, wait_for_any,
-    },
+    process::{ProcessError, Target, lease_notice, raise_open_files_limit, wait_for_any},
     sink::{
         model::{Interval, Span, Summary},
         otlp::Exporter,
@@ -127,6 +126,7 @@ impl Line {
     /// # Errors
     /// [`LineError::Kernel`], unless snapshots may stand in; [`LineError::Record`].
     pub fn new(config: LineConfig, exporter: Option<Arc<Exporter>>) -> Result<Self, LineError> {
+        raise_open_files_limit();
         let log = match &config.record {
             None => None,
             Some(path) => Some(
@@ -262,72 +262,6 @@ impl Line {
     /// The descendants of this process are followed, though it is not traced itself.
     pub fn follow(&mut self, pid: u32) {
         self.root_pid.get_or_insert(pid);
-    }
-
-    /// A process that waited to execute its program until its probes were in place has executed it.
-    ///
-    /// # Errors
-    /// [`LineError::Process`] when it is gone already; what it did is in the ring all the same.
-    pub fn has_begun(&mut self, pid: u32) -> Result<(), LineError> {
-        let Self { probes, traced, config, .. } = self;
-        let Some(traced) = traced.iter_mut().find(|t| t.pid() == pid) else { return Ok(()) };
-        traced.has_begun()?;
-        // The file that was opened has the probes, whatever its name meant when it was executed.
-        if let (Some(probes), false, false) = (probes, traced.is_sampled(), traced.target().runs_its_file()) {
-            tracing::warn!(pid, "it executed another file than the one that was read: it has no probes");
-            probes.remove(traced);
-            traced.stop_events(config);
-        }
-        Ok(())
-    }
-
-    /// Verifies probes that were put in place before their program began, takes probes off files that somebody is
-    /// about to write.
-    fn tend_probes(&mut self) {
-        let Self { probes: Some(probes), traced, config, .. } = self else { return };
-        for traced in traced.iter_mut() {
-            if traced.is_to_be_verified()
-                && let Err(error) = probes.verify(traced)
-                && !traced.has_ended()
-                && !traced.watch.has_executed_another_program()
-            {
-                tracing::warn!(pid = traced.pid(), "traced by snapshots from now on: {error}");
-                probes.remove(traced);
-                traced.stop_events(config);
-                traced.lowered = Some("file");
-            }
-        }
-        if !take_lease_notice() {
-            return;
-        }
-        for number in probes.broken() {
-            let Some(traced) = traced.iter_mut().find(|t| t.number() == number) else { continue };
-            if traced.watch.has_ended() {
-                probes.remove(traced);
-                continue;
-            }
-            tracing::warn!(
-                pid = traced.pid(),
-                "traced by snapshots from now on: its file is about to be written, and its probes are removed"
-            );
-            probes.remove(traced);
-            traced.stop_events(config);
-            traced.lowered = Some("file");
-        }
-    }
-
-    /// Ids are made of where the program's stack lies; a process that has had another one there counts.
-    fn name_execution(&mut self, traced: &mut Traced) {
-        let identity = &traced.target().identity;
-        let process = (identity.pid, identity.start_ticks);
-        if self.executions.len() >= EXECUTIONS && !self.executions.contains_key(&process) {
-            self.executions.retain(|(pid, start), _| start_ticks(*pid) == Some(*start));
-        }
-        let stacks = self.executions.entry(process).or_default();
-        let stack_start = traced.watch.stack_start();
-        let repeat = stacks.iter().filter(|before| **before == stack_start).count();
-        stacks.push(stack_start);
-        traced.set_repeat(u32::try_from(repeat).unwrap_or(u32::MAX));
     }
 
     /// The first process that is traced now.
@@ -546,59 +480,6 @@ impl Line {
     /// Takes everything that is in the ring.
     fn drain_all(&mut self) -> Result<(), LineError> {
         while self.drain()? == DRAIN_LIMIT {}
-        Ok(())
-    }
-
-    /// A process that was not traced executed a program: it is traced if that is Go's and it descends from the first.
-    fn follow_execution(&mut self, pid: u32) {
-        let Some(root) = self.root_pid else { return };
-        if !descends_from(pid, root) {
-            return;
-        }
-        let wanted = |target: &Target| self.config.left_behind.follows(&target.executable);
-        let target = match Target::open(pid) {
-            Ok(target) if !wanted(&target) => return,
-            target => target,
-        };
-        match target.map_err(LineError::from).and_then(|target| self.trace_at(target, true)) {
-            Ok(()) => {}
-            // Most programs are not Go's, and many are gone before they can be looked at.
-            Err(error @ (LineError::Program { .. } | LineError::Process(_))) => {
-                tracing::debug!(pid, %error, "a child is not traced");
-            }
-            Err(error) => tracing::warn!(pid, %error, "a child is not traced"),
-        }
-    }
-
-    /// Ends what has ended, and follows a process into the program that it executed.
-    fn look_after_processes(&mut self, report: &mut dyn FnMut(&Arc<Interval>)) -> Result<(), LineError> {
-        let mut i = 0;
-        while i < self.traced.len() {
-            let Some(why) = self.traced[i].what_became_of_it() else {
-                i += 1;
-                continue;
-            };
-            // What it did before its end is in the ring.
-            self.drain_all()?;
-            let traced = self.traced.remove(i);
-            let executed = traced.executed_another_program();
-            let pid = traced.pid();
-            self.end(traced, &why, report);
-            if executed && self.node.is_some() {
-                self.tell_scout(pid);
-            } else if executed {
-                match Target::open(pid).map_err(LineError::from).and_then(|t| self.trace_at(t, true)) {
-                    Ok(()) => {
-                        tracing::info!(pid, "the process executed another Go program, which is traced now");
-                    }
-                    Err(error) if self.config.follow != Follow::Nobody => {
-                        tracing::debug!(pid, %error, "not traced any more");
-                    }
-                    Err(LineError::Process(ProcessError::Gone { .. } | ProcessError::Zombie { .. })) => {}
-                    Err(error) => return Err(error),
-                }
-            }
-        }
         Ok(())
     }
 

@@ -67,7 +67,7 @@ impl Process {
     /// A place can have several probes: those of a file-wide attachment and those scoped to other processes. Each
     /// process listens to its own only.
     #[inline(always)]
-    pub fn hit(ctx: &ProbeContext, hit: Hit, level: u8) -> Option<Self> {
+    pub fn hit(probe: &Probe, hit: Hit, level: u8) -> Option<Self> {
         let Some(config) = PROCESSES.get_ptr(current_pid()) else {
             diagnostics::not_traced(hit);
             return None;
@@ -77,13 +77,8 @@ impl Process {
         if config.level < level {
             return None;
         }
-        // SAFETY: user space sets it before loading; volatile, so that the value here is not built in.
-        if unsafe { ptr::read_volatile(&COOKIES) } != 0 {
-            // SAFETY: the context of this program.
-            let cookie = unsafe { generated::bpf_get_attach_cookie(ctx.as_ptr()) };
-            if (cookie >> 32) as u32 != config.file {
-                return None;
-            }
+        if config.file != probe.file {
+            return None;
         }
         if executions(config.slot) as u32 != config.generation {
             return None;
@@ -159,11 +154,43 @@ pub fn executions(slot: u32) -> u64 {
     EXECUTIONS.get_ptr(slot).map_or(0, |count| unsafe { ptr::read_volatile(count) })
 }
 
-/// The program that the cookie of this probe names: its lower half.
+/// A hit: the registers, and which attachment it is of.
+pub struct Probe {
+    ctx: ProbeContext,
+    /// The number of a file-wide attachment; 0 for probes that are scoped to a process.
+    file: u32,
+}
+
+impl Probe {
+    /// Of a program that is attached for itself.
+    #[inline(always)]
+    pub fn new(ctx: ProbeContext) -> Self {
+        // SAFETY: user space sets it before loading; volatile, so that the value here is not built in.
+        let file = if unsafe { ptr::read_volatile(&COOKIES) } != 0 { (cookie(&ctx) >> 32) as u32 } else { 0 };
+        Self { ctx, file }
+    }
+
+    /// Of a program that does the work of many, and the number of the one whose it is.
+    #[inline(always)]
+    pub fn dispatched(ctx: ProbeContext) -> (Self, u32) {
+        let cookie = cookie(&ctx);
+        (Self { ctx, file: (cookie >> 32) as u32 }, cookie as u32)
+    }
+}
+
+impl core::ops::Deref for Probe {
+    type Target = ProbeContext;
+
+    #[inline(always)]
+    fn deref(&self) -> &ProbeContext {
+        &self.ctx
+    }
+}
+
 #[inline(always)]
-pub fn program_of(ctx: &ProbeContext) -> u32 {
+fn cookie(ctx: &ProbeContext) -> u64 {
     // SAFETY: the context of this program.
-    unsafe { generated::bpf_get_attach_cookie(ctx.as_ptr()) as u32 }
+    unsafe { generated::bpf_get_attach_cookie(ctx.as_ptr()) }
 }
 
 #[inline(always)]

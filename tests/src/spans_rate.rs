@@ -45,7 +45,7 @@ pub struct Rate {
 /// Half goroutines, half waits with a link, from a handful of sites, as a server makes them.
 #[must_use]
 pub fn sample(resource: &Arc<Resource>, count: usize) -> Vec<Span> {
-    let key = ProcessKey::new("b", 7, 100, 0);
+    let key = ProcessKey::new("b", 7, 100, 0, 0);
     let sites: Vec<Arc<Location>> = (1..40)
         .map(|i| {
             Arc::new(Location {

@@ -100,7 +100,7 @@ fn nothing_is_lost_and_nothing_comes_twice_over_restarts() {
         let text = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(n - 3));
         text.and_then(|text| text.parse().ok()).expect("a number")
     };
-    let key = ProcessKey::new(&boot, shop.pid(), field(22), field(28));
+    let key = ProcessKey::new(&boot, shop.pid(), field(22), field(28), 0);
     let ids: BTreeSet<_> = spans.iter().map(|s| s.span_id.clone()).collect();
     assert_eq!((spans.len() as u64, ids.len() as u64), (first + second + third, first + second + third));
     assert!(spans.iter().all(|span| span.span_id == expected_id(&key, span)));

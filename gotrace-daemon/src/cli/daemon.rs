@@ -18,7 +18,7 @@ use crate::{
     config::{self, Config},
     kernel,
     pipeline::{Budget, Control, Engine, Line, NodeState, Observer, ProcessEvent, Stop},
-    process::{drop_privileges, raise_open_files_limit},
+    process::drop_privileges,
     sink::{
         otlp::{ExportStats, Exporter, SpoolStats},
         prometheus::{Agent, Board, Health, Server, Watched},
@@ -111,7 +111,6 @@ pub(super) fn run(args: &DaemonArgs) -> Result<Exit, CliError> {
         }
         return Ok(Exit::DONE);
     }
-    raise_open_files_limit();
     let perf_events = config.line().engine != Engine::Snapshot && kernel::settled_way().wants_admin();
     match drop_privileges(perf_events) {
         Ok(left) => tracing::info!("capabilities kept: {left}"),

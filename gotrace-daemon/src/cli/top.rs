@@ -17,7 +17,6 @@ use crate::{
     config::Config,
     level::Level,
     pipeline::{Line, ProcessEvent, Stop},
-    process::raise_open_files_limit,
     sink::{otlp::ExportConfig, prometheus::Board, top},
     ui::TopView,
     units,
@@ -65,7 +64,6 @@ pub(super) fn run(args: &TopArgs) -> Result<Exit, CliError> {
         (None, Some(_)) => line_config.level,
         (None, None) => Level::Lifecycle,
     };
-    raise_open_files_limit();
     let background = Background::with_export(ExportConfig::default())?;
     let stop = Stop::default();
     background.stop_on_signals(&stop)?;

@@ -119,13 +119,14 @@ impl Kernel {
                 Scope::Process(pid) => (Some(pid), 0),
                 Scope::File(number) => (None, number.get()),
             };
-            // A link holds them all: the cookie of each place names the program that is run there.
-            let places = probes
-                .iter()
-                .map(|probe| Ok((probe.file_offset, cookie(number, program_for(probe)?))))
-                .collect::<Result<Vec<_>, Error>>()?;
-            if !places.is_empty() {
-                attachment.holds.push(Hold::Link(programs.link(DISPATCH, file, &places, pid)?));
+            // A link holds all of a level: the cookie of each place names what is run there.
+            let mut places: [(&str, Vec<(u64, u64)>); 3] = DISPATCHERS.map(|name| (name, Vec::new()));
+            for probe in probes {
+                let program = program_for(probe)?;
+                places[dispatcher_of(program)].1.push((probe.file_offset, cookie(number, program)));
+            }
+            for (name, places) in places.iter().filter(|(_, places)| !places.is_empty()) {
+                attachment.holds.push(Hold::Link(programs.link(name, file, places, pid)?));
             }
             return Ok(attachment);
         }
@@ -189,8 +190,23 @@ fn uprobe<'a>(ebpf: &'a mut aya::Ebpf, name: &'static str) -> Result<&'a mut UPr
     program.try_into()
 }
 
-/// The program that runs each place's own.
-const DISPATCH: &str = "dispatch";
+/// Programs that run each place's own: of births and deaths, of waits, of all else.
+const DISPATCHERS: [&str; 3] = ["dispatch_lifecycle", "dispatch_waits", "dispatch_full"];
+
+fn dispatcher_of(program: u32) -> usize {
+    match program {
+        program::PARK | program::RUN => 1,
+        program::READY
+        | program::READY_CLOSURE
+        | program::NETPOLL
+        | program::INJECT_LIST
+        | program::GIVE_WAY
+        | program::COROUTINE_SWITCH
+        | program::SYSCALL_ENTER
+        | program::SYSCALL_EXIT => 2,
+        _ => 0,
+    }
+}
 
 /// What a place's cookie says: the number of a file-wide attachment, or 0, and the program of the place.
 fn cookie(attachment: u32, program: u32) -> u64 {

@@ -183,6 +183,12 @@ impl Guard {
         by_descriptor(&self.file)
     }
 
+    /// Whether it is a lease that keeps the file; else it cannot be written at all.
+    #[must_use]
+    pub fn is_leased(&self) -> bool {
+        self.leased
+    }
+
     /// Whether somebody waits to write the file: the probes are to come off and the guard to be dropped.
     #[must_use]
     pub fn is_broken(&self) -> bool {

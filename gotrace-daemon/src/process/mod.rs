@@ -16,6 +16,7 @@ mod resource;
 mod rules;
 mod signals;
 mod spawn;
+mod stat;
 mod target;
 mod watch;
 
@@ -30,10 +31,8 @@ pub use resource::{GoFacts, ResourceOptions, resource};
 pub use rules::{Facts, Pattern, Rule, Rules};
 pub use signals::Forwarder;
 pub use spawn::{ExecutableKind, SpawnError, Spawned};
-pub use target::{
-    Identity, MAX_EXECUTABLE_BYTES, Mapping, Target, age, all_processes, parent_of, stack_start, start_ticks,
-    usage,
-};
+pub use stat::{age, all_processes, parent_of, stack_start, start_ticks, usage};
+pub use target::{Identity, MAX_EXECUTABLE_BYTES, Mapping, Target};
 pub use watch::{Watch, is_gone, wait_for_any};
 
 /// Whether the kernel that runs is this release or a later one.

@@ -7,19 +7,20 @@ use crate::{
     go_abi::{argument, read_word},
     maps::GOROUTINES,
     probes::wait,
-    process::Process,
+    process::{Probe, Process},
 };
 
 /// `coroswitch_m`: the g that switches is the first argument; `g.coroarg` points at the coroutine, whose
 /// first word is the g to run.
 #[uprobe]
 pub fn coroutine_switch(ctx: ProbeContext) -> u32 {
-    on_switch(&ctx, argument::<0>(&ctx));
+    let ctx = &Probe::new(ctx);
+    on_switch(ctx, argument::<0>(ctx));
     0
 }
 
 #[inline(always)]
-pub fn on_switch(ctx: &ProbeContext, from: u64) -> Option<()> {
+pub fn on_switch(ctx: &Probe, from: u64) -> Option<()> {
     let process = Process::hit(ctx, Hit::Coroutine, LEVEL_FULL)?;
     let layout = &process.layout;
     let from_goid = process.read(read_word(from + u64::from(layout.goid)))?;

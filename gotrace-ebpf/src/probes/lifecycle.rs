@@ -10,27 +10,30 @@ use crate::{
     emit::{reserve, submit},
     go_abi::{argument, current_g, read_word, read_words},
     maps::GOROUTINES,
-    process::Process,
+    process::{Probe, Process},
 };
 
 /// At the call of `runqput` in `newproc.func1`: the new g is the second argument.
 #[uprobe]
 pub fn create_1(ctx: ProbeContext) -> u32 {
-    create(&ctx, argument::<1>(&ctx), kind::CREATE);
+    let ctx = &Probe::new(ctx);
+    create(ctx, argument::<1>(ctx), kind::CREATE);
     0
 }
 
 /// Behind the call of `newproc1` in `newproc.func1`, where `runqput` was inlined.
 #[uprobe]
 pub fn create_0(ctx: ProbeContext) -> u32 {
-    create(&ctx, argument::<0>(&ctx), kind::CREATE);
+    let ctx = &Probe::new(ctx);
+    create(ctx, argument::<0>(ctx), kind::CREATE);
     0
 }
 
 /// As [`create_0`], where the compiler keeps the new g in the third register.
 #[uprobe]
 pub fn create_2(ctx: ProbeContext) -> u32 {
-    create(&ctx, argument::<2>(&ctx), kind::CREATE);
+    let ctx = &Probe::new(ctx);
+    create(ctx, argument::<2>(ctx), kind::CREATE);
     0
 }
 
@@ -41,12 +44,13 @@ const DEAD: u32 = 6;
 /// At a call of `casgstatus(g, old, new)` in `newproc.func1`, where `newproc1` was inlined.
 #[uprobe]
 pub fn create_by_status(ctx: ProbeContext) -> u32 {
-    on_status_change(&ctx);
+    let ctx = &Probe::new(ctx);
+    on_status_change(ctx);
     0
 }
 
 #[inline(always)]
-pub fn on_status_change(ctx: &ProbeContext) -> Option<()> {
+pub fn on_status_change(ctx: &Probe) -> Option<()> {
     if argument::<1>(ctx) as u32 == DEAD && argument::<2>(ctx) as u32 == RUNNABLE {
         create(ctx, argument::<0>(ctx), kind::CREATE);
     }
@@ -56,26 +60,29 @@ pub fn on_status_change(ctx: &ProbeContext) -> Option<()> {
 /// Behind the call of `newproc1` in `newcoro.func1`.
 #[uprobe]
 pub fn create_coroutine_0(ctx: ProbeContext) -> u32 {
-    create(&ctx, argument::<0>(&ctx), kind::CREATE_COROUTINE);
+    let ctx = &Probe::new(ctx);
+    create(ctx, argument::<0>(ctx), kind::CREATE_COROUTINE);
     0
 }
 
 /// As [`create_coroutine_0`], where the compiler keeps the new g in the second register.
 #[uprobe]
 pub fn create_coroutine_1(ctx: ProbeContext) -> u32 {
-    create(&ctx, argument::<1>(&ctx), kind::CREATE_COROUTINE);
+    let ctx = &Probe::new(ctx);
+    create(ctx, argument::<1>(ctx), kind::CREATE_COROUTINE);
     0
 }
 
 /// As [`create_coroutine_0`], where the compiler keeps the new g in the third register.
 #[uprobe]
 pub fn create_coroutine_2(ctx: ProbeContext) -> u32 {
-    create(&ctx, argument::<2>(&ctx), kind::CREATE_COROUTINE);
+    let ctx = &Probe::new(ctx);
+    create(ctx, argument::<2>(ctx), kind::CREATE_COROUTINE);
     0
 }
 
 #[inline(always)]
-pub fn create(ctx: &ProbeContext, g: u64, kind: u8) -> Option<()> {
+pub fn create(ctx: &Probe, g: u64, kind: u8) -> Option<()> {
     let process = Process::hit(ctx, Hit::Create, LEVEL_LIFECYCLE)?;
     let layout = &process.layout;
     let goid = process.read(read_word(g + u64::from(layout.goid)))?;
@@ -121,7 +128,7 @@ pub fn create(ctx: &ProbeContext, g: u64, kind: u8) -> Option<()> {
 
 /// Id of the goroutine that the current thread runs, also when it is on the scheduler's stack.
 #[inline(always)]
-pub fn running_goid(ctx: &ProbeContext, process: &Process) -> Option<u64> {
+pub fn running_goid(ctx: &Probe, process: &Process) -> Option<u64> {
     let layout = &process.layout;
     let m = read_word(current_g(ctx) + u64::from(layout.m))?;
     let g = read_word(m + u64::from(layout.curg))?;
@@ -134,12 +141,13 @@ pub fn running_goid(ctx: &ProbeContext, process: &Process) -> Option<u64> {
 /// `gdestroy`, before Go 1.22 `goexit0`: the g is the first argument and still has its goid.
 #[uprobe]
 pub fn exit(ctx: ProbeContext) -> u32 {
-    on_exit(&ctx, argument::<0>(&ctx));
+    let ctx = &Probe::new(ctx);
+    on_exit(ctx, argument::<0>(ctx));
     0
 }
 
 #[inline(always)]
-pub fn on_exit(ctx: &ProbeContext, g: u64) -> Option<()> {
+pub fn on_exit(ctx: &Probe, g: u64) -> Option<()> {
     let process = Process::hit(ctx, Hit::Exit, LEVEL_LIFECYCLE)?;
     let goid = process.read(read_word(g + u64::from(process.layout.goid)))?;
     let (mut wait_total_ns, mut schedule_total_ns, mut wait_count) = (0, 0, 0);

@@ -8,18 +8,19 @@ use crate::{
     go_abi::{current_g, frame_pointer, read_word},
     maps::GOROUTINES,
     probes::wait,
-    process::Process,
+    process::{Probe, Process},
 };
 
 /// `entersyscall`, `entersyscallblock`: the g is the current one.
 #[uprobe]
 pub fn syscall_enter(ctx: ProbeContext) -> u32 {
-    on_enter(&ctx, current_g(&ctx));
+    let ctx = &Probe::new(ctx);
+    on_enter(ctx, current_g(ctx));
     0
 }
 
 #[inline(always)]
-pub fn on_enter(ctx: &ProbeContext, g: u64) -> Option<()> {
+pub fn on_enter(ctx: &Probe, g: u64) -> Option<()> {
     let process = Process::hit(ctx, Hit::SyscallEnter, LEVEL_FULL)?;
     let goid = process.read(read_word(g + u64::from(process.layout.goid)))?;
     let key = process.key(goid);
@@ -38,12 +39,13 @@ pub fn on_enter(ctx: &ProbeContext, g: u64) -> Option<()> {
 /// `exitsyscall`: the g is the current one, on its own stack.
 #[uprobe]
 pub fn syscall_exit(ctx: ProbeContext) -> u32 {
-    on_exit(&ctx, current_g(&ctx));
+    let ctx = &Probe::new(ctx);
+    on_exit(ctx, current_g(ctx));
     0
 }
 
 #[inline(always)]
-pub fn on_exit(ctx: &ProbeContext, g: u64) -> Option<()> {
+pub fn on_exit(ctx: &Probe, g: u64) -> Option<()> {
     let process = Process::hit(ctx, Hit::SyscallExit, LEVEL_FULL)?;
     let goid = process.read(read_word(g + u64::from(process.layout.goid)))?;
     // SAFETY: the value of a preallocated map, of the goroutine whose event this is.

@@ -14,18 +14,19 @@ use crate::{
     emit::{reserve, submit},
     go_abi::{argument, read_word, read_words},
     maps::GOROUTINES,
-    process::Process,
+    process::{Probe, Process},
 };
 
 /// `park_m`: the g is the first argument, its wait reason is set.
 #[uprobe]
 pub fn park(ctx: ProbeContext) -> u32 {
-    on_park(&ctx, argument::<0>(&ctx));
+    let ctx = &Probe::new(ctx);
+    on_park(ctx, argument::<0>(ctx));
     0
 }
 
 #[inline(always)]
-pub fn on_park(ctx: &ProbeContext, g: u64) -> Option<()> {
+pub fn on_park(ctx: &Probe, g: u64) -> Option<()> {
     let process = Process::hit(ctx, Hit::Park, LEVEL_WAITS)?;
     // goid, schedlink, waitsince, waitreason and its neighbours
     let words = process.read(read_words::<4>(g + u64::from(process.layout.goid)))?;
@@ -57,12 +58,13 @@ pub fn begin(process: &Process, g: u64, goid: u64, reason: u8) {
 /// `execute`: the g is the first argument and about to run.
 #[uprobe]
 pub fn run(ctx: ProbeContext) -> u32 {
-    on_run(&ctx, argument::<0>(&ctx));
+    let ctx = &Probe::new(ctx);
+    on_run(ctx, argument::<0>(ctx));
     0
 }
 
 #[inline(always)]
-pub fn on_run(ctx: &ProbeContext, g: u64) -> Option<()> {
+pub fn on_run(ctx: &Probe, g: u64) -> Option<()> {
     let process = Process::hit(ctx, Hit::Run, LEVEL_WAITS)?;
     let goid = process.read(read_word(g + u64::from(process.layout.goid)))?;
     end(&process, g, goid)

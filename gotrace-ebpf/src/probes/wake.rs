@@ -7,27 +7,29 @@ use crate::{
     go_abi::{argument, closure_context, read_word},
     maps::GOROUTINES,
     probes::lifecycle::running_goid,
-    process::Process,
+    process::{Probe, Process},
 };
 
 /// `ready`: the g is the first argument.
 #[uprobe]
 pub fn ready(ctx: ProbeContext) -> u32 {
-    on_ready(&ctx, argument::<0>(&ctx));
+    let ctx = &Probe::new(ctx);
+    on_ready(ctx, argument::<0>(ctx));
     0
 }
 
 /// `goready.func1`, where `ready` was inlined: the g is the closure's first variable.
 #[uprobe]
 pub fn ready_closure(ctx: ProbeContext) -> u32 {
-    if let Some(g) = read_word(closure_context(&ctx) + 8) {
-        on_ready(&ctx, g);
+    let ctx = &Probe::new(ctx);
+    if let Some(g) = read_word(closure_context(ctx) + 8) {
+        on_ready(ctx, g);
     }
     0
 }
 
 #[inline(always)]
-pub fn on_ready(ctx: &ProbeContext, g: u64) -> Option<()> {
+pub fn on_ready(ctx: &Probe, g: u64) -> Option<()> {
     let process = Process::hit(ctx, Hit::Ready, LEVEL_FULL)?;
     match running_goid(ctx, &process) {
         Some(goid) if goid != 0 => wake(&process, g, WakerKind::Goroutine, goid),
@@ -58,12 +60,13 @@ fn wake(process: &Process, g: u64, waker: WakerKind, waker_goid: u64) -> Option<
 /// `netpollready(toRun, pd, mode)`: a file descriptor is ready for reading, writing or both.
 #[uprobe]
 pub fn netpoll(ctx: ProbeContext) -> u32 {
-    on_netpoll(&ctx, argument::<1>(&ctx), argument::<2>(&ctx) as u32);
+    let ctx = &Probe::new(ctx);
+    on_netpoll(ctx, argument::<1>(ctx), argument::<2>(ctx) as u32);
     0
 }
 
 #[inline(always)]
-pub fn on_netpoll(ctx: &ProbeContext, poll_desc: u64, mode: u32) -> Option<()> {
+pub fn on_netpoll(ctx: &Probe, poll_desc: u64, mode: u32) -> Option<()> {
     let process = Process::hit(ctx, Hit::Netpoll, LEVEL_FULL)?;
     // 'r', 'w' or their sum, which means both.
     if mode != u32::from(b'w') {
@@ -88,12 +91,13 @@ fn wake_poller(process: &Process, address: u64) -> Option<()> {
 /// `injectglist`: the first argument points at a list of goroutines, linked by `schedlink`.
 #[uprobe]
 pub fn inject_list(ctx: ProbeContext) -> u32 {
-    on_inject_list(&ctx, argument::<0>(&ctx));
+    let ctx = &Probe::new(ctx);
+    on_inject_list(ctx, argument::<0>(ctx));
     0
 }
 
 #[inline(always)]
-pub fn on_inject_list(ctx: &ProbeContext, list: u64) -> Option<()> {
+pub fn on_inject_list(ctx: &Probe, list: u64) -> Option<()> {
     let process = Process::hit(ctx, Hit::InjectList, LEVEL_FULL)?;
     let mut g = process.read(read_word(list))?;
     for _ in 0..MAX_WAKE_LIST {
@@ -113,12 +117,13 @@ pub fn on_inject_list(ctx: &ProbeContext, list: u64) -> Option<()> {
 /// `goschedImpl`, `goyield_m`, `preemptPark`: the g is the first argument, runnable and not running.
 #[uprobe]
 pub fn give_way(ctx: ProbeContext) -> u32 {
-    on_yield(&ctx, argument::<0>(&ctx));
+    let ctx = &Probe::new(ctx);
+    on_yield(ctx, argument::<0>(ctx));
     0
 }
 
 #[inline(always)]
-pub fn on_yield(ctx: &ProbeContext, g: u64) -> Option<()> {
+pub fn on_yield(ctx: &Probe, g: u64) -> Option<()> {
     let process = Process::hit(ctx, Hit::Yield, LEVEL_FULL)?;
     let goid = process.read(read_word(g + u64::from(process.layout.goid)))?;
     let key = process.key(goid);

@@ -7,10 +7,11 @@ use super::Check;
 use crate::kernel::{self, Error, Kernel, Options};
 
 /// Capabilities that tracing may need: name, number (`linux/capability.h`), what for.
-const CAPABILITIES: [(&str, u32, &str); 5] = [
+const CAPABILITIES: [(&str, u32, &str); 6] = [
     ("CAP_BPF", 39, "to load eBPF programs (or CAP_SYS_ADMIN)"),
     ("CAP_PERFMON", 38, "to load those that trace (or CAP_SYS_ADMIN)"),
     ("CAP_SYS_PTRACE", 19, "to read other users' processes"),
+    ("CAP_LEASE", 28, "to keep other users' executables as they are while probes are in them"),
     ("CAP_SYS_ADMIN", 21, "to put uprobes in place by perf_event_open(2), where links cannot be had"),
     ("CAP_SYS_RESOURCE", 24, "to raise the memory-lock limit before Linux 5.11"),
 ];
@@ -90,7 +91,7 @@ fn capabilities() -> Check {
 /// Capabilities that gotrace lacks and that nothing it has stands for.
 fn missing_capabilities() -> Vec<&'static str> {
     let admin = kernel::way().wants_admin().then_some("CAP_SYS_ADMIN");
-    let others = ["CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE"];
+    let others = ["CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE", "CAP_LEASE"];
     admin.into_iter().chain(others).filter(|c| lacks(c)).collect()
 }
 

@@ -1,12 +1,12 @@
 //! The trials: each does the thing itself, on gotrace and a child of its own.
 
-use std::ffi::OsStr;
+use std::{ffi::OsStr, fs::File};
 
 use super::{Check, host};
 use crate::{
     kernel::{self, Error, Way, preflight},
     level::Level,
-    process::{ProcessError, Spawned},
+    process::{Guard, ProcessError, Spawned},
 };
 
 /// A value whose place in memory is the same in a forked child.
@@ -34,6 +34,7 @@ pub(super) fn trials() -> Trials {
     ));
     let (programs, level) = programs();
     checks.extend(programs);
+    checks.push(leases());
     let memory = memory();
     checks.push(match &memory {
         Ok(()) => Check::ok(
@@ -118,6 +119,31 @@ fn programs() -> (Vec<Check>, Option<Level>) {
     (checks, uprobe.ok().and_then(|()| level(&refused)))
 }
 
+/// Whether a file can be kept as it is while probes are in it.
+fn leases() -> Check {
+    let meaning = "programs whose files can be written are traced by snapshots: probes go only into files that cannot \
+                   change meanwhile";
+    let guarded = File::open("/proc/self/exe")
+        .map_err(|e| e.to_string())
+        .and_then(|file| Guard::new(&file, || None).map_err(|e| e.to_string()));
+    match guarded {
+        Ok(guard) if guard.is_leased() => {
+            Check::ok("file lease", "took one on gotrace's own file", "files stay as they are")
+        }
+        Ok(_) => Check::ok(
+            "file lease",
+            "gotrace's own file cannot be written",
+            "files that cannot change need none",
+        ),
+        Err(found) => Check::degraded(
+            "file lease",
+            found,
+            meaning,
+            "add CAP_LEASE; sysctl fs.leases-enable=1, fs.lease-break-time=45",
+        ),
+    }
+}
+
 /// How probes are put in place.
 fn links(way: &Way) -> Check {
     let (why, refused) = match way {
@@ -147,11 +173,11 @@ fn links(way: &Way) -> Check {
 /// The most detailed level that does without the refused programs.
 fn level(refused: &[String]) -> Option<Level> {
     let needs = |names: &[&str]| refused.iter().any(|r| names.contains(&r.as_str()));
-    if needs(&["create_0", "create_1", "create_2", "exit"]) {
+    if needs(&["dispatch_lifecycle", "create_0", "create_1", "create_2", "exit"]) {
         None
-    } else if needs(&["park", "run"]) {
+    } else if needs(&["dispatch_waits", "park", "run"]) {
         Some(Level::Lifecycle)
-    } else if needs(&["ready", "netpoll", "inject_list", "syscall_enter", "syscall_exit"]) {
+    } else if needs(&["dispatch_full", "ready", "netpoll", "inject_list", "syscall_enter", "syscall_exit"]) {
         Some(Level::Waits)
     } else {
         Some(Level::Full)
