@@ -271,12 +271,13 @@ pub(super) fn say_engine(line: &Line, args: &TraceArgs, follow_children: bool) {
     let Some(refusal) = line.fallback() else { return };
     let children =
         if follow_children { ", and programs that the command starts are not followed" } else { "" };
-    eprintln!(
-        "gotrace: eBPF does not work here ({refusal}): the snapshot engine runs instead, every {}. Goroutines \
+    let what = format!(
+        "eBPF does not work here ({refusal}): the snapshot engine runs instead, every {}. Goroutines \
          that live shorter are missed, there are no spans and no durations of waits{children}; `gotrace doctor` \
          tells what is missing",
         text::duration(u64::try_from(args.interval.as_nanos()).ok())
     );
+    eprintln!("{}", CliError::failure(what));
 }
 
 /// Who wants to see nothing still wants to know that something is missing.
