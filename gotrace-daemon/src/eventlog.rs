@@ -9,6 +9,8 @@ use std::{
     path::Path,
 };
 
+use crate::private;
+
 const MAGIC: &[u8; 8] = b"GOTRLOG1";
 
 /// Writes a log.
@@ -19,12 +21,12 @@ pub struct EventLog {
 }
 
 impl EventLog {
-    /// Makes the file, or empties it.
+    /// Makes the file, or empties it ([`private`]).
     ///
     /// # Errors
     /// What the system says.
     pub fn create(path: &Path) -> io::Result<Self> {
-        let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
+        let mut file = BufWriter::with_capacity(1 << 20, private::create(path)?);
         file.write_all(MAGIC)?;
         Ok(Self { file, failed: None })
     }

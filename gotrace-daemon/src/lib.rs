@@ -15,6 +15,7 @@ pub mod leak;
 pub mod level;
 pub mod pipeline;
 pub mod printable;
+pub mod private;
 pub mod process;
 pub mod sink;
 pub mod snapshot;

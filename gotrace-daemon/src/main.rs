@@ -8,10 +8,10 @@ use std::{
 
 use clap::Parser;
 use gotrace::{
-    cli::{self, Cli, Diagnostics, Exit},
+    cli::{self, Cli, CliError, Diagnostics, Exit},
     sink::otlp::SDK_LOG_TARGET,
 };
-use tracing_subscriber::{EnvFilter, filter::ParseError};
+use tracing_subscriber::{EnvFilter, filter::ParseError, util::SubscriberInitExt as _};
 
 /// What is logged: as `--log` says, and what `--kernel-log` asks for.
 fn filter(cli: &Cli) -> Result<EnvFilter, ParseError> {
@@ -32,18 +32,14 @@ fn main() -> ExitCode {
     let filter = match filter(&cli) {
         Ok(filter) => filter,
         Err(e) => {
-            eprintln!("gotrace: --log (or GOTRACE_LOG) `{}`: {e}", log(&cli));
-            eprintln!("help: use error, warn, info, debug, trace, or a filter such as gotrace::kernel=debug");
+            let error = CliError::usage(format!("--log (or GOTRACE_LOG) `{}`: {e}", log(&cli)))
+                .help("use error, warn, info, debug, trace, or a filter such as gotrace::kernel=debug");
+            eprintln!("{error}");
             return Exit::USAGE.into();
         }
     };
     let color = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-    tracing_subscriber::fmt()
-        .with_ansi(color)
-        .with_env_filter(filter)
-        .with_writer(|| Diagnostics)
-        .compact()
-        .init();
+    cli::log(filter, color, || Diagnostics).init();
     match cli::run(cli) {
         Ok(exit) => exit.into(),
         Err(error) => {

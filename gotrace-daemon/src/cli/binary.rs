@@ -16,6 +16,7 @@ use super::{
 use crate::{
     gobin::{Binary, Offset, Probe, Source},
     level::Level,
+    printable::write_json,
     process::{MAX_EXECUTABLE_BYTES, Target},
 };
 
@@ -77,7 +78,7 @@ fn read(path: &Path) -> Result<Vec<u8>, CliError> {
 fn render(binary: &Binary, level: Level, format: TextOrJson, out: &mut dyn Write) -> io::Result<()> {
     match format {
         TextOrJson::Json => {
-            serde_json::to_writer(&mut *out, &to_json(binary, level))?;
+            write_json(out, &to_json(binary, level))?;
             writeln!(out)
         }
         TextOrJson::Text => render_text(binary, level, out),

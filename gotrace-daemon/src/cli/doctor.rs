@@ -14,7 +14,7 @@ use std::io::{self, IsTerminal, Write};
 use serde_json::json;
 
 use super::{CliError, DoctorArgs, Exit, Stdout, TextOrJson};
-use crate::level::Level;
+use crate::{level::Level, printable::write_json};
 
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,6 +178,6 @@ fn json(out: &mut impl Write, checks: &[Check], engines: Engines) -> io::Result<
         "level": engines.level.map(Level::name),
         "checks": checks,
     });
-    serde_json::to_writer(&mut *out, &report)?;
+    write_json(&mut *out, &report)?;
     writeln!(out)
 }

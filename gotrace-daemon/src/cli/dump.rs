@@ -12,6 +12,7 @@ use object::Object as _;
 use super::{CliError, DumpArgs, DumpFormat, Exit, output::Stdout};
 use crate::{
     gobin::Binary,
+    private,
     process::Target,
     sink::dump::{
         self, Dump, Filter, Header, Mapped, folded, json, pprof, select::MinAge, speedscope, svg, text,
@@ -127,7 +128,7 @@ impl Process {
             tracing::warn!(pid, "{warning}");
         }
         let build_id =
-            object::File::parse(&*bytes).ok().and_then(|f| f.build_id().ok().flatten().map(hex::encode));
+            object::File::parse(&*bytes).ok().and_then(|f| f.build_id().ok().flatten().map(build_id_text));
         drop(bytes);
         let live = Live::new(&target, Arc::new(binary)).map_err(|e| error(pid, &e))?;
         let mapping = target.executable_mappings()?.into_iter().find(|m| m.executable);
@@ -160,6 +161,11 @@ impl Process {
     }
 }
 
+/// GNU build ids have 20 bytes; a longer one is none.
+fn build_id_text(id: &[u8]) -> String {
+    hex::encode(id.get(..64).unwrap_or(id))
+}
+
 /// Writes results to a file, or stdout.
 pub(super) fn write_to(
     file: Option<&PathBuf>,
@@ -170,7 +176,7 @@ pub(super) fn write_to(
         write(&mut out)?;
         return Ok(out.flush()?);
     };
-    let done = std::fs::File::create(path).and_then(|file| {
+    let done = private::create(path).and_then(|file| {
         let mut out = BufWriter::new(file);
         write(&mut out)?;
         out.flush()

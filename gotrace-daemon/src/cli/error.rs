@@ -36,7 +36,8 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Why a subcommand ended without its result. Printed as `gotrace: what` and `help: what to do`.
+/// Why a subcommand ended without its result. Printed as `gotrace: what` and `help: what to do`,
+/// further lines of either indented: what others chose cannot look like a line of gotrace's own.
 #[derive(Debug)]
 pub struct CliError {
     what: String,

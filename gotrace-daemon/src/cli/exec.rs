@@ -72,7 +72,7 @@ pub fn run(mut args: ExecArgs) -> Result<Exit, CliError> {
         }
         Err(error @ LineError::Program { .. }) => {
             let children = if follow_children { ", only Go programs that it starts" } else { "" };
-            eprintln!("gotrace: {error}: it runs without probes{children}");
+            eprintln!("{}", CliError::failure(format!("{error}: it runs without probes{children}")));
             line.follow(pid);
         }
         // Dropping the child ends it before it has executed anything.
@@ -111,7 +111,7 @@ pub fn run(mut args: ExecArgs) -> Result<Exit, CliError> {
     let result = match result {
         // A Go program may execute another program: the command's own affair.
         Err(error @ LineError::Program { .. }) => {
-            eprintln!("gotrace: {error}: it runs without probes");
+            eprintln!("{}", CliError::failure(format!("{error}: it runs without probes")));
             Ok(())
         }
         result => result,

@@ -17,7 +17,10 @@ use std::{
 use clap::ValueEnum as _;
 
 use super::{CliError, ExecArgs, Exit, Format, args::FailOn};
-use crate::process::{Forwarder, Spawned};
+use crate::{
+    private,
+    process::{Forwarder, Spawned},
+};
 
 /// A run of `go test`.
 pub(super) struct Run<'a> {
@@ -83,7 +86,7 @@ impl<'a> Run<'a> {
 /// Leaves what was found for the gotrace that started `go test`.
 pub(super) fn leave(directory: &Path, pid: u32, text: &[u8]) -> Result<(), CliError> {
     let file = directory.join(format!("{pid:010}"));
-    fs::write(&file, text).map_err(|e| {
+    private::create(&file).and_then(|mut out| out.write_all(text)).map_err(|e| {
         CliError::failure(format!("cannot write what was left behind to {}: {e}", file.display()))
     })
 }

@@ -31,7 +31,7 @@ pub use args::{
     AttachArgs, DoctorArgs, Engine, ExecArgs, Format, InspectArgs, OtlpArgs, TextOrJson, TraceArgs,
 };
 pub use daemon::DaemonArgs;
-pub use diagnostics::Diagnostics;
+pub use diagnostics::{Diagnostics, log};
 pub use dump_args::{DiffArgs, DumpArgs, DumpFormat};
 pub use error::{CliError, Exit};
 pub use leaks::{GraphFormat, LeaksArgs};

@@ -269,22 +269,21 @@ impl Display {
 /// Says which engine runs, and what that one cannot tell, where it is not the one that people expect.
 pub(super) fn say_engine(line: &Line, args: &TraceArgs, follow_children: bool) {
     let Some(refusal) = line.fallback() else { return };
-    let children =
-        if follow_children { ", and programs that the command starts are not followed" } else { "" };
-    if refusal.is_not_safe() {
-        eprintln!(
-            "gotrace: {refusal}: the snapshot engine runs instead, every {}. Goroutines that live shorter are missed, \
-             there are no spans and no durations of waits",
-            text::duration(u64::try_from(args.interval.as_nanos()).ok())
-        );
-        return;
-    }
-    eprintln!(
-        "gotrace: eBPF does not work here ({refusal}): the snapshot engine runs instead, every {}. Goroutines \
-         that live shorter are missed, there are no spans and no durations of waits{children}; `gotrace doctor` \
-         tells what is missing",
-        text::duration(u64::try_from(args.interval.as_nanos()).ok())
+    let every = text::duration(u64::try_from(args.interval.as_nanos()).ok());
+    let missed = format!(
+        "the snapshot engine runs instead, every {every}. Goroutines that live shorter are missed, there are no spans \
+         and no durations of waits"
     );
+    let what = if refusal.is_not_safe() {
+        format!("{refusal}: {missed}")
+    } else {
+        let children =
+            if follow_children { ", and programs that the command starts are not followed" } else { "" };
+        format!(
+            "eBPF does not work here ({refusal}): {missed}{children}; `gotrace doctor` tells what is missing"
+        )
+    };
+    eprintln!("{}", CliError::failure(what));
 }
 
 /// Who wants to see nothing still wants to know that something is missing.

@@ -20,6 +20,7 @@
 mod attend;
 mod attributes;
 mod cache;
+pub mod claims;
 pub mod cloud;
 pub mod container;
 mod downward;

@@ -7,6 +7,7 @@ use super::{
     BuildInfo, Error, GoVersion,
     bytes::{slice, u8_at, uvarint},
     elf::Elf,
+    names,
 };
 use crate::printable::printable;
 
@@ -83,7 +84,7 @@ fn parse_version(text: &str) -> Option<GoVersion> {
     Some(GoVersion {
         minor: minor.parse().ok()?,
         patch: patch.parse().unwrap_or_default(),
-        text: printable(text).into_owned(),
+        text: names::text_within(text.as_bytes(), names::MAX_VERSION),
     })
 }
 
@@ -100,10 +101,11 @@ fn parse_module(block: &[u8]) -> BuildInfo {
         let line = line.split('\t').map(printable).collect::<Vec<_>>().join("\t");
         let mut fields = line.split('\t');
         match (fields.next(), fields.next()) {
-            (Some("path"), Some(path)) => info.path = Some(path.to_owned()),
+            (Some("path"), Some(path)) => info.path = Some(names::text(path.as_bytes())),
             (Some("mod"), Some(path)) => {
-                info.module = Some(path.to_owned());
-                info.module_version = fields.next().map(str::to_owned).filter(|v| !v.is_empty());
+                info.module = Some(names::text(path.as_bytes()));
+                let version = fields.next().filter(|v| !v.is_empty());
+                info.module_version = version.map(|v| names::text_within(v.as_bytes(), names::MAX_VERSION));
             }
             (Some("build"), Some(setting)) => {
                 if let Some((key, value)) = setting.split_once('=') {

@@ -8,6 +8,7 @@ use object::elf;
 use super::{
     Arch, Error,
     bytes::{cstr, slice, u16_at, u32_at, u64_at},
+    names,
 };
 
 /// Loadable segments of a sane executable are about ten.
@@ -321,7 +322,7 @@ impl<'a> Elf<'a> {
                 let value_at = (at + 12).checked_add(name_size)?.checked_next_multiple_of(4)?;
                 let value = slice(notes, value_at, value_size)?;
                 if name == b"Go\0\0" && u32_at(head, 8)? == GO_BUILD_ID {
-                    return Some(String::from_utf8_lossy(value).into_owned());
+                    return Some(names::text_within(value, names::MAX_VERSION));
                 }
                 at = value_at.checked_add(value_size)?.checked_next_multiple_of(4)?;
             }

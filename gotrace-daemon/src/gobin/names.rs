@@ -1,20 +1,39 @@
 //! How Go's own tracebacks show functions (`runtime/traceback.go`, `showfuncinfo`, `printFuncName`).
 
 use super::unwind::EntryKind;
-use crate::printable::printable;
+use crate::printable::{printable, shortened};
 
-/// A name or path of the program, as anything that prints it may have it.
+/// Bytes of a name or path of a program that are kept; what is longer is cut, and ends in `…`. Every span, series
+/// and line has some, so that this bounds those.
+pub const MAX_NAME: usize = 512;
+/// The same of a version or build id.
+pub(super) const MAX_VERSION: usize = 128;
+
+/// A name or path of the program, as anything that prints or exports it may have it.
 pub(super) fn text(bytes: &[u8]) -> String {
+    text_within(bytes, MAX_NAME)
+}
+
+/// At most so many bytes of it.
+pub(super) fn text_within(bytes: &[u8], most: usize) -> String {
+    // A little more, so that what is cut here is cut visibly.
+    let some = bytes.get(..most + 4).unwrap_or(bytes);
+    shortened(&whole(some), most).into_owned()
+}
+
+/// A function's whole name, type arguments and all; of what is in tables no longer than they may hold.
+pub(super) fn whole(bytes: &[u8]) -> String {
     printable(&String::from_utf8_lossy(bytes)).into_owned()
 }
 
-/// A function's name as tracebacks print it: type arguments are left out (`main.f[...]`).
+/// A function's name as tracebacks print it, from its whole name: type arguments are left out (`main.f[...]`).
 pub(super) fn printed(name: &str) -> String {
     match (name.find('['), name.rfind(']')) {
         (Some(open), Some(close)) if open < close => {
-            format!("{}[...]{}", &name[..open], &name[close + 1..])
+            let (before, behind) = (shortened(&name[..open], MAX_NAME), &name[close + 1..]);
+            shortened(&format!("{before}[...]{behind}"), MAX_NAME).into_owned()
         }
-        _ => name.to_owned(),
+        _ => shortened(name, MAX_NAME).into_owned(),
     }
 }
 
@@ -80,5 +99,19 @@ mod tests {
         assert_eq!(printed("main.(*T[go.shape.[]int]).m.func1"), "main.(*T[...]).m.func1");
         assert_eq!(printed("main.g"), "main.g");
         assert_eq!(printed("a]b["), "a]b[");
+        let long = format!("main.f[{}].func1", "x".repeat(4 * MAX_NAME));
+        assert_eq!(printed(&long), "main.f[...].func1");
+    }
+
+    #[test]
+    fn long_names_are_cut_visibly() {
+        let long = "é".repeat(30_000);
+        for cut in [text(long.as_bytes()), printed(&long), printed(&format!("{long}[a]{long}"))] {
+            assert!(cut.len() <= MAX_NAME && cut.len() > MAX_NAME - 5, "{}", cut.len());
+            assert!(cut.strip_suffix('…').is_some_and(|rest| rest.chars().all(|c| c == 'é')), "{cut}");
+        }
+        assert_eq!(text("é".repeat(MAX_NAME / 2).as_bytes()).len(), MAX_NAME);
+        // Escapes count as what they are.
+        assert!(text(&[0x1b; MAX_NAME]).len() <= MAX_NAME);
     }
 }

@@ -7,6 +7,7 @@ use object::elf::{SHT_SYMTAB, STT_FUNC, STT_OBJECT};
 use super::{
     bytes::{cstr, u8_at, u32_at, u64_at},
     elf::Elf,
+    names,
 };
 
 /// What the symbol table holds.
@@ -67,5 +68,5 @@ pub(super) fn variable_at(elf: &Elf<'_>, address: u64) -> Option<(String, u64)> 
     }
     let (begin, name) = best?;
     let name = cstr(strings.get(name as usize..)?, 0)?;
-    Some((String::from_utf8_lossy(name).into_owned(), address - begin))
+    Some((names::text(name), address - begin))
 }

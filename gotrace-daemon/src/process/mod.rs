@@ -13,6 +13,7 @@ mod memory;
 mod permission;
 mod privileges;
 mod resource;
+mod root;
 mod rules;
 mod signals;
 mod spawn;

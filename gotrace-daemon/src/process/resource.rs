@@ -2,10 +2,10 @@
 //!
 //! Precedence, lowest first: gotrace's own `OTEL_RESOURCE_ATTRIBUTES` (what holds for the whole host,
 //! so never the names that identify one service or process), the name of the file, names that the
-//! surroundings suggest for the service, the target's `OTEL_RESOURCE_ATTRIBUTES`, what is measured, what the
-//! surroundings are ([`crate::enrich`], put on by [`Resource::with_metadata`]), and the target's
-//! `OTEL_SERVICE_NAME`. What looks like a secret is left out of all of
-//! it ([`crate::enrich::redact`]).
+//! surroundings suggest for the service, the target's `OTEL_RESOURCE_ATTRIBUTES` but for names that gotrace
+//! gives ([`crate::enrich::claims`]), what is measured, what the surroundings are ([`crate::enrich`], put on by
+//! [`Resource::with_metadata`]), and the target's `OTEL_SERVICE_NAME`. What looks like a secret is left out of
+//! all of it ([`crate::enrich::redact`]), and all of it is bounded.
 
 use std::sync::Arc;
 
@@ -13,7 +13,12 @@ use sha2::{Digest, Sha256};
 
 use super::Target;
 use crate::{
-    enrich::{Placement, redact},
+    enrich::{
+        Placement,
+        claims::{Claims, MAX_ATTRIBUTES, MAX_VALUE},
+        redact,
+    },
+    printable::shortened,
     sink::model::{Resource, Value},
 };
 
@@ -35,6 +40,12 @@ pub struct ResourceOptions {
     pub command_args: bool,
 }
 
+/// Bytes of a text at most: as long as a path may be.
+const MAX_TEXT: usize = 4096;
+/// Arguments that are exported, and bytes of each.
+const MAX_ARGUMENTS: usize = 64;
+const MAX_ARGUMENT: usize = 512;
+
 /// The resource of `target`, as far as the process itself, its host and its container's path tell. What
 /// others know is added by [`Resource::with_metadata`].
 #[must_use]
@@ -54,11 +65,22 @@ pub fn resource(target: &Target, go: GoFacts<'_>, options: ResourceOptions) -> R
         set(&mut resource, "service.version", version);
     }
     let theirs = target.environment_variable("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
-    for (key, value) in parse_attributes(&theirs) {
-        set(&mut resource, &key, &value);
+    let claims = Claims::of(parse_attributes(&theirs));
+    if !claims.is_whole() {
+        tracing::debug!(
+            pid = target.pid(),
+            given = claims.given,
+            beyond = claims.beyond,
+            cut = claims.cut,
+            "OTEL_RESOURCE_ATTRIBUTES of the process is not taken whole: names that gotrace gives, attributes beyond \
+             {MAX_ATTRIBUTES}, and what is cut as too long"
+        );
+    }
+    for (key, value) in &claims.attributes {
+        set(&mut resource, key, value);
     }
     if let Some(name) = target.environment_variable("OTEL_SERVICE_NAME").filter(|n| !n.is_empty()) {
-        set(&mut resource, "service.name", &name);
+        set_within(&mut resource, "service.name", &name, MAX_VALUE);
     }
     measured(&mut resource, target, go, options);
     resource.with_metadata(&Placement::of(target).attributes())
@@ -71,7 +93,7 @@ fn measured(resource: &mut Resource, target: &Target, go: GoFacts<'_>, options: 
     resource.attributes.insert("process.pid".into(), Value::Int(pid.into()));
     set(resource, "process.executable.name", &target.executable_name());
     set(resource, "process.executable.path", &target.executable.to_string_lossy());
-    set(resource, "process.owner", &owner(target));
+    set_within(resource, "process.owner", &owner(target), MAX_VALUE);
     set(resource, "process.runtime.name", "go");
     if let Some(version) = go.version {
         set(resource, "process.runtime.version", version);
@@ -82,7 +104,7 @@ fn measured(resource: &mut Resource, target: &Target, go: GoFacts<'_>, options: 
     if options.command_args
         && let Ok(arguments) = target.arguments()
     {
-        let list = redact::arguments(&arguments).into_iter().map(Arc::from).collect();
+        let list = shown_arguments(&arguments);
         resource.attributes.insert("process.command_args".into(), Value::List(list));
     }
     let uname = rustix::system::uname();
@@ -109,19 +131,36 @@ const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 /// The host's id. A container has no file with it, but sees the host's through the first process where it
 /// shares the host's PID namespace.
 fn machine_id() -> Option<String> {
-    let read = |path: &str| {
-        let id = std::fs::read_to_string(path).ok()?;
-        let id = id.trim();
+    let valid = |text: &[u8]| {
+        let id = std::str::from_utf8(text).ok()?.trim();
         (id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit())).then(|| id.to_owned())
     };
-    read("/etc/machine-id").or_else(|| {
+    let own = std::fs::read("/etc/machine-id").ok();
+    own.and_then(|text| valid(&text)).or_else(|| {
         let ours = rustix::fs::stat("/proc/self/ns/pid").ok()?.st_ino;
-        (ours == FIRST_PID_NAMESPACE).then(|| read("/proc/1/root/etc/machine-id")).flatten()
+        let first = (ours == FIRST_PID_NAMESPACE).then(|| super::root::process(1)).flatten()?;
+        valid(&super::root::read(first, "etc/machine-id", 64)?)
     })
 }
 
 fn set(resource: &mut Resource, key: &str, value: &str) {
-    resource.attributes.insert(key.into(), Value::Text(redact::value(key, value).into()));
+    set_within(resource, key, value, MAX_TEXT);
+}
+
+/// At most so many bytes; cut when no secret is in it any more.
+fn set_within(resource: &mut Resource, key: &str, value: &str, most: usize) {
+    let value = redact::value(key, value);
+    resource.attributes.insert(key.into(), Value::Text(shortened(&value, most).into()));
+}
+
+/// Arguments as they are exported; a list that was cut ends in `…`.
+fn shown_arguments(arguments: &[String]) -> Vec<Arc<str>> {
+    let some = redact::arguments(arguments.get(..MAX_ARGUMENTS).unwrap_or(arguments));
+    let mut shown: Vec<Arc<str>> = some.iter().map(|a| shortened(a, MAX_ARGUMENT).into()).collect();
+    if arguments.len() > MAX_ARGUMENTS {
+        shown.push("…".into());
+    }
+    shown
 }
 
 /// A UUID made of what identifies the process: the same from two agents, or from one restarted.
@@ -159,19 +198,19 @@ fn owner(target: &Target) -> String {
 
 /// `key=value,key=value`, percent-encoded (OpenTelemetry's environment variables, W3C Baggage). As
 /// the specification wants it, one bad pair discards the whole.
-fn parse_attributes(text: &str) -> Vec<(String, String)> {
-    let mut pairs = Vec::new();
-    for pair in text.split(',').filter(|p| !p.trim().is_empty()) {
-        let Some((key, value)) = pair.split_once('=') else { return Vec::new() };
-        let (Some(key), Some(value)) = (percent_decode(key.trim()), percent_decode(value.trim())) else {
-            return Vec::new();
-        };
-        if key.is_empty() {
-            return Vec::new();
-        }
-        pairs.push((key, value));
-    }
-    pairs
+fn parse_attributes(text: &str) -> impl Iterator<Item = (String, String)> {
+    // Once to see that all of them are good, and again one by one: a process may have set megabytes of it.
+    let good = pairs(text).all(|pair| pair.is_some());
+    pairs(if good { text } else { "" }).flatten()
+}
+
+/// The pairs, decoded; `None` for a bad one.
+fn pairs(text: &str) -> impl Iterator<Item = Option<(String, String)>> {
+    text.split(',').filter(|pair| !pair.trim().is_empty()).map(|pair| {
+        let (key, value) = pair.split_once('=')?;
+        let (key, value) = (percent_decode(key.trim())?, percent_decode(value.trim())?);
+        (!key.is_empty()).then_some((key, value))
+    })
 }
 
 fn percent_decode(text: &str) -> Option<String> {
@@ -273,6 +312,42 @@ mod tests {
     }
 
     #[test]
+    fn what_a_process_says_never_replaces_what_is_known_and_is_bounded() {
+        let mut claims = String::from(
+            "service.instance.id=forged,container.id=forged,k8s.pod.name=forged,process.pid=1,host.name=forged,\
+             telemetry.distro.name=forged,os.type=forged,gotrace.x=forged,aws.ecs.task.arn=forged,\
+             service.name=shop,deployment.environment.name=prod",
+        );
+        for n in 0..1114 {
+            claims.push_str(&format!(",key{n}={}", "v".repeat(100)));
+        }
+        let long = "s".repeat(100_000);
+        let (child, target) = sleeper(&[("OTEL_RESOURCE_ATTRIBUTES", &claims), ("OTEL_SERVICE_NAME", &long)]);
+        let found = resource(&target, GoFacts::default(), ResourceOptions::default());
+        let without = sleeper(&[]);
+        let plain = resource(&without.1, GoFacts::default(), ResourceOptions::default());
+        end(child);
+        end(without.0);
+        for (name, value) in &found.attributes {
+            assert!(!matches!(value, Value::Text(t) if t.contains("forged")), "{name}");
+        }
+        assert_eq!(text(&found, "service.instance.id").len(), 36);
+        assert_eq!(text(&found, "service.name").len(), MAX_VALUE);
+        assert_eq!(text(&found, "deployment.environment.name"), "prod");
+        let more = found.attributes.len() - plain.attributes.len();
+        assert_eq!(more, MAX_ATTRIBUTES - 1, "service.name is among both");
+    }
+
+    #[test]
+    fn arguments_are_bounded() {
+        let many: Vec<String> = (0..1000).map(|n| format!("{n}{}", "a".repeat(5000))).collect();
+        let shown = shown_arguments(&many);
+        assert_eq!((shown.len(), &*shown[64]), (MAX_ARGUMENTS + 1, "…"));
+        assert!(shown.iter().all(|a| a.len() <= MAX_ARGUMENT && a.ends_with('…')));
+        assert_eq!(shown_arguments(&many[..2]).len(), 2);
+    }
+
+    #[test]
     fn what_the_executable_says_is_in_it() {
         let (child, target) = sleeper(&[]);
         let go = GoFacts { version: Some("go1.24.3"), module_version: Some("v1.2.3"), build_id: Some("x/y") };
@@ -289,9 +364,10 @@ mod tests {
     #[test]
     fn attributes_are_decoded_or_discarded_whole() {
         let pair = |k: &str, v: &str| (k.to_owned(), v.to_owned());
-        assert_eq!(parse_attributes("a=1, b=%2C%3d ,"), [pair("a", "1"), pair("b", ",=")]);
+        let parsed = |text: &str| parse_attributes(text).collect::<Vec<_>>();
+        assert_eq!(parsed("a=1, b=%2C%3d ,"), [pair("a", "1"), pair("b", ",=")]);
         for bad in ["a", "a=1,b", "=1", "a=%2", "a=%zz", "a=%ff"] {
-            assert_eq!(parse_attributes(bad), [], "{bad}");
+            assert_eq!(parsed(bad), [], "{bad}");
         }
     }
 }

@@ -282,7 +282,7 @@ impl Target {
         Ok(threads)
     }
 
-    /// Its arguments, the program's name first. Can hold secrets.
+    /// Its arguments, the program's name first, at most 65,536. Can hold secrets.
     ///
     /// # Errors
     /// When it is gone or the kernel refuses.
@@ -295,7 +295,8 @@ impl Target {
         if bytes.is_empty() {
             return Ok(Vec::new());
         }
-        Ok(bytes.split(|&b| b == 0).map(|arg| String::from_utf8_lossy(arg).into_owned()).collect())
+        let arguments = bytes.split(|&b| b == 0).take(1 << 16);
+        Ok(arguments.map(|arg| String::from_utf8_lossy(arg).into_owned()).collect())
     }
 
     /// A variable of the environment that it was started with; `None` when it is not set or the
@@ -357,18 +358,9 @@ impl Target {
         Watch::new(self)
     }
 
-    /// A file of its own mount namespace (`etc/passwd`), at most 1 MiB of it.
+    /// At most the first 1 MiB of a regular file of its own (`etc/passwd`), by a path in its own root.
     pub(super) fn read_in_its_root(&self, path: &str) -> Option<Vec<u8>> {
-        let file = openat(
-            &*self.directory,
-            Path::new("root").join(path),
-            OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK,
-            Mode::empty(),
-        )
-        .ok()?;
-        let mut bytes = Vec::new();
-        File::from(file).take(1 << 20).read_to_end(&mut bytes).ok()?;
-        Some(bytes)
+        super::root::read(&*self.directory, path, 1 << 20)
     }
 
     /// An error about this process, of something that the caller tried on it.
@@ -423,7 +415,9 @@ fn check_proc() -> Result<(), ProcessError> {
 pub(super) fn read_relative(directory: impl AsFd, name: &str) -> io::Result<Vec<u8>> {
     let file = openat(directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     let mut bytes = Vec::new();
-    File::from(file).read_to_end(&mut bytes)?;
+    // A process may say that its arguments and environment are as long as its memory.
+    let most = if name == "maps" { 64 << 20 } else { 8 << 20 };
+    File::from(file).take(most).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

@@ -11,6 +11,7 @@ use gotrace_common::Histogram;
 use serde_json::{Value as Json, json};
 
 use super::model::{Interval, Leak, Location, Resource, Site, Summary, Suspected, Value};
+use crate::printable::write_json;
 
 /// The schema of these lines.
 pub const SCHEMA: &str = "gotrace.attach/1";
@@ -127,7 +128,8 @@ pub fn proven(out: &mut (impl Write + ?Sized), interval: &Interval) -> io::Resul
         "leaks": interval.leaks.iter().map(leak).collect::<Vec<_>>(),
         "leaks_refuted": interval.leaks_refuted,
     }});
-    writeln!(out, "{line}")
+    write_json(out, &line)?;
+    out.write_all(b"\n")
 }
 
 fn leak(leak: &Leak) -> Json {
@@ -183,7 +185,7 @@ fn counted(histogram: &Histogram) -> Json {
 }
 
 fn write(out: &mut impl Write, line: &Json) -> io::Result<()> {
-    serde_json::to_writer(&mut *out, line)?;
+    write_json(out, line)?;
     out.write_all(b"\n")?;
     // A reader waits for each line.
     out.flush()

@@ -402,7 +402,7 @@ pub(super) mod tests {
         let mut evil = sample();
         evil.sites[0].entry = Arc::new(Location { function: "evil\x1b[2J".into(), file: "".into(), line: 0 });
         let text = text(|out| interval(out, &evil));
-        assert!(text.contains("evil\u{fffd}[2J") && !text.contains('\x1b'), "{text}");
+        assert!(text.contains("evil\\u{1b}[2J") && !text.contains('\x1b'), "{text}");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::{
 use serde_json::json;
 
 use super::model::{Interval, Resource};
+use crate::printable::{printable, write_json};
 
 /// The schema of the JSON lines.
 pub const SCHEMA: &str = "gotrace.top/1";
@@ -98,6 +99,7 @@ impl Row {
             dash(self.probe_cost_share.map(|share| format!("{:.2}%", share * 100.0))),
             self.lost.to_string(),
         ]
+        .map(|cell| printable(&cell).into_owned())
     }
 }
 
@@ -174,7 +176,7 @@ pub fn is_number(column: usize) -> bool {
 /// # Errors
 /// When it cannot be written.
 pub fn json_header(out: &mut impl Write) -> io::Result<()> {
-    writeln!(out, "{}", json!({ "schema": SCHEMA, "time_unix_nano": now() }))
+    line(out, &json!({ "schema": SCHEMA, "time_unix_nano": now() }))
 }
 
 /// A line with all rows.
@@ -205,8 +207,13 @@ pub fn json(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
             })
         })
         .collect();
-    writeln!(out, "{}", json!({ "time_unix_nano": now(), "processes": processes }))?;
+    line(out, &json!({ "time_unix_nano": now(), "processes": processes }))?;
     out.flush()
+}
+
+fn line(out: &mut impl Write, value: &serde_json::Value) -> io::Result<()> {
+    write_json(out, value)?;
+    out.write_all(b"\n")
 }
 
 fn now() -> u64 {

@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::format;
-use crate::sink::model::{Interval, Location, Resource, Site, Value};
+use crate::{
+    printable::printable,
+    sink::model::{Interval, Location, Resource, Site, Value},
+};
 
 /// A creation site as a row.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -119,6 +122,7 @@ impl State {
 pub(super) fn header(interval: &Interval, began_unix_nano: u64) -> Header {
     let length_ns = interval.end_unix_nano.saturating_sub(interval.start_unix_nano);
     let path = text(&interval.resource, "process.executable.path").unwrap_or("?");
+    let path = printable(path);
     let version = text(&interval.resource, "process.runtime.version").unwrap_or("Go version unknown");
     Header {
         pid: interval.pid,

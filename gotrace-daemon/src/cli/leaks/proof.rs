@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeSet,
-    fs::File,
     io::{self, BufWriter, IsTerminal as _, Write as _},
     path::PathBuf,
     sync::Arc,
@@ -14,6 +13,7 @@ use super::{CliError, Interrupts, LeaksArgs};
 use crate::{
     heap::{HeapError, PASSES, Prover, Retained, Throttled},
     leak::{Finding, Unreached, Verdict, together},
+    private,
     process::{Memory, Target},
     sink::leaks::{ProofSummary, evidence},
     snapshot::Live,
@@ -173,8 +173,10 @@ impl Proving {
             retained,
         };
         if let Some(path) = &self.evidence {
-            let failed = |e: io::Error| CliError::failure(format!("writing {}: {e}", path.display()));
-            let mut out = BufWriter::new(File::create(path).map_err(failed)?);
+            let failed = |e: io::Error| {
+                CliError::failure(format!("cannot write the evidence to {}: {e}", path.display()))
+            };
+            let mut out = BufWriter::new(private::create(path).map_err(failed)?);
             evidence::write(&mut out, self.pid, &self.prover, &summary).map_err(failed)?;
             out.flush().map_err(failed)?;
         }

@@ -9,6 +9,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use crate::{
     enrich::{
         attributes::{Attributes, Service, set, set_some},
+        claims::Claims,
         container::{Placement, Runtime},
         image,
     },
@@ -94,9 +95,11 @@ impl Pod {
         let annotated = annotations
             .iter()
             .filter_map(|(key, value)| Some((key.strip_prefix(ANNOTATION)?, value)))
-            .filter(|(key, value)| may_be_annotated(key) && !value.is_empty())
-            .map(|(key, value)| (Arc::from(key), Arc::clone(value)))
-            .collect();
+            .filter(|(_, value)| !value.is_empty())
+            .map(|(key, value)| (key.to_owned(), value.to_string()));
+        // What is measured, and tells the process or its place, is not theirs to say.
+        let annotated = Claims::of(annotated).attributes;
+        let annotated = annotated.into_iter().map(|(key, value)| (key.into(), value.into())).collect();
         Self {
             uid,
             name,
@@ -185,10 +188,4 @@ impl Pod {
         }
         attributes
     }
-}
-
-/// Whether a pod's annotation may set this: not what is measured, and belongs to the process or its place.
-fn may_be_annotated(name: &str) -> bool {
-    const MEASURED: [&str; 7] = ["process.", "container.", "k8s.", "host.", "cloud.", "aws.", "telemetry."];
-    !name.is_empty() && name != "service.instance.id" && !MEASURED.iter().any(|m| name.starts_with(m))
 }

@@ -12,6 +12,7 @@ use serde_json::json;
 
 pub use super::diff_text::write as write_text;
 use super::read::{Counted, Place, Places, Site, Stack, Tally};
+use crate::printable::write_json;
 
 /// The schema of these lines.
 pub const SCHEMA: &str = "gotrace.diff/1";
@@ -212,6 +213,6 @@ fn entries<'a, T, O: Serialize>(
 }
 
 fn line(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
-    serde_json::to_writer(&mut *out, value)?;
+    write_json(out, value)?;
     out.write_all(b"\n")
 }

@@ -15,6 +15,7 @@ use serde_json::{Value, json, value::RawValue};
 use super::{Dump, Group, Rendered, wait_reason};
 use crate::{
     gobin::Frame,
+    printable::write_json,
     snapshot::{Goroutine, Names, ObjectKind, StackFrame, Wait, WaitObject},
 };
 
@@ -186,7 +187,7 @@ impl<'a> Known<'a> {
 }
 
 fn line(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
-    serde_json::to_writer(&mut *out, value)?;
+    write_json(out, value)?;
     out.write_all(b"\n")
 }
 

@@ -163,7 +163,7 @@ fn what_a_dump_says_is_not_obeyed_by_a_terminal() {
     let before = read_with(whole.as_bytes(), &mut places).expect("a dump");
     let after = read_with(hostile.as_bytes(), &mut places).expect("a dump");
     let (text, lines) = diff_of(&before, &after, &places);
-    assert!(text.contains("main.\u{fffd}[2Jwait") && text.contains("\u{fffd}]0;title"), "{text}");
+    assert!(text.contains("main.\\u{1b}[2Jwait") && text.contains("\\u{1b}]0;title"), "{text}");
     for written in [text, lines] {
         assert!(!written.contains(|c: char| c.is_control() && c != '\n'), "{written:?}");
     }

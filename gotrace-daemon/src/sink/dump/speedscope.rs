@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use super::{Dump, flame::Flame};
-use crate::snapshot::Names;
+use crate::{printable::write_json, snapshot::Names};
 
 #[derive(Serialize)]
 struct File<'a> {
@@ -72,6 +72,6 @@ pub fn write(out: &mut dyn Write, dump: &Dump<'_>, names: &mut Names) -> io::Res
         }],
         active: 0,
     };
-    serde_json::to_writer(&mut *out, &file)?;
+    write_json(out, &file)?;
     out.write_all(b"\n")
 }

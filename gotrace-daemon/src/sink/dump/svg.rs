@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{Dump, flame::Flame};
-use crate::snapshot::Names;
+use crate::{printable::printable, snapshot::Names};
 
 /// Width of the picture, in pixels.
 const WIDTH: f64 = 1200.0;
@@ -70,7 +70,7 @@ pub fn write(out: &mut dyn Write, dump: &Dump<'_>, names: &mut Names) -> io::Res
     let height = HEAD + rows * ROW + FOOT;
 
     let executable = dump.header.executable;
-    let program = executable.rsplit('/').next().unwrap_or(executable);
+    let program = printable(executable.rsplit('/').next().unwrap_or(executable));
     let title = format!("Goroutines of {program} (process {})", dump.snapshot.pid);
     let title = escaped(&title);
     write!(

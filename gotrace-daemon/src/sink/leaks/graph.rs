@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     leak::{EdgeKind, Graph},
+    printable::printable,
     snapshot::{Names, ObjectKind},
 };
 
@@ -87,7 +88,7 @@ pub fn json(out: &mut impl Write, header: Header<'_>, graph: &Graph, names: &mut
 /// # Errors
 /// What the writer says.
 pub fn dot(out: &mut impl Write, header: Header<'_>, graph: &Graph, names: &mut Names) -> io::Result<()> {
-    writeln!(out, "digraph {} {{", quoted(&format!("{} {}", header.executable, header.pid)))?;
+    writeln!(out, "digraph {} {{", quoted(&format!("{} {}", printable(header.executable), header.pid)))?;
     writeln!(out, "  rankdir=LR;\n  node [fontname=\"sans-serif\"];")?;
     for (id, group) in graph.groups.iter().enumerate() {
         let entry = names.entry(group.entry_pc).map_or("?".to_owned(), |f| f.function.clone());

@@ -6,12 +6,13 @@ use serde_json::{Value, json};
 
 use crate::{
     gobin::Frame,
+    printable::write_json,
     snapshot::{Names, StackFrame},
 };
 
 /// One object a line.
 pub(super) fn line(out: &mut impl Write, value: &Value) -> io::Result<()> {
-    serde_json::to_writer(&mut *out, value)?;
+    write_json(out, value)?;
     out.write_all(b"\n")
 }
 

@@ -142,4 +142,24 @@ mod tests {
         }
         assert!(batch.spans.len() < MAX_BYTES + 2000);
     }
+
+    #[test]
+    fn a_request_is_bounded_in_bytes_whatever_names_a_program_has() {
+        let long = |n: usize| format!("{n:03}{}", "n".repeat(crate::gobin::MAX_NAME - 3));
+        let resource = samples::resource();
+        let mut batch = Batch::new(&resource);
+        let mut encoder = Encoder::default();
+        for n in 0.. {
+            let mut span = samples::goroutine(&resource, 18);
+            let Span::Goroutine(s) = &mut span else { unreachable!("a goroutine") };
+            s.entry = samples::location(&long(n % 100), &long(n % 7), 1);
+            s.created_by = Some(samples::location(&long(n % 50), &long(n % 3), 2));
+            batch.push(&mut encoder, &span);
+            if batch.is_full() {
+                break;
+            }
+        }
+        assert!(batch.count < MAX_SPANS);
+        assert!(batch.finish().bytes.len() < MAX_BYTES + (16 << 10));
+    }
 }

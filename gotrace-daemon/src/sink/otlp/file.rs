@@ -21,7 +21,10 @@ use super::{
     pace::{Due, Pace},
     stats::{Account, Dropped},
 };
-use crate::sink::model::{LogRecord, Resource, Span};
+use crate::{
+    private,
+    sink::model::{LogRecord, Resource, Span},
+};
 
 /// Bytes gathered before they are written.
 const MAX_BUFFER: usize = 256 << 10;
@@ -45,12 +48,12 @@ pub(super) struct FileWriter {
 }
 
 impl FileWriter {
-    /// Makes the file, or empties it.
+    /// Makes the file, or empties it ([`private`]).
     ///
     /// # Errors
     /// When the system refuses.
     pub fn create(path: &Path, pace: Pace, account: Arc<Account>) -> std::io::Result<Self> {
-        let file = File::create(path)?;
+        let file = private::create(path)?;
         let good_bytes = file.metadata()?.is_file().then_some(0);
         Ok(Self {
             path: path.to_owned(),

@@ -114,7 +114,7 @@ impl Metrics {
 }
 
 /// Data points of a metric.
-fn points(metric: &Metric) -> u64 {
+pub(super) fn points(metric: &Metric) -> u64 {
     let n = match &metric.data {
         Some(metric::Data::Gauge(g)) => g.data_points.len(),
         Some(metric::Data::Sum(s)) => s.data_points.len(),

@@ -31,6 +31,7 @@ mod retry;
 #[cfg(test)]
 pub(crate) mod samples;
 mod series;
+mod split;
 pub mod spool;
 mod stats;
 mod transport;

@@ -7,14 +7,18 @@ use std::{
     time::Duration,
 };
 
-use opentelemetry_proto::tonic::{
-    collector::metrics::v1::ExportMetricsServiceRequest, metrics::v1::ResourceMetrics,
-};
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 
-use super::{config::Temporality, metrics::Metrics, series::SeriesBounds, stats::Account};
+use super::{
+    config::Temporality,
+    metrics::{self, Metrics},
+    series::SeriesBounds,
+    split::split,
+    stats::Account,
+};
 use crate::sink::model::{Interval, Resource};
 
-/// A report that is due.
+/// A report that is due, or a part of one.
 pub(super) struct Due {
     /// The process.
     pub resource: Arc<Resource>,
@@ -60,24 +64,27 @@ impl Pace {
         self.processes.retain(|_, (last, waiting)| {
             waiting.is_some() || now.saturating_sub(*last) < every_ns.saturating_mul(3).max(60_000_000_000)
         });
-        due.into_iter().map(|interval| self.report(&interval, account)).collect()
+        due.into_iter().flat_map(|interval| self.report(&interval, account)).collect()
     }
 
     /// Gives the last state of all.
     pub fn finish(&mut self, account: &Account) -> Vec<Due> {
         let left: Vec<_> = self.processes.values_mut().filter_map(|(_, waiting)| waiting.take()).collect();
-        left.into_iter().map(|interval| self.report(&interval, account)).collect()
+        left.into_iter().flat_map(|interval| self.report(&interval, account)).collect()
     }
 
-    fn report(&mut self, interval: &Interval, account: &Account) -> Due {
+    fn report(&mut self, interval: &Interval, account: &Account) -> Vec<Due> {
         let dropped: BTreeMap<_, _> = account.spans_dropped_of(&interval.resource);
-        let (metrics, points): (ResourceMetrics, u64) = self.metrics.report(interval, &dropped);
+        let (report, _) = self.metrics.report(interval, &dropped);
         account.brief(self.metrics.brief());
-        Due {
-            resource: Arc::clone(&interval.resource),
-            request: ExportMetricsServiceRequest { resource_metrics: vec![metrics] },
-            points,
-        }
+        split(report)
+            .into_iter()
+            .map(|metrics| Due {
+                resource: Arc::clone(&interval.resource),
+                points: metrics.scope_metrics.iter().flat_map(|s| &s.metrics).map(metrics::points).sum(),
+                request: ExportMetricsServiceRequest { resource_metrics: vec![metrics] },
+            })
+            .collect()
     }
 }
 

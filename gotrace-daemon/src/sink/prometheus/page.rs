@@ -4,7 +4,11 @@
 //! process has beyond is summed up in a series with `otel_metric_overflow="true"`; processes beyond have
 //! their most important figures only, and are counted.
 
-use std::{collections::BTreeMap, fmt::Write as _, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    sync::Arc,
+};
 
 use gotrace_common::{BUCKETS, Histogram, bucket_upper_bound_ns};
 
@@ -12,7 +16,10 @@ use super::{
     Agent,
     admitted::{Admitted, REASONS, SITES},
 };
-use crate::sink::model::{Interval, Location, Resource, Value};
+use crate::{
+    printable::printable,
+    sink::model::{Interval, Location, Resource, Value},
+};
 
 /// Series that one process may have.
 pub const MAX_SERIES: usize = 200;
@@ -434,6 +441,15 @@ fn overflow(process: &str) -> String {
     format!("{process},otel_metric_overflow=\"true\"")
 }
 
+/// A label's name: letters, digits and `_`, no digit first; names that begin with two `_` are Prometheus's own.
+fn label_name(name: &str) -> String {
+    let name: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+    if name.starts_with(|c: char| c.is_ascii_alphabetic()) { name } else { format!("key_{name}") }
+}
+
+/// Labels of every series of a process.
+const PROCESS_LABELS: [&str; 3] = ["process_pid", "service_name", "service_instance_id"];
+
 /// What tells a process from others.
 fn process_labels(resource: &Resource, pid: u32) -> String {
     let of = |name| escape(resource.text(name).unwrap_or_default());
@@ -447,11 +463,16 @@ fn process_labels(resource: &Resource, pid: u32) -> String {
 /// Everything known of it, but for lists and what is long.
 fn target_info(resource: &Resource, process: &str) -> String {
     let mut labels = process.to_owned();
+    let mut used: BTreeSet<String> = PROCESS_LABELS.map(String::from).into();
     for (name, value) in &resource.attributes {
         if matches!(&**name, "process.pid" | "service.name" | "service.instance.id") {
             continue;
         }
-        let name: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+        let name = label_name(name);
+        // Two names may be one here, which would make the page unreadable.
+        if !used.insert(name.clone()) {
+            continue;
+        }
         let _ = match value {
             Value::Text(text) => write!(labels, ",{name}=\"{}\"", escape(text)),
             Value::Double(number) => write!(labels, ",{name}=\"{number}\""),
@@ -501,9 +522,9 @@ fn site_labels(entry: &Location, created_by: Option<&Location>) -> String {
     labels
 }
 
-/// A label's value.
+/// A label's value: what acts on a terminal is spelled out, then what the format wants escaped is.
 fn escape(text: &str) -> String {
-    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+    printable(text).replace('\\', "\\\\").replace('"', "\\\"")
 }
 
 #[cfg(test)]

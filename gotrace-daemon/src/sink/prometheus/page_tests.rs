@@ -103,7 +103,7 @@ fn the_format_is_prometheus() {
         "# TYPE go_goroutine_count gauge",
         "# TYPE gotrace_goroutine_created_total counter",
         "# TYPE go_schedule_duration_seconds histogram",
-        "gotrace_created_by_function_name=\"main.\\\"odd\\\"\\nname\"",
+        "gotrace_created_by_function_name=\"main.\\\"odd\\\"\\\\nname\"",
         "code_file_path=\"/src/a\\\\b.go\"",
         "le=\"0.001\"} 0",
         "le=\"0.01\"} 1",
@@ -114,5 +114,59 @@ fn the_format_is_prometheus() {
     for line in page.lines().filter(|l| !l.starts_with('#')) {
         let (_, value) = line.rsplit_once(' ').expect("a value");
         assert!(value.parse::<f64>().is_ok(), "{line}");
+    }
+}
+
+#[test]
+fn what_a_process_says_of_itself_can_break_no_line_and_no_label() {
+    let mut evil = interval(1, 0);
+    let mut attributes = evil.resource.attributes.clone();
+    let forged = "a\"} 1\ngotrace_forged{x=\"\u{1b}[2J\u{9b}\u{202e}\u{2028}\r\\";
+    for (name, value) in [
+        ("service.name", forged),
+        ("1digit", forged),
+        ("service.version", "real"),
+        ("service_version", "second"),
+        ("process_pid", "1"),
+        ("__name__", "gotrace_forged"),
+        ("tëam\nx", forged),
+    ] {
+        attributes.insert(name.into(), Value::Text(value.into()));
+    }
+    evil.resource = Arc::new(Resource::new(attributes));
+    evil.sites[0].entry = Arc::new(Location { function: forged.into(), file: forged.into(), line: 1 });
+    let page = of(&[evil]);
+    assert!(!page.contains(|c: char| c != '\n' && !(' '..='~').contains(&c)), "{page:?}");
+    assert!(!page.lines().any(|line| line.starts_with("gotrace_forged")));
+    for line in page.lines().filter(|line| !line.starts_with('#')) {
+        let Some((_, rest)) = line.split_once('{') else { continue };
+        let labels = labels(rest).unwrap_or_else(|| panic!("{line}"));
+        let names: HashSet<&str> = labels.iter().map(String::as_str).collect();
+        assert_eq!(names.len(), labels.len(), "a label is there once: {line}");
+    }
+    assert!(page.contains("service_version=\"real\"") && !page.contains("\"second\""));
+}
+
+/// Names of the labels of a sample, read as Prometheus reads them; `None` where it would not take the line.
+fn labels(mut rest: &str) -> Option<Vec<String>> {
+    let mut names = Vec::new();
+    loop {
+        let (name, value) = rest.split_once("=\"")?;
+        let good = |(n, c): (usize, char)| c == '_' || c.is_ascii_alphabetic() || n > 0 && c.is_ascii_digit();
+        if name.is_empty() || name.starts_with("__") || !name.chars().enumerate().all(good) {
+            return None;
+        }
+        names.push(name.to_owned());
+        let mut escape = false;
+        let end = value.bytes().position(|b| {
+            let ends = b == b'"' && !escape;
+            escape = b == b'\\' && !escape;
+            ends
+        })?;
+        rest = &value[end + 1..];
+        match rest.strip_prefix(',') {
+            Some(next) => rest = next,
+            None => return rest.strip_prefix("} ")?.parse::<f64>().ok().map(|_| names),
+        }
     }
 }

@@ -20,6 +20,8 @@ use std::{
 
 use bytes::Bytes;
 
+use crate::private;
+
 /// What a file begins with. Another version would have another one.
 pub(super) const MAGIC: &[u8; 8] = b"gotrace1";
 /// Bytes of a record's head.
@@ -200,7 +202,7 @@ impl Segment {
     /// # Errors
     /// [`io::ErrorKind::InvalidData`] when it is none of this version; else what the system says.
     pub fn open(path: &Path, sequence: u64) -> io::Result<(Self, u64)> {
-        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        let file = private::open(path, false)?;
         let length = file.metadata()?.len();
         let mut this = Self::with(path.to_owned(), file, sequence, false);
         let mut magic = Vec::new();

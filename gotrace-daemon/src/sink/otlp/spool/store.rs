@@ -2,13 +2,13 @@
 //! all together.
 //!
 //! Files are `NUMBER.SIGNAL`; `lock` is locked by the gotrace whose directory it is. When there is no room
-//! the oldest segment goes, of the signal that takes the most. Refuses a directory that another gotrace has.
+//! the oldest segment goes, of the signal that takes the most. Refuses a directory that another gotrace has,
+//! or that is a link or somebody else's ([`private`]).
 
 use std::{
     collections::VecDeque,
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, File},
     io,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicBool},
 };
@@ -17,7 +17,10 @@ use bytes::Bytes;
 use rustix::fs::{FlockOperation, flock};
 
 use super::segment::{MAGIC, Next, Packed, Segment};
-use crate::sink::otlp::{config::Signal, stats::Dropped};
+use crate::{
+    private,
+    sink::otlp::{config::Signal, stats::Dropped},
+};
 
 /// Segments that a full spool has, and how large they are at least and at most.
 const SEGMENTS: u64 = 16;
@@ -71,13 +74,9 @@ impl Store {
     /// # Errors
     /// [`io::ErrorKind::ResourceBusy`] when another gotrace has it; else what the system says.
     pub fn open(directory: &Path, limit: u64, lost: &mut dyn FnMut(Lost)) -> io::Result<Self> {
-        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        let lock = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(directory.join("lock"))?;
+        private::directory(directory)?;
+        let lock = private::open(&directory.join("lock"), true)
+            .map_err(|error| io::Error::new(error.kind(), format!("lock: {error}")))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
             if error == rustix::io::Errno::WOULDBLOCK {
                 io::Error::new(io::ErrorKind::ResourceBusy, "another gotrace has it")

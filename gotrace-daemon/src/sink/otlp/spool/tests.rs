@@ -1,6 +1,11 @@
 //! The spool's files: order, bound, torn ends, checksums, and what another gotrace finds.
 
-use std::{fs, io, os::unix::fs::FileExt as _, path::Path};
+use std::{
+    fs::{self, Permissions},
+    io,
+    os::unix::fs::{FileExt as _, PermissionsExt as _, symlink},
+    path::Path,
+};
 
 use super::{
     segment::{HEAD, MAGIC},
@@ -297,6 +302,34 @@ fn files_of_others_are_left_alone() {
     for name in strange {
         assert_eq!(fs::read(dir.path(name)).expect("a file"), b"something else entirely");
     }
+}
+
+#[test]
+fn neither_a_link_nor_what_lies_behind_one_is_used() {
+    let place = tempfile::tempdir().expect("a directory");
+    let at = |name: &str| place.path().join(name);
+    let open = |name: &str| Store::open(&at(name), LIMIT, &mut |_| {});
+    fs::create_dir(at("elsewhere")).expect("made");
+    symlink(at("elsewhere"), at("link")).expect("made");
+    let refusal = open("link").expect_err("refused").to_string();
+    assert!(refusal.contains("a symbolic link"), "{refusal}");
+    assert_eq!(fs::read_dir(at("elsewhere")).expect("there").count(), 0);
+
+    // A directory that anybody could write to until now, with what they left in it.
+    fs::write(at("precious"), "precious").expect("written");
+    fs::create_dir(at("spool")).expect("made");
+    fs::set_permissions(at("spool"), Permissions::from_mode(0o777)).expect("set");
+    symlink(at("precious"), at("spool/lock")).expect("made");
+    let refusal = open("spool").expect_err("refused").to_string();
+    assert!(refusal.contains("lock: it is a symbolic link"), "{refusal}");
+    fs::remove_file(at("spool/lock")).expect("removed");
+    symlink(at("precious"), at("spool/00000000000000000001.traces")).expect("made");
+    let mut store = open("spool").expect("its own");
+    push(&mut store, Signal::Traces, &request(1));
+    assert!(take(&mut store, Signal::Traces).is_some());
+    assert_eq!(fs::read_to_string(at("precious")).expect("text"), "precious");
+    let mode = |name: &str| fs::metadata(at(name)).expect("there").permissions().mode() & 0o7777;
+    assert_eq!((mode("spool"), mode("spool/lock")), (0o700, 0o600));
 }
 
 #[test]
