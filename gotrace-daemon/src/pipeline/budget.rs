@@ -49,6 +49,15 @@ impl Step {
         }
     }
 
+    /// The level's name, as an interval has it.
+    #[must_use]
+    pub const fn level_name(self) -> &'static str {
+        match self {
+            Self::Snapshot => "sampled",
+            Self::Probes(level) => level.name(),
+        }
+    }
+
     fn above(self) -> Option<Self> {
         Some(Self::Probes(match self {
             Self::Snapshot => Level::Lifecycle,

@@ -263,11 +263,7 @@ impl Line {
             }
         }
         self.show(now);
-        self.tend_budget(now);
         self.tend_memory(now);
-        if let Some(probes) = &mut self.probes {
-            probes.clean(now);
-        }
         Ok(())
     }
 

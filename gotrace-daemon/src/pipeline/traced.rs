@@ -19,7 +19,7 @@ use super::{
     proofs::Proofs,
     sampling::Sampler,
     seed::Snapshots,
-    spending::Look,
+    spending::{LevelTimes, Look},
     suspicions::Suspicions,
 };
 use crate::{
@@ -29,7 +29,7 @@ use crate::{
     leak::Reason,
     level::Level,
     process::{Clock, GoFacts, Target, Watch, resource},
-    sink::model::{GoroutineSpan, Resource, Span, Value, WaitSpan, Waker},
+    sink::model::{GoroutineSpan, LevelChange, Resource, Span, Value, WaitSpan, Waker},
     snapshot::Live,
     symbolize::Symbolizer,
     table::{Ended, Output, Table, Waited, Waker as TableWaker},
@@ -94,6 +94,10 @@ pub struct Traced {
     pub(super) looked: Option<Look>,
     /// Why its level is lower than is wanted.
     pub(super) lowered: Option<&'static str>,
+    /// How long it had which level.
+    pub(super) times: LevelTimes,
+    /// The last change of its level, until it is reported.
+    pub(super) level_change: Option<LevelChange>,
     /// Whether it is traced by snapshots for want of memory, and may have no more goroutines.
     pub(super) cramped: bool,
     pub(super) capped: bool,
@@ -205,6 +209,8 @@ impl Traced {
             flooded: None,
             looked: None,
             lowered: None,
+            times: LevelTimes::default(),
+            level_change: None,
             cramped: false,
             capped: false,
             records: 0,
@@ -242,6 +248,7 @@ impl Traced {
             self.table.forget_parks();
         }
         self.change_pace(line);
+        self.times.change(Clock::now_monotonic_ns(), self.level_name());
     }
 
     /// Its probes are gone: snapshots tell of it from now on.
@@ -250,6 +257,7 @@ impl Traced {
         self.table.become_sampled();
         self.table.forget_parks();
         self.change_pace(line);
+        self.times.change(Clock::now_monotonic_ns(), self.level_name());
     }
 
     /// Its probes are in place again, since `now_ns` (monotonic).
@@ -257,6 +265,7 @@ impl Traced {
         self.sampled = false;
         self.table.become_traced(now_ns);
         self.change_pace(line);
+        self.times.change(now_ns, self.level_name());
     }
 
     fn change_pace(&mut self, line: &LineConfig) {
@@ -297,6 +306,7 @@ impl Traced {
         self.began_ns = Clock::now_monotonic_ns();
         self.reported_ns = self.began_ns;
         self.table.begin(self.began_ns);
+        self.times.change(self.began_ns, self.level_name());
         self.expect_snapshots(line, beginning);
     }
 
@@ -410,7 +420,7 @@ impl Traced {
 
     fn goroutine_span(&mut self, ended: Ended) -> GoroutineSpan {
         let lifetime_ns = ended.exit_ns.saturating_sub(ended.birth_ns);
-        let waits = self.level >= Level::Waits;
+        let waits = self.times.saw_all_waits(ended.birth_ns);
         GoroutineSpan {
             resource: Arc::clone(&self.resource),
             context: self.key.context(ended.root, ended.goid),
