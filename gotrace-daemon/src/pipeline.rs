@@ -22,6 +22,7 @@ mod scout;
 mod seed;
 mod sharing;
 mod snapshots;
+mod spans;
 mod spending;
 mod suspicions;
 mod text;
@@ -335,7 +336,11 @@ impl Line {
                     return Ok(());
                 }
             }
+            self.tend_budget(now, report);
             self.tend_node(now, report)?;
+            if let Some(probes) = &mut self.probes {
+                probes.clean(now);
+            }
         }
     }
 
@@ -499,7 +504,7 @@ impl Line {
         read_open_waits(self.probes.as_ref(), std::slice::from_mut(&mut traced));
         let cost = self.cost(CALIBRATION_WITHIN);
         let kernel = self.probes.as_ref().map(|p| &p.kernel);
-        let last = Arc::new(traced.interval(kernel, cost, self.undecodable, self.stray));
+        let last = Arc::new(traced.interval(&self.config, kernel, cost, self.undecodable, self.stray));
         report(&last);
         if let Some(exporter) = &self.exporter {
             exporter.interval(&last);
@@ -508,7 +513,7 @@ impl Line {
             self.proven.push(traced.proven(&last));
         }
         if let Some(behind) = traced.behind.take().filter(|_| traced.has_ended()) {
-            self.left.push(behind.conclude(&traced, !last.lost.is_empty()));
+            self.left.push(behind.conclude(&traced, &last));
         }
         if self.node.is_some() {
             tracing::info!(
@@ -539,7 +544,8 @@ impl Line {
         let cost = self.cost(Duration::ZERO);
         let kernel = self.probes.as_ref().map(|p| &p.kernel);
         for (traced, _) in self.traced.iter_mut().zip(wanted).filter(|(_, wanted)| *wanted) {
-            let interval = Arc::new(traced.interval(kernel, cost, self.undecodable, self.stray));
+            let interval =
+                Arc::new(traced.interval(&self.config, kernel, cost, self.undecodable, self.stray));
             if let Some(exporter) = &self.exporter {
                 exporter.interval(&interval);
             }

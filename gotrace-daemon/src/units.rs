@@ -74,15 +74,31 @@ pub(crate) fn count(text: &str) -> Result<u32, String> {
     text.parse().ok().filter(|count| *count > 0).ok_or_else(|| "write a whole number above 0".into())
 }
 
-/// `1%` or `0.01` of a process's CPU time; `None` for `off`.
+/// `1%` or `0.01` of a process's CPU time; `None` for `off` and `none`.
 pub(crate) fn budget(text: &str) -> Result<Option<f64>, String> {
     let expected = "write a share of the process's CPU time above 0 and up to 100%, such as 1%, or off";
-    if text == "off" {
+    if matches!(text, "off" | "none") {
         return Ok(None);
     }
     let (number, unit) = text.strip_suffix('%').map_or((text, 1.0), |number| (number, 0.01));
     match number.trim().parse::<f64>() {
         Ok(number) if number > 0.0 && number * unit <= 1.0 => Ok(Some(number * unit)),
+        _ => Err(expected.into()),
+    }
+}
+
+/// `5%` or `5` of a process's CPU time, as a share of 1; `None` for `none` and `off`. Below 1 the sign must stand,
+/// as a configuration's `0.01` is a share.
+pub(crate) fn percent(text: &str) -> Result<Option<f64>, String> {
+    let expected = "write percent of the process's CPU time, above 0 and up to 100, such as 5%, or none";
+    if matches!(text, "off" | "none") {
+        return Ok(None);
+    }
+    let (number, signed) = text.strip_suffix('%').map_or((text, false), |number| (number, true));
+    match number.trim().parse::<f64>() {
+        Ok(percent) if percent > 0.0 && percent <= 100.0 && (signed || percent >= 1.0) => {
+            Ok(Some(percent / 100.0))
+        }
         _ => Err(expected.into()),
     }
 }
@@ -168,6 +184,25 @@ mod tests {
         assert_eq!(bytes("1"), Ok(1));
         for bad in ["", "0", "0G", "M", "-1", "1T", "99999999999999999999"] {
             assert!(bytes(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn budgets_are_shares_in_files_and_percent_on_the_command_line() {
+        assert_eq!((budget("1%"), budget("0.01")), (Ok(Some(0.01)), Ok(Some(0.01))));
+        assert_eq!(
+            (percent("5%"), percent("5"), percent("0.5%")),
+            (Ok(Some(0.05)), Ok(Some(0.05)), Ok(Some(0.005)))
+        );
+        for none in ["off", "none"] {
+            assert_eq!((budget(none), percent(none)), (Ok(None), Ok(None)));
+        }
+        // A share or percent: nobody knows.
+        for bad in ["", "0", "0%", "-1%", "101%", "0.05", "NaN", "all"] {
+            assert!(percent(bad).is_err(), "{bad}");
+        }
+        for bad in ["", "0", "5", "101%", "NaN", "all"] {
+            assert!(budget(bad).is_err(), "{bad}");
         }
     }
 

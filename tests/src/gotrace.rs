@@ -96,6 +96,8 @@ fn read_all(mut from: impl Read + Send + 'static) -> thread::JoinHandle<String> 
 pub struct Gotrace {
     child: Child,
     lines: mpsc::Receiver<String>,
+    /// Those that were read already.
+    read: Vec<Value>,
     /// Lines among them that are not JSON.
     said: String,
     errors: thread::JoinHandle<String>,
@@ -141,8 +143,8 @@ impl Outcome {
 }
 
 impl Gotrace {
-    /// `gotrace attach` with a threshold of 1 ms, at level `full` unless `more` names another; comes back
-    /// when its probes are in place.
+    /// `gotrace attach` with a threshold of 1 ms, at level `full` and without a budget unless `more` names
+    /// others; comes back when its probes are in place.
     ///
     /// # Errors
     /// Where it ends instead, with its words.
@@ -152,6 +154,9 @@ impl Gotrace {
         args.extend([&pid, "--min-wait", "1ms"]);
         if !more.contains(&"--level") {
             args.extend(["--level", "full"]);
+        }
+        if !more.contains(&"--budget") {
+            args.extend(["--budget", "none"]);
         }
         Self::start(Command::new(binary()?), &args, more, &[])
     }
@@ -170,7 +175,7 @@ impl Gotrace {
             .with_context(|| format!("{path} has no NSpid"))?;
         let mut nsenter = Command::new("nsenter");
         nsenter.args(["--target", &pid.to_string(), "--pid", "--mount"]).arg(binary()?);
-        let args = ["attach", "--pid", inner, "--level", "full", "--min-wait", "1ms"];
+        let args = ["attach", "--pid", inner, "--level", "full", "--budget", "none", "--min-wait", "1ms"];
         Self::start(nsenter, &args, more, &[])
     }
 
@@ -204,7 +209,7 @@ impl Gotrace {
         } else {
             (read_lines(stderr), read_all(stdout))
         };
-        let mut this = Self { child, lines, said: String::new(), errors, export, dir };
+        let mut this = Self { child, lines, read: Vec::new(), said: String::new(), errors, export, dir };
         let deadline = Instant::now() + PATIENCE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -231,6 +236,31 @@ impl Gotrace {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Reads its intervals until one is as wanted, which is given. [`Outcome::lines`] has all of them.
+    ///
+    /// # Errors
+    /// Where none is within the time.
+    pub fn until(&mut self, what: &str, within: Duration, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+        let deadline = Instant::now() + within;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let line = self.lines.recv_timeout(left).map_err(|_| {
+                let last = self.read.last();
+                anyhow!("not within {within:?}: {what}; the last line is {last:?}\n{}", self.said)
+            })?;
+            if !line.starts_with('{') {
+                self.said += &(line + "\n");
+                continue;
+            }
+            let line: Value = serde_json::from_str(&line).with_context(|| format!("no JSON: {line}"))?;
+            self.read.push(line.clone());
+            let interval = &line["interval"];
+            if !interval.is_null() && wanted(interval) {
+                return Ok(interval.clone());
+            }
+        }
     }
 
     /// Ctrl-C.
@@ -261,7 +291,7 @@ impl Gotrace {
             ensure!(Instant::now() < deadline, "gotrace did not end within {PATIENCE:?}");
             thread::sleep(Duration::from_millis(5));
         };
-        let mut lines = Vec::new();
+        let mut lines = std::mem::take(&mut self.read);
         while let Ok(line) = self.lines.recv_timeout(Duration::from_secs(5)) {
             if line.starts_with('{') {
                 lines.push(

@@ -12,7 +12,7 @@ use std::{
 use gotrace::{
     ids::ProcessKey,
     sink::{
-        model::{GoroutineSpan, Interval, Location, Resource, Site, Span, Value, WaitSpan, Waker},
+        model::{GoroutineSpan, Interval, Levels, Location, Resource, Site, Span, Value, WaitSpan, Waker},
         otlp::{ExportConfig, ExportStats, Exporter, OtlpConfig, OtlpFlags},
     },
 };
@@ -124,6 +124,7 @@ pub fn interval(resource: &Arc<Resource>) -> Interval {
         engine: "events",
         level: "waits",
         level_reason: None,
+        levels: Levels::default(),
         leaks: Vec::new(),
         leaks_refuted: 0,
         suspects: Vec::new(),

@@ -13,7 +13,7 @@ use std::{
 };
 
 use gotrace::sink::{
-    model::{Interval, Leak, Location, Resource, Site, Suspected, Value as Attribute},
+    model::{Interval, Leak, Levels, Location, Resource, Site, Suspected, Value as Attribute},
     otlp::{ExportStats, SpoolStats},
     prometheus::{Agent, Board},
 };
@@ -151,6 +151,7 @@ fn page() -> String {
         engine: "events",
         level: "waits",
         level_reason: None,
+        levels: Levels::default(),
         leaks: vec![Leak {
             entry: named("main.worker"),
             created_by: Some(named("main.main")),

@@ -286,16 +286,17 @@ fn top_shows_every_process_in_lines_and_as_json() {
     shop.count("park 70").expect("it parks");
     let config = place.path().join("gotrace.yaml");
     std::fs::write(&config, place.config("level: waits", "")).expect("written");
-    let top = |format: &str| {
+    let top = |format: &str, more: &[&str]| {
         let output = Command::new(binary().expect("built"))
             .args(["top", "--interval", "500ms", "--duration", "3s", "--format", format, "--config"])
             .arg(&config)
+            .args(more)
             .output()
             .expect("it runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).expect("text")
     };
-    let text = top("table");
+    let text = top("table", &["--level", "waits"]);
     let line = |pid: u32| {
         let begin = format!("{pid} ");
         text.lines()
@@ -304,8 +305,8 @@ fn top_shows_every_process_in_lines_and_as_json() {
             .unwrap_or_else(|| panic!("{pid} in {text}"))
     };
     assert!(line(shop.pid()).contains("shop") && line(shop.pid()).contains("chan receive"), "{text}");
-    assert!(line(till.pid()).contains("till"), "{text}");
-    let json = top("json");
+    assert!(line(till.pid()).contains("till") && line(till.pid()).contains("events"), "{text}");
+    let json = top("json", &[]);
     let mut lines = json.lines().map(|l| serde_json::from_str::<Value>(l).expect("JSON"));
     assert_eq!(lines.next().expect("a header")["schema"], "gotrace.top/1");
     let last = lines.next_back().expect("an interval");
@@ -316,4 +317,5 @@ fn top_shows_every_process_in_lines_and_as_json() {
     assert!(first["alive"].as_u64() >= Some(70) && first["alive_is_lower_bound"] == false, "{first}");
     assert!(first["top_wait"]["count"].as_u64() >= Some(70), "{first}");
     assert_eq!(first["place"], Value::Null);
+    assert_eq!(first["engine"], "snapshot", "no level was asked for");
 }

@@ -53,7 +53,9 @@ impl OnTerminal {
         let (master, slave) =
             unsafe { (File::from(OwnedFd::from_raw_fd(master)), File::from(OwnedFd::from_raw_fd(slave))) };
         let mut command = Command::new(binary().expect("built"));
-        command.args(["attach", "--interval", "200ms", "--pid", &pid.to_string()]).args(more);
+        command
+            .args(["attach", "--budget", "none", "--interval", "200ms", "--pid", &pid.to_string()])
+            .args(more);
         command.env("TERM", "xterm").env_remove("NO_COLOR");
         for set in [Command::stdin, Command::stdout, Command::stderr] {
             set(&mut command, slave.try_clone().expect("a descriptor"));

@@ -1,13 +1,13 @@
 //! The arguments of the subcommands. Each field's comment is its help text.
 
-use std::{ffi::OsString, path::PathBuf, time::Duration};
+use std::{ffi::OsString, fmt, path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum, value_parser};
 
 use super::CliError;
 use crate::{
     level::Level,
-    pipeline::LeftBehind,
+    pipeline::{Budget, LeftBehind},
     sink::otlp::{
         ExportConfig, OtlpConfig, OtlpFlags, SeriesBounds, Temporality, config::metric_interval_from_env,
     },
@@ -29,9 +29,47 @@ pub struct AttachArgs {
     /// The process to follow
     #[arg(short, long, value_name = "PID", value_parser = value_parser!(u32).range(1..=i64::from(i32::MAX)))]
     pub pid: u32,
+    /// Percent of the process's CPU time that its probes may take, but at least 5 ms of each second; none
+    /// for as much as they take. Beyond, less is traced (waits, lifecycle, then snapshots without
+    /// probes), which is said at once, and more again when there is room
+    #[arg(long, value_parser = percent, default_value = "5%", value_name = "PERCENT|none")]
+    pub budget: BudgetArg,
     /// How to trace and what to do with it.
     #[command(flatten)]
     pub trace: TraceArgs,
+}
+
+/// A budget, or none.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BudgetArg(Option<f64>);
+
+impl BudgetArg {
+    /// 5 %, which those have who only look.
+    pub(super) const OF_ONLOOKERS: Self = Self(Some(0.05));
+
+    /// For the line.
+    pub(super) fn budget(self) -> Option<Budget> {
+        self.0.map(Budget::of_share)
+    }
+}
+
+impl fmt::Display for BudgetArg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(share) => write!(f, "{}%", share * 100.0),
+            None => f.write_str("none"),
+        }
+    }
+}
+
+/// A budget in percent.
+pub(super) fn percent(text: &str) -> Result<BudgetArg, String> {
+    values::percent(text).map(BudgetArg)
+}
+
+/// A budget as the configuration file has it, which takes shares too.
+pub(super) fn share(text: &str) -> Result<BudgetArg, String> {
+    values::budget(text).map(BudgetArg)
 }
 
 /// Arguments of `exec`.
@@ -54,6 +92,11 @@ pub struct ExecArgs {
     /// there were some. With `go test` each test program is judged, from its goroutine 1 on
     #[arg(long, value_enum, value_delimiter = ',', hide_possible_values = true, value_name = "VERDICT,…")]
     pub fail_on: Vec<FailOn>,
+    /// Percent of the program's CPU time that its probes may take, but at least 5 ms of each second;
+    /// beyond, less is traced. What --fail-on asks for cannot be judged then: unless there are findings
+    /// all the same, exec ends with 1
+    #[arg(long, value_parser = percent, default_value = "none", value_name = "PERCENT|none")]
+    pub budget: BudgetArg,
     /// Where to leave what was found, for the gotrace that started `go test`
     #[arg(long, value_name = "DIRECTORY", hide = true, requires = "fail_on")]
     pub left_behind_to: Option<PathBuf>,

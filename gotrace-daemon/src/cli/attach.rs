@@ -16,7 +16,8 @@ pub fn run(args: AttachArgs) -> Result<Exit, CliError> {
     let background = trace::Background::start(&args.trace)?;
     let stop = Stop::default();
     background.stop_on_signals(&stop)?;
-    let mut line = Line::new(args.trace.line_config(false, LeftBehind::Nobody), background.exporter())?;
+    let config = args.trace.line_config(false, LeftBehind::Nobody, args.budget.budget());
+    let mut line = Line::new(config, background.exporter())?;
     let mut display = trace::Display::new(&args.trace, false);
     line.trace(target)?;
     trace::say_engine(&line, &args.trace, false);

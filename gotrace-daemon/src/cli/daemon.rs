@@ -13,17 +13,21 @@ use std::{
 
 use clap::Args;
 
-use super::{CliError, Exit, surroundings::Surroundings, trace::Background};
+use super::{
+    CliError, Exit,
+    args::{self, BudgetArg},
+    surroundings::Surroundings,
+    trace::Background,
+};
 use crate::{
     config::{self, Config},
     kernel,
-    pipeline::{Budget, Control, Engine, Line, NodeState, Observer, ProcessEvent, Stop},
+    pipeline::{Control, Engine, Line, NodeState, Observer, ProcessEvent, Stop},
     process::drop_privileges,
     sink::{
         otlp::{ExportStats, Exporter, SpoolStats},
         prometheus::{Agent, Board, Health, Server, Watched},
     },
-    units,
 };
 
 /// Time between two looks whether the configuration file has changed.
@@ -53,20 +57,12 @@ pub struct DaemonArgs {
     pub check_config: bool,
     /// Share of a process's CPU time that its probes may take, at least 0.5% of a core; off for as
     /// much as they take. Wins over the configuration's limits.budget [default: 1%]
-    #[arg(long, value_name = "SHARE", value_parser = budget)]
+    #[arg(long, value_name = "SHARE", value_parser = args::share)]
     pub budget: Option<BudgetArg>,
     /// Where /livez, /readyz and /metrics are served, or off. Wins over the configuration's
     /// http.listen [default: 127.0.0.1:9464]
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Option<String>,
-}
-
-/// A budget, or none.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct BudgetArg(Option<f64>);
-
-fn budget(text: &str) -> Result<BudgetArg, String> {
-    units::budget(text).map(BudgetArg)
 }
 
 impl From<config::Error> for CliError {
@@ -94,8 +90,8 @@ impl DaemonArgs {
     /// The line's configuration, with what flags say.
     fn line(&self, config: &Config) -> crate::pipeline::LineConfig {
         let mut line = config.line();
-        if let Some(BudgetArg(share)) = self.budget {
-            line.budget = share.map(Budget::of_share);
+        if let Some(budget) = self.budget {
+            line.budget = budget.budget();
         }
         line
     }

@@ -1,6 +1,7 @@
 //! `gotrace exec`: starts a command with the probes in place.
 
 use std::{
+    fmt,
     io::{self, Write},
     thread,
     time::Duration,
@@ -8,11 +9,14 @@ use std::{
 
 use super::{CliError, ExecArgs, Exit, Format, args::FailOn, go_test, trace};
 use crate::{
+    level::Level,
     pipeline::{LeftProcess, Line, LineError, ProofPace, ProvenProcess, Stop},
+    printable::printable,
     process::{Forwarder, Spawned},
     sink::{
         json,
         leaks::{self, Header, When},
+        model::Levels,
         text,
     },
 };
@@ -56,7 +60,7 @@ pub fn run(mut args: ExecArgs) -> Result<Exit, CliError> {
     // The program that runs a test is a child of `go test`.
     let follow_children = args.follow_children || args.fails_on(FailOn::LeftBehind);
     let unreachable = args.fails_on(FailOn::Unreachable);
-    let mut config = args.trace.line_config(follow_children, args.left_behind());
+    let mut config = args.trace.line_config(follow_children, args.left_behind(), args.budget.budget());
     if unreachable {
         config.proofs = Some(ProofPace { max_read_rate: args.trace.max_read_rate, ..AT_ONCE });
     }
@@ -124,6 +128,10 @@ pub fn run(mut args: ExecArgs) -> Result<Exit, CliError> {
             exit = error.exit();
         }
     }
+    let mut unjudged = unjudged_left_behind(&left);
+    if unreachable {
+        unjudged.extend(unjudged_unreachable(&proven));
+    }
     let tell = |out: &mut dyn Write| -> io::Result<bool> {
         let left = left_behind(out, left, format)?;
         Ok(if unreachable { tell_proven(out, &proven, format)? } else { false } || left)
@@ -139,7 +147,98 @@ pub fn run(mut args: ExecArgs) -> Result<Exit, CliError> {
             false
         }
     };
-    Ok(if exit == Exit::DONE && found { Exit::FINDINGS } else { exit })
+    for unjudged in &unjudged {
+        match format {
+            Format::Json => eprintln!("{}", unjudged.json()),
+            Format::Table => eprintln!("gotrace: {unjudged}"),
+        }
+    }
+    if !unjudged.is_empty() && format == Format::Table {
+        eprintln!("help: raise --budget, or leave it out: then everything is traced, whatever it takes");
+    }
+    Ok(match exit {
+        Exit::DONE if found => Exit::FINDINGS,
+        Exit::DONE if !unjudged.is_empty() => Exit::FAILURE,
+        exit => exit,
+    })
+}
+
+/// A verdict that was asked for and cannot be given, as the budget had less traced than it needs.
+struct Unjudged {
+    pid: u32,
+    executable: String,
+    verdict: FailOn,
+    /// The level that it needs, and how long there was less.
+    level: Level,
+    below_ns: u64,
+    budget: Option<f64>,
+}
+
+impl Unjudged {
+    fn of(pid: u32, executable: &str, verdict: FailOn, level: Level, levels: &Levels) -> Option<Self> {
+        let below_ns = levels.below_ns(level.name());
+        (below_ns > 0).then(|| Self {
+            pid,
+            executable: executable.to_owned(),
+            verdict,
+            level,
+            below_ns,
+            budget: levels.budget,
+        })
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let verdict = match self.verdict {
+            FailOn::LeftBehind => "left_behind",
+            FailOn::Unreachable => "unreachable",
+        };
+        serde_json::json!({ "unjudged": {
+            "pid": self.pid,
+            "executable": self.executable,
+            "verdict": verdict,
+            "level_needed": self.level.name(),
+            "below_ns": self.below_ns,
+            "budget": self.budget,
+            "why": self.to_string(),
+        }})
+    }
+}
+
+impl fmt::Display for Unjudged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pid, executable, verdict, level, below_ns, budget } = self;
+        let what = match verdict {
+            FailOn::LeftBehind => "whether goroutines were left behind",
+            FailOn::Unreachable => "whether goroutines can never run again (unreachable)",
+        };
+        write!(
+            f,
+            "pid {pid} ({}): {what} could not be judged: for {} it was traced below level {level}, to keep within \
+             the budget",
+            printable(executable),
+            text::duration(Some(*below_ns)),
+        )?;
+        match budget {
+            Some(share) => write!(f, " of {:.1}% of its CPU time", share * 100.0),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A goroutine that somebody has woken is not left behind, and only level `full` tells.
+fn unjudged_left_behind(left: &[LeftProcess]) -> Vec<Unjudged> {
+    left.iter()
+        .filter_map(|p| Unjudged::of(p.pid, &p.executable, FailOn::LeftBehind, Level::Full, &p.levels))
+        .collect()
+}
+
+/// Proofs are made where somebody waits, and level `lifecycle` does not tell.
+fn unjudged_unreachable(proven: &[ProvenProcess]) -> Vec<Unjudged> {
+    let level = Level::Waits;
+    proven
+        .iter()
+        .filter_map(|p| Unjudged::of(p.pid, &p.executable, FailOn::Unreachable, level, &p.last.levels))
+        .collect()
 }
 
 /// Tells what was left behind; whether it was anything.
@@ -154,7 +253,9 @@ fn left_behind(mut out: &mut dyn Write, left: Vec<LeftProcess>, format: Format) 
                 "what the program left behind is not known exactly"
             );
         }
-        if process.findings.is_empty() && format == Format::Table {
+        // Of what could not be judged none is not said to be none.
+        let judged = process.levels.below_ns(Level::Full.name()) == 0;
+        if process.findings.is_empty() && (format == Format::Table || !judged) {
             continue;
         }
         found |= !process.findings.is_empty();

@@ -16,7 +16,10 @@ use std::{
 
 use clap::ValueEnum as _;
 
-use super::{CliError, ExecArgs, Exit, Format, args::FailOn};
+use super::{
+    CliError, ExecArgs, Exit, Format,
+    args::{BudgetArg, FailOn},
+};
 use crate::{
     private,
     process::{Forwarder, Spawned},
@@ -27,6 +30,7 @@ pub(super) struct Run<'a> {
     go: &'a OsStr,
     arguments: &'a [OsString],
     fail_on: &'a [FailOn],
+    budget: BudgetArg,
     format: Format,
 }
 
@@ -44,6 +48,7 @@ impl<'a> Run<'a> {
             go,
             arguments,
             fail_on: &args.fail_on,
+            budget: args.budget,
             format: args.trace.format,
         })
     }
@@ -61,8 +66,9 @@ impl<'a> Run<'a> {
             self.fail_on.iter().filter_map(|f| Some(f.to_possible_value()?.get_name().to_owned())).collect();
         let fail_on = fail_on.join(",");
         let exec = format!(
-            "{} exec --fail-on {fail_on} --quiet --format {format} --left-behind-to {} --",
+            "{} exec --fail-on {fail_on} --budget {} --quiet --format {format} --left-behind-to {} --",
             quoted(&own)?,
+            self.budget,
             quoted(&directory.0)?
         );
         let mut arguments: Vec<OsString> = vec!["test".into(), "-exec".into(), exec.into()];

@@ -1,6 +1,7 @@
 //! `gotrace top`: all Go processes of the node in one table.
 //!
-//! Runs a line of its own over the whole node, as the daemon does, and exports nothing.
+//! Runs a line of its own over the whole node, as the daemon does, and exports nothing. By snapshots alone
+//! unless `--level` asks for probes.
 
 use std::{
     io::{self, IsTerminal as _},
@@ -12,12 +13,22 @@ use std::{
 
 use clap::Args;
 
-use super::{CliError, Exit, Format, diagnostics::HoldBack, is_broken_pipe, trace::Background};
+use super::{
+    CliError, Exit, Format,
+    args::{BudgetArg, percent},
+    diagnostics::HoldBack,
+    is_broken_pipe,
+    trace::Background,
+};
 use crate::{
     config::Config,
     level::Level,
-    pipeline::{Line, ProcessEvent, Stop},
-    sink::{otlp::ExportConfig, prometheus::Board, top},
+    pipeline::{Control, Counts, Engine, Line, LineConfig, ProcessEvent, Stop},
+    sink::{
+        otlp::ExportConfig,
+        prometheus::Board,
+        top::{self, Node},
+    },
     ui::TopView,
     units,
 };
@@ -32,14 +43,24 @@ Examples:
   gotrace top --config gotrace.yaml
 
 All Go processes, those with most goroutines first: births and growth a second over the last
-interval, what most wait for, what the probes take of the process's CPU time, what was lost.")]
+interval, what most wait for, what the probes take of the process's CPU time, what was lost.
+
+Without --level no probe is put anywhere: every interval the processes' memory is read, and
+goroutines that live between two readings are missed. With --level there are probes in every
+program that the rules take, within the budget.")]
 pub struct TopArgs {
-    /// Whose rules, limits and level hold (YAML); deploy/gotrace.example.yaml shows every field
+    /// Whose rules and limits hold (YAML; its level does not: only --level puts probes in place);
+    /// deploy/gotrace.example.yaml shows every field
     #[arg(short, long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Detail: lifecycle, waits, full [default: lifecycle, or the configuration's]
+    /// Put probes in place, for this detail: lifecycle, waits, full [default: no probes, snapshots alone]
     #[arg(long, value_parser = units::level, value_name = "LEVEL")]
     pub level: Option<Level>,
+    /// With --level: percent of each process's CPU time that its probes may take, but at least 5 ms of
+    /// each second; none for as much as they take. Beyond, less is traced of that process, as the column
+    /// level says, and more again when there is room [default: 5%, or the configuration's]
+    #[arg(long, value_parser = percent, value_name = "PERCENT|none")]
+    pub budget: Option<BudgetArg>,
     /// Time between two reports
     #[arg(long, value_parser = units::interval, default_value = "2s", value_name = "TIME")]
     pub interval: Duration,
@@ -57,20 +78,14 @@ pub(super) fn run(args: &TopArgs) -> Result<Exit, CliError> {
         Some(path) => Config::read(path)?,
         None => Config::default(),
     };
-    let mut line_config = config.line();
-    line_config.interval = args.interval;
-    line_config.level = match (args.level, &args.config) {
-        (Some(level), _) => level,
-        (None, Some(_)) => line_config.level,
-        (None, None) => Level::Lifecycle,
-    };
+    let line_config = line_config(args, &config)?;
     let background = Background::with_export(ExportConfig::default())?;
     let stop = Stop::default();
     background.stop_on_signals(&stop)?;
     let mut line = Line::new(line_config, None)?;
     let board = Arc::new(Board::default());
     let ended = Arc::clone(&board);
-    line.watch_node(
+    let control = line.watch_node(
         config.rules(),
         Some(Box::new(move |event| {
             if let ProcessEvent::Ended(identity) = event {
@@ -79,12 +94,32 @@ pub(super) fn run(args: &TopArgs) -> Result<Exit, CliError> {
         })),
     )?;
     let deadline = args.duration.map(|d| Instant::now() + d);
-    let view = show(args, &board, &stop, deadline)?;
+    let view = show(args, &board, control, &stop, deadline)?;
     let result = line.run(&stop, deadline, &mut |interval| board.show(interval));
     drop(view);
     line.finish().1?;
     result?;
     Ok(Exit::DONE)
+}
+
+/// Probes only where a level is asked for here and now: whoever looks must not change what runs.
+fn line_config(args: &TopArgs, config: &Config) -> Result<LineConfig, CliError> {
+    let mut line = config.line();
+    line.interval = args.interval;
+    line.budget = match (args.budget, &args.config) {
+        (Some(budget), _) => budget.budget(),
+        (None, Some(_)) => line.budget,
+        (None, None) => BudgetArg::OF_ONLOOKERS.budget(),
+    };
+    match args.level {
+        Some(_) if line.engine == Engine::Snapshot => {
+            return Err(CliError::usage("--level needs probes, and the configuration has engine: snapshot")
+                .help("leave --level out, or the engine"));
+        }
+        Some(level) => line.level = level,
+        None => line.engine = Engine::Snapshot,
+    }
+    Ok(line)
 }
 
 /// Whatever shows; dropped at the end.
@@ -93,25 +128,27 @@ struct View(#[expect(dead_code, reason = "held for what dropping does")] Option<
 fn show(
     args: &TopArgs,
     board: &Arc<Board>,
+    control: Control,
     stop: &Stop,
     deadline: Option<Instant>,
 ) -> Result<View, CliError> {
     let board = Arc::clone(board);
-    let rows = move || {
+    let node = move || {
         let intervals = board.intervals();
-        top::rows(intervals.iter().map(|i| &**i))
+        let Counts { refused, unreadable, .. } = control.state().looked_at;
+        Node { rows: top::rows(intervals.iter().map(|i| &**i)), refused, unreadable }
     };
     if args.format == Format::Table && io::stdout().is_terminal() {
         let hold_back = HoldBack::begin();
         let stop = stop.clone();
-        let view = TopView::start(rows, move || stop.set())?;
+        let view = TopView::start(node, move || stop.set())?;
         return Ok(View(Some((view, hold_back))));
     }
     let (format, interval, stop) = (args.format, args.interval, stop.clone());
     thread::Builder::new().name("gotrace-view".into()).spawn(move || {
         // At the end nobody is traced any more: what was before is what counts.
         let over = || stop.why().is_some() || deadline.is_some_and(|d| Instant::now() >= d);
-        let shown = lines(format, interval, &over, &rows);
+        let shown = lines(format, interval, &over, &node);
         // A reader that went away (`| head`) ends the run; there is nobody to tell.
         if let Err(error) = shown {
             stop.set();
@@ -127,7 +164,7 @@ fn lines(
     format: Format,
     interval: Duration,
     over: &impl Fn() -> bool,
-    rows: &impl Fn() -> Vec<top::Row>,
+    node: &impl Fn() -> Node,
 ) -> io::Result<()> {
     if format == Format::Json {
         top::json_header(&mut io::stdout().lock())?;
@@ -138,8 +175,47 @@ fn lines(
             return Ok(());
         }
         match format {
-            Format::Json => top::json(&mut io::stdout().lock(), &rows())?,
-            Format::Table => top::table(&mut io::stdout().lock(), &rows())?,
+            Format::Json => top::json(&mut io::stdout().lock(), &node())?,
+            Format::Table => top::table(&mut io::stdout().lock(), &node())?,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn line_of(more: &[&str]) -> Result<LineConfig, CliError> {
+        let cli = Cli::try_parse_from(["gotrace", "top"].iter().chain(more)).expect("valid arguments");
+        let Command::Top(args) = cli.command else { panic!("top") };
+        let config =
+            args.config.as_ref().map_or_else(Config::default, |path| Config::read(path).expect("right"));
+        line_config(&args, &config)
+    }
+
+    #[test]
+    fn only_a_level_on_the_command_line_puts_probes_in_place() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).expect("written");
+            path.to_str().expect("a plain path").to_owned()
+        };
+        let events = file("events.yaml", "trace: {level: full, engine: events}\nlimits: {budget: 2%}\n");
+        let snapshot = file("snapshot.yaml", "trace: {engine: snapshot}\n");
+        let share = |line: &LineConfig| line.budget.map(crate::pipeline::Budget::share);
+        let line = line_of(&[]).expect("right");
+        assert_eq!((line.engine, share(&line)), (Engine::Snapshot, Some(0.05)));
+        let line = line_of(&["--config", &events]).expect("right");
+        assert_eq!((line.engine, share(&line)), (Engine::Snapshot, Some(0.02)));
+        let line = line_of(&["--config", &events, "--level", "waits"]).expect("right");
+        assert_eq!((line.engine, line.level, share(&line)), (Engine::Events, Level::Waits, Some(0.02)));
+        let line = line_of(&["--level", "full", "--budget", "none"]).expect("right");
+        assert_eq!((line.engine, line.level, share(&line)), (Engine::Auto, Level::Full, None));
+        assert!(line_of(&["--config", &snapshot]).is_ok());
+        assert!(line_of(&["--config", &snapshot, "--level", "waits"]).is_err());
     }
 }

@@ -12,7 +12,7 @@ use super::{CliError, Format, TraceArgs, diagnostics::HoldBack, is_broken_pipe};
 use crate::{
     level::Level,
     pipeline::{
-        Engine, Follow, LeftBehind, Line, LineConfig, LineError, ProofPace, SpanSampling, Stop,
+        Budget, Engine, Follow, LeftBehind, Line, LineConfig, LineError, ProofPace, SpanSampling, Stop,
         SuspicionPace, Traced,
     },
     printable::printable,
@@ -33,7 +33,12 @@ const FLUSH_WITHIN: Duration = Duration::from_secs(5);
 
 impl TraceArgs {
     /// The line's configuration.
-    pub(super) fn line_config(&self, follow_children: bool, left_behind: LeftBehind) -> LineConfig {
+    pub(super) fn line_config(
+        &self,
+        follow_children: bool,
+        left_behind: LeftBehind,
+        budget: Option<Budget>,
+    ) -> LineConfig {
         LineConfig {
             engine: match self.engine {
                 // Only events tell who was there at the end.
@@ -61,7 +66,7 @@ impl TraceArgs {
             processes: if follow_children { 64 } else { 2 },
             goroutines_each: usize::MAX,
             memory: u64::MAX,
-            budget: None,
+            budget,
             resource: ResourceOptions { command_args: self.resource_command_args },
             kernel_log_level: self.kernel_log,
             suspicions: (!self.suspect_every.is_zero())

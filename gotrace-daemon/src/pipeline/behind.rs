@@ -24,6 +24,7 @@ use crate::{
     gobin::{Binary, EntryKind},
     leak::{Finding, Left, is_machinery, left_behind, test_function},
     process::Clock,
+    sink::model::{Interval, Levels},
     snapshot::{Live, Names, Options, Snapshot, SnapshotError, StackFrame},
 };
 
@@ -72,6 +73,8 @@ pub struct LeftProcess {
     pub unknown: u64,
     /// Whether events were lost, so that some may have ended.
     pub lossy: bool,
+    /// At which levels it was traced: below `full` neither births nor waits are all seen.
+    pub levels: Levels,
     /// The findings.
     pub findings: Vec<Finding>,
     /// Names of its addresses.
@@ -275,7 +278,7 @@ impl Behind {
     }
 
     /// Judges a process that has ended.
-    pub fn conclude(mut self, traced: &Traced, lossy: bool) -> LeftProcess {
+    pub fn conclude(mut self, traced: &Traced, last: &Interval) -> LeftProcess {
         let end_ns = Clock::now_monotonic_ns();
         if self.looks.is_none() {
             let file = traced.target().executable_file().try_clone().ok().map(Arc::new);
@@ -324,7 +327,8 @@ impl Behind {
             time_unix_nano: traced.clock.unix_nano(end_ns),
             alive,
             unknown,
-            lossy,
+            lossy: !last.lost.is_empty(),
+            levels: last.levels.clone(),
             findings: left_behind(end_ns, left),
             names: self.names,
         }

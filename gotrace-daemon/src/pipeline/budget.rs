@@ -49,6 +49,15 @@ impl Step {
         }
     }
 
+    /// The level's name, as an interval has it.
+    #[must_use]
+    pub const fn level_name(self) -> &'static str {
+        match self {
+            Self::Snapshot => "sampled",
+            Self::Probes(level) => level.name(),
+        }
+    }
+
     fn above(self) -> Option<Self> {
         Some(Self::Probes(match self {
             Self::Snapshot => Level::Lifecycle,
@@ -147,6 +156,12 @@ impl Governor {
             raised_at: None,
             lowered: None,
         }
+    }
+
+    /// At another step than the highest: it is tried to raise it after the first rest from `now` on.
+    #[must_use]
+    pub fn lowered(most: Level, step: Step, now: Duration) -> Self {
+        Self { step, next_try: now + FIRST_REST, ..Self::new(most) }
     }
 
     /// The step of now.

@@ -66,7 +66,7 @@ pub struct LineConfig {
     pub goroutines_each: usize,
     /// Bytes that what is kept of all processes may take on a node.
     pub memory: u64,
-    /// What probes may take of a process's CPU time, on a node; `None` for as much as they take.
+    /// What probes may take of a process's CPU time; `None` for as much as they take.
     pub budget: Option<Budget>,
     /// What to put into the resource.
     pub resource: ResourceOptions,

@@ -273,11 +273,7 @@ impl Line {
         }
         self.show(now);
         self.tend_sharing(now);
-        self.tend_budget(now);
         self.tend_memory(now);
-        if let Some(probes) = &mut self.probes {
-            probes.clean(now);
-        }
         Ok(())
     }
 

@@ -4,18 +4,19 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use gotrace_common::{Counters, Histogram, Hit, Lost, REASON_ROWS, ROW_OTHER, ROW_SCHEDULE, ROW_SYSCALL};
 
-use super::{seed::Snapshots, traced::Traced};
+use super::{Budget, LineConfig, seed::Snapshots, traced::Traced};
 use crate::{
     kernel::{HitCost, Kernel},
     level::Level,
     process::Clock,
-    sink::model::{Interval, Site, Summary},
+    sink::model::{Interval, Levels, Site, Summary},
 };
 
 impl Traced {
     /// The state now, and what changed since the last call.
     pub(super) fn interval(
         &mut self,
+        line: &LineConfig,
         kernel: Option<&Kernel>,
         cost: Option<HitCost>,
         undecodable: u64,
@@ -76,6 +77,7 @@ impl Traced {
             engine: self.engine(),
             level: self.level_name(),
             level_reason: self.lowered,
+            levels: self.levels(line, now_ns),
             leaks,
             leaks_refuted,
             suspects,
@@ -83,6 +85,17 @@ impl Traced {
         };
         self.reported_ns = now_ns;
         interval
+    }
+
+    fn levels(&mut self, line: &LineConfig, now_ns: u64) -> Levels {
+        // Where there never was a place for its probes, nobody wants any.
+        let probes = self.slot.is_some() || self.lowered.is_some();
+        Levels {
+            wanted: if probes { line.level.name() } else { "sampled" },
+            ns: self.times.until(now_ns),
+            change: self.level_change.take(),
+            budget: line.budget.map(Budget::share).filter(|_| probes),
+        }
     }
 
     fn lost(&self, counters: &Counters, undecodable: u64, stray: u64) -> BTreeMap<&'static str, u64> {

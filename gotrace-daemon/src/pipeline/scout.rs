@@ -24,8 +24,8 @@ use rustix::event::{EventfdFlags, eventfd};
 use super::{LineConfig, LineError, programs::Programs, traced::Traced};
 use crate::{
     process::{
-        Connector, Facts, FileNode, Notice, Rules, Target, age, all_processes, is_gone, stack_start,
-        start_ticks,
+        Connector, Facts, FileNode, Notice, ProcessError, Rules, Target, age, all_processes, is_gone,
+        stack_start, start_ticks,
     },
     sink::model::Value,
 };
@@ -83,6 +83,9 @@ pub struct Counts {
     pub taken: u64,
     /// Go programs that could not be traced.
     pub refused: u64,
+    /// Processes that gotrace may not look at, so that it is not known whether they are Go programs; as of the
+    /// last time that everybody was looked at.
+    pub unreadable: u64,
 }
 
 /// The line's end of it.
@@ -195,6 +198,8 @@ struct Known {
     /// Of those that are Go programs, and those that the rules left out.
     facts: Option<Facts>,
     taken: bool,
+    /// Whether it may not be looked at.
+    unreadable: bool,
 }
 
 struct Work {
@@ -268,6 +273,7 @@ impl Work {
             self.look_at(pid, false)?;
         }
         self.counts.scans += 1;
+        self.counts.unreadable = self.known.values().filter(|known| known.unreadable).count() as u64;
         self.tell(Found::Counts(self.counts))
     }
 
@@ -300,14 +306,22 @@ impl Work {
         {
             return Ok(());
         }
-        let mut known =
-            Known { start_ticks: start, stack_start, memory: None, file: None, facts: None, taken: false };
+        let mut known = Known {
+            start_ticks: start,
+            stack_start,
+            memory: None,
+            file: None,
+            facts: None,
+            taken: false,
+            unreadable: false,
+        };
         // Kernel threads, zombies, and those that may not be looked at.
         let target = match Target::open(pid) {
             Ok(target) if target.identity.start_ticks == start => target,
             Ok(_) => return Ok(()),
             Err(error) => {
                 tracing::trace!(pid, %error, "not looked at");
+                known.unreadable = matches!(error, ProcessError::NotPermitted { .. });
                 self.known.insert(pid, known);
                 return Ok(());
             }

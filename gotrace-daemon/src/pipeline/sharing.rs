@@ -24,7 +24,7 @@ const DEFAULT_LIMIT: usize = 8;
 const LEAST_LIMIT: usize = 4;
 const MOST_LIMIT: usize = 32;
 /// Why a process is traced by snapshots: too many of its file have probes.
-const NEIGHBOURS: &str = "neighbours";
+pub(super) const NEIGHBOURS: &str = "neighbours";
 
 /// What the line knows of files that many run.
 pub(super) struct Sharing {

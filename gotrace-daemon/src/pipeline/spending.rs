@@ -5,7 +5,7 @@
 //! for all.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,12 +16,14 @@ use super::{
     Line,
     budget::{Budget, Change, Governor, Step, Usage},
     probes::{Probes, SharedFile},
+    sharing::NEIGHBOURS,
     traced::Traced,
 };
 use crate::{
     kernel::{HitCost, Kernel},
+    level::Level,
     process::Clock,
-    sink::model::{LogRecord, Severity, Value},
+    sink::model::{Interval, LevelChange, LogRecord, Severity, Value},
 };
 
 /// Time between two looks.
@@ -60,22 +62,26 @@ pub(super) struct Look {
 }
 
 impl Line {
-    /// Holds what the probes take against the budget, when it is time.
-    pub(super) fn tend_budget(&mut self, now: Instant) {
+    /// Holds what the probes take against the budget, when it is time. Where single processes are followed, a
+    /// change is reported at once.
+    pub(super) fn tend_budget(&mut self, now: Instant, report: &mut dyn FnMut(&Arc<Interval>)) {
         let Some(budget) = self.config.budget else { return };
         if now < self.spending.next {
             return;
         }
         self.spending.next = now + EVERY;
-        let Some(cost) = self.cost(Duration::ZERO) else { return };
+        let cost = self.cost(Duration::ZERO);
         let Some(probes) = &self.probes else { return };
         let mut worst: HashMap<Group, (Option<Usage>, u32)> = HashMap::new();
+        // A group that is new is at the step of who is in it.
+        let mut steps: HashMap<Group, Step> = HashMap::new();
         for traced in &mut self.traced {
-            if traced.slot.is_none() || traced.cramped {
+            if traced.slot.is_none() || traced.cramped || traced.lowered == Some(NEIGHBOURS) {
                 continue;
             }
             let lowered = traced.step() != Step::Probes(self.config.level);
             let group = group_of(traced, probes);
+            steps.entry(group).or_insert(traced.step());
             let usage = traced.usage(&probes.kernel, cost, now, lowered);
             let Some(usage) = usage else {
                 // Not known yet; the others decide, and the governor stays.
@@ -93,15 +99,24 @@ impl Line {
         let mut changes = Vec::new();
         for (group, (usage, pid)) in &worst {
             let most = self.config.level;
-            let governor = self.spending.governors.entry(*group).or_insert_with(|| Governor::new(most));
+            let governor = self.spending.governors.entry(*group).or_insert_with(|| match steps.get(group) {
+                Some(step) if *step != Step::Probes(most) => Governor::lowered(most, *step, since),
+                _ => Governor::new(most),
+            });
             if let Some(usage) = usage
                 && let Some(change) = governor.observe(since, usage, budget)
             {
                 changes.push((*group, change, *pid));
             }
         }
+        if changes.is_empty() {
+            return;
+        }
         for (group, change, pid) in changes {
             self.change_step(group, change, pid, budget);
+        }
+        if self.node.is_none() {
+            self.report(|traced| traced.level_change.is_some(), report);
         }
     }
 
@@ -128,6 +143,9 @@ impl Line {
             budget = allowed,
             "level changed"
         );
+        if self.node.is_none() {
+            self.note_change(&pids, change, budget);
+        }
         let Some(exporter) = &self.exporter else { return };
         let text = format!(
             "level {} instead of {}: probes took {cost} of the CPU time, {allowed} are allowed",
@@ -149,6 +167,36 @@ impl Line {
                     ("gotrace.budget", Value::Double(budget.share())),
                 ],
             }));
+        }
+    }
+
+    /// Whoever follows these processes is told of the change; what was given up also in the log.
+    fn note_change(&mut self, pids: &[u32], Change { from, to, cost_share }: Change, budget: Budget) {
+        let traced = self.traced.iter_mut().filter(|t| pids.contains(&t.pid()) && t.step() == to);
+        for traced in traced {
+            traced.level_change = Some(LevelChange {
+                from: from.level_name(),
+                to: to.level_name(),
+                probe_cost_share: cost_share,
+            });
+            if to < from {
+                tracing::warn!(
+                    pid = traced.pid(),
+                    "level {} instead of {}: the probes' overhead was {} of the CPU time, the budget is {} \
+                     (--budget none lifts it). Until there is room again, {}",
+                    to.level_name(),
+                    from.level_name(),
+                    percent(cost_share),
+                    percent(budget.share()),
+                    match to {
+                        Step::Snapshot =>
+                            "goroutines that live between two snapshots are missed, and there are no spans and no \
+                             durations of waits",
+                        Step::Probes(Level::Lifecycle) => "waits are not seen",
+                        Step::Probes(_) => "wakers, scheduling delays and system calls are not seen",
+                    }
+                );
+            }
         }
     }
 
@@ -180,6 +228,12 @@ impl Line {
                     Err(error) => {
                         tracing::warn!(pid, "the level stays {before}: {error}");
                         traced.level = before;
+                        // None of its probes is left in place.
+                        if let Err(error) = probes.put_in_place(traced) {
+                            tracing::warn!(pid, "traced by snapshots from now on: {error}");
+                            traced.lowered = Some("file");
+                            traced.stop_events(config);
+                        }
                     }
                 }
             }
@@ -202,6 +256,42 @@ fn group_of(traced: &Traced, probes: &Probes) -> Group {
     probes.shares(traced).map_or(Group::Process(traced.number()), Group::File)
 }
 
+/// How long a process had which level.
+#[derive(Clone, Debug, Default)]
+pub(super) struct LevelTimes {
+    /// The level of now, and since when (monotonic).
+    now: Option<(&'static str, u64)>,
+    before: BTreeMap<&'static str, u64>,
+    /// Since when waits are all seen (monotonic), where they were not for a while before; else 0.
+    waits_since_ns: u64,
+}
+
+impl LevelTimes {
+    /// It has this level from now on.
+    pub fn change(&mut self, now_ns: u64, level: &'static str) {
+        let sees_waits = |level| matches!(level, "waits" | "full");
+        if sees_waits(level) && self.now.is_some_and(|(before, _)| !sees_waits(before)) {
+            self.waits_since_ns = now_ns;
+        }
+        self.before = self.until(now_ns);
+        self.now = Some((level, now_ns));
+    }
+
+    /// Whether all waits were seen of a goroutine that was born then (monotonic) and has ended now.
+    pub fn saw_all_waits(&self, birth_ns: u64) -> bool {
+        matches!(self.now, Some(("waits" | "full", _))) && birth_ns >= self.waits_since_ns
+    }
+
+    /// Nanoseconds at each level, by name, until now.
+    pub fn until(&self, now_ns: u64) -> BTreeMap<&'static str, u64> {
+        let mut times = self.before.clone();
+        if let Some((level, since_ns)) = self.now {
+            *times.entry(level).or_insert(0) += now_ns.saturating_sub(since_ns);
+        }
+        times
+    }
+}
+
 impl Traced {
     /// How it is traced now.
     pub(super) fn step(&self) -> Step {
@@ -210,7 +300,17 @@ impl Traced {
 
     /// What it used since the last look, a second; `None` at the first, and when it is gone. `lowered`: what
     /// it does counts though no probe is hit.
-    fn usage(&mut self, kernel: &Kernel, cost: HitCost, now: Instant, lowered: bool) -> Option<Usage> {
+    fn usage(
+        &mut self,
+        kernel: &Kernel,
+        cost: Option<HitCost>,
+        now: Instant,
+        lowered: bool,
+    ) -> Option<Usage> {
+        // Until it is known what a hit costs, the first look is the one to begin from.
+        if cost.is_none() && self.looked.is_some() {
+            return None;
+        }
         let hits = kernel.counters(self.slot?).ok()?.hits;
         if !lowered && self.looked.is_some_and(|before| before.hits == hits) {
             self.looked = Some(Look { at: now, hits, cpu_ns: None });
@@ -222,12 +322,42 @@ impl Traced {
         if seconds <= 0.0 {
             return None;
         }
-        let cost = cost.among(self.neighbours);
+        let cost = cost.map(|cost| cost.among(self.neighbours));
         let mut new = hits;
         new.iter_mut().zip(before.hits).for_each(|(now, before)| *now = now.saturating_sub(before));
         Some(Usage {
             cpu_ns: cpu_ns.saturating_sub(before.cpu_ns?) as f64 / seconds,
-            added_ns: self.cost.by_level(&new, cost).map(|ns| ns / seconds),
+            added_ns: self.cost.by_level(&new, cost?).map(|ns| ns / seconds),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_times_at_levels_add_up() {
+        let mut times = LevelTimes::default();
+        assert!(times.until(50).is_empty());
+        times.change(100, "full");
+        times.change(130, "sampled");
+        times.change(200, "full");
+        assert_eq!(times.until(205), [("full", 35), ("sampled", 70)].into());
+        assert_eq!(times.until(205), [("full", 35), ("sampled", 70)].into(), "asking changes nothing");
+    }
+
+    #[test]
+    fn waits_of_who_lived_at_a_lower_level_are_not_taken_for_all() {
+        let mut times = LevelTimes::default();
+        times.change(100, "full");
+        // Its probes were in place a little before.
+        assert!(times.saw_all_waits(90));
+        times.change(150, "waits");
+        assert!(times.saw_all_waits(90));
+        times.change(200, "lifecycle");
+        assert!(!times.saw_all_waits(210));
+        times.change(300, "waits");
+        assert!(times.saw_all_waits(310) && !times.saw_all_waits(210) && !times.saw_all_waits(90));
     }
 }

@@ -11,8 +11,17 @@ use foldhash::fast::FixedState;
 use gotrace_common::{ProcessConfig, flags};
 
 use super::{
-    LineConfig, LineError, behind::Behind, cost::ProbeCost, probes::SharedFile, programs::Parsed,
-    proofs::Proofs, sampling::Sampler, seed::Snapshots, spending::Look, suspicions::Suspicions, text::Text,
+    LineConfig, LineError,
+    behind::Behind,
+    cost::ProbeCost,
+    probes::SharedFile,
+    programs::Parsed,
+    proofs::Proofs,
+    sampling::Sampler,
+    seed::Snapshots,
+    spending::{LevelTimes, Look},
+    suspicions::Suspicions,
+    text::Text,
 };
 use crate::{
     decode::{Event, OpenWait},
@@ -21,10 +30,10 @@ use crate::{
     leak::Reason,
     level::Level,
     process::{Clock, FileNode, GoFacts, Target, Watch, resource},
-    sink::model::{GoroutineSpan, Resource, Span, Value, WaitSpan, Waker},
+    sink::model::{LevelChange, Resource, Span, Value},
     snapshot::Live,
     symbolize::Symbolizer,
-    table::{Ended, Output, Table, Waited, Waker as TableWaker},
+    table::{Output, Table},
 };
 
 /// Births with an impossible entry address that are put down to chance before tracing is given up.
@@ -43,7 +52,7 @@ pub struct Traced {
     pub(super) resource: Arc<Resource>,
     /// What the process itself and the host tell; `resource` is this with what others know.
     base: Arc<Resource>,
-    key: ProcessKey,
+    pub(super) key: ProcessKey,
     pub(super) clock: Clock,
     parsed: Parsed,
     /// Its file, as all that run it see it; `None` when it cannot be looked at.
@@ -96,6 +105,10 @@ pub struct Traced {
     pub(super) lowered: Option<&'static str>,
     /// Other processes of its file that have probes of their own, each of which makes its hits dearer.
     pub(super) neighbours: u32,
+    /// How long it had which level.
+    pub(super) times: LevelTimes,
+    /// The last change of its level, until it is reported.
+    pub(super) level_change: Option<LevelChange>,
     /// Whether it is traced by snapshots for want of memory, and may have no more goroutines.
     pub(super) cramped: bool,
     pub(super) capped: bool,
@@ -213,6 +226,8 @@ impl Traced {
             looked: None,
             lowered: None,
             neighbours: 0,
+            times: LevelTimes::default(),
+            level_change: None,
             cramped: false,
             capped: false,
             records: 0,
@@ -262,6 +277,7 @@ impl Traced {
             self.table.forget_parks();
         }
         self.change_pace(line);
+        self.times.change(Clock::now_monotonic_ns(), self.level_name());
     }
 
     /// Its probes are gone: snapshots tell of it from now on.
@@ -270,6 +286,7 @@ impl Traced {
         self.table.become_sampled();
         self.table.forget_parks();
         self.change_pace(line);
+        self.times.change(Clock::now_monotonic_ns(), self.level_name());
     }
 
     /// Its probes are in place again, since `now_ns` (monotonic).
@@ -277,6 +294,7 @@ impl Traced {
         self.sampled = false;
         self.table.become_traced(now_ns);
         self.change_pace(line);
+        self.times.change(now_ns, self.level_name());
     }
 
     fn change_pace(&mut self, line: &LineConfig) {
@@ -327,6 +345,7 @@ impl Traced {
         self.began_ns = Clock::now_monotonic_ns();
         self.reported_ns = self.began_ns;
         self.table.begin(self.began_ns);
+        self.times.change(self.began_ns, self.level_name());
         self.expect_snapshots(line, beginning);
     }
 
@@ -437,54 +456,6 @@ impl Traced {
             });
         }
         self.outputs = outputs;
-    }
-
-    fn goroutine_span(&mut self, ended: Ended) -> GoroutineSpan {
-        let lifetime_ns = ended.exit_ns.saturating_sub(ended.birth_ns);
-        let waits = self.level >= Level::Waits;
-        GoroutineSpan {
-            resource: Arc::clone(&self.resource),
-            context: self.key.context(ended.root, ended.goid),
-            parent: (ended.root != ended.goid).then(|| self.key.span_id(ended.parent_goid)),
-            creator_link: ended.creator_root.map(|root| self.key.context(root, ended.parent_goid)),
-            start_unix_nano: self.clock.unix_nano(ended.birth_ns),
-            end_unix_nano: self.clock.unix_nano(ended.exit_ns),
-            entry: self.symbolizer.entry(ended.entry_pc),
-            created_by: (ended.created_pc != 0).then(|| self.symbolizer.call(ended.created_pc)),
-            goid: ended.goid,
-            parent_goid: ended.parent_goid,
-            wait_total_ns: waits.then_some(ended.wait_total_ns),
-            run_total_ns: waits.then_some(lifetime_ns.saturating_sub(ended.wait_total_ns)),
-            wait_count: waits.then_some(ended.wait_count),
-            waits_by_reason: ended
-                .waits_by_reason
-                .iter()
-                .map(|(reason, ns)| (self.reason(*reason), *ns))
-                .collect(),
-        }
-    }
-
-    fn wait_span(&mut self, waited: Waited) -> WaitSpan {
-        let trace_id = self.key.trace_id(waited.root);
-        let span_id = self.key.wait_span_id(waited.goid, waited.start_ns);
-        WaitSpan {
-            resource: Arc::clone(&self.resource),
-            context: crate::sink::model::SpanContext { trace_id, span_id },
-            parent: self.key.span_id(waited.goid),
-            goid: waited.goid,
-            reason: self.reason(waited.reason),
-            start_unix_nano: self.clock.unix_nano(waited.start_ns),
-            end_unix_nano: self.clock.unix_nano(waited.end_ns),
-            scheduling_delay_ns: waited.wake_ns.map(|wake_ns| waited.end_ns.saturating_sub(wake_ns)),
-            site: self.symbolizer.wait_site(&waited.frames),
-            waker: match waited.waker {
-                TableWaker::Unknown => Waker::Unknown,
-                TableWaker::Goroutine { goid, root } => Waker::Goroutine(goid, self.key.context(root, goid)),
-                TableWaker::Netpoll => Waker::Netpoll,
-                TableWaker::Timer => Waker::Timer,
-                TableWaker::Gc => Waker::Gc,
-            },
-        }
     }
 
     pub(super) fn begin_open_waits(&mut self) {

@@ -67,8 +67,6 @@ pub fn summary(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
         fields.insert("born".into(), last.born_total.into());
         fields.insert("died".into(), last.died_total.into());
         fields.insert("sites".into(), last.sites.iter().map(|s| site(s, true)).collect());
-        fields.insert("level".into(), last.level.into());
-        fields.insert("engine".into(), last.engine.into());
         fields.insert("cost_ns_per_event".into(), json!(cost_ns_per_event));
         fields.insert("spans".into(), json!(spans));
         fields.insert("spans_dropped".into(), json!(spans_dropped));
@@ -96,6 +94,18 @@ fn state(interval: &Interval) -> Json {
         "syscall_ns": counted(&interval.syscalls),
         "snapshot_ns": counted(&interval.snapshots),
         "probe_cost_share": interval.probe_cost_share,
+        "budget": interval.levels.budget,
+        "engine": interval.engine,
+        "level": interval.level,
+        "level_wanted": interval.levels.wanted,
+        "level_lowered_by": interval.level_reason,
+        "level_change": interval.levels.change.map(|change| json!({
+            "from": change.from,
+            "to": change.to,
+            "probe_cost_share": change.probe_cost_share,
+        })),
+        "level_ns": interval.levels.ns,
+        "incomplete": interval.levels.incomplete(),
         "leaks": interval.leaks.iter().map(leak).collect::<Vec<_>>(),
         "leaks_refuted": interval.leaks_refuted,
         "suspects": interval.suspects.iter().map(suspected).collect::<Vec<_>>(),
@@ -194,7 +204,7 @@ fn write(out: &mut impl Write, line: &Json) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sink::text::tests::sample;
+    use crate::sink::text::tests::{lowered, sample};
 
     fn line(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> Json {
         let mut bytes = Vec::new();
@@ -222,6 +232,26 @@ mod tests {
         assert_eq!(interval["sites"][1]["entry"], Json::Null);
         assert_eq!(interval["sites"][1]["created_by"], Json::Null);
         assert_eq!(interval["sites"][1]["wait_ns"]["p50"], Json::Null);
+        assert_eq!((&interval["level"], &interval["level_wanted"]), (&json!("waits"), &json!("waits")));
+        assert_eq!((&interval["level_lowered_by"], &interval["level_change"]), (&Json::Null, &Json::Null));
+        assert_eq!((&interval["budget"], &interval["incomplete"]), (&Json::Null, &json!([])));
+    }
+
+    #[test]
+    fn what_the_budget_took_away_is_said() {
+        let interval = line(|out| interval(out, &lowered()));
+        let interval = &interval["interval"];
+        for (field, value) in [
+            ("level", json!("lifecycle")),
+            ("level_wanted", json!("waits")),
+            ("level_lowered_by", json!("budget")),
+            ("level_change", json!({"from": "waits", "to": "lifecycle", "probe_cost_share": 0.28})),
+            ("level_ns", json!({"waits": 1_500_000_000_u64, "lifecycle": 8_500_000_000_u64})),
+            ("incomplete", json!(["waits", "spans"])),
+            ("budget", json!(0.05)),
+        ] {
+            assert_eq!(interval[field], value, "{field}");
+        }
     }
 
     #[test]

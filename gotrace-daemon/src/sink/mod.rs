@@ -3,6 +3,7 @@
 pub mod dump;
 pub mod json;
 pub mod leaks;
+mod levels;
 pub mod model;
 pub mod otlp;
 pub mod prometheus;

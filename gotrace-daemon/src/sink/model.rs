@@ -11,6 +11,8 @@ use std::{
 
 use gotrace_common::Histogram;
 
+pub use super::levels::{LevelChange, Levels};
+
 /// A place in the source of the traced program.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Location {
@@ -282,6 +284,8 @@ pub struct Interval {
     /// Why it is a lower one than is wanted: `budget`, `memory`, or `room` (as many have probes as may);
     /// `None` where it is not.
     pub level_reason: Option<&'static str>,
+    /// What of its tracing changed with the time, and what that leaves incomplete.
+    pub levels: Levels,
     /// Goroutines that can never run again, as proven from the heap, most first.
     pub leaks: Vec<Leak>,
     /// Proofs that turned out wrong since attaching: gotrace's errors.

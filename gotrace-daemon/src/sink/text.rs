@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use super::model::{Interval, Location, Site, Summary, Value};
+use super::model::{Interval, LevelChange, Location, Site, Summary, Value};
 use crate::printable::printable;
 
 /// Sites shown for an interval.
@@ -22,14 +22,19 @@ pub fn interval(out: &mut impl Write, interval: &Interval) -> io::Result<()> {
     let rate = |n: u64| if seconds > 0.0 { n as f64 / seconds } else { 0.0 };
     writeln!(
         out,
-        "pid {}: {}{} alive, {:.0} born/s, {:.0} died/s{}",
+        "pid {}: {}{} alive, {:.0} born/s, {:.0} died/s{}{}{}",
         interval.pid,
         if interval.alive_is_lower_bound { "at least " } else { "" },
         interval.alive,
         rate(interval.born),
         rate(interval.died),
         lost(&interval.lost),
+        overhead(interval),
+        lowered(interval),
     )?;
+    if let Some(change) = &interval.levels.change {
+        writeln!(out, "  {}", changed(change, interval.levels.budget))?;
+    }
     let busy = interval.sites.iter().filter(|s| s.alive > 0 || s.born > 0 || s.died > 0);
     for site in busy.clone().take(SITES) {
         let [entry, creator] = [place(&site.entry), creator(site)];
@@ -118,8 +123,12 @@ pub fn summary(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
         }
     }
     leaks(out, last)?;
-    if last.engine == "snapshot" {
-        return snapshots(out, last);
+    incomplete(out, last)?;
+    if last.levels.ns.contains_key("sampled") {
+        snapshots(out, last)?;
+    }
+    if !last.levels.ns.keys().any(|level| *level != "sampled") {
+        return out.flush();
     }
     let events: u64 = last.events.values().sum();
     write!(out, "  events       {events}")?;
@@ -149,10 +158,69 @@ pub fn summary(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
 }
 
 fn how(interval: &Interval) -> String {
-    match interval.engine {
-        "snapshot" => "by snapshots".into(),
-        _ => format!("at level {}", interval.level),
+    let at = |level: &str| match level {
+        "sampled" => "by snapshots".to_owned(),
+        level => format!("at level {level}"),
+    };
+    let levels = &interval.levels;
+    if levels.ns.len() < 2 {
+        return at(interval.level);
     }
+    // From the one that was wanted downwards.
+    let parts: Vec<String> = ["full", "waits", "lifecycle", "sampled"]
+        .into_iter()
+        .filter_map(|level| Some(format!("{} {}", duration(Some(*levels.ns.get(level)?)), at(level))))
+        .collect();
+    format!("({})", parts.join(", "))
+}
+
+/// `, overhead 1.2%`; empty while it is not known.
+fn overhead(interval: &Interval) -> String {
+    interval.probe_cost_share.map_or_else(String::new, |share| format!(", overhead {}", percent(share)))
+}
+
+/// Why there is less than is wanted.
+fn lowered(interval: &Interval) -> String {
+    let Some(why) = interval.level_reason else { return String::new() };
+    format!(", level {} instead of {} ({why})", interval.level, interval.levels.wanted)
+}
+
+fn changed(change: &LevelChange, budget: Option<f64>) -> String {
+    let LevelChange { from, to, probe_cost_share } = change;
+    let budget = budget.map_or_else(|| "none".into(), percent);
+    if change.is_lower() {
+        let cost = percent(*probe_cost_share);
+        format!("level {to} instead of {from} from now on: overhead {cost} of its CPU time, budget {budget}")
+    } else {
+        format!("level {to} after {from} from now on: there is room in the budget of {budget}")
+    }
+}
+
+/// What was not seen all the time.
+fn incomplete(out: &mut impl Write, last: &Interval) -> io::Result<()> {
+    let levels = &last.levels;
+    let what: Vec<&str> = levels
+        .incomplete()
+        .into_iter()
+        .map(|field| match field {
+            "schedule_delay_ns" => "run queue",
+            "syscall_ns" => "syscalls",
+            field => field,
+        })
+        .collect();
+    if what.is_empty() {
+        return Ok(());
+    }
+    let budget = levels.budget.map_or_else(String::new, |share| {
+        format!(", to keep within the budget of {} (--budget none lifts it)", percent(share))
+    });
+    let lowered = duration(Some(levels.lowered_ns()));
+    writeln!(out, "  INCOMPLETE   {}: below level {} for {lowered}{budget}", what.join(", "), levels.wanted)
+}
+
+/// `0.42%`, `28%`.
+fn percent(share: f64) -> String {
+    if share < 0.0995 { format!("{:.1}%", share * 100.0) } else { format!("{:.0}%", share * 100.0) }
 }
 
 /// What there is instead of events and spans.
@@ -164,8 +232,7 @@ fn snapshots(out: &mut impl Write, last: &Interval) -> io::Result<()> {
         taken.count,
         duration(taken.quantile_ns(0.5)),
         duration((taken.count > 0).then_some(taken.max_ns)),
-    )?;
-    out.flush()
+    )
 }
 
 /// `3 births, 1 death`.
@@ -309,7 +376,7 @@ pub fn duration(ns: Option<u64>) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::sink::model::Resource;
+    use crate::sink::model::{Levels, Resource};
     use gotrace_common::Histogram;
 
     /// A state with a little of everything.
@@ -373,11 +440,26 @@ pub(super) mod tests {
             engine: "events",
             level: "waits",
             level_reason: None,
+            levels: Levels { wanted: "waits", ns: [("waits", 1_000_000_000)].into(), ..Levels::default() },
             leaks: Vec::new(),
             leaks_refuted: 0,
             suspects: Vec::new(),
             probe_cost_share: None,
         }
+    }
+
+    /// The same, at the moment at which the budget had its level lowered.
+    pub(crate) fn lowered() -> Interval {
+        let mut lowered = sample();
+        (lowered.level, lowered.level_reason) = ("lifecycle", Some("budget"));
+        lowered.probe_cost_share = Some(0.28);
+        lowered.levels = Levels {
+            wanted: "waits",
+            ns: [("waits", 1_500_000_000), ("lifecycle", 8_500_000_000)].into(),
+            change: Some(LevelChange { from: "waits", to: "lifecycle", probe_cost_share: 0.28 }),
+            budget: Some(0.05),
+        };
+        lowered
     }
 
     fn text(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> String {
@@ -428,9 +510,47 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn what_the_budget_took_away_is_said_at_once_and_in_the_end() {
+        let now = text(|out| interval(out, &lowered()));
+        let mut lines = now.lines();
+        assert_eq!(
+            lines.next(),
+            Some(
+                "pid 42: at least 12 alive, 5 born/s, 1 died/s, LOST: 3 ring_create, overhead 28%, level lifecycle \
+                 instead of waits (budget)"
+            )
+        );
+        assert_eq!(
+            lines.next(),
+            Some("  level lifecycle instead of waits from now on: overhead 28% of its CPU time, budget 5.0%")
+        );
+        let mut last = lowered();
+        last.levels.ns.insert("sampled", 2_000_000_000);
+        let summary_of = Summary {
+            last,
+            cost_ns_per_event: Some(548.0),
+            spans: 9,
+            spans_dropped: BTreeMap::new(),
+            ended: "duration".into(),
+        };
+        let text = text(|out| summary(out, &summary_of));
+        for part in [
+            "1.0 s (1.5s at level waits, 8.5s at level lifecycle, 2.0s by snapshots), ended: duration",
+            "INCOMPLETE   born, died, waits, spans: below level waits for 10s, to keep within the budget of 5.0% \
+             (--budget none lifts it)",
+            "snapshots    0, p50 -",
+            "events       188, about 548 ns of the target's CPU time each (28.0% of it)",
+        ] {
+            assert!(text.contains(part), "{part:?} in\n{text}");
+        }
+    }
+
+    #[test]
     fn what_is_sampled_says_so() {
         let mut last = sample();
         (last.engine, last.level, last.lost) = ("snapshot", "sampled", BTreeMap::new());
+        last.levels =
+            Levels { wanted: "sampled", ns: [("sampled", 1_000_000_000)].into(), ..Levels::default() };
         last.snapshots.add(3_000_000);
         last.sites[0].oldest_is_lower_bound = true;
         let summary_of = Summary {

@@ -16,6 +16,45 @@ use crate::printable::{printable, write_json};
 /// The schema of the JSON lines.
 pub const SCHEMA: &str = "gotrace.top/1";
 
+/// What there is on a node.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Node {
+    /// Its Go processes, those with most goroutines first.
+    pub rows: Vec<Row>,
+    /// Go programs that could not be traced, since the beginning.
+    pub refused: u64,
+    /// Processes that gotrace may not look at: whether they are Go programs is not known.
+    pub unreadable: u64,
+}
+
+impl Node {
+    /// What is not among the rows, in a sentence; `None` where all is.
+    #[must_use]
+    pub fn not_shown(&self) -> Option<String> {
+        let count = |n: u64, one: &str, more: &str| match n {
+            0 => None,
+            1 => Some(format!("1 {one}")),
+            n => Some(format!("{n} {more}")),
+        };
+        let parts: Vec<String> = [
+            count(
+                self.unreadable,
+                "process that may not be looked at (no permission)",
+                "processes that may not be looked at (no permission)",
+            ),
+            count(
+                self.refused,
+                "Go program that could not be traced (stderr says why)",
+                "Go programs that could not be traced (stderr says why)",
+            ),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        (!parts.is_empty()).then(|| format!("not shown: {}", parts.join(", ")))
+    }
+}
+
 /// A process.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
@@ -33,6 +72,8 @@ pub struct Row {
     pub level: &'static str,
     /// Why it is lower than is wanted: `budget`, `memory`, `room`.
     pub level_reason: Option<&'static str>,
+    /// The level that is wanted.
+    pub level_wanted: &'static str,
     /// Goroutines alive.
     pub alive: u64,
     /// Whether that may be too few.
@@ -68,6 +109,7 @@ impl Row {
             engine: interval.engine,
             level: interval.level,
             level_reason: interval.level_reason,
+            level_wanted: interval.levels.wanted,
             alive: *alive,
             alive_is_lower_bound: interval.alive_is_lower_bound,
             born_per_second: rate(*born as f64),
@@ -141,8 +183,8 @@ pub fn rows<'a>(intervals: impl Iterator<Item = &'a Interval>) -> Vec<Row> {
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn table(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
-    let cells: Vec<_> = rows.iter().map(Row::cells).collect();
+pub fn table(out: &mut impl Write, node: &Node) -> io::Result<()> {
+    let cells: Vec<_> = node.rows.iter().map(Row::cells).collect();
     let titles = TITLES.map(String::from);
     let width = |column: usize| {
         std::iter::once(&titles).chain(&cells).map(|row| row[column].chars().count()).max().unwrap_or(0)
@@ -160,6 +202,9 @@ pub fn table(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
             )
             .collect();
         writeln!(out, "{}", line.join("  ").trim_end())?;
+    }
+    if let Some(not_shown) = node.not_shown() {
+        writeln!(out, "{not_shown}")?;
     }
     writeln!(out)?;
     out.flush()
@@ -183,8 +228,9 @@ pub fn json_header(out: &mut impl Write) -> io::Result<()> {
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn json(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
-    let processes: Vec<_> = rows
+pub fn json(out: &mut impl Write, node: &Node) -> io::Result<()> {
+    let processes: Vec<_> = node
+        .rows
         .iter()
         .map(|row| {
             json!({
@@ -195,6 +241,7 @@ pub fn json(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
                 "engine": row.engine,
                 "level": row.level,
                 "level_reason": row.level_reason,
+                "level_wanted": row.level_wanted,
                 "alive": row.alive,
                 "alive_is_lower_bound": row.alive_is_lower_bound,
                 "born_per_second": row.born_per_second,
@@ -207,7 +254,13 @@ pub fn json(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
             })
         })
         .collect();
-    line(out, &json!({ "time_unix_nano": now(), "processes": processes }))?;
+    let object = json!({
+        "time_unix_nano": now(),
+        "processes": processes,
+        "processes_unreadable": node.unreadable,
+        "programs_refused": node.refused,
+    });
+    line(out, &object)?;
     out.flush()
 }
 
@@ -242,18 +295,23 @@ mod tests {
         let row = &rows[1];
         assert_eq!((row.born_per_second, row.growth_per_second), (5.0, 3.0));
         assert_eq!(row.top_wait, Some(("IO wait".into(), 2)));
+        let node = Node { rows, refused: 1, unreadable: 3 };
         let mut text = Vec::new();
-        table(&mut text, &rows).expect("in memory");
+        table(&mut text, &node).expect("in memory");
         let text = String::from_utf8(text).expect("text");
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].starts_with("pid  service  place"), "{text}");
         assert!(lines[2].contains("sampled (memory)"), "{text}");
+        let not_shown = "not shown: 3 processes that may not be looked at (no permission), 1 Go program that could not be \
+                         traced (stderr says why)";
+        assert_eq!(lines[3], not_shown);
         assert!(lines[2].contains("2 IO wait") && lines[2].contains("+3.0"), "{text}");
         let mut line = Vec::new();
-        json(&mut line, &rows).expect("in memory");
+        json(&mut line, &node).expect("in memory");
         let line: serde_json::Value = serde_json::from_slice(&line).expect("JSON");
         assert!(line["processes"][1]["probe_cost_share"].is_null());
         assert!(line["processes"][1]["place"].is_null());
         assert_eq!(line["processes"][1]["level_reason"], "memory");
+        assert_eq!((&line["processes_unreadable"], &line["programs_refused"]), (&json!(3), &json!(1)));
     }
 }

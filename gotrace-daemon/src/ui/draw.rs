@@ -92,7 +92,10 @@ fn header(frame: &mut Frame<'_>, area: Rect, state: &State) {
         vec![Span::styled(format!("lost {}", header.lost), alarm)]
     };
     if !header.cost.is_empty() {
-        losses.push(Span::styled(format!("   probes about {} of its CPU", header.cost), dim(state)));
+        losses.push(Span::styled(format!("   overhead {}", header.cost), dim(state)));
+    }
+    if !header.lowered.is_empty() {
+        losses.push(Span::styled(format!("   {}", header.lowered), bold));
     }
     if !header.leaked.is_empty() {
         let mut alarm = Style::new().add_modifier(Modifier::BOLD);
@@ -181,14 +184,18 @@ mod tests {
     use ratatui::{Terminal, backend::TestBackend, buffer::Buffer};
 
     use super::*;
-    use crate::ui::state::tests::interval;
+    use crate::{sink::model::Interval, ui::state::tests::interval};
 
     fn screen(width: u16, height: u16, color: bool) -> (Buffer, String) {
         screen_of(State::new("gotrace".into(), color), width, height)
     }
 
-    fn screen_of(mut state: State, width: u16, height: u16) -> (Buffer, String) {
-        state.update(&interval());
+    fn screen_of(state: State, width: u16, height: u16) -> (Buffer, String) {
+        show(state, &interval(), width, height)
+    }
+
+    fn show(mut state: State, interval: &Interval, width: u16, height: u16) -> (Buffer, String) {
+        state.update(interval);
         let mut terminal = Terminal::new(TestBackend::new(width, height)).expect("in memory");
         terminal.draw(|frame| draw(frame, &mut state)).expect("in memory");
         let buffer = terminal.backend().buffer().clone();
@@ -207,7 +214,7 @@ mod tests {
         for part in [
             "pid 1234 · /srv/shop/server · go1.24.3 · engine events · level waits · 2.0s",
             "alive ≥1250   born/s 50.0   died/s 25.0",
-            "lost ring_wait 7   probes about 0.42% of its CPU",
+            "lost ring_wait 7   overhead 0.42%",
             "waiting: chan receive 900, select 100",
             "net/http.(*conn).serve",
             "main.go:30",
@@ -219,6 +226,18 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
+    }
+
+    #[test]
+    fn what_the_budget_took_away_stands_above_the_table() {
+        let mut lowered = interval();
+        (lowered.level, lowered.level_reason) = ("lifecycle", Some("budget"));
+        lowered.probe_cost_share = Some(0.28);
+        (lowered.levels.wanted, lowered.levels.budget) = ("waits", Some(0.05));
+        let (_, text) = show(State::new("gotrace".into(), true), &lowered, 100, 10);
+        let line =
+            "lost ring_wait 7   overhead 28% (budget 5.00%)   level lifecycle instead of waits: budget";
+        assert!(text.contains(line), "{text}");
     }
 
     #[test]

@@ -43,8 +43,10 @@ pub(super) struct Header {
     pub lost: String,
     /// All that wait, by reason.
     pub waiting: String,
-    /// What the probes cost, as a share of the process's CPU time; empty while not known.
+    /// What the probes cost, as a share of the process's CPU time, and what they may; empty while not known.
     pub cost: String,
+    /// Why the level is lower than is wanted; empty where it is not.
+    pub lowered: String,
     /// Goroutines that are proven or suspected to be leaked; empty while there are none.
     pub leaked: String,
 }
@@ -146,7 +148,13 @@ pub(super) fn header(interval: &Interval, began_unix_nano: u64) -> Header {
             .collect::<Vec<_>>()
             .join(", "),
         waiting: reasons(&interval.waiting, usize::MAX),
-        cost: interval.probe_cost_share.map_or_else(String::new, format::share),
+        cost: interval.probe_cost_share.map_or_else(String::new, |share| {
+            let budget = interval.levels.budget.map(|b| format!(" (budget {})", format::share(b)));
+            format!("{}{}", format::share(share), budget.unwrap_or_default())
+        }),
+        lowered: interval.level_reason.map_or_else(String::new, |why| {
+            format!("level {} instead of {}: {why}", interval.level, interval.levels.wanted)
+        }),
         leaked: crate::sink::top::leaked(interval.leaked()).unwrap_or_default(),
     }
 }
@@ -212,6 +220,7 @@ pub(super) mod tests {
     use gotrace_common::Histogram;
 
     use super::*;
+    use crate::sink::model::Levels;
 
     pub(in crate::ui) fn interval() -> Interval {
         let location = |function: &str, file: &str, line| {
@@ -278,6 +287,7 @@ pub(super) mod tests {
             engine: "events",
             level: "waits",
             level_reason: None,
+            levels: Levels::default(),
             leaks: Vec::new(),
             leaks_refuted: 0,
             suspects: Vec::new(),

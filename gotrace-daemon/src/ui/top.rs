@@ -24,7 +24,7 @@ use super::{
     input::{self, Action},
     refuse_background, restore_on_panic,
 };
-use crate::sink::top::{Row, TITLES, is_number};
+use crate::sink::top::{Node, Row, TITLES, is_number};
 
 /// Time between two drawings where no key is pressed.
 const DRAW_EVERY: Duration = Duration::from_millis(500);
@@ -37,13 +37,13 @@ pub struct TopView {
 }
 
 impl TopView {
-    /// Takes the terminal. `rows` gives what is to be seen; `on_quit` is called, from another thread, when
+    /// Takes the terminal. `node` gives what is to be seen; `on_quit` is called, from another thread, when
     /// the user has enough or the terminal is gone.
     ///
     /// # Errors
     /// When stdout is no terminal that can be set up for it, or belongs to another job of the shell.
     pub fn start(
-        rows: impl Fn() -> Vec<Row> + Send + 'static,
+        node: impl Fn() -> Node + Send + 'static,
         on_quit: impl Fn() + Send + 'static,
     ) -> io::Result<Self> {
         refuse_background()?;
@@ -55,7 +55,7 @@ impl TopView {
         let thread = thread::Builder::new()
             .name("gotrace-view".into())
             .spawn(move || {
-                if let Err(error) = run(terminal, &rows, &ended) {
+                if let Err(error) = run(terminal, &node, &ended) {
                     tracing::debug!(%error, "the terminal is gone");
                 }
                 input::leave();
@@ -78,16 +78,16 @@ impl Drop for TopView {
 
 fn run(
     mut terminal: Terminal<CrosstermBackend<io::Stdout>>,
-    rows: &impl Fn() -> Vec<Row>,
+    node: &impl Fn() -> Node,
     end: &AtomicBool,
 ) -> io::Result<()> {
     let mut top = 0usize;
     let mut next_draw = Instant::now();
     while !end.load(Ordering::Relaxed) {
         if Instant::now() >= next_draw {
-            let rows = rows();
-            top = top.min(rows.len().saturating_sub(1));
-            terminal.draw(|frame| draw(frame, &rows, top))?;
+            let node = node();
+            top = top.min(node.rows.len().saturating_sub(1));
+            terminal.draw(|frame| draw(frame, &node, top))?;
             next_draw = Instant::now() + DRAW_EVERY;
         }
         match input::next(Duration::from_millis(50))? {
@@ -102,10 +102,14 @@ fn run(
     Ok(())
 }
 
-fn draw(frame: &mut Frame<'_>, rows: &[Row], top: usize) {
+fn draw(frame: &mut Frame<'_>, node: &Node, top: usize) {
+    let rows = &node.rows;
     let [head, body] = Layout::vertical([Constraint::Length(1), Constraint::Min(1)]).areas(frame.area());
     let alive: u64 = rows.iter().map(|r| r.alive).sum();
-    let about = format!("{} Go processes · {alive} goroutines · arrows scroll, q ends", rows.len());
+    let mut about = format!("{} Go processes · {alive} goroutines · arrows scroll, q ends", rows.len());
+    if let Some(not_shown) = node.not_shown() {
+        about += &format!(" · {not_shown}");
+    }
     frame.render_widget(Paragraph::new(about), head);
     let cells: Vec<_> = rows.iter().skip(top).map(Row::cells).collect();
     let widths = (0..TITLES.len()).map(|column| {
@@ -138,12 +142,14 @@ mod tests {
         let mut till = shop.clone();
         (till.pid, till.alive) = (43, 1);
         let rows = rows([&shop, &till].into_iter());
+        let node = Node { rows, refused: 0, unreadable: 2 };
         let mut terminal = Terminal::new(TestBackend::new(120, 6)).expect("in memory");
-        terminal.draw(|frame| draw(frame, &rows, 0)).expect("in memory");
+        terminal.draw(|frame| draw(frame, &node, 0)).expect("in memory");
         let buffer = terminal.backend().buffer();
         let lines: Vec<String> =
             (0..6).map(|y| (0..120).map(|x| buffer[(x, y)].symbol()).collect::<String>()).collect();
         assert!(lines[0].starts_with("2 Go processes · 13 goroutines"), "{lines:?}");
+        assert!(lines[0].contains("not shown: 2 processes that may not be looked at"), "{lines:?}");
         assert!(
             lines[1].contains("service") && lines[2].contains("42") && lines[3].contains("43"),
             "{lines:?}"

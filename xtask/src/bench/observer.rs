@@ -73,7 +73,9 @@ impl Observer {
 /// `gotrace attach`, when its probes are in place.
 pub fn attach(gotrace: &Path, pid: u32, more: &[&str]) -> Result<Speaking> {
     let mut command = Command::new(gotrace);
-    command.args(["attach", "--quiet", "--format", "json", "--pid", &pid.to_string()]).args(more);
+    // What a level costs is measured at that level, whatever it costs.
+    let attach = ["attach", "--budget", "none", "--quiet", "--format", "json", "--pid", &pid.to_string()];
+    command.args(attach).args(more);
     let process = Speaking::start(&mut command)?;
     let header = process.json().context("gotrace could not attach: `gotrace doctor` tells why")?;
     ensure!(header["schema"] == "gotrace.attach/1", "gotrace began with {header}");

@@ -191,6 +191,7 @@ impl Report<'_> {
             engine: _,
             level: _,
             level_reason: _,
+            levels: _,
             leaks,
             leaks_refuted,
             suspects,

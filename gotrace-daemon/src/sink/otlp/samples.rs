@@ -7,8 +7,8 @@ use gotrace_common::Histogram;
 use crate::{
     ids::ProcessKey,
     sink::model::{
-        GoroutineSpan, Interval, Location, LogRecord, Resource, Severity, Site, Span, SpanContext, Value,
-        WaitSpan, Waker,
+        GoroutineSpan, Interval, Levels, Location, LogRecord, Resource, Severity, Site, Span, SpanContext,
+        Value, WaitSpan, Waker,
     },
 };
 
@@ -163,6 +163,7 @@ pub(crate) fn interval(resource: &Arc<Resource>, seconds: u64, sites: Vec<Site>)
         engine: "events",
         level: "full",
         level_reason: None,
+        levels: Levels::default(),
         leaks: Vec::new(),
         leaks_refuted: 0,
         suspects: Vec::new(),
