@@ -155,7 +155,9 @@ impl Place {
     pub fn new() -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("harm").tempdir().context("making a directory")?;
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
-        let mark = dir.path().file_name().context("a name")?.to_string_lossy().replace('.', "");
+        // No part of the path, which is an argument of each program here.
+        let name = dir.path().file_name().context("a name")?.to_string_lossy().replace('.', "");
+        let mark = name.replacen("harm", "watched", 1);
         Ok(Self { dir, mark })
     }
 

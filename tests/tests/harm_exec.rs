@@ -240,9 +240,11 @@ fn itself_without_randomised_addresses() {
                 let worked = said.lines().filter(|l| *l == OK).count();
                 ensure!(status.success() && worked == TIMES + 1, "{status}: {said}");
                 let begun = gotrace.said().matches("\"schema\":\"gotrace.attach/1\"").count();
-                // The first may be over before the probes are in place.
+                // The first may be over before the probes are in place. Perf events are put in place and removed one
+                // after the other, which may take longer than a program runs here.
+                let least = if way == Way::Links { TIMES } else { 2 };
                 ensure!(
-                    begun >= TIMES,
+                    begun >= least,
                     "{begun} of {} executions were followed: {}",
                     TIMES + 1,
                     gotrace.said()

@@ -280,7 +280,7 @@ fn on_what_another_program_serves() {
             let pid = worker.pid();
             until("it is traced", || {
                 ensure!(!worker.is_probed(&build)?, "probes are in its code");
-                Ok(daemon.metrics()?.is_at(pid, "snapshot"))
+                Ok(daemon.metrics()?.is_at(pid, "sampled"))
             })?;
             for _ in 0..20 {
                 ensure!(!worker.is_probed(&build)?, "probes are in its code");
