@@ -93,7 +93,7 @@ fn name_holders(proving: &mut Proving, snapshot: &Snapshot, findings: &mut [Find
         let own = |h: &&Holder| h.evidence == Evidence::Locked && h.waits_for == Some(h.goid);
         if let Some(holder) = finding.holders.iter().find(own) {
             finding.why = format!(
-                "Locked twice: goroutine {} holds this lock and waits for it itself, so that nobody will unlock it. {}",
+                "Locked twice: goroutine {} holds this lock and waits for it itself. {}",
                 holder.goid,
                 sentence(&finding.why)
             );

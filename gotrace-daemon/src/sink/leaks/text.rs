@@ -42,11 +42,13 @@ pub fn write(
     let looked = match header.when {
         When::Watched => {
             let (came, exited) = header.came_and_exited;
+            let number = |n: u64| if n == 0 { "none".to_owned() } else { n.to_string() };
             format!(
-                "; {} snapshots over {} saw {came} come and {} exit",
+                "; {} snapshots over {} saw {} come and {} exit",
                 header.looks,
                 duration(header.duration_ns),
-                if exited == 0 { "none".to_owned() } else { exited.to_string() }
+                number(came),
+                number(exited)
             )
         }
         When::Once => ", not watched".to_owned(),
