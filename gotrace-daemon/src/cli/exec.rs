@@ -268,6 +268,7 @@ fn left_behind(mut out: &mut dyn Write, left: Vec<LeftProcess>, format: Format) 
             duration_ns: 0,
             looks: 0,
             goroutines: process.alive,
+            came_and_exited: (0, 0),
             when: When::AtItsEnd,
             references_complete: true,
             proof: None,

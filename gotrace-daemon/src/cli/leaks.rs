@@ -14,6 +14,7 @@ use std::{
 
 use clap::{Args, ValueEnum, value_parser};
 
+mod explain;
 mod proof;
 
 use self::proof::{Proving, prove};
@@ -148,6 +149,7 @@ pub fn run(args: &LeaksArgs) -> Result<Exit, CliError> {
         duration_ns: 0,
         looks: 1,
         goroutines: 0,
+        came_and_exited: (0, 0),
         when: if args.watch.is_some() { When::Watched } else { When::Once },
         references_complete: true,
         proof: None,
@@ -192,6 +194,10 @@ pub fn run(args: &LeaksArgs) -> Result<Exit, CliError> {
     let mut header = header_of(header, begin, &last, watch.looks(), complete);
     let summary = proving.as_mut().map(|p| p.conclude(&mut findings, gone.is_none())).transpose()?;
     header.proof = summary.as_ref();
+    if gone.is_none() {
+        explain::explain(&process, proving.as_mut(), &last, &mut findings);
+    }
+    header.came_and_exited = watch.came_and_exited();
     let mut out = Stdout::lock();
     match args.format {
         TextOrJson::Text => text::write(&mut out, header, &findings, &mut names)?,
@@ -277,7 +283,7 @@ impl Process {
         let snapshot = self.look()?;
         let address = |w: &crate::snapshot::Wait| {
             let object = snapshot.object(w.object).filter(|o| o.address != 0)?;
-            Some(Reference { address: object.address, reach: 0 })
+            Some(Reference::exact(object.address))
         };
         let waiting: Vec<Suspect> = snapshot
             .goroutines
@@ -285,6 +291,7 @@ impl Process {
             .map(|g| Suspect {
                 goid: g.goid,
                 waits_on: snapshot.waits_of(g).iter().filter_map(address).collect(),
+                follows: false,
             })
             .filter(|s| !s.waits_on.is_empty())
             .collect();
@@ -360,7 +367,11 @@ fn conclude(
     }
     let mut both: Option<(References, References)> = None;
     for _ in 0..2 {
-        let (others, locks) = suspects(watch, &last);
+        let (mut others, mut locks) = suspects(watch, &last);
+        if let Some(proving) = proving.as_mut() {
+            proving.bound(&mut others);
+            proving.bound(&mut locks);
+        }
         let now = (process.references(&last, &others)?, process.references(&last, &locks)?);
         both = Some(match both {
             None => now,

@@ -91,7 +91,7 @@ pub fn run(args: &WhyArgs) -> Result<Exit, CliError> {
             break;
         }
     }
-    let options = Options { stacks: false, labels: false, ..Options::default() };
+    let options = Options { labels: false, ..Options::default() };
     let snapshot = live.take(options).map_err(|e| super::dump::error(args.pid, &e))?;
     let goroutine = snapshot.goroutine(args.goid);
     if found == Why::Unknown && goroutine.is_none() {
@@ -113,6 +113,7 @@ pub fn run(args: &WhyArgs) -> Result<Exit, CliError> {
         go_version: &binary.go_version().text,
         goid: args.goid,
         entry_pc: goroutine.map_or(0, |g| g.entry_pc),
+        stack: goroutine.map_or(&[], |g| snapshot.frames(g)),
         wait_reason: waits.and_then(|g| binary.wait_reasons().get(usize::from(g.wait_reason)).copied()),
         why: &found,
         variable: variable.as_ref(),

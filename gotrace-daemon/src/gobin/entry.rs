@@ -8,6 +8,11 @@ use super::{Arch, Binary, Frame};
 /// Longest wrapper that is looked into, in bytes. They hold one call and the loading of its arguments.
 const LONGEST_WRAPPER: u64 = 4096;
 
+/// Code is looked through in parts of this many bytes.
+const PART: u64 = 4 << 20;
+/// Bytes of the longest direct call.
+const CALL: u64 = 8;
+
 impl Binary {
     /// The function that a goroutine with this entry (link-time address) runs, the compiler's wrapper
     /// seen through. `read_code` reads that many bytes of the file at an offset; without them a wrapper
@@ -52,6 +57,46 @@ impl Binary {
             .find(|f| !is_overhead(&f.function))
     }
 
+    /// Return addresses (link time) of all direct calls of the function with this entry, ascending; a jump to it
+    /// does not count. Reads all code, which is looked through for the bytes of such calls: for a question now and then.
+    #[must_use]
+    pub fn callers(&self, entry: u64, read_code: &dyn Fn(u64, usize) -> Option<Vec<u8>>) -> Vec<u64> {
+        let executable = self.segments.iter().filter(|s| s.flags & object::elf::PF_X.0 != 0);
+        let mut found = Vec::new();
+        for segment in executable {
+            let end = segment.address.saturating_add(segment.file_size);
+            let mut at = segment.address;
+            while at < end {
+                // A call may lie across the parts' border: what is read reaches a little further.
+                let length = (end - at).min(PART + CALL);
+                let read = usize::try_from(length).ok().and_then(|n| read_code(self.file_offset(at)?, n));
+                let Some(code) = read else { break };
+                found.extend(
+                    calls(self.arch(), at, &code, entry).filter(|pc| self.function_at(pc - 1).is_some()),
+                );
+                at += PART;
+            }
+        }
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
+    /// Return addresses (link time) of the direct calls of a target in a function's code, which begins at an address.
+    #[must_use]
+    pub fn calls_in(&self, address: u64, code: &[u8], target: u64) -> Vec<u64> {
+        calls(self.arch(), address, code, target).collect()
+    }
+
+    /// Instructions begin at multiples of this many bytes.
+    #[must_use]
+    pub fn instruction_step(&self) -> usize {
+        match self.arch() {
+            Arch::Amd64 => 1,
+            Arch::Arm64 => 4,
+        }
+    }
+
     /// Offset in the file of a link-time address; `None` when no loadable segment holds it.
     #[must_use]
     pub fn file_offset(&self, address: u64) -> Option<u64> {
@@ -67,6 +112,29 @@ fn is_overhead(function: &str) -> bool {
     ["runtime.morestack", "runtime.race", "runtime.gcWriteBarrier", "runtime.panic", "runtime.defer"]
         .iter()
         .any(|prefix| function.starts_with(prefix))
+}
+
+/// Addresses behind the direct calls of a target; on amd64 also where other bytes happen to look like one.
+fn calls(arch: Arch, address: u64, code: &[u8], target: u64) -> impl Iterator<Item = u64> {
+    let (step, length) = match arch {
+        Arch::Amd64 => (1, 5),
+        Arch::Arm64 => (4, 4),
+    };
+    code.windows(length).enumerate().step_by(step).filter_map(move |(n, bytes)| {
+        let pc = address.wrapping_add(n as u64);
+        let to = match arch {
+            Arch::Amd64 => {
+                let offset = bytes.get(1..5).filter(|_| bytes[0] == 0xe8)?;
+                pc.wrapping_add(5).wrapping_add_signed(i32::from_le_bytes(offset.try_into().ok()?).into())
+            }
+            Arch::Arm64 => {
+                let word = u32::from_le_bytes(bytes.try_into().ok()?);
+                let offset = i64::from((word << 6).cast_signed() >> 6) * 4;
+                (word >> 26 == 0x25).then(|| pc.wrapping_add_signed(offset))?
+            }
+        };
+        (to == target).then_some(pc.wrapping_add(length as u64))
+    })
 }
 
 /// Targets of direct calls and jumps, in order.
@@ -97,12 +165,17 @@ mod tests {
 
     #[test]
     fn direct_branches_are_found_on_both_architectures() {
+        let found = |arch, code: &[u8], target| calls(arch, 0x1000, code, target).collect::<Vec<_>>();
         // call +0x10; nop; jmp -2; ret
         let amd64 = [0xe8, 0x10, 0, 0, 0, 0x90, 0xeb, 0xfe, 0xc3];
         assert_eq!(branches(Arch::Amd64, 0x1000, &amd64), [0x1015, 0x1006]);
+        assert_eq!(found(Arch::Amd64, &amd64, 0x1015), [0x1005]);
+        assert!(found(Arch::Amd64, &amd64, 0x1006).is_empty(), "a jump");
         // nop; bl +8; b -4
         let arm64: Vec<u8> =
             [0xd503_201f_u32, 0x9400_0002, 0x17ff_ffff].into_iter().flat_map(u32::to_le_bytes).collect();
         assert_eq!(branches(Arch::Arm64, 0x1000, &arm64), [0x100c, 0x1004]);
+        assert_eq!(found(Arch::Arm64, &arm64, 0x100c), [0x1008]);
+        assert!(found(Arch::Arm64, &arm64, 0x1004).is_empty(), "a jump");
     }
 }

@@ -53,7 +53,8 @@ pub(super) fn find(elf: &Elf<'_>, functions: &[&'static str], variables: &[&'sta
 }
 
 /// The variable that holds a link-time address, by the symbol table, and how far into it the address is.
-/// Reads the whole table: for a question now and then.
+/// The linker's marks (`runtime.bss`), which have no size, are no variables. Reads the whole table: for a question
+/// now and then.
 pub(super) fn variable_at(elf: &Elf<'_>, address: u64) -> Option<(String, u64)> {
     const ENTRY: usize = 24;
     let table = elf.sections.iter().find(|s| s.kind == SHT_SYMTAB.0 && s.data.len() > ENTRY)?;
@@ -61,7 +62,7 @@ pub(super) fn variable_at(elf: &Elf<'_>, address: u64) -> Option<(String, u64)> 
     let mut best: Option<(u64, u32)> = None;
     for entry in table.data.chunks_exact(ENTRY) {
         let (begin, size) = (u64_at(entry, 8)?, u64_at(entry, 16)?);
-        let holds = begin <= address && address - begin < size.max(1);
+        let holds = begin <= address && address - begin < size;
         if u8_at(entry, 4)? & 0xf == STT_OBJECT.0 && holds && best.is_none_or(|(b, _)| begin > b) {
             best = Some((begin, u32_at(entry, 0)?));
         }

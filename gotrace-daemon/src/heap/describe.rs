@@ -20,6 +20,8 @@ use crate::{
 const SEARCHED: u64 = 1 << 20;
 /// `runtime.hchan.elemtype`, before `recvq`.
 const ELEMENT_BEFORE_RECEIVERS: usize = 24;
+/// Before the values of an object is the address of their type (`runtime.mallocHeaderSize`).
+const HEADER: u64 = 8;
 /// `abi.ITab.Type`.
 const ITAB_TYPE: u64 = 8;
 
@@ -38,6 +40,8 @@ pub enum What {
         /// Name of the type of its elements.
         element: String,
     },
+    /// A coroutine of `iter.Pull`.
+    Coroutine,
     /// A function with what it closes over.
     Function {
         /// Its entry.
@@ -58,6 +62,10 @@ impl Prover {
         let for_channels = |goid: u64| {
             let standing = goroutines.iter().find(|s| s.goid == goid);
             standing.is_some_and(|s| waiting::is_for_channels(self.engine.binary(), s))
+        };
+        let in_coroutine = |goid: u64| {
+            let standing = goroutines.iter().find(|s| s.goid == goid);
+            standing.is_some_and(|s| waiting::is_in_coroutine(self.engine.binary(), s))
         };
         let types = marker.objects.types();
         // What the type before says that this object is.
@@ -84,32 +92,44 @@ impl Prover {
             };
             let is_channel = link.entered_at == 0 && waits.is_some_and(for_channels);
             let channel = if is_channel { self.channel(memory, types, link.address)? } else { None };
+            let coroutine = waits.filter(|_| link.entered_at == 0).is_some_and(in_coroutine);
             let function = self.function(memory, link)?;
-            let known = channel.map(|c| (c, 0)).or(own).or(in_interface).or(expected.take());
-            let (what, kind) = match known {
-                Some((what, kind)) => (Some(what), kind),
-                None => (function, 0),
+            // What refers to an object says what is where it points to, which may be the middle.
+            let entered = |(what, kind)| (what, kind, link.entered_at);
+            let known = channel
+                .or(coroutine.then_some(What::Coroutine))
+                .map(|c| (c, 0, 0))
+                .or(own)
+                .or(in_interface.map(entered))
+                .or(expected.take().map(entered));
+            let (what, kind, begin) = match known {
+                Some((what, kind, begin)) => (Some(what), kind, begin),
+                None => (function, 0, 0),
             };
-            path.links[n].what = what;
+            (path.links[n].what, path.links[n].what_at) = (what, begin);
             // On to the next.
             (expected, before) = (None, None);
-            let Some(next) = path.links.get(n + 1).map(|l| (l.address, l.size)) else { break };
+            let Some(next) = path.links.get(n + 1).map(|l| (l.address, l.size, l.entered_at)) else { break };
             let link = &path.links[n];
             let Some((offset, word)) = reference(memory, (link.address, link.size), next)? else { continue };
             before = offset.checked_sub(8).map(|_| word);
-            if kind == 0 {
-                continue;
-            }
-            let header = matches!(self.pointers(marker, link), Some(Pointers::Header)) && link.size > 512;
-            let within = offset.saturating_sub(if header { 8 } else { 0 });
-            let Some(size) = shapes::shape(memory, types, kind)?.map(|s| s.size).filter(|&s| s > 0) else {
+            let shape = if kind == 0 { None } else { shapes::shape(memory, types, kind)? };
+            let (Some(size), Some(within)) =
+                (shape.map(|s| s.size).filter(|&s| s > 0), offset.checked_sub(begin))
+            else {
                 continue;
             };
-            let several = matches!(path.links[n].what, Some(What::Values { several: true, .. }));
+            let several = matches!(link.what, Some(What::Values { several: true, .. }));
+            if !several && within >= size {
+                // Another value that lies in the same object.
+                continue;
+            }
             let index = if several { format!("[{}]", within / size) } else { String::new() };
-            let (field, leaf, _) = shapes::at(memory, types, kind, within % size)?;
+            let (field, leaf, inside) = shapes::at(memory, types, kind, within % size)?;
             path.links[n].field = Some(index + &field).filter(|f| !f.is_empty());
-            if let Some(leaf) = shapes::shape(memory, types, leaf)? {
+            if inside == 0
+                && let Some(leaf) = shapes::shape(memory, types, leaf)?
+            {
                 expected = target(memory, types, &leaf)?;
             }
         }
@@ -121,28 +141,28 @@ impl Prover {
         marker.table.entry(place).map(|e| e.span.pointers)
     }
 
-    /// By the type that the runtime keeps with the object, and that type's address.
+    /// By the type that the runtime keeps with the object, that type's address, and where the values begin.
     fn own(
         &self,
         memory: &dyn ReadMemory,
         marker: &Marker,
         link: &Link,
-    ) -> Result<Option<(What, u64)>, ProcessError> {
-        let (address, room) = match self.pointers(marker, link) {
-            Some(Pointers::Type(address)) => (address, link.size),
+    ) -> Result<Option<(What, u64, u64)>, ProcessError> {
+        let (address, begin) = match self.pointers(marker, link) {
+            Some(Pointers::Type(address)) => (address, 0),
             Some(Pointers::Header) => {
                 let mut word = [0; 8];
                 if !memory.read_at(link.address, &mut word)? {
                     return Ok(None);
                 }
-                (u64::from_le_bytes(word), link.size - 8)
+                (u64::from_le_bytes(word), HEADER)
             }
             _ => return Ok(None),
         };
         let known = shapes::shape(memory, marker.objects.types(), address)?;
         Ok(known.filter(|s| s.size > 0).map(|s| {
-            let several = room / s.size >= 2;
-            (What::Values { name: s.name, several }, address)
+            let several = link.size.saturating_sub(begin) / s.size >= 2;
+            (What::Values { name: s.name, several }, address, begin)
         }))
     }
 
@@ -231,11 +251,12 @@ fn previous(memory: &dyn ReadMemory, address: u64) -> Result<Option<u64>, Proces
     })
 }
 
-/// Where an object refers to another: how far into it, and the word before that.
+/// Where an object refers to another, at the place where that is entered, else anywhere: how far into the first it is,
+/// and the word before that.
 fn reference(
     memory: &dyn ReadMemory,
     (address, size): (u64, u64),
-    (next, len): (u64, u64),
+    (next, len, entered_at): (u64, u64, u64),
 ) -> Result<Option<(u64, u64)>, ProcessError> {
     let mut bytes = vec![0; usize::try_from(size.min(SEARCHED)).unwrap_or(0)];
     if !memory.read_at(address, &mut bytes)? {
@@ -245,6 +266,8 @@ fn reference(
         let word = word_at(&bytes, *at);
         word >= next && word - next < len
     };
-    let found = (0..bytes.len()).step_by(8).find(refers);
+    let mut places = (0..bytes.len()).step_by(8);
+    let exact = places.clone().find(|at| word_at(&bytes, *at) == next + entered_at);
+    let found = exact.or_else(|| places.find(refers));
     Ok(found.map(|at| (at as u64, at.checked_sub(8).map_or(0, |before| word_at(&bytes, before)))))
 }

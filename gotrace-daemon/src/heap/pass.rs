@@ -78,12 +78,7 @@ impl Prover {
         if unknown > 0 {
             return Ok(None);
         }
-        let list = match (self.list, modules.first()) {
-            (Some(list), _) => list,
-            (None, Some(first)) => spans::find(memory, &self.layout, first, &self.version)?,
-            (None, None) => return Err(HeapError::NoModule),
-        };
-        self.list = Some(list);
+        let list = self.list(memory)?;
         let mut spans = spans::read(memory, &self.layout, list, &self.version)?;
         let table = self.table(&spans.objects)?;
         // The table has them.

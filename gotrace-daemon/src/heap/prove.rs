@@ -12,7 +12,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{CandidateEvidence, HeapError, PassEvidence, layout::Layout, pass::Marked, types::Types};
+use super::{
+    CandidateEvidence, HeapError, PassEvidence, holders::object, layout::Layout, modules, pass::Marked,
+    spans, types::Types,
+};
 use crate::{
     gobin::Binary,
     process::ReadMemory,
@@ -155,6 +158,33 @@ impl Prover {
         }
         self.last = Some(marked);
         Ok(&self.proof)
+    }
+
+    /// The objects of the heap that hold these addresses, in their order: address and bytes; `None` for an address that
+    /// is in none.
+    ///
+    /// # Errors
+    /// When the memory cannot be read, or does not look like the heap of this program's version of Go.
+    pub fn objects(
+        &mut self,
+        memory: &dyn ReadMemory,
+        addresses: &[u64],
+    ) -> Result<Vec<Option<(u64, u64)>>, HeapError> {
+        let list = self.list(memory)?;
+        let spans = spans::read(memory, &self.layout, list, &self.version)?.objects;
+        Ok(addresses.iter().map(|&address| object(&spans, address)).collect())
+    }
+
+    /// Where the list of spans is.
+    pub(super) fn list(&mut self, memory: &dyn ReadMemory) -> Result<u64, HeapError> {
+        if let Some(list) = self.list {
+            return Ok(list);
+        }
+        let modules = modules::read(memory, self.first_module, self.layout.types, &self.version)?;
+        let first = modules.first().ok_or(HeapError::NoModule)?;
+        let list = spans::find(memory, &self.layout, first, &self.version)?;
+        self.list = Some(list);
+        Ok(list)
     }
 
     /// What the passes so far agree on.

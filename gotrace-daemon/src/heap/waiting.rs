@@ -35,6 +35,8 @@ enum Kind {
     Never,
     /// In a select without cases.
     NoCases,
+    /// To be switched to, as a coroutine or by one.
+    Coroutine,
     /// For something else: the goroutine can run.
     Other,
 }
@@ -51,6 +53,7 @@ impl Kind {
             | "sync.RWMutex.Lock"
             | "sync.WaitGroup.Wait" => Self::Semaphore,
             "sync.Cond.Wait" => Self::Cond,
+            "coroutine" => Self::Coroutine,
             "chan receive (nil chan)" | "chan send (nil chan)" => Self::Never,
             "select (no cases)" => Self::NoCases,
             _ => Self::Other,
@@ -124,6 +127,18 @@ pub(super) fn split(
         let maybe: Vec<Standing> = part.iter().filter(|s| may_be(s)).copied().collect();
         others.extend(part.iter().filter(|s| !may_be(s)));
         for (standing, list) in maybe.iter().zip(engine.records(memory, &maybe)?) {
+            if kind_of(&binary, standing) == Kind::Coroutine {
+                match engine.coroutines(memory, standing)? {
+                    waits_on if waits_on.is_empty() => others.push(*standing),
+                    waits_on => candidates.push(Candidate {
+                        standing: *standing,
+                        waits_on: waits_on.into(),
+                        records: Vec::new().into(),
+                        hidden: false,
+                    }),
+                }
+                continue;
+            }
             let apart = apart.get(&standing.g);
             let list =
                 list.map(|list| if list.is_empty() { apart.into_iter().copied().collect() } else { list });
@@ -152,6 +167,11 @@ pub(super) fn is_for_channels(binary: &Binary, standing: &Standing) -> bool {
     matches!(kind_of(binary, standing), Kind::Channel | Kind::Select)
 }
 
+/// Whether it waits to be switched to.
+pub(super) fn is_in_coroutine(binary: &Binary, standing: &Standing) -> bool {
+    kind_of(binary, standing) == Kind::Coroutine
+}
+
 /// What must be reached, and the records; `None` when that is not known.
 fn waits_on(kind: Kind, list: Option<Vec<Record>>) -> Option<(Vec<u64>, Vec<u64>)> {
     let list = list?;
@@ -168,7 +188,7 @@ fn waits_on(kind: Kind, list: Option<Vec<Record>>) -> Option<(Vec<u64>, Vec<u64>
             let first = list.first().filter(|r| r.chan == 0 && r.elem != 0)?;
             Some((vec![first.elem], sudogs))
         }
-        Kind::Other => None,
+        Kind::Coroutine | Kind::Other => None,
     }
 }
 
@@ -181,7 +201,7 @@ mod tests {
         assert_eq!(Kind::of("chan receive"), Kind::Channel);
         assert_eq!(Kind::of("select (no cases)"), Kind::NoCases);
         assert_eq!(Kind::of("semacquire"), Kind::Semaphore);
-        for other in ["sleep", "IO wait", "select (durable)", "coroutine", "GC worker (idle)", ""] {
+        for other in ["sleep", "IO wait", "select (durable)", "GC worker (idle)", ""] {
             assert_eq!(Kind::of(other), Kind::Other, "{other}");
         }
     }

@@ -75,6 +75,8 @@ pub struct Link {
     pub through: Option<(u64, Option<StackFrame>)>,
     /// What it is; `None` where that is not known.
     pub what: Option<What>,
+    /// How far into the object that is: it may be known of the middle only, where it is entered.
+    pub what_at: u64,
     /// What of it refers to the next one, as its type names it (`.conn.done`, `[3].next`); `None` where that is not
     /// known.
     pub field: Option<String>,
@@ -300,7 +302,7 @@ fn chain(marker: &Marker, steps: &HashMap<u64, Step, FixedState>, holder: Holder
     let mut links = Vec::new();
     while links.len() <= MAX_STEPS {
         let (address, size) = marker.table.object(place);
-        links.push(Link { address, size, entered_at, through, what: None, field: None });
+        links.push(Link { address, size, entered_at, through, what: None, what_at: 0, field: None });
         let step = steps.get(&marker.table.number(place))?;
         let Some(next) = step.next else { return Some(Path { holder, links }) };
         (entered_at, through) = (step.entered_at, step.through);

@@ -2,7 +2,10 @@
 
 use std::{cmp::Reverse, collections::BTreeMap};
 
-use crate::snapshot::{StackFrame, Wait, WaitObject};
+use crate::{
+    heap::Evidence,
+    snapshot::{StackFrame, Status, Wait, WaitObject},
+};
 
 /// Why goroutines are believed not to finish, the worst first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -120,6 +123,27 @@ pub struct Part {
     pub goids: Vec<u64>,
 }
 
+/// A goroutine that holds the lock that others wait for, or may.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Holder {
+    /// Its id.
+    pub goid: u64,
+    /// Its entry function.
+    pub entry_pc: u64,
+    /// Its stack, innermost frame first.
+    pub stack: Vec<StackFrame>,
+    /// The frame of it that tells.
+    pub frame: StackFrame,
+    /// What it does.
+    pub status: Status,
+    /// Number of its wait reason; `None` when it does not wait.
+    pub wait_reason: Option<u8>,
+    /// What it rests on.
+    pub evidence: Evidence,
+    /// The goroutine that holds what this one waits for itself.
+    pub waits_for: Option<u64>,
+}
+
 /// Goroutines of one creation site that stand at the same place, under one verdict, and those that wait with them for
 /// each other. Addresses are those of the living process.
 #[derive(Clone, Debug, PartialEq)]
@@ -148,6 +172,13 @@ pub struct Finding {
     pub others: Vec<Part>,
     /// How many passes agree; only for [`Verdict::Unreachable`].
     pub passes: Option<Agreement>,
+    /// Goroutines of its creation site that were seen to come after the first look, and to go; `None` where nobody
+    /// looked twice.
+    pub came_and_exited: Option<(u64, u64)>,
+    /// Whether [`Finding::oldest`] is how long it has lived: it does not stand still.
+    pub lives: bool,
+    /// Who holds the lock that they wait for, the best known first.
+    pub holders: Vec<Holder>,
     /// Bytes of the heap that only these goroutines keep alive; `None` where that was not looked for.
     pub retained_bytes: Option<u64>,
     /// What is known and what is not, in a sentence.

@@ -3,19 +3,24 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{
-    Agreement, AtLeastAtMost, Finding, Growth, Reason, Unreached, Verdict, Watch, locks,
-    trend::{MIN_POINTS, trend},
-    unreached,
+    Agreement, AtLeastAtMost, Finding, Growth, Reason, Unreached, Verdict, Watch,
+    growth::{Grower, Growing},
+    locks, unreached,
     watch::{Group, NONE, Track},
 };
 use crate::snapshot::{
-    Goroutine, ObjectKind, Op, Reference, References, Snapshot, Status, Suspect, Wait, WaitObject,
+    Goroutine, ObjectKind, Op, Reference, References, Snapshot, Suspect, Wait, WaitObject,
 };
 
 /// The main goroutine, which programs park on purpose.
 const MAIN: u64 = 1;
 /// A lock is a field: a pointer to the structure, this far before it or nearer, counts as a reference.
 pub(super) const FIELD_REACH: u64 = 128;
+/// Goroutines that may wait for a suspect, of which this is looked into.
+const MAX_FOLLOWERS: usize = 4096;
+/// What is said of a lock of which nobody is known to hold it.
+pub const NO_OWNER: &str =
+    " Go's locks record no owner: it may have been lost, or be held by a goroutine that is slow.";
 /// Looks that saw a goroutine unmoved before it is called stuck: the mark misses a move once in 256, so
 /// that three pairs of looks miss a goroutine that moves all the time once in 16 million.
 const STUCK_LOOKS: u32 = 4;
@@ -23,15 +28,6 @@ const STUCK_LOOKS: u32 = 4;
 /// stuck, and how much longer than those it must have lived.
 const SIBLINGS: u64 = 3;
 const SIBLINGS_FACTOR: u64 = 5;
-/// How many more goroutines must have settled before their number is called growing.
-const GROWN: f64 = 4.0;
-/// The same for workers that receive from one channel, which a pool starts as it needs them.
-const POOL_GROWN: f64 = 32.0;
-/// How much more often a figure must rise than fall (Kendall's tau).
-const MONOTONE: f64 = 0.7;
-/// A `time.Time`, which the channels of timers carry, has this many bytes.
-const TIME_BYTES: u16 = 24;
-
 /// A goroutine that waits, with what is known of it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Member<'a> {
@@ -74,7 +70,7 @@ pub(super) fn places<'a>(
 }
 
 impl Member<'_> {
-    fn objects<'s>(&self, snapshot: &'s Snapshot) -> impl Iterator<Item = (Wait, &'s WaitObject)> {
+    pub fn objects<'s>(&self, snapshot: &'s Snapshot) -> impl Iterator<Item = (Wait, &'s WaitObject)> {
         self.waits.iter().filter_map(|w| Some((*w, snapshot.object(w.object)?)))
     }
 
@@ -87,11 +83,13 @@ impl Member<'_> {
     }
 
     /// One of its channels may be a timer's: then it wakes by itself.
-    fn has_timer(&self, snapshot: &Snapshot) -> bool {
-        self.objects(snapshot).any(|(_, o)| {
-            o.kind == ObjectKind::Timer
-                || o.kind == ObjectKind::Chan && (!o.known || o.elem_size == TIME_BYTES && o.cap == 1)
-        })
+    pub fn has_timer(&self, snapshot: &Snapshot) -> bool {
+        self.objects(snapshot).any(|(_, o)| o.kind == ObjectKind::Timer || o.timer)
+    }
+
+    /// A timer may end its wait.
+    fn may_end_by_itself(&self, snapshot: &Snapshot) -> bool {
+        self.reason == Reason::Select && self.has_timer(snapshot)
     }
 
     /// It waits for a channel that carries nothing: a signal to stop, whose sender mostly keeps it in a
@@ -102,12 +100,8 @@ impl Member<'_> {
     }
 
     /// It receives, as others do, from one channel: an idle worker.
-    fn shares(&self, snapshot: &Snapshot) -> bool {
-        self.objects(snapshot).any(|(w, o)| {
-            matches!(o.kind, ObjectKind::Chan | ObjectKind::Cond | ObjectKind::Semaphore)
-                && w.op != Some(Op::Send)
-                && (o.receivers >= 2 || o.kind != ObjectKind::Chan && o.address == 0)
-        })
+    pub fn shares(&self, snapshot: &Snapshot) -> bool {
+        self.shared(snapshot).next().is_some()
     }
 
     /// What it waits on, if all of it has addresses.
@@ -117,8 +111,13 @@ impl Member<'_> {
             .iter()
             .map(|w| {
                 let o = snapshot.object(w.object)?;
-                let reach = if o.kind == ObjectKind::Chan { 0 } else { FIELD_REACH };
-                (o.address != 0).then_some(Reference { address: o.address, reach })
+                let exact = Reference::exact(o.address);
+                let begin = if o.kind == ObjectKind::Chan {
+                    o.address
+                } else {
+                    o.address.saturating_sub(FIELD_REACH)
+                };
+                (o.address != 0).then_some(Reference { begin, ..exact })
             })
             .collect();
         sought.filter(|s| !s.is_empty())
@@ -129,7 +128,7 @@ impl Member<'_> {
         self.goroutine.parent_goid.is_some_and(|p| p != 0 && snapshot.goroutine(p).is_none())
     }
 
-    fn is_main(&self) -> bool {
+    pub fn is_main(&self) -> bool {
         self.goroutine.goid == MAIN
     }
 }
@@ -171,8 +170,7 @@ fn doubtful(watch: &Watch, snapshot: &Snapshot, member: &Member<'_>, doubt: Doub
         }
         Doubt::Stuck => {
             let outlives = || outlives_siblings(watch, member) && !member.shares(snapshot);
-            let ends_itself = member.reason == Reason::Select && timer;
-            stands_long(watch, member) && !ends_itself && (names_itself || outlives())
+            stands_long(watch, member) && !member.may_end_by_itself(snapshot) && (names_itself || outlives())
         }
     }
 }
@@ -183,9 +181,11 @@ fn doubtful(watch: &Watch, snapshot: &Snapshot, member: &Member<'_>, doubt: Doub
 #[must_use]
 pub fn suspects(watch: &Watch, snapshot: &Snapshot) -> (Vec<Suspect>, Vec<Suspect>) {
     let (mut others, mut locks) = (Vec::new(), Vec::new());
+    let mut followers: Vec<Suspect> = Vec::new();
     for place in places(watch, snapshot, &Unreached::default()).values() {
-        let suspect =
-            |m: &Member<'_>| Some(Suspect { goid: m.goroutine.goid, waits_on: m.references(snapshot)? });
+        let suspect = |m: &Member<'_>| {
+            Some(Suspect { goid: m.goroutine.goid, waits_on: m.references(snapshot)?, follows: false })
+        };
         let (for_locks, for_others): (Vec<&Member<'_>>, Vec<_>) =
             place.members.iter().partition(|m| m.is_for_lock(snapshot));
         locks.extend(for_locks.into_iter().filter(|m| stands_long(watch, m)).filter_map(suspect));
@@ -194,14 +194,31 @@ pub fn suspects(watch: &Watch, snapshot: &Snapshot) -> (Vec<Suspect>, Vec<Suspec
         if is_alone(snapshot, &orphans) {
             orphans.clear();
         }
-        let stuck = for_others.into_iter().filter(|m| doubtful(watch, snapshot, m, Doubt::Stuck));
+        let stuck: Vec<&Member<'_>> =
+            for_others.iter().copied().filter(|m| doubtful(watch, snapshot, m, Doubt::Stuck)).collect();
         others.extend(orphans.into_iter().chain(stuck).filter_map(suspect));
+        let follows = for_others.into_iter().filter(|m| may_follow(watch, snapshot, m)).filter_map(suspect);
+        followers
+            .extend(follows.map(|s| Suspect { follows: true, ..s }).take(MAX_FOLLOWERS - followers.len()));
+    }
+    if !others.is_empty() {
+        others.extend(followers);
     }
     for list in [&mut others, &mut locks] {
-        list.sort_unstable_by_key(|s| s.goid);
+        list.sort_unstable_by_key(|s| (s.goid, s.follows));
         list.dedup_by_key(|s| s.goid);
     }
     (others, locks)
+}
+
+/// Whether it may wait for a goroutine that is itself suspected: long, at one channel, alone.
+fn may_follow(watch: &Watch, snapshot: &Snapshot, member: &Member<'_>) -> bool {
+    let alone =
+        |(_, o): (Wait, &WaitObject)| o.kind == ObjectKind::Chan && o.senders + o.receivers == 1 && !o.timer;
+    !member.is_main()
+        && member.reason == Reason::Receive
+        && stands_long(watch, member)
+        && member.objects(snapshot).all(alone)
 }
 
 /// Whether a single goroutine receives: a worker whose channel is somewhere on the heap looks the same. A
@@ -226,6 +243,8 @@ pub fn judge(
 ) -> Vec<Finding> {
     let places = places(watch, snapshot, unreached);
     let circles = locks::circles(watch, snapshot, &places, held.1);
+    let grower = Grower::new(watch, snapshot);
+    let mut told_sites: HashSet<u32> = HashSet::new();
     let mut findings = Vec::new();
     let mut told: HashSet<u64> = HashSet::new();
     let mut report = |verdict: Verdict, growth: Option<Growth>, members: &[Member<'_>], why: String| {
@@ -240,11 +259,12 @@ pub fn judge(
         if proven.is_empty() {
             continue;
         }
-        let growth = growing(watch, snapshot, place).map(|(_, growth, _)| growth);
+        let growth = grower.at(place).map(|g| g.growth);
         let mut why = unreached::why(watch, unreached, &proven);
         if let Some(circle) = circles.iter().find(|c| proven.iter().any(|m| c.has(m.goroutine.goid))) {
             why += &format!(" They wait for locks in a circle: {}.", circle.told);
         }
+        told_sites.insert(place.group.site);
         report(Verdict::Unreachable, growth, &proven, why);
     }
     for place in places.values() {
@@ -264,9 +284,14 @@ pub fn judge(
         }
     }
     for place in places.values() {
-        if let Some((members, growth, why)) = growing(watch, snapshot, place) {
+        if let Some(Growing { members, growth, why }) = grower.at(place) {
+            told_sites.insert(place.group.site);
             report(Verdict::Growing, Some(growth), &members, why);
         }
+    }
+    let moving = grower.sites(&told_sites);
+    for Growing { members, growth, why } in &moving {
+        report(Verdict::Growing, Some(*growth), members, why.clone());
     }
     for circle in circles.iter().filter(|c| !c.closed) {
         for members in &circle.members {
@@ -280,12 +305,19 @@ pub fn judge(
             Verdict::Stuck,
             None,
             &locked,
-            format!(
-                "not moved for at least {} while other goroutines did; the runtime does not record who holds a \
-                 lock, so it may have been lost, or be held by one that is slow.",
-                seconds(least)
-            ),
+            format!("blocked for at least {} while other goroutines moved.{NO_OWNER}", seconds(least)),
         );
+    }
+    for place in places.values() {
+        let runs = |m: &Member<'_>| m.goroutine.runs_finalizers() || m.goroutine.runs_cleanups();
+        let stuck = pick(place, |m| runs(m) && !m.may_end_by_itself(snapshot) && stands_long(watch, m));
+        let what = if stuck.iter().any(|m| m.goroutine.runs_finalizers()) {
+            "it runs the finalizers, one after the other: no finalizer runs any more, and what they would free stays"
+        } else {
+            "it runs cleanups: those queued behind this one do not run"
+        };
+        let least = seconds(oldest(watch, &stuck).at_least_ns);
+        report(Verdict::Stuck, None, &stuck, format!("{what}. Blocked for at least {least}."));
     }
     let unheld = |m: &Member<'_>| held.0.complete && held.0.unheld.binary_search(&m.goroutine.goid).is_ok();
     // What a WaitGroup's waiter waits on is a field, and has no address where it was not found in time.
@@ -302,6 +334,14 @@ pub fn judge(
             report(verdict, None, &members, why);
         }
     }
+    for members in moving.iter().map(|g| &g.members) {
+        let lived = members.iter().map(|m| watch.lived(m.track)).reduce(AtLeastAtMost::longest);
+        let first = members.first().map_or(0, |m| m.goroutine.goid);
+        let of = |f: &&mut Finding| f.verdict == Verdict::Growing && f.goids.contains(&first);
+        if let (Some(finding), Some(lived)) = (findings.iter_mut().find(of), lived) {
+            (finding.oldest, finding.lives) = (lived, true);
+        }
+    }
     for finding in findings.iter_mut().filter(|f| f.verdict == Verdict::Unreachable) {
         let agreed = finding.goids.iter().filter_map(|goid| unreached.goids.get(goid)).min();
         finding.passes = agreed.map(|&agreed| Agreement { agreed, needed: unreached.needed });
@@ -310,7 +350,7 @@ pub fn judge(
     findings
 }
 
-fn pick<'a>(place: &Place<'a>, mut wanted: impl FnMut(&Member<'a>) -> bool) -> Vec<Member<'a>> {
+pub(super) fn pick<'a>(place: &Place<'a>, mut wanted: impl FnMut(&Member<'a>) -> bool) -> Vec<Member<'a>> {
     place.members.iter().filter(|m| wanted(m)).copied().collect()
 }
 
@@ -342,59 +382,6 @@ fn why_unheld(
             format!("not moved for at least {least} while other goroutines did{siblings}{gone}{referred}.")
         }
     }
-}
-
-/// Whether more and more goroutines settle at a place.
-fn growing<'a>(
-    watch: &Watch,
-    snapshot: &Snapshot,
-    place: &Place<'a>,
-) -> Option<(Vec<Member<'a>>, Growth, String)> {
-    // Whoever has a timer ends by itself: more come only until the first end.
-    let members = pick(place, |m| {
-        m.track.looks >= 2 && !m.is_main() && !(m.reason == Reason::Select && m.has_timer(snapshot))
-    });
-    let series = watch.series(place.group);
-    let (first, last) = (series.first()?, series.last()?);
-    let grown = last.1 - first.1;
-    let pool = members.iter().filter(|m| m.shares(snapshot)).count() * 2 > members.len();
-    let enough = if pool { grown >= POOL_GROWN && last.1 >= 2.0 * first.1 } else { grown >= GROWN };
-    if series.len() < MIN_POINTS || !enough || members.is_empty() {
-        return None;
-    }
-    let found = trend(&series)?;
-    let still = series.get(series.len() * 2 / 3).is_some_and(|middle| last.1 > middle.1);
-    let rises = series.windows(2).filter(|w| matches!(w, [a, b] if b.1 > a.1)).count();
-    let stay = place.group.left.saturating_mul(4) <= place.group.joined;
-    if found.low <= 0.0 || found.tau < MONOTONE || !still || rises < 3 || !stay {
-        return None;
-    }
-    // A goroutine whose creator serves or accepts connections is there for as long as its client wants:
-    // what grows no faster than the connections is taken for theirs. Before Go 1.21 creators are not known.
-    let (io_first, io_last) = (watch.looks.get(1)?.io, watch.looks.last()?.io);
-    let grows_with_connections = 2.0 * io_last.saturating_sub(io_first) as f64 >= grown;
-    let may_be_theirs = members
-        .iter()
-        .filter(|m| m.goroutine.parent_goid.is_none() || serves_connection(watch, snapshot, m))
-        .count();
-    if grows_with_connections && may_be_theirs * 2 > members.len() {
-        return None;
-    }
-    let why = format!(
-        "{} of this site stood here unmoved at first and {} {} later: {} came to stand here, {} of those left; a \
-         rising load looks the same until it ends, which a longer watch tells apart.",
-        first.1,
-        last.1,
-        seconds(last.0.saturating_sub(first.0)),
-        place.group.joined,
-        place.group.left
-    );
-    Some((members, Growth { low: found.low, high: found.high }, why))
-}
-
-fn serves_connection(watch: &Watch, snapshot: &Snapshot, member: &Member<'_>) -> bool {
-    let creator = member.goroutine.parent_goid.and_then(|p| snapshot.goroutine(p));
-    creator.is_some_and(|c| c.goid != MAIN && (watch.reason(c) == Reason::Io || c.status == Status::Syscall))
 }
 
 pub(super) fn oldest(watch: &Watch, members: &[Member<'_>]) -> AtLeastAtMost {
@@ -437,6 +424,9 @@ fn finding(
         goids,
         others: Vec::new(),
         passes: None,
+        came_and_exited: (watch.looks() > 1).then_some((site.came, site.exited)),
+        lives: false,
+        holders: Vec::new(),
         retained_bytes: None,
         why,
         test: None,

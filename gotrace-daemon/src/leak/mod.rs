@@ -11,9 +11,13 @@
 mod behind;
 mod finding;
 mod graph;
+mod growth;
+#[cfg(test)]
+mod growth_tests;
 mod judge;
 mod locks;
 mod reason;
+mod state;
 #[cfg(test)]
 mod tests;
 mod thin;
@@ -23,10 +27,11 @@ mod unreached;
 mod watch;
 
 pub use behind::{Left, is_machinery, left_behind, test_function};
-pub use finding::{Agreement, AtLeastAtMost, Finding, Growth, Part, Unreached, Verdict};
+pub use finding::{Agreement, AtLeastAtMost, Finding, Growth, Holder, Part, Unreached, Verdict};
 pub use graph::{Edge, EdgeKind, Graph, GraphGroup, GraphObject};
-pub use judge::{judge, suspects};
+pub use judge::{NO_OWNER, judge, suspects};
 pub use reason::Reason;
+pub use state::{STATE_BYTES, state};
 pub use together::together;
 pub use trend::{Trend, trend};
 pub use watch::{Settings, Watch};

@@ -25,6 +25,8 @@ pub enum Reason {
     Sleep,
     /// Waits for a descriptor: whoever is at its other end decides.
     Io,
+    /// Waits to be switched to, as a coroutine of `iter.Pull`, or for one to switch back.
+    Coroutine,
     /// The runtime's own business.
     Other,
 }
@@ -46,6 +48,7 @@ impl Reason {
             "sync.Cond.Wait" => Self::Cond,
             "sleep" => Self::Sleep,
             "IO wait" => Self::Io,
+            "coroutine" => Self::Coroutine,
             _ => Self::Other,
         }
     }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::snapshot::{Builder, ObjectKind, Op, References, Snapshot, Status};
 
-const SECOND: u64 = 1_000_000_000;
+pub(super) const SECOND: u64 = 1_000_000_000;
 const REASONS: [&str; 10] = [
     "",
     "chan receive",
@@ -16,28 +16,28 @@ const REASONS: [&str; 10] = [
     "chan receive (nil chan)",
     "select (no cases)",
 ];
-const RECEIVE: u8 = 1;
+pub(super) const RECEIVE: u8 = 1;
 const SEND: u8 = 2;
-const SELECT: u8 = 3;
+pub(super) const SELECT: u8 = 3;
 const MUTEX: u8 = 4;
 const GROUP: u8 = 5;
-const IO: u8 = 6;
-const SLEEP: u8 = 7;
+pub(super) const IO: u8 = 6;
+pub(super) const SLEEP: u8 = 7;
 const NIL: u8 = 8;
 const NO_CASES: u8 = 9;
 
 /// A goroutine as tests say it.
 #[derive(Clone)]
-struct G {
+pub(super) struct G {
     goid: u64,
     parent: u64,
     site: u64,
     reason: u8,
-    mark: u64,
+    pub mark: u64,
     waits: Vec<(u64, ObjectKind, Op, u16, u64)>,
 }
 
-fn g(goid: u64, site: u64, reason: u8) -> G {
+pub(super) fn g(goid: u64, site: u64, reason: u8) -> G {
     G { goid, parent: 1, site, reason, mark: 7, waits: Vec::new() }
 }
 
@@ -48,17 +48,17 @@ impl G {
         self
     }
 
-    fn by(mut self, parent: u64) -> Self {
+    pub fn by(mut self, parent: u64) -> Self {
         self.parent = parent;
         self
     }
 
     /// Waits on a channel of integers.
-    fn chan(self, address: u64, op: Op) -> Self {
+    pub fn chan(self, address: u64, op: Op) -> Self {
         self.chan_of(address, op, 8, 0)
     }
 
-    fn chan_of(mut self, address: u64, op: Op, elem_size: u16, cap: u64) -> Self {
+    pub fn chan_of(mut self, address: u64, op: Op, elem_size: u16, cap: u64) -> Self {
         self.waits.push((address, ObjectKind::Chan, op, elem_size, cap));
         self
     }
@@ -69,14 +69,14 @@ impl G {
         self
     }
 
-    fn mark(mut self, mark: u64) -> Self {
+    pub fn mark(mut self, mark: u64) -> Self {
         self.mark = mark;
         self
     }
 }
 
 /// A look at second `at`. There is always a main goroutine that waits for nobody, and one that moves.
-fn look(at: u64, goroutines: &[G]) -> Snapshot {
+pub(super) fn look(at: u64, goroutines: &[G]) -> Snapshot {
     let mut builder = Builder::new(at * SECOND, 1_000_000);
     let mut all = vec![g(1, 1, NO_CASES).by(0), g(2, 2, SLEEP).mark(at)];
     all.retain(|a| goroutines.iter().all(|b| b.goid != a.goid));
@@ -116,7 +116,7 @@ fn verdicts_with(looks: &[Snapshot], stacks: &[(u64, &[u64])]) -> Vec<Finding> {
     judge(&watch, last, (&unheld(&others), &unheld(&locks)), &Unreached::default())
 }
 
-fn verdicts(looks: &[Snapshot]) -> Vec<Finding> {
+pub(super) fn verdicts(looks: &[Snapshot]) -> Vec<Finding> {
     verdicts_with(looks, &[])
 }
 
@@ -125,7 +125,7 @@ fn still(seconds: u64, goroutines: &[G]) -> Vec<Snapshot> {
     (0..=seconds).map(|at| look(100 + at, goroutines)).collect()
 }
 
-fn names(findings: &[Finding]) -> Vec<(&'static str, usize)> {
+pub(super) fn names(findings: &[Finding]) -> Vec<(&'static str, usize)> {
     findings.iter().map(|f| (f.verdict.name(), f.count())).collect()
 }
 

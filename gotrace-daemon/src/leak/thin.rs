@@ -35,13 +35,12 @@ impl Watch {
                 *look = u32::try_from(number(*look as usize)).unwrap_or(u32::MAX);
             }
         }
-        for group in &mut self.groups {
-            let at = |look: usize| {
-                look.checked_sub(group.first_look).and_then(|n| group.settled.get(n)).copied().unwrap_or(0)
-            };
-            let settled = kept.iter().filter(|(n, _)| *n >= group.first_look).map(|(n, _)| at(*n)).collect();
-            group.settled = settled;
-            group.first_look = number(group.first_look);
+        let groups = self.groups.iter_mut().map(|g| (&mut g.first_look, &mut g.settled));
+        let sites = self.sites.iter_mut().map(|s| (&mut s.first_look, &mut s.alive));
+        for (first, counts) in groups.chain(sites) {
+            let at = |look: usize| look.checked_sub(*first).and_then(|n| counts.get(n)).copied().unwrap_or(0);
+            *counts = kept.iter().filter(|(n, _)| *n >= *first).map(|(n, _)| at(*n)).collect();
+            *first = number(*first);
         }
         self.looks = kept.into_iter().map(|(_, look)| look).collect();
         self.forget_places();

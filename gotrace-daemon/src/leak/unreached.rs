@@ -33,6 +33,7 @@ pub(super) fn why(watch: &Watch, unreached: &Unreached, members: &[Member<'_>]) 
         Some(Reason::Lock | Reason::Semaphore) => "the lock that it waits for",
         Some(Reason::WaitGroup) => "the sync.WaitGroup that it waits for",
         Some(Reason::Cond) => "the sync.Cond that it waits for",
+        Some(Reason::Coroutine) => "the next and stop functions of the iter.Pull that it runs for",
         _ => "the channel that it waits on",
     };
     let least = seconds(oldest(watch, members).at_least_ns);

@@ -55,10 +55,16 @@ pub(super) struct Track {
 }
 
 /// Goroutines with the same entry function and creation site.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Site {
     pub entry_pc: u64,
     pub created_pc: u64,
+    /// Goroutines that were seen to come after the first look, and to go.
+    pub came: u64,
+    pub exited: u64,
+    /// The look from which on `alive` counts; for each look from there, how many there were.
+    pub first_look: usize,
+    pub alive: Vec<u32>,
     /// Of those born while watched, the ones that ended.
     pub finished: u64,
     /// How long the longest-lived of those can have lived.
@@ -77,6 +83,10 @@ pub(super) struct Group {
     /// How many have settled, and how many of those have gone or moved since.
     pub joined: u64,
     pub left: u64,
+    /// How often one stood here, had run by the next look, and stood here again: it is given work.
+    pub returned: u64,
+    /// How many of those that settled after the first two looks had not been there at the first look.
+    pub arrived: u64,
 }
 
 /// What was seen so far.
@@ -125,7 +135,17 @@ impl Watch {
         let stacks: usize = self.stacks.iter().map(|s| 2 * s.len() * size_of::<StackFrame>() + 64).sum();
         let groups: usize =
             self.groups.iter().map(|g| size_of::<Group>() + 32 + g.settled.capacity() * 4).sum();
-        self.tracks.capacity() * size_of::<Track>() + stacks + groups + self.sites.len() * 96
+        self.tracks.capacity() * size_of::<Track>()
+            + stacks
+            + groups
+            + self.sites.iter().map(|s| size_of::<Site>() + 48 + s.alive.capacity() * 4).sum::<usize>()
+    }
+
+    /// Goroutines that were seen to come after the first look, and to go; those that came and went between two
+    /// looks are in neither.
+    #[must_use]
+    pub fn came_and_exited(&self) -> (u64, u64) {
+        self.sites.iter().fold((0, 0), |(came, exited), s| (came + s.came, exited + s.exited))
     }
 
     /// Places that are told apart.
@@ -166,7 +186,7 @@ impl Watch {
             }
             io += u64::from(self.reason(goroutine) == Reason::Io);
             let known = old.next_if(|t| t.goid == goroutine.goid);
-            let site = known.map_or_else(|| self.site_id(goroutine), |t| t.site);
+            let site = known.map_or_else(|| self.site_id(goroutine, look), |t| t.site);
             let stack = goroutine.stack.and_then(|id| stacks.get(id.index())).copied();
             let group = stack.map_or(NONE, |stack| self.group_id(site, stack, look));
             let fresh = Track {
@@ -187,13 +207,21 @@ impl Watch {
                 if let Some(g) = self.groups.get_mut(group as usize) {
                     g.count(look);
                     g.joined += u64::from(looks == 2);
+                    g.arrived += u64::from(looks == 2 && stood.born > 0);
                 }
                 tracks.push(Track { looks, ..stood });
                 continue;
             }
             moved += u64::from(before.is_some());
-            if let Some(t) = known {
-                self.unsettle(t);
+            match known {
+                Some(t) => {
+                    let returned = goroutine.status.is_waiting() && t.group == group && t.mark != fresh.mark;
+                    if let Some(g) = self.groups.get_mut(group as usize).filter(|_| returned) {
+                        g.returned += 1;
+                    }
+                    self.unsettle(t);
+                }
+                None => self.came(site, before.is_some()),
             }
             tracks.push(fresh);
         }
@@ -201,12 +229,26 @@ impl Watch {
             moved += 1;
             self.gone(gone, end_ns);
         }
+        for track in &tracks {
+            if let Some(site) = self.sites.get_mut(track.site as usize) {
+                count(&mut site.alive, look.saturating_sub(site.first_look));
+            }
+        }
         self.tracks = tracks;
         self.looks.push(Look { begin_ns, end_ns, moved, io });
     }
 
+    fn came(&mut self, site: u32, watched: bool) {
+        if let Some(site) = self.sites.get_mut(site as usize).filter(|_| watched) {
+            site.came += 1;
+        }
+    }
+
     fn gone(&mut self, track: Track, end_ns: u64) {
         self.unsettle(track);
+        if let Some(site) = self.sites.get_mut(track.site as usize) {
+            site.exited += 1;
+        }
         let born_after = self.begin_before(track.born);
         if let (Some(site), Some(born_after)) = (self.sites.get_mut(track.site as usize), born_after) {
             site.finished += 1;
@@ -233,11 +275,11 @@ impl Watch {
         id
     }
 
-    fn site_id(&mut self, goroutine: &Goroutine) -> u32 {
+    fn site_id(&mut self, goroutine: &Goroutine, look: usize) -> u32 {
         let Goroutine { entry_pc, created_pc, .. } = *goroutine;
         *self.site_ids.entry((entry_pc, created_pc)).or_insert_with(|| {
             let id = u32::try_from(self.sites.len()).unwrap_or(NONE);
-            self.sites.push(Site { entry_pc, created_pc, ..Site::default() });
+            self.sites.push(Site { entry_pc, created_pc, first_look: look, ..Site::default() });
             id
         })
     }
@@ -275,6 +317,16 @@ impl Watch {
         }
     }
 
+    /// How long a goroutine has lived, as of the last look.
+    pub(super) fn lived(&self, track: &Track) -> super::AtLeastAtMost {
+        let (begin, end) = self.looks.last().map_or((0, 0), |l| (l.begin_ns, l.end_ns));
+        let born = self.looks.get(track.born as usize).map_or(begin, |l| l.end_ns);
+        super::AtLeastAtMost {
+            at_least_ns: begin.saturating_sub(born),
+            at_most_ns: self.begin_before(track.born).map(|before| end.saturating_sub(before)),
+        }
+    }
+
     /// End of the look that first saw a goroutine where it stands.
     pub(super) fn since_ns(&self, track: &Track) -> u64 {
         self.looks.get(track.since as usize).map_or(0, |l| l.end_ns)
@@ -297,22 +349,40 @@ impl Watch {
     /// The settled of a group at each look (end of the look, count); from the second look on, as before
     /// nobody can have settled.
     pub(super) fn series(&self, group: &Group) -> Vec<(u64, f64)> {
+        self.counts(1, group.first_look, &group.settled)
+    }
+
+    /// How many goroutines of a site there were at each look.
+    pub(super) fn alive(&self, site: &Site) -> Vec<(u64, f64)> {
+        self.counts(0, site.first_look, &site.alive)
+    }
+
+    fn counts(&self, from: usize, first_look: usize, counts: &[u32]) -> Vec<(u64, f64)> {
         let count = |look: usize| {
-            let n = look.checked_sub(group.first_look).and_then(|n| group.settled.get(n));
-            f64::from(n.copied().unwrap_or(0))
+            f64::from(look.checked_sub(first_look).and_then(|n| counts.get(n)).copied().unwrap_or(0))
         };
-        self.looks.iter().enumerate().skip(1).map(|(n, l)| (l.end_ns, count(n))).collect()
+        self.looks.iter().enumerate().skip(from).map(|(n, l)| (l.end_ns, count(n))).collect()
+    }
+
+    /// From the end of the first look to that of the last.
+    pub(super) fn watched_ns(&self) -> u64 {
+        let end = |look: Option<&Look>| look.map_or(0, |l| l.end_ns);
+        end(self.looks.last()).saturating_sub(end(self.looks.first()))
     }
 }
 
 impl Group {
     fn count(&mut self, look: usize) {
-        let n = look.saturating_sub(self.first_look);
-        if self.settled.len() <= n {
-            self.settled.resize(n + 1, 0);
-        }
-        if let Some(count) = self.settled.get_mut(n) {
-            *count += 1;
-        }
+        count(&mut self.settled, look.saturating_sub(self.first_look));
+    }
+}
+
+/// One more at a look.
+fn count(counts: &mut Vec<u32>, n: usize) {
+    if counts.len() <= n {
+        counts.resize(n + 1, 0);
+    }
+    if let Some(count) = counts.get_mut(n) {
+        *count += 1;
     }
 }

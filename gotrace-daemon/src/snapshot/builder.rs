@@ -46,6 +46,7 @@ impl Builder {
                     kind,
                     closed: false,
                     known: kind == ObjectKind::Chan,
+                    timer: kind == ObjectKind::Chan && elem_size == 24 && cap == 1,
                 });
                 objects.len() - 1
             });

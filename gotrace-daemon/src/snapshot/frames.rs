@@ -9,7 +9,8 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
 use super::{
-    Engine, Standing, Status,
+    Engine, StackFrame, Standing, Status,
+    layout::word,
     unwind::{End, Start},
 };
 use crate::gobin::FrameMap;
@@ -18,7 +19,7 @@ use crate::gobin::FrameMap;
 #[derive(Debug, Default)]
 pub struct FrameMaps {
     maps: HashMap<(u64, bool), Option<FrameMap>, FixedState>,
-    frames: Vec<super::StackFrame>,
+    frames: Vec<StackFrame>,
     bases: Vec<u64>,
     /// Frames of which only the words were told that hold pointers.
     pub exact: u64,
@@ -36,8 +37,40 @@ impl Engine {
         bytes: &[u8],
         tell: &mut dyn FnMut(&[u8]),
     ) {
-        let Some(sp) = standing.sp else { return tell(bytes) };
-        let Some(reader) = self.readers.first_mut() else { return tell(bytes) };
+        self.used(maps, standing, bytes, &mut |_, words| tell(words));
+    }
+
+    /// The same, by frame, the innermost first; nothing of a goroutine whose frames are not known.
+    pub fn used_by_frame(
+        &mut self,
+        maps: &mut FrameMaps,
+        standing: &Standing,
+        bytes: &[u8],
+    ) -> Vec<(StackFrame, Vec<u64>)> {
+        let mut used: Vec<(usize, u64)> = Vec::new();
+        self.used(maps, standing, bytes, &mut |frame, words| {
+            used.extend(words.chunks_exact(8).map(|b| (frame, word(b, 0))));
+        });
+        let mut frames: Vec<_> = maps.frames.iter().map(|f| (*f, Vec::new())).collect();
+        for (frame, word) in used {
+            if let Some((_, words)) = frames.get_mut(frame) {
+                words.push(word);
+            }
+        }
+        frames
+    }
+
+    /// Tells each with the number of its frame.
+    fn used(
+        &mut self,
+        maps: &mut FrameMaps,
+        standing: &Standing,
+        bytes: &[u8],
+        tell: &mut dyn FnMut(usize, &[u8]),
+    ) {
+        maps.frames.clear();
+        let Some(sp) = standing.sp else { return tell(0, bytes) };
+        let Some(reader) = self.readers.first_mut() else { return tell(0, bytes) };
         let in_syscall = standing.status == Status::Syscall;
         let start = Start { pc: standing.pc, sp, lr: 0, in_syscall };
         let FrameMaps { maps, frames, bases, exact, whole } = maps;
@@ -47,7 +80,7 @@ impl Engine {
         let range = |from: usize, to: usize| bytes.get(from.min(to)..to.min(bytes.len())).unwrap_or_default();
         let mut begin = 0;
         let (mut panicked, mut whole_too) = (false, false);
-        for (frame, base) in frames.iter().zip(&*bases) {
+        for (n, (frame, base)) in frames.iter().zip(&*bases).enumerate() {
             let after = base.wrapping_sub(sp).wrapping_sub(behind);
             let after = usize::try_from(after).unwrap_or(usize::MAX).min(bytes.len());
             let map = maps
@@ -58,21 +91,21 @@ impl Engine {
             match map.as_ref().filter(|m| begin + m.end as usize == after) {
                 Some(map) => {
                     for &slot in &map.slots {
-                        tell(range(begin + slot as usize, begin + slot as usize + 8));
+                        tell(n, range(begin + slot as usize, begin + slot as usize + 8));
                     }
                     for o in &map.objects {
                         let at = begin + o.offset as usize;
-                        tell(range(at, at + o.pointers as usize));
+                        tell(n, range(at, at + o.pointers as usize));
                     }
                     if whole_too {
-                        tell(range(begin, after));
+                        tell(n, range(begin, after));
                     }
                     *exact += u64::from(!whole_too);
                     *whole += u64::from(whole_too);
                     whole_too = false;
                 }
                 None => {
-                    tell(range(begin, after));
+                    tell(n, range(begin, after));
                     *whole += 1;
                     whole_too = true;
                 }
@@ -80,7 +113,7 @@ impl Engine {
             begin = after;
         }
         // Behind the outermost frame is nothing, or what could not be followed.
-        tell(range(begin, bytes.len()));
+        tell(usize::MAX, range(begin, bytes.len()));
         *whole += u64::from(end != End::Complete);
     }
 }

@@ -40,6 +40,9 @@ pub(super) struct Layout {
     pub chan_size: usize,
     pub chan_elem_size: usize,
     pub chan_closed: usize,
+    /// `hchan.elemtype`, and `hchan.timer` before it (Go 1.23 and later).
+    pub chan_elem_type: usize,
+    pub chan_timer: Option<usize>,
     pub chan_recvq: usize,
     pub chan_sendq: usize,
     pub chan_len: usize,
@@ -119,6 +122,8 @@ impl Layout {
             chan_size: get("hchan.dataqsiz")?,
             chan_elem_size: get("hchan.elemsize")?,
             chan_closed: get("hchan.closed")?,
+            chan_elem_type: 0,
+            chan_timer: None,
             chan_recvq: get("hchan.recvq")?,
             chan_sendq: get("hchan.sendq")?,
             chan_len: 0,
@@ -151,6 +156,9 @@ impl Layout {
         ];
         this.g_len = end(&g, 8);
         this.sudog_len = end(&[this.sudog_g, this.sudog_elem, this.sudog_waitlink, this.sudog_c], 8);
+        // Before `recvq` are `elemtype`, `sendx`, `recvx`, of a word each (Go 1.19 to 1.27).
+        this.chan_elem_type = this.chan_recvq.saturating_sub(24);
+        this.chan_timer = this.chan_elem_type.checked_sub(8).filter(|_| minor >= 23);
         this.chan_len = end(&[this.chan_count, this.chan_size, this.chan_closed], 8)
             .max(end(&[this.chan_recvq, this.chan_sendq], 16));
         Ok(this)

@@ -10,6 +10,7 @@
 mod arguments;
 #[cfg(test)]
 mod builder;
+mod coroutines;
 mod descriptors;
 mod engine;
 mod error;
@@ -28,6 +29,7 @@ mod references;
 mod seen;
 mod semaphores;
 mod standing;
+mod times;
 mod unwind;
 mod waits;
 

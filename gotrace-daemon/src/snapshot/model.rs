@@ -127,11 +127,26 @@ impl Goroutine {
     pub(super) const SYSTEM: u8 = 1;
     pub(super) const LOCKED: u8 = 2;
     pub(super) const COMPLETE: u8 = 4;
+    pub(super) const FINALIZERS: u8 = 8;
+    pub(super) const CLEANUPS: u8 = 16;
 
     /// Whether it is the runtime's own, which Go's tracebacks leave out.
     #[must_use]
     pub const fn is_system(&self) -> bool {
         self.flags & Self::SYSTEM != 0
+    }
+
+    /// Whether it runs the program's finalizers, of which there is one goroutine; not a system goroutine while it is in
+    /// one of them.
+    #[must_use]
+    pub const fn runs_finalizers(&self) -> bool {
+        self.flags & Self::FINALIZERS != 0
+    }
+
+    /// Whether it is one of those that run the program's cleanups (Go 1.25 and later).
+    #[must_use]
+    pub const fn runs_cleanups(&self) -> bool {
+        self.flags & Self::CLEANUPS != 0
     }
 
     /// Whether it is locked to its thread (`runtime.LockOSThread`, or a C thread's call into Go).
@@ -400,6 +415,8 @@ pub struct WaitObject {
     /// Whether the fields of a channel (`len`, `cap`, `elem_size`, `closed`) were read, or the number of a
     /// descriptor.
     pub known: bool,
+    /// Whether a timer may send to the channel (`time.After`, `time.Ticker`).
+    pub timer: bool,
 }
 
 impl WaitObject {

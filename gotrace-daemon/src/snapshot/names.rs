@@ -34,6 +34,12 @@ pub struct Names {
     bias: u64,
     frames: HashMap<StackFrame, Box<[Frame]>, FixedState>,
     entries: HashMap<u64, Option<Frame>, FixedState>,
+    /// By entry: whether what runs is told by the stack only.
+    covers: HashMap<u64, bool, FixedState>,
+    /// Where functions begin, by an address in each.
+    beginnings: HashMap<(StackFrame, usize), Frame, FixedState>,
+    /// Calls of `iter.Pull`, by where coroutines are made in it.
+    pulls: HashMap<u64, Box<[Frame]>, FixedState>,
 }
 
 impl Names {
@@ -41,7 +47,16 @@ impl Names {
     /// to look into the wrappers that the compiler makes.
     #[must_use]
     pub fn new(binary: Arc<Binary>, bias: u64, file: Option<Arc<File>>) -> Self {
-        Self { binary, file, bias, frames: HashMap::default(), entries: HashMap::default() }
+        Self {
+            binary,
+            file,
+            bias,
+            frames: HashMap::default(),
+            entries: HashMap::default(),
+            covers: HashMap::default(),
+            beginnings: HashMap::default(),
+            pulls: HashMap::default(),
+        }
     }
 
     /// The program.
@@ -90,12 +105,96 @@ impl Names {
             .as_ref()
     }
 
+    /// The function that a goroutine runs, by its entry address and its stack, with the place where it begins. Where
+    /// the entry is what the compiler or the runtime puts around it (`go` of a func value, a method value or a method
+    /// of an interface; a coroutine of `iter.Pull`; the goroutines that run finalizers and cleanups), it is the
+    /// outermost function of the stack that is none of these.
+    pub fn runs(&mut self, entry_pc: u64, stack: &[StackFrame]) -> Option<&Frame> {
+        let inside = if self.covers(entry_pc) { self.outermost(stack) } else { None };
+        match inside {
+            Some(key) => self.beginnings.get(&key),
+            None => self.entry(entry_pc),
+        }
+    }
+
+    fn covers(&mut self, entry_pc: u64) -> bool {
+        let Self { binary, bias, covers, .. } = self;
+        *covers.entry(entry_pc).or_insert_with(|| {
+            let own = binary.lookup(entry_pc.wrapping_sub(*bias), false).pop();
+            own.is_some_and(|f| is_around(&f) && f.function != "runtime.main")
+        })
+    }
+
+    /// The outermost function of a whole stack that is the program's: a physical frame, and which of its functions.
+    fn outermost(&mut self, stack: &[StackFrame]) -> Option<(StackFrame, usize)> {
+        let last = *stack.last()?;
+        self.load(last);
+        // One that was not followed to its end does not tell.
+        if self.frames.get(&last)?.last()?.function != "runtime.goexit" {
+            return None;
+        }
+        for &physical in stack.iter().rev() {
+            self.load(physical);
+            let frames = self.frames.get(&physical)?;
+            let Some(n) = frames.iter().rposition(|f| !is_around(f)) else { continue };
+            let key = (physical, n);
+            if !self.beginnings.contains_key(&key) {
+                let frame = frames.get(n)?.clone();
+                let Self { binary, bias, .. } = self;
+                let own = if frame.inlined {
+                    binary.function_address(&frame.function)
+                } else {
+                    binary.function_at(physical.pc().wrapping_sub(*bias)).map(|f| f.entry)
+                };
+                let beginning = own.and_then(|entry| binary.lookup(entry, false).pop());
+                let beginning = beginning.filter(|b| b.function == frame.function);
+                let mut beginning = beginning.unwrap_or(frame);
+                beginning.inlined = false;
+                self.beginnings.insert(key, beginning);
+            }
+            return Some(key);
+        }
+        None
+    }
+
     /// The place of the `go` statement that made a goroutine: the innermost function, inlined or not, with
     /// file and line first; last the compiled function that holds it, which is the one that Go's own
-    /// traceback names. Empty for 0 and outside of Go code.
+    /// traceback names. A coroutine is made by the function that calls `iter.Pull`, if the program has only one call
+    /// of it. Empty for 0 and outside of Go code.
     pub fn created_by(&mut self, created_pc: u64) -> &[Frame] {
         let frame = StackFrame::returning_to(created_pc);
         self.load(frame);
-        self.frames.get(&frame).map_or(&[], |f| f)
+        let outer = self.frames.get(&frame).and_then(|f| f.last());
+        if !outer.is_some_and(|f| f.function.starts_with("iter.Pull")) {
+            return self.frames.get(&frame).map_or(&[], |f| f);
+        }
+        let Self { binary, file, bias, pulls, .. } = self;
+        let by = pulls.entry(created_pc).or_insert_with(|| {
+            let made = created_pc.wrapping_sub(*bias);
+            let pull = binary.function_at(made).map_or(made, |f| f.entry);
+            let read = |offset, length| {
+                let mut code = vec![0; length];
+                file.as_deref()?.read_exact_at(&mut code, offset).ok()?;
+                Some(code)
+            };
+            match binary.callers(pull, &read)[..] {
+                [caller] => {
+                    let mut frames = binary.lookup(caller, true);
+                    frames.retain(|f| !f.function.starts_with("iter.Pull"));
+                    frames.into()
+                }
+                _ => Box::default(),
+            }
+        });
+        if by.is_empty() { self.frames.get(&frame).map_or(&[], |f| f) } else { by }
     }
+}
+
+/// Whether a frame is around what a goroutine runs: made by the compiler, or of the machinery that calls it.
+fn is_around(frame: &Frame) -> bool {
+    let function = frame.function.as_str();
+    frame.wrapper
+        || function.starts_with("runtime.")
+        || function == "reflectcall"
+        || function.starts_with("iter.Pull")
 }

@@ -390,7 +390,12 @@ impl Reader {
         let kind = self.entries.get(&seen.entry_pc).copied().flatten();
         let system = match kind {
             Some(EntryKind::System) => true,
-            Some(EntryKind::Runner) => !self.places.leaves_runtime(&self.binary, frames),
+            Some(EntryKind::Runner) => {
+                let entry = self.binary.function_at(seen.entry_pc.wrapping_sub(self.bias));
+                let cleanups = entry.is_some_and(|f| f.name == "runtime.runCleanups");
+                flags |= if cleanups { Goroutine::CLEANUPS } else { Goroutine::FINALIZERS };
+                !self.places.leaves_runtime(&self.binary, frames)
+            }
             _ => false,
         };
         if system {

@@ -33,9 +33,19 @@ const CHUNK: usize = 4096;
 pub struct Reference {
     /// The address.
     pub address: u64,
-    /// How far before it a pointer may point and count as a reference: a lock is a field, and others hold
-    /// the structure. 0 for a channel.
-    pub reach: u64,
+    /// A pointer from here on counts as a reference: a lock is a field, and others hold the structure. The address
+    /// itself for a channel.
+    pub begin: u64,
+    /// And up to here, exclusive.
+    pub end: u64,
+}
+
+impl Reference {
+    /// Only pointers to the address itself count.
+    #[must_use]
+    pub const fn exact(address: u64) -> Self {
+        Self { address, begin: address, end: address.saturating_add(1) }
+    }
 }
 
 /// A goroutine that nobody may be able to release, with all that could.
@@ -45,6 +55,9 @@ pub struct Suspect {
     pub goid: u64,
     /// What it waits on: it is held if any of these is.
     pub waits_on: Vec<Reference>,
+    /// It waits for one of the other suspects, if that one's stack has what it waits on: then what its own stack has
+    /// holds nothing. Otherwise it can act, as far as is known.
+    pub follows: bool,
 }
 
 /// What was found.
@@ -74,19 +87,29 @@ struct Search {
     sought: Vec<Reference>,
     held: Vec<bool>,
     exact: Vec<Vec<u64>>,
-    longest_reach: u64,
+    /// By begin: begin, end, number of what is sought; and the greatest end of those so far.
+    ranges: Vec<(u64, u64, usize)>,
+    ends: Vec<u64>,
     complete: bool,
 }
 
 impl Search {
     fn new(suspects: &[Suspect]) -> Self {
         let mut sought: Vec<Reference> = suspects.iter().flat_map(|s| s.waits_on.iter().copied()).collect();
-        sought.sort_unstable_by_key(|r| (r.address, std::cmp::Reverse(r.reach)));
+        sought.sort_unstable_by_key(|r| (r.address, r.begin, std::cmp::Reverse(r.end)));
         sought.dedup_by_key(|r| r.address);
+        let mut ranges: Vec<(u64, u64, usize)> =
+            sought.iter().enumerate().map(|(n, r)| (r.begin, r.end, n)).collect();
+        ranges.sort_unstable();
+        let ends = ranges.iter().scan(0, |most, r| {
+            *most = r.1.max(*most);
+            Some(*most)
+        });
         Self {
             held: vec![false; sought.len()],
             exact: vec![Vec::new(); sought.len()],
-            longest_reach: sought.iter().map(|r| r.reach).max().unwrap_or(0),
+            ends: ends.collect(),
+            ranges,
             sought,
             complete: true,
         }
@@ -98,17 +121,18 @@ impl Search {
 
     /// Takes in a word that somebody holds.
     fn take(&mut self, word: u64) {
-        let (Some(first), Some(last)) = (self.sought.first(), self.sought.last()) else { return };
-        if word < first.address.saturating_sub(self.longest_reach) || word > last.address {
+        let (Some(first), Some(end)) = (self.ranges.first(), self.ends.last()) else { return };
+        if word < first.0 || word >= *end {
             return;
         }
-        let begin = self.sought.partition_point(|r| r.address < word);
-        for (r, held) in self.sought.iter().zip(&mut self.held).skip(begin) {
-            let distance = r.address - word;
-            if distance > self.longest_reach {
+        let behind = self.ranges.partition_point(|r| r.0 <= word);
+        for (&(_, end, n), &most) in self.ranges.iter().zip(&self.ends).take(behind).rev() {
+            if most <= word {
                 break;
             }
-            *held |= distance <= r.reach;
+            if let Some(held) = self.held.get_mut(n) {
+                *held |= word < end;
+            }
         }
     }
 
@@ -172,10 +196,17 @@ impl Engine {
             }
         })?;
 
+        // One that follows is not known to wait for a suspect unless that one's stack has what it waits on.
+        let known = |s: &Suspect| {
+            let others = |goid: &u64| *goid != s.goid && open.get(goid).is_some_and(|o| !o.follows);
+            let exact = |r: &Reference| search.index(r.address).and_then(|n| search.exact.get(n));
+            !s.follows || s.waits_on.iter().all(|r| exact(r).is_some_and(|goids| goids.iter().any(others)))
+        };
+        let unknown: HashSet<u64, FixedState> = open.values().filter(|s| !known(s)).map(|s| s.goid).collect();
         // Who is held can act, and holds what its stack refers to.
         while search.complete {
-            let woken: HashSet<u64, FixedState> =
-                open.values().filter(|s| search.is_held(s)).map(|s| s.goid).collect();
+            let held = |s: &&&Suspect| search.is_held(s) || unknown.contains(&s.goid);
+            let woken: HashSet<u64, FixedState> = open.values().filter(held).map(|s| s.goid).collect();
             if woken.is_empty() {
                 break;
             }
@@ -246,5 +277,43 @@ impl Engine {
             first += done;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pointers_into_the_bounds_hold_and_those_to_neighbours_do_not() {
+        let suspect = |goid, address, begin, end| Suspect {
+            goid,
+            waits_on: vec![Reference { address, begin, end }],
+            follows: false,
+        };
+        let all = [
+            suspect(1, 0x1040, 0x1000, 0x1060),
+            suspect(2, 0x10a0, 0x1060, 0x10c0),
+            // Where no object is known, bounds may overlap.
+            suspect(3, 0x5000, 0x4f80, 0x5001),
+            suspect(4, 0x5010, 0x4f90, 0x5011),
+        ];
+        for (word, held) in [
+            (0x0fff, &[][..]),
+            (0x1000, &[1]),
+            (0x105f, &[1]),
+            (0x1060, &[2]),
+            (0x10c0, &[]),
+            (0x4f88, &[3]),
+            (0x4f90, &[3, 4]),
+            (0x5000, &[3, 4]),
+            (0x5008, &[4]),
+            (0x5011, &[]),
+        ] {
+            let mut search = Search::new(&all);
+            search.take(word);
+            let found: Vec<u64> = all.iter().filter(|s| search.is_held(s)).map(|s| s.goid).collect();
+            assert_eq!(found, held, "{word:#x}");
+        }
     }
 }

@@ -19,6 +19,7 @@ use super::{
     pieces::Pieces,
     seen::Seen,
     semaphores::{COND_LIST, Conditions, Semaphores},
+    times::{self, Times},
     unwind::roles,
 };
 use crate::process::{ProcessError, ReadMemory};
@@ -81,6 +82,10 @@ struct Chan {
     cap: u64,
     elem_size: u16,
     closed: bool,
+    /// The description of its elements' type.
+    elem_type: u64,
+    /// A timer sends to it, by its own account.
+    timer: bool,
     /// First and last of those that wait to receive, and to send.
     receivers: (u64, u64),
     senders: (u64, u64),
@@ -97,6 +102,7 @@ pub(super) struct Waits {
     /// Objects of the snapshot, by address and kind.
     objects: HashTable<ObjectId>,
     hasher: FixedState,
+    times: Times,
     budget: usize,
     /// Of this snapshot, where goroutines do not point to their entries.
     pub waiters: Arc<Semaphores>,
@@ -208,7 +214,10 @@ impl Waits {
             let done = self.pieces.read(memory, rest, 64)?;
             let (now, later) = rest.split_at(done);
             for (i, &(address, _)) in now.iter().enumerate() {
-                let chan = self.pieces.item(i, len).and_then(|b| Chan::parse(b, layout));
+                let mut chan = self.pieces.item(i, len).and_then(|b| Chan::parse(b, layout));
+                if let Some(chan) = chan.as_mut().filter(|c| c.may_carry_times()) {
+                    chan.timer |= self.times.carries(memory, chan.elem_type)?;
+                }
                 counts.waits_unreadable += u64::from(chan.is_none());
                 self.odd_queues += u64::from(chan.is_some_and(|c| c.has_odd_queue()));
                 self.chans.push((address, chan));
@@ -310,6 +319,7 @@ impl Waits {
             kind,
             closed: chan.is_some_and(|c| c.closed),
             known: chan.is_some(),
+            timer: kind == ObjectKind::Chan && chan.is_none_or(|c| c.timer),
         });
         id
     }
@@ -393,10 +403,18 @@ impl Chan {
             cap: word(bytes, layout.chan_size),
             elem_size: half(bytes, layout.chan_elem_size) as u16,
             closed: closed == 1,
+            elem_type: word(bytes, layout.chan_elem_type),
+            timer: layout.chan_timer.is_some_and(|at| word(bytes, at) != 0),
             receivers: queue(layout.chan_recvq),
             senders: queue(layout.chan_sendq),
         };
         (this.len <= this.cap && closed <= 1).then_some(this)
+    }
+
+    /// Whether it has the form of a timer's: up to Go 1.22, and later where timers are as they were
+    /// (`asynctimerchan=1`), nothing in it leads to the timer.
+    fn may_carry_times(&self) -> bool {
+        !self.timer && self.cap == 1 && self.elem_size == times::SIZE
     }
 
     fn has_odd_queue(&self) -> bool {

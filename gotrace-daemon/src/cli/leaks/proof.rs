@@ -9,14 +9,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+
 use super::{CliError, Interrupts, LeaksArgs};
 use crate::{
-    heap::{HeapError, PASSES, Prover, Retained, Throttled},
+    heap::{HeapError, LockHolder, PASSES, Prover, Retained, Throttled},
     leak::{Finding, Unreached, Verdict, together},
     private,
     process::{Memory, Target},
     sink::leaks::{ProofSummary, evidence},
-    snapshot::Live,
+    snapshot::{Live, Reference, Suspect},
 };
 
 /// Passes that are made at most: more than must agree, as a goroutine whose stack is moved begins anew.
@@ -112,6 +115,38 @@ impl Proving {
             .map(|(&goid, p)| (goid, p.passes.min(PASSES)))
             .collect();
         Unreached { goids, needed: PASSES }
+    }
+
+    /// Sets the bounds of the objects in which locks are that suspects wait for: pointers into these count as
+    /// references, and those to neighbours do not. What is in no object of the heap stays as it is.
+    pub fn bound(&mut self, suspects: &mut [Suspect]) {
+        let fields = |r: &&mut Reference| r.begin < r.address;
+        let mut fields: Vec<&mut Reference> =
+            suspects.iter_mut().flat_map(|s| &mut s.waits_on).filter(fields).collect();
+        if fields.is_empty() || self.failed {
+            return;
+        }
+        let addresses: Vec<u64> = fields.iter().map(|r| r.address).collect();
+        match self.prover.objects(&self.memory, &addresses) {
+            Ok(objects) => {
+                for (reference, object) in fields.iter_mut().zip(objects) {
+                    if let Some((begin, size)) = object {
+                        (reference.begin, reference.end) = (begin, begin.saturating_add(size));
+                    }
+                }
+            }
+            Err(e) => tracing::debug!(pid = self.pid, "where objects begin and end is not known: {e}"),
+        }
+    }
+
+    /// Who holds each of these locks, in their order; nobody where that cannot be told. `waits`: by goid, the lock that
+    /// a goroutine waits for.
+    pub fn holders(&mut self, locks: &[u64], waits: &HashMap<u64, u64, FixedState>) -> Vec<Vec<LockHolder>> {
+        let found = self.prover.holders(&self.memory, locks, waits);
+        found.unwrap_or_else(|e| {
+            tracing::warn!(pid = self.pid, "who holds locks is not known: {e}");
+            Vec::new()
+        })
     }
 
     fn put_together(&mut self, findings: &mut Vec<Finding>) {

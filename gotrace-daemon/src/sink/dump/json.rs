@@ -16,7 +16,7 @@ use super::{Dump, Group, Rendered, wait_reason};
 use crate::{
     gobin::Frame,
     printable::write_json,
-    snapshot::{Goroutine, Names, ObjectKind, StackFrame, Wait, WaitObject},
+    snapshot::{Goroutine, Names, ObjectKind, StackFrame, StackId, Wait, WaitObject},
 };
 
 /// The schema of these lines.
@@ -134,7 +134,7 @@ struct Known<'a> {
     stacks: Rendered,
     /// The frames of the last goroutine, where they have arguments.
     with_arguments: String,
-    entries: HashMap<u64, Box<RawValue>, FixedState>,
+    entries: HashMap<(u64, Option<StackId>), Box<RawValue>, FixedState>,
     created: HashMap<u64, Box<RawValue>, FixedState>,
 }
 
@@ -168,10 +168,11 @@ impl<'a> Known<'a> {
             wait_ns: goroutine.status.is_waiting().then_some(WaitNs { at_least: 0, at_most: None }),
             system: goroutine.is_system(),
             locked_to_thread: goroutine.is_locked_to_thread(),
-            entry: match entries.entry(goroutine.entry_pc) {
+            entry: match entries.entry((goroutine.entry_pc, goroutine.stack)) {
                 hashbrown::hash_map::Entry::Occupied(known) => known.into_mut(),
                 hashbrown::hash_map::Entry::Vacant(new) => {
-                    new.insert(place(names.entry(goroutine.entry_pc))?)
+                    let frames = dump.snapshot.frames(goroutine);
+                    new.insert(place(names.runs(goroutine.entry_pc, frames))?)
                 }
             },
             created_by: match created.entry(goroutine.created_pc) {

@@ -328,7 +328,7 @@ impl Tally {
         for group in groups(goroutines) {
             let first = group.first;
             let site = Site {
-                entry: names.entry(first.entry_pc).map(|f| places.number(f.into())),
+                entry: names.runs(first.entry_pc, snapshot.frames(first)).map(|f| places.number(f.into())),
                 created_by: names.created_by(first.created_pc).first().map(|f| places.number(f.into())),
             };
             let wait_reason = wait_reason(first, names).map(|r| places.text_number(&r));

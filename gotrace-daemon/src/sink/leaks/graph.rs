@@ -43,7 +43,7 @@ pub fn json(out: &mut impl Write, header: Header<'_>, graph: &Graph, names: &mut
             "count": group.goids.len(),
             "state": group.example.status.name(),
             "wait_reason": reason(names, waits),
-            "entry": place(names.entry(group.entry_pc)),
+            "entry": place(names.runs(group.entry_pc, &group.stack)),
             "created_by": place(names.created_by(group.created_pc).first()),
             "stack": frames(&group.stack, names),
             "goids": group.goids,
@@ -91,7 +91,7 @@ pub fn dot(out: &mut impl Write, header: Header<'_>, graph: &Graph, names: &mut 
     writeln!(out, "digraph {} {{", quoted(&format!("{} {}", printable(header.executable), header.pid)))?;
     writeln!(out, "  rankdir=LR;\n  node [fontname=\"sans-serif\"];")?;
     for (id, group) in graph.groups.iter().enumerate() {
-        let entry = names.entry(group.entry_pc).map_or("?".to_owned(), |f| f.function.clone());
+        let entry = names.runs(group.entry_pc, &group.stack).map_or("?".to_owned(), |f| f.function.clone());
         let waits = group.example.status.is_waiting().then_some(group.example.wait_reason);
         let state = match reason(names, waits) {
             Value::String(name) => name,

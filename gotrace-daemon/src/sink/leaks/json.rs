@@ -10,7 +10,7 @@ use super::{
     values::{frames, line, place, reason},
 };
 use crate::{
-    leak::{Agreement, AtLeastAtMost, Finding, Part},
+    leak::{Agreement, AtLeastAtMost, Finding, Holder, Part},
     sink::dump::json::wait_on,
     snapshot::Names,
 };
@@ -46,6 +46,7 @@ pub fn write(
     for finding in findings {
         line(out, &object(finding, names))?;
     }
+    let watched = header.when == When::Watched;
     let proof = header.proof.map(|p| {
         json!({
             "passes": p.passes,
@@ -58,7 +59,13 @@ pub fn write(
     });
     line(
         out,
-        &json!({"summary": {"findings": findings.len(), "goroutines": header.goroutines, "proof": proof}}),
+        &json!({"summary": {
+            "findings": findings.len(),
+            "goroutines": header.goroutines,
+            "came": watched.then_some(header.came_and_exited.0),
+            "exited": watched.then_some(header.came_and_exited.1),
+            "proof": proof,
+        }}),
     )
 }
 
@@ -70,7 +77,7 @@ fn object(finding: &Finding, names: &mut Names) -> Value {
         "count": finding.count(),
         "growth_per_second": finding.growth.map(|g| json!({"low": g.low, "high": g.high})),
         "oldest_ns": bounds(finding.oldest),
-        "entry": place(names.entry(finding.entry_pc)),
+        "entry": place(names.runs(finding.entry_pc, &finding.stack)),
         "created_by": place(names.created_by(finding.created_pc).first()),
         "wait_reason": reason(names, finding.wait_reason),
         "stack": frames(&finding.stack, names),
@@ -78,6 +85,10 @@ fn object(finding: &Finding, names: &mut Names) -> Value {
         "waits_on_total": finding.waits_on_total,
         "goids": finding.goids,
         "others": others,
+        "place": null,
+        "holders": finding.holders.iter().map(|h| holder(h, names)).collect::<Vec<_>>(),
+        "came": finding.came_and_exited.map(|(came, _)| came),
+        "exited": finding.came_and_exited.map(|(_, exited)| exited),
         "retained_bytes": finding.retained_bytes,
         "passes": finding.passes.map(|p| json!({"agreed": p.agreed, "needed": p.needed})),
         "provisional": finding.passes.is_some_and(Agreement::is_provisional),
@@ -86,11 +97,25 @@ fn object(finding: &Finding, names: &mut Names) -> Value {
     })
 }
 
+fn holder(holder: &Holder, names: &mut Names) -> Value {
+    let function = names.runs(holder.entry_pc, &holder.stack).map(|f| f.function.clone());
+    let frame = place(names.stack(&[holder.frame]).last().map(|f| f.frame));
+    json!({
+        "goid": holder.goid,
+        "function": function,
+        "frame": frame,
+        "state": holder.status.name(),
+        "wait_reason": reason(names, holder.wait_reason),
+        "evidence": holder.evidence.name(),
+        "waits_for": holder.waits_for,
+    })
+}
+
 fn part(part: &Part, names: &mut Names) -> Value {
     let waits: Vec<Value> = part.waits_on.iter().map(|(w, o)| wait_on(*w, o)).collect();
     json!({
         "count": part.goids.len(),
-        "entry": place(names.entry(part.entry_pc)),
+        "entry": place(names.runs(part.entry_pc, &part.stack)),
         "created_by": place(names.created_by(part.created_pc).first()),
         "wait_reason": reason(names, part.wait_reason),
         "stack": frames(&part.stack, names),

@@ -29,6 +29,8 @@ pub struct Header<'a> {
     pub looks: usize,
     /// Goroutines at the last look, without the runtime's own.
     pub goroutines: u64,
+    /// Goroutines that were seen to come after the first look, and to go.
+    pub came_and_exited: (u64, u64),
     /// When it was looked at.
     pub when: When,
     /// Whether who refers to what could be looked for in all stacks and variables.

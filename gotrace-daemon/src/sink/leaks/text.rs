@@ -5,7 +5,8 @@ use std::io::{self, Write};
 use super::{Header, ProofSummary, When};
 use crate::{
     gobin::Frame,
-    leak::{AtLeastAtMost, Finding, Verdict},
+    heap::Evidence,
+    leak::{AtLeastAtMost, Finding, Holder, Verdict},
     printable::printable,
     snapshot::{Names, ObjectKind, StackFrame, Wait, WaitObject},
 };
@@ -20,6 +21,8 @@ const MAX_GOIDS: usize = 8;
 const MAX_FRAMES: usize = 12;
 /// Places that are shown of one finding, beside its first.
 const MAX_PARTS: usize = 8;
+/// Holders of a lock that are shown.
+const MAX_HOLDERS: usize = 4;
 /// Columns before what is said.
 const INDENT: &str = "              ";
 /// Columns of a line of a sentence.
@@ -37,18 +40,28 @@ pub fn write(
 ) -> io::Result<()> {
     let name = printable(header.executable.rsplit('/').next().unwrap_or(header.executable));
     let looked = match header.when {
-        When::Watched => format!("watched for {} in {} looks", duration(header.duration_ns), header.looks),
-        When::Once => "looked at once".to_owned(),
-        When::AtItsEnd => "alive when it ended".to_owned(),
+        When::Watched => {
+            let (came, exited) = header.came_and_exited;
+            let number = |n: u64| if n == 0 { "none".to_owned() } else { n.to_string() };
+            format!(
+                "; {} snapshots over {} saw {} come and {} exit",
+                header.looks,
+                duration(header.duration_ns),
+                number(came),
+                number(exited)
+            )
+        }
+        When::Once => ", not watched".to_owned(),
+        When::AtItsEnd => ", alive when it ended".to_owned(),
     };
     let found = match findings.len() {
-        0 => "nothing found".to_owned(),
+        0 => "no leaks found".to_owned(),
         1 => "1 finding".to_owned(),
         n => format!("{n} findings"),
     };
-    writeln!(out, "pid {} ({name}): {found}, {} goroutines, {looked}", header.pid, header.goroutines)?;
+    writeln!(out, "pid {} ({name}): {found} ({} goroutines{looked})", header.pid, header.goroutines)?;
     if header.when == When::Once {
-        writeln!(out, "  growing and stuck goroutines are told with --watch 60s")?;
+        writeln!(out, "  run with --watch 60s to also detect growing and stuck goroutines")?;
     }
     if let Some(line) = header.proof.and_then(proof) {
         writeln!(out, "  {line}")?;
@@ -84,14 +97,14 @@ fn proof(proof: &ProofSummary) -> Option<String> {
             ));
         }
         0 => return None,
-        1 => "marked the heap once".to_owned(),
-        n => format!("marked the heap {n} times"),
+        1 => "1 heap scan".to_owned(),
+        n => format!("{n} heap scans"),
     };
     let held = match (proof.retained.leaked_bytes, proof.retained.heap_bytes) {
         (Some(leaked), Some(heap)) if leaked > 0 => {
-            format!(": leaked goroutines hold {} of {}", of(leaked), of(heap))
+            format!("; leaked goroutines retain {} of {}", of(leaked), of(heap))
         }
-        (_, Some(heap)) => format!(": {} in use", of(heap)),
+        (_, Some(heap)) => format!("; {} in use", of(heap)),
         _ => String::new(),
     };
     let refuted = match proof.refuted {
@@ -107,11 +120,15 @@ fn finding(out: &mut impl Write, finding: &Finding, names: &mut Names) -> io::Re
     if let Some(growth) = finding.growth {
         write!(out, ", +{:.2} to +{:.2} a second", growth.low, growth.high)?;
     }
-    let lives = if finding.verdict == Verdict::LeftBehind { "lived" } else { "waits" };
+    let lives = match (finding.verdict, finding.lives) {
+        (Verdict::LeftBehind, _) => "lived",
+        (_, true) => "lives",
+        _ => "waits",
+    };
     writeln!(out, ", {}", age(finding.oldest, count, lives))?;
     if let Some(retained) = finding.retained_bytes {
         let s = if count == 1 { "s" } else { "" };
-        writeln!(out, "{INDENT}alone keep{s} {} of the heap alive", bytes(retained))?;
+        writeln!(out, "{INDENT}retain{s} {} of heap", bytes(retained))?;
     }
     if let Some(test) = &finding.test {
         writeln!(out, "{INDENT}made in {test}")?;
@@ -145,10 +162,41 @@ fn finding(out: &mut impl Write, finding: &Finding, names: &mut Names) -> io::Re
     if finding.others.len() > MAX_PARTS {
         writeln!(out, "{INDENT}and those of {} places more", finding.others.len() - MAX_PARTS)?;
     }
+    for holder in finding.holders.iter().take(MAX_HOLDERS) {
+        writeln!(out, "{INDENT}{}", held_by(holder, names))?;
+    }
     for line in wrap(&format!("why: {}", finding.why)) {
         writeln!(out, "{INDENT}{line}")?;
     }
     Ok(())
+}
+
+/// `held by goroutine 7 (main.flusher) at main.flusher (store.go:12), which waits: sleep`.
+fn held_by(holder: &Holder, names: &mut Names) -> String {
+    let how = match holder.evidence {
+        Evidence::Locked => "held by",
+        Evidence::Refers => "probably held by",
+        Evidence::Encloses => "perhaps held by",
+    };
+    let runs = names.runs(holder.entry_pc, &holder.stack).map_or("?".to_owned(), |f| f.function.clone());
+    let at = names.stack(&[holder.frame]).last().map_or("?".to_owned(), |f| position(f.frame));
+    let stands = names.stack(&holder.stack);
+    // Where it is in the program's own code.
+    let inside = stands.iter().find(|f| !f.internal && is_own(&f.frame.function));
+    let inside = inside
+        .map(|f| position(f.frame))
+        .filter(|i| *i != at)
+        .map_or(String::new(), |i| format!(", now in {i}"));
+    let reason = holder.wait_reason.and_then(|r| names.binary().wait_reasons().get(usize::from(r)).copied());
+    let doing = reason.unwrap_or(holder.status.name());
+    format!("{how} goroutine {} ({runs}) at {at}{inside}: {doing}", holder.goid)
+}
+
+/// Whether a function is of a package outside of the standard library: one with a dot in the first part of its path, or
+/// the program's main.
+fn is_own(function: &str) -> bool {
+    let first = function.split('/').next().unwrap_or(function);
+    function.starts_with("main.") || function.contains('/') && first.contains('.')
 }
 
 /// Goroutines of one site and place.
@@ -164,7 +212,7 @@ struct Stands<'a> {
 }
 
 fn stands(out: &mut impl Write, of: Stands<'_>, names: &mut Names) -> io::Result<()> {
-    let entry = names.entry(of.entry_pc).map_or("?".to_owned(), |f| f.function.clone());
+    let entry = names.runs(of.entry_pc, of.stack).map_or("?".to_owned(), |f| f.function.clone());
     let made = names.created_by(of.created_pc).first().map_or("?".to_owned(), position);
     writeln!(out, "{INDENT}{entry}  by {made}")?;
     let reason = of.wait_reason.and_then(|r| names.binary().wait_reasons().get(usize::from(r)).copied());

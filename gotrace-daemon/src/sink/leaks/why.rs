@@ -26,8 +26,10 @@ pub struct Answer<'a> {
     pub go_version: &'a str,
     /// The goroutine.
     pub goid: u64,
-    /// What it runs; 0 for none.
+    /// What it was started with; 0 for none.
     pub entry_pc: u64,
+    /// Its stack, innermost frame first; empty where it is not known.
+    pub stack: &'a [StackFrame],
     /// Its wait reason.
     pub wait_reason: Option<&'a str>,
     /// What was found.
@@ -41,7 +43,8 @@ pub struct Answer<'a> {
 /// # Errors
 /// What the writer says.
 pub fn text(out: &mut impl Write, answer: Answer<'_>, names: &mut Names) -> io::Result<()> {
-    let runs = names.entry(answer.entry_pc).map_or(String::new(), |f| format!(" ({})", f.function));
+    let runs =
+        names.runs(answer.entry_pc, answer.stack).map_or(String::new(), |f| format!(" ({})", f.function));
     let waits = answer.wait_reason.map_or(String::new(), |r| format!(" waits: {r}"));
     writeln!(out, "goroutine {}{runs}{waits}", answer.goid)?;
     writeln!(out, "  {}", sentence(answer, names))?;
@@ -69,7 +72,7 @@ pub fn json(out: &mut impl Write, answer: Answer<'_>, names: &mut Names) -> io::
         Why::Held(Some(path)) => path_value(answer, path, names),
         _ => Value::Null,
     };
-    let entry = place(names.entry(answer.entry_pc));
+    let entry = place(names.runs(answer.entry_pc, answer.stack));
     let why = sentence(answer, names);
     line(
         out,
@@ -164,8 +167,8 @@ fn sentence(answer: Answer<'_>, names: &mut Names) -> String {
             "what it waits on is reached, but the way there had changed before it was found".into()
         }
         Why::Variable(address) => match answer.variable {
-            Some((name, _)) => format!("what it waits on is in the variable {name}, at {address:#x}"),
-            None => format!("what it waits on is a variable of the program or the runtime, at {address:#x}"),
+            Some((name, _)) => format!("blocked on the variable {name}, at {address:#x}"),
+            None => format!("blocked on a global (no symbol) at {address:#x}"),
         },
         Why::OnPurpose => {
             "it is the main goroutine in a select without cases, which keeps the program alive for as long as others \
@@ -173,8 +176,8 @@ fn sentence(answer: Answer<'_>, names: &mut Names) -> String {
                 .into()
         }
         Why::Unreached => {
-            "nothing that can run leads to what it waits on, by one pass over the heap: `gotrace leaks` \
-                           makes as many as a proof needs"
+            "probably leaked: nothing that can run leads to what it waits on (1 heap scan; run `gotrace leaks` to \
+             confirm)"
                 .into()
         }
     }
@@ -216,7 +219,13 @@ fn stack(goid: u64, frame: Option<&StackFrame>, names: &mut Names) -> String {
 fn object(link: &Link, role: &str, names: &mut Names) -> String {
     let inside =
         if link.entered_at == 0 { String::new() } else { format!(", entered at +{}", link.entered_at) };
-    let what = what(link, names).map_or(String::new(), |w| format!(": {w}"));
+    let known = what(link, names);
+    let what = known.map_or(String::new(), |w| match link.what_at {
+        // The runtime's own word before large objects is no place of interest.
+        0 | 8 => format!(": {w}"),
+        at if at == link.entered_at => format!(": {w} there"),
+        at => format!(": {w} at +{at}"),
+    });
     let by = link.field.as_ref().map_or(String::new(), |f| format!(", by {}", printable(f)));
     format!("{:#x}  {role}, {} bytes{inside}{what}{by}", link.address, link.size)
 }
@@ -226,6 +235,7 @@ fn what(link: &Link, names: &mut Names) -> Option<String> {
     Some(match link.what.as_ref()? {
         What::Values { name, several: false } => printable(name).into_owned(),
         What::Values { name, several: true } => format!("[]{}", printable(name)),
+        What::Coroutine => "coroutine of iter.Pull, which its next and stop functions have".into(),
         What::Channel { element } => format!("chan {}", printable(element)),
         What::Function { pc } => format!("func {}", names.entry(*pc)?.function),
     })
@@ -269,6 +279,7 @@ fn path_value(answer: Answer<'_>, path: &Path, names: &mut Names) -> Value {
                 "address": address(l.address),
                 "size": l.size,
                 "type": what(l, names),
+                "type_at": l.what.is_some().then_some(l.what_at),
                 "entered_at": l.entered_at,
                 "field": l.field,
                 "through": through,

@@ -1,0 +1,3 @@
+module gotrace.test/cases
+
+go 1.19

@@ -1,0 +1,45 @@
+package main
+
+import (
+	"sync"
+	"time"
+)
+
+// What `gotrace why` is asked about.
+func init() {
+	programs["signal"] = signal   // a timer far away signals a condition
+	programs["global"] = inGlobal // a goroutine waits for a channel in a variable
+}
+
+type latch struct {
+	cond *sync.Cond
+	pad  [6]int
+}
+
+func signal() {
+	l := &latch{cond: sync.NewCond(new(sync.Mutex))}
+	go waitFor(l.cond)
+	time.AfterFunc(time.Hour, l.cond.Signal)
+}
+
+//go:noinline
+func waitFor(c *sync.Cond) {
+	c.L.Lock()
+	c.Wait()
+	c.L.Unlock()
+}
+
+type database struct {
+	name string
+	open chan int
+}
+
+var db database
+
+func inGlobal() {
+	db = database{"orders", make(chan int)}
+	go connect(db.open)
+}
+
+//go:noinline
+func connect(c chan int) { <-c }
