@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use crate::gobuild::cache_dir;
 
 /// How long the server may take to be ready.
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(180);
 const ADMIN_TOKEN: &str = "an-administrator-of-this-test";
 
 /// A running control plane.

@@ -247,7 +247,7 @@ impl Daemon {
     pub fn get(&self, path: &str) -> Result<(u16, String)> {
         let mut stream =
             TcpStream::connect(&self.address).with_context(|| format!("connecting to {}", self.address))?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: gotrace\r\nConnection: close\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;

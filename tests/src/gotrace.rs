@@ -10,7 +10,7 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc,
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -96,7 +96,7 @@ fn read_all(mut from: impl Read + Send + 'static) -> thread::JoinHandle<String> 
 pub struct Gotrace {
     child: Child,
     lines: mpsc::Receiver<String>,
-    /// Those that were read already.
+    /// Lines of JSON that were read while it ran.
     read: Vec<Value>,
     /// Lines among them that are not JSON.
     said: String,
@@ -149,6 +149,14 @@ impl Gotrace {
     /// # Errors
     /// Where it ends instead, with its words.
     pub fn attach(pid: u32, more: &[&str]) -> Result<Self> {
+        Self::attach_by(Command::new(binary()?), pid, more)
+    }
+
+    /// [`Self::attach`] by a command that ends with `gotrace`.
+    ///
+    /// # Errors
+    /// As [`Self::attach`].
+    pub fn attach_by(gotrace: Command, pid: u32, more: &[&str]) -> Result<Self> {
         let mut args = vec!["attach", "--pid"];
         let pid = pid.to_string();
         args.extend([&pid, "--min-wait", "1ms"]);
@@ -158,7 +166,7 @@ impl Gotrace {
         if !more.contains(&"--budget") {
             args.extend(["--budget", "none"]);
         }
-        Self::start(Command::new(binary()?), &args, more, &[])
+        Self::start(gotrace, &args, more, &[])
     }
 
     /// [`Self::attach`] from within the PID and mount namespaces that the process lives in, by the pid
@@ -238,11 +246,17 @@ impl Gotrace {
         self.child.id()
     }
 
-    /// Reads its intervals until one is as wanted, which is given. [`Outcome::lines`] has all of them.
+    /// Reads on until an interval is as wanted, also one that ended before this was asked, and gives it.
+    /// [`Outcome::lines`] has all of them.
     ///
     /// # Errors
     /// Where none is within the time.
-    pub fn until(&mut self, what: &str, within: Duration, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+    pub fn read_until(
+        &mut self,
+        what: &str,
+        within: Duration,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Result<Value> {
         let deadline = Instant::now() + within;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -250,14 +264,10 @@ impl Gotrace {
                 let last = self.read.last();
                 anyhow!("not within {within:?}: {what}; the last line is {last:?}\n{}", self.said)
             })?;
-            if !line.starts_with('{') {
-                self.said += &(line + "\n");
-                continue;
-            }
-            let line: Value = serde_json::from_str(&line).with_context(|| format!("no JSON: {line}"))?;
-            self.read.push(line.clone());
-            let interval = &line["interval"];
-            if !interval.is_null() && wanted(interval) {
+            let is_json = line.starts_with('{');
+            self.take(line)?;
+            let last = self.read.last().filter(|_| is_json).and_then(|l| l.get("interval"));
+            if let Some(interval) = last.filter(|interval| wanted(interval)) {
                 return Ok(interval.clone());
             }
         }
@@ -278,6 +288,43 @@ impl Gotrace {
         unsafe { libc::kill(self.child.id().cast_signed(), signal) };
     }
 
+    /// Reads its intervals until one that ends from now on holds, and gives that one.
+    ///
+    /// # Errors
+    /// Where none does in time or before its end, with the last one.
+    pub fn until(&mut self, what: &str, holds: impl Fn(&Value) -> bool) -> Result<Value> {
+        let deadline = Instant::now() + PATIENCE;
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_nanos();
+        let is_later = |i: &Value| i["end_unix_nano"].as_u64().is_some_and(|end| u128::from(end) > now);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok(line) = self.lines.recv_timeout(left) else {
+                let last = self.read.iter().rev().find_map(|l| l.get("interval"));
+                bail!(
+                    "within {PATIENCE:?}, or before gotrace ended, not true: {what}\n{last:?}\n{}",
+                    self.said
+                );
+            };
+            self.take(line)?;
+            let last = self.read.last().and_then(|l| l.get("interval"));
+            if let Some(interval) = last.filter(|interval| is_later(interval) && holds(interval)) {
+                return Ok(interval.clone());
+            }
+        }
+    }
+
+    /// Keeps a line.
+    fn take(&mut self, line: String) -> Result<()> {
+        if line.starts_with('{') {
+            let value = serde_json::from_str(&line)
+                .with_context(|| format!("gotrace printed a line that is not JSON: {line}"))?;
+            self.read.push(value);
+        } else {
+            self.said += &(line + "\n");
+        }
+        Ok(())
+    }
+
     /// Waits for its end and reads what it left.
     ///
     /// # Errors
@@ -291,17 +338,11 @@ impl Gotrace {
             ensure!(Instant::now() < deadline, "gotrace did not end within {PATIENCE:?}");
             thread::sleep(Duration::from_millis(5));
         };
-        let mut lines = std::mem::take(&mut self.read);
+        // What `exec` ran may have left somebody behind who has the pipe.
         while let Ok(line) = self.lines.recv_timeout(Duration::from_secs(5)) {
-            if line.starts_with('{') {
-                lines.push(
-                    serde_json::from_str(&line)
-                        .with_context(|| format!("gotrace printed a line that is not JSON: {line}"))?,
-                );
-            } else {
-                self.said += &(line + "\n");
-            }
+            self.take(line)?;
         }
+        let lines = std::mem::take(&mut self.read);
         let errors = std::mem::replace(&mut self.errors, thread::spawn(String::new));
         let stderr = errors.join().map_err(|_| anyhow!("reading what gotrace says"))?
             + &std::mem::take(&mut self.said);

@@ -16,6 +16,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
+use crate::fixture::PATIENCE;
+
 /// What pip is asked for.
 pub const REQUIREMENT: &str = "rotel==0.0.1a15";
 
@@ -121,7 +123,7 @@ impl Rotel {
         };
         let begin = Instant::now();
         while TcpStream::connect(&grpc).is_err() || TcpStream::connect(&http).is_err() {
-            if begin.elapsed() > Duration::from_secs(10) {
+            if begin.elapsed() > PATIENCE {
                 bail!("rotel does not listen at {grpc} and {http}; it said:\n{}", rotel.output());
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -135,13 +137,13 @@ impl Rotel {
         self.output.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits until what it printed fulfils a condition, at most ten seconds, and gives it back.
+    /// Waits until what it printed fulfils a condition, at most [`PATIENCE`], and gives it back.
     #[must_use]
     pub fn wait_for(&self, condition: impl Fn(&str) -> bool) -> String {
         let begin = Instant::now();
         loop {
             let output = self.output();
-            if condition(&output) || begin.elapsed() > Duration::from_secs(10) {
+            if condition(&output) || begin.elapsed() > PATIENCE {
                 return output;
             }
             std::thread::sleep(Duration::from_millis(50));

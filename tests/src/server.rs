@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 /// How long a server may take to begin, and to answer.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A server; ended by its id when dropped.
 #[derive(Debug)]

@@ -32,6 +32,8 @@ pub type Request = (&'static str, String, String);
 pub struct Soaked {
     /// Passes over its heap.
     pub passes: u32,
+    /// How long it has worked.
+    pub took: Duration,
     /// Requests that it answered.
     pub answered: u64,
     /// Most goroutines that a pass looked at as able to be leaked.
@@ -40,11 +42,12 @@ pub struct Soaked {
     pub proven: BTreeSet<u64>,
 }
 
-/// Works a server for so long with requests that `load` gives by number, and makes a pass a second meanwhile.
+/// Works a server with requests that `load` gives by number, and makes a pass a second meanwhile, until what came of
+/// it is `enough`.
 ///
 /// # Errors
 /// Where what was called unreachable runs or vanishes, with its goid; where the server or its heap cannot be read.
-pub fn soak(server: &Server, long: Duration, load: fn(u64) -> Request) -> Result<Soaked> {
+pub fn soak(server: &Server, enough: impl Fn(&Soaked) -> bool, load: fn(u64) -> Request) -> Result<Soaked> {
     let (stop, answered, next) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
     let port = server.port();
     let work = || {
@@ -56,15 +59,14 @@ pub fn soak(server: &Server, long: Duration, load: fn(u64) -> Request) -> Result
             }
         }
     };
-    let mut soaked = thread::scope(|scope| {
+    let soaked = thread::scope(|scope| {
         for _ in 0..CLIENTS {
             scope.spawn(work);
         }
-        let watched = watch(server, long);
+        let watched = watch(server, &answered, enough);
         stop.store(true, Ordering::Relaxed);
         watched
     })?;
-    soaked.answered = answered.load(Ordering::Relaxed);
     // They are still there by the server's own word, and wait.
     let still = parse(&server.get("/debug/pprof/goroutine?debug=2")?);
     for goid in &soaked.proven {
@@ -77,18 +79,19 @@ pub fn soak(server: &Server, long: Duration, load: fn(u64) -> Request) -> Result
     Ok(soaked)
 }
 
-fn watch(server: &Server, long: Duration) -> Result<Soaked> {
+fn watch(server: &Server, answered: &AtomicU64, enough: impl Fn(&Soaked) -> bool) -> Result<Soaked> {
     let target = Target::open(server.pid())?;
     let binary = Arc::new(Binary::parse(&target.exe_bytes()?)?);
     let live = Live::new(&target, Arc::clone(&binary))?;
     let mut prover = Prover::new(binary, live.bias())?;
     let (begin, mut soaked) = (Instant::now(), Soaked::default());
-    while begin.elapsed() < long {
+    while !enough(&soaked) {
         let pass = Instant::now();
         let refuted = prover.refuted(live.memory())?;
         ensure!(refuted.is_empty(), "called unreachable, and ran or vanished: {refuted:?}");
         soaked.proven.extend(prover.pass(live.memory())?.proven().map(|(goid, _)| goid));
         soaked.passes += 1;
+        (soaked.answered, soaked.took) = (answered.load(Ordering::Relaxed), begin.elapsed());
         let last = prover.evidence().last().copied().unwrap_or_default();
         soaked.candidates = soaked.candidates.max(last.candidates);
         thread::sleep(INTERVAL.saturating_sub(pass.elapsed()));

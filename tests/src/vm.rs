@@ -26,7 +26,7 @@ use crate::{
 pub const SERIES: [&str; 4] = ["5.10", "6.1", "6.12", "7"];
 
 /// How long a machine may take; it needs a tenth of that on two idle cores.
-const PATIENCE: Duration = Duration::from_secs(240);
+const PATIENCE: Duration = Duration::from_secs(1200);
 
 /// The script that the machine runs. It speaks in lines that begin with `GOTRACE-VM`, so that what the
 /// kernel prints in between does no harm.
@@ -46,7 +46,7 @@ said() { # what, file, pid of who says it
 	while ! grep -q "$1" "$2" 2>/dev/null; do
 		kill -0 "$3" 2>/dev/null || return 1
 		i=$((i + 1))
-		[ $i -gt 600 ] && return 1
+		[ $i -gt 3000 ] && return 1
 		usleep 100000
 	done
 }
@@ -66,7 +66,7 @@ exec 3>&-
 wait $F
 echo "GOTRACE-VM fixture $?"
 i=0
-while kill -0 $G 2>/dev/null && [ $i -lt 300 ]; do i=$((i + 1)); usleep 100000; done
+while kill -0 $G 2>/dev/null && [ $i -lt 1800 ]; do i=$((i + 1)); usleep 100000; done
 kill -9 $G 2>/dev/null
 wait $G
 echo "GOTRACE-VM gotrace $?"

@@ -72,7 +72,7 @@ fn what_is_no_file_is_refused_without_reading_it() {
         let (found, stderr) = gotrace(&["inspect", path]);
         assert_eq!(found, code, "{stderr}");
         assert!(stderr.contains(path), "{stderr}");
-        assert!(begin.elapsed() < Duration::from_secs(10));
+        assert!(begin.elapsed() < Duration::from_secs(120));
     }
 }
 

@@ -8,6 +8,7 @@ use std::{
 };
 
 use gotrace_tests::{
+    fixture::PATIENCE,
     gobuild::cache_dir,
     manifests,
     receiver::{Receiver, Wire},
@@ -72,7 +73,7 @@ async fn the_collector_passes_on_every_span() {
     let stats = export(&format!("http://127.0.0.1:{port}"), Wire::Grpc, 30_000).await;
     assert_eq!((stats.spans_sent, stats.spans_dropped_total()), (30_000, 0), "{stats:?}");
     let begin = Instant::now();
-    while backend.span_count() < 30_000 && begin.elapsed() < Duration::from_secs(20) {
+    while backend.span_count() < 30_000 && begin.elapsed() < PATIENCE {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let mut ids: Vec<Vec<u8>> = backend.spans().into_iter().map(|span| span.span_id).collect();

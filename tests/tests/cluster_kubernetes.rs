@@ -16,6 +16,7 @@ use gotrace_tests::{
     daemon::Daemon,
     demo::unpack_demo,
     export::Export,
+    fixture::PATIENCE,
     gotrace::privileged,
     manifests,
 };
@@ -55,7 +56,7 @@ async fn until<T>(what: &str, enricher: &Enricher, look: impl Fn() -> Option<T>)
         if let Some(found) = look() {
             return found;
         }
-        assert!(begin.elapsed() < Duration::from_secs(40), "{what} never came: {:?}", enricher.sources());
+        assert!(begin.elapsed() < PATIENCE, "{what} never came: {:?}", enricher.sources());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -339,13 +340,13 @@ async fn the_daemon_follows_pods_and_names_them() {
 
     cluster.start_server().await.expect("it starts again");
     let took = daemon
-        .until("the pod's program is traced", Duration::from_secs(40), |d| Ok(d.metrics()?.has(pod.pid())))
+        .until("the pod's program is traced", PATIENCE, |d| Ok(d.metrics()?.has(pod.pid())))
         .unwrap_or_else(|e| panic!("{e:#}"));
     eprintln!("traced {took:?} after the API server was ready");
     let labels =
         ["k8s_pod_name=\"shop-6d4cf56db6-eeeee\"", "k8s_deployment_name=\"shop\"", "container_name=\"web\""];
     daemon
-        .until("its pod is on the page", Duration::from_secs(10), |d| {
+        .until("its pod is on the page", PATIENCE, |d| {
             Ok(!d.metrics()?.values("target_info", &labels).is_empty())
         })
         .unwrap_or_else(|e| panic!("{e:#}"));

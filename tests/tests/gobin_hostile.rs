@@ -18,7 +18,7 @@ use gotrace_tests::gobuild::{Arch, Mode, build};
 use proptest::prelude::*;
 
 /// Far above what any of these takes, even on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 struct Sample {
     name: String,

@@ -49,13 +49,13 @@ fn a_storm_is_brought_within_the_budget_and_that_is_said_at_once() {
     let mut program = start(&place);
     let more = ["--budget", "5%", "--interval", "500ms"];
     let mut gotrace = Gotrace::attach(program.pid(), &more).expect("gotrace attaches");
-    let first = gotrace.until("an interval", PATIENCE, |_| true).expect("it reports");
+    let first = gotrace.read_until("an interval", PATIENCE, |_| true).expect("it reports");
     assert_eq!((&first["level"], &first["level_wanted"]), (&json!("full"), &json!("full")), "{first}");
     assert_eq!((&first["budget"], &first["level_lowered_by"]), (&json!(0.05), &Value::Null), "{first}");
     program.say("pingpong 15s").expect("it listens");
     let begun = Instant::now();
     let lowered = gotrace
-        .until("the level is lowered", PATIENCE, |i| !i["level_change"].is_null())
+        .read_until("the level is lowered", PATIENCE, |i| !i["level_change"].is_null())
         .unwrap_or_else(|e| panic!("{e:#}"));
     let took = begun.elapsed();
     assert!(took < SOON, "{took:?}");
@@ -71,13 +71,13 @@ fn a_storm_is_brought_within_the_budget_and_that_is_said_at_once() {
         i["level"] != "full" && i["level_change"].is_null() && i["probe_cost_share"].as_f64() <= Some(0.05)
     };
     for n in 1..=5 {
-        let kept = gotrace.until("it costs no more than it may", SOON, within);
+        let kept = gotrace.read_until("it costs no more than it may", SOON, within);
         let kept = kept.unwrap_or_else(|e| panic!("{n}: {e:#}"));
         assert_eq!(kept["level_lowered_by"], "budget", "{kept}");
     }
     end_storm(&program, 15);
     let restored = gotrace
-        .until("the level is restored", PATIENCE, |i| i["level"] == "full")
+        .read_until("the level is restored", PATIENCE, |i| i["level"] == "full")
         .unwrap_or_else(|e| panic!("{e:#}"));
     assert_eq!((&restored["level_lowered_by"], &restored["level_wanted"]), (&Value::Null, &json!("full")));
     gotrace.interrupt();
@@ -110,7 +110,7 @@ fn without_a_budget_the_level_stays() {
     program.say("pingpong 5s").expect("it listens");
     let costly = |i: &Value| i["probe_cost_share"].as_f64() > Some(0.05);
     for _ in 0..5 {
-        gotrace.until("it costs much", PATIENCE, costly).unwrap_or_else(|e| panic!("{e:#}"));
+        gotrace.read_until("it costs much", PATIENCE, costly).unwrap_or_else(|e| panic!("{e:#}"));
     }
     end_storm(&program, 5);
     gotrace.interrupt();

@@ -1,10 +1,8 @@
 //! Counts stay right under load: so many goroutines as the program started are reported as born and
 //! died, or the missing ones are counted as lost. Needs root and `go`.
 
-use std::time::Duration;
-
 use gotrace_tests::{
-    fixture::Fixture,
+    fixture::{Fixture, PATIENCE},
     gobuild::{Arch, Mode, build},
     gotrace::{Gotrace, Outcome, privileged},
 };
@@ -31,7 +29,7 @@ fn churn(rate: &str, n: u64) {
     let mut fixture = Fixture::start(&program, &args).expect("it starts");
     let gotrace = Gotrace::attach(fixture.pid(), &["--level", "lifecycle"]).expect("gotrace attaches");
     fixture.go().expect("it goes");
-    let done = fixture.done(Duration::from_secs(120)).expect("it ends");
+    let done = fixture.done(PATIENCE).expect("it ends");
     assert_eq!(done["checksum"], without, "the target's result");
     fixture.finish().expect("it ends well");
     let outcome = gotrace.wait().expect("gotrace ends");

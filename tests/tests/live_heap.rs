@@ -5,7 +5,7 @@ use std::{
     io::Write as _,
     process::{Child, Command, Stdio},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use gotrace::{gobin::Binary, heap::Prover, process::Target, snapshot::Live};
@@ -15,10 +15,9 @@ use gotrace_tests::{
     gotrace::privileged,
 };
 
-/// Passes over each program; all of them together are more than ten thousand.
-const PASSES: u32 = 3400;
-/// Longest that one program is marked.
-const LONGEST: Duration = Duration::from_secs(240);
+/// Passes over each program; all of them together are more than ten thousand, or, where marking is not optimized,
+/// a thousand.
+const PASSES: u32 = if cfg!(debug_assertions) { 340 } else { 3400 };
 
 /// A child that does not outlive the test.
 struct Running(Child);
@@ -60,9 +59,6 @@ fn no_verdict_on_pointers_that_move_all_the_time() {
             let last = prover.evidence().last().expect("evidence");
             watched += u64::from(last.candidates >= 8 && last.bytes_unreadable < last.bytes_read);
             all += 1;
-            if begin.elapsed() > LONGEST {
-                break;
-            }
         }
         println!(
             "Go {version}: {} passes in {:.1?}, {missed} times a goroutine was not reached, at most {most} times in \
@@ -79,5 +75,5 @@ fn no_verdict_on_pointers_that_move_all_the_time() {
         let moves: u64 = moves.strip_prefix("MOVES ").expect("moves").parse().expect("a number");
         assert!(moves > 100_000, "it moved {moves} times");
     }
-    assert!(all > 10_000 || cfg!(debug_assertions) && all >= 1000, "{all} passes");
+    assert!(all >= 1000, "{all} passes");
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use gotrace_tests::{
-    fixture::Fixture,
+    fixture::{Fixture, PATIENCE},
     gobuild::{Arch, Mode, build},
     gotrace::{Gotrace, by_links, privileged},
 };
@@ -77,7 +77,7 @@ fn a_hundred_attachments_change_nothing() {
         }
     });
     eprintln!("100 attachments took {:?}", begin.elapsed());
-    let done = fixture.done(Duration::from_secs(180)).expect("it ends");
+    let done = fixture.done(4 * PATIENCE).expect("it ends");
     assert_eq!(done["checksum"], without);
     fixture.finish().expect("it ends well");
 }
@@ -96,7 +96,7 @@ fn the_death_of_gotrace_is_not_felt() {
     thread::sleep(Duration::from_millis(500));
     gotrace.kill();
     drop(gotrace);
-    let done = fixture.done(Duration::from_secs(120)).expect("it ends");
+    let done = fixture.done(4 * PATIENCE).expect("it ends");
     assert_eq!(done["checksum"], without);
     // Another one can follow at once.
     let again = Gotrace::attach(fixture.pid(), &[]).expect("gotrace attaches again");

@@ -15,7 +15,7 @@ use gotrace_tests::{
     leaks::{json, leaks},
     patterns::Patterns,
     server::Server,
-    soak::{etcd_load, prometheus_load, soak},
+    soak::{Soaked, etcd_load, prometheus_load, soak},
 };
 use serde_json::Value;
 
@@ -24,8 +24,10 @@ use serde_json::Value;
 const TRIES: usize = 3;
 /// Of the leaked goroutines of a process, at least so many in a hundred are found at once.
 const LEAST: usize = 90;
-/// How long each server works.
-const WORK: Duration = Duration::from_secs(25);
+/// How often the heap of a server at work is marked at least.
+const PASSES: u32 = 15;
+/// How long it may take until that has come about.
+const LONGEST: Duration = Duration::from_secs(600);
 
 /// Patterns that the runtime's own profile does not see: the value that is being sent lies in the closure that holds
 /// the channel, and the runtime takes in where a value to be sent lies (`sudog.elem`).
@@ -187,13 +189,16 @@ fn nothing_is_refuted_on_real_servers_at_work() {
     let etcd = Server::etcd().expect("etcd starts");
     let prometheus = Server::prometheus().expect("prometheus starts");
     let (of_etcd, of_prometheus) = thread::scope(|scope| {
-        let other = scope.spawn(|| soak(&prometheus, WORK, prometheus_load));
-        (soak(&etcd, WORK, etcd_load), other.join().expect("it does not panic"))
+        let enough = |s: &Soaked, candidates: u64| {
+            s.took > LONGEST || s.passes >= PASSES && s.answered > 500 && s.candidates > candidates
+        };
+        let other = scope.spawn(move || soak(&prometheus, |s| enough(s, 10), prometheus_load));
+        (soak(&etcd, |s| enough(s, 20), etcd_load), other.join().expect("it does not panic"))
     });
     let worked = of_etcd.expect("nothing is refuted");
     println!("etcd: {worked:?}");
-    assert!(worked.passes >= 10 && worked.answered > 500 && worked.candidates > 20, "{worked:?}");
+    assert!(worked.passes >= PASSES && worked.answered > 500 && worked.candidates > 20, "{worked:?}");
     let worked = of_prometheus.expect("nothing is refuted");
     println!("prometheus: {worked:?}");
-    assert!(worked.passes >= 10 && worked.answered > 500 && worked.candidates > 10, "{worked:?}");
+    assert!(worked.passes >= PASSES && worked.answered > 500 && worked.candidates > 10, "{worked:?}");
 }

@@ -2,10 +2,11 @@
 //! mended and counted, and without eBPF the same table comes from snapshots alone. Needs root and `go`.
 
 use std::{
+    fs,
     path::PathBuf,
     process::{Command, Stdio},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use gotrace_tests::{
@@ -48,8 +49,23 @@ fn users(report: &Value) -> u64 {
     sites.iter().filter(of_user).map(|s| number(s, "alive")).sum()
 }
 
-fn first_interval(outcome: &Outcome) -> &Value {
-    outcome.lines.iter().find_map(|l| l.get("interval")).expect("an interval")
+/// Whether a snapshot has seen everybody.
+fn is_whole(report: &Value) -> bool {
+    report["alive_is_lower_bound"] == false
+}
+
+/// The first interval that says of itself that it has everybody.
+fn first_whole(outcome: &Outcome) -> &Value {
+    outcome.lines.iter().filter_map(|l| l.get("interval")).find(|i| is_whole(i)).expect("a whole interval")
+}
+
+/// How many of a function are alive.
+fn alive(report: &Value, entry: &str) -> u64 {
+    site(report, entry).map_or(0, |s| number(s, "alive"))
+}
+
+fn snapshots(report: &Value) -> u64 {
+    number(&report["snapshot_ns"], "count")
 }
 
 /// The state after so many parked: as the program has it.
@@ -73,12 +89,12 @@ fn who_was_there_before_is_known_at_once() {
     }
     for version in ["1.19.13", "1.24.11", "1.27.3"] {
         let mut fixture = parked(version, PARKED);
-        let gotrace = Gotrace::attach(fixture.pid(), &["--interval", "300ms"]).expect("gotrace attaches");
-        thread::sleep(Duration::from_millis(1000));
+        let mut gotrace = Gotrace::attach(fixture.pid(), &["--interval", "300ms"]).expect("gotrace attaches");
+        gotrace.until("everybody is known", is_whole).expect("known");
         gotrace.interrupt();
         let outcome = gotrace.wait().expect("gotrace ends");
         assert!(outcome.status.success(), "{}", outcome.stderr);
-        for report in [first_interval(&outcome), outcome.summary().expect("a summary")] {
+        for report in [first_whole(&outcome), outcome.summary().expect("a summary")] {
             assert_parked(report, PARKED, version);
             let parked = site(report, "main.parked").expect("checked");
             assert_eq!((number(report, "born"), number(report, "died")), (0, 0), "{version}");
@@ -92,9 +108,29 @@ fn who_was_there_before_is_known_at_once() {
     }
 }
 
-/// Stops gotrace itself, so that the ring fills.
-fn hold(gotrace: &Gotrace, hold: bool) {
-    let signal = if hold { libc::SIGSTOP } else { libc::SIGCONT };
+/// Stops gotrace itself, so that the ring fills; comes back when all of it stands.
+fn hold(gotrace: &Gotrace) {
+    signal(gotrace, libc::SIGSTOP);
+    let tasks = format!("/proc/{}/task", gotrace.pid());
+    let stands = |stat: &str| stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('T'));
+    let begun = Instant::now();
+    loop {
+        let mut all = fs::read_dir(&tasks).expect("it lives").flatten();
+        // A thread may end meanwhile.
+        if all.all(|task| fs::read_to_string(task.path().join("stat")).is_ok_and(|stat| stands(&stat))) {
+            return;
+        }
+        assert!(begun.elapsed() < PATIENCE, "it does not stand");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Lets it go on.
+fn release(gotrace: &Gotrace) {
+    signal(gotrace, libc::SIGCONT);
+}
+
+fn signal(gotrace: &Gotrace, signal: i32) {
     // SAFETY: kill takes no pointers; the pid is that of our own child, not yet waited for.
     unsafe { libc::kill(gotrace.pid().cast_signed(), signal) };
 }
@@ -109,12 +145,14 @@ fn lost_births_are_mended_and_counted() {
     let n = 50_000;
     let mut fixture =
         Fixture::start(&program("1.27.3"), &["-scenario", "park", "-n", &n.to_string()]).expect("it starts");
-    let gotrace = Gotrace::attach(fixture.pid(), &TINY).expect("gotrace attaches");
-    thread::sleep(Duration::from_millis(300));
-    hold(&gotrace, true);
+    let mut gotrace = Gotrace::attach(fixture.pid(), &TINY).expect("gotrace attaches");
+    gotrace.until("everybody is known", is_whole).expect("known");
+    hold(&gotrace);
     fixture.run().expect("it parks them");
-    hold(&gotrace, false);
-    thread::sleep(Duration::from_millis(2500));
+    release(&gotrace);
+    gotrace
+        .until("the lost ones are known", |i| alive(i, "main.parked") == n && users(i) == n + 1)
+        .expect("mended");
     gotrace.interrupt();
     let outcome = gotrace.wait().expect("gotrace ends");
     let summary = outcome.summary().expect("a summary");
@@ -136,20 +174,30 @@ fn lost_deaths_are_mended_and_counted() {
     }
     let args = ["-scenario", "churn", "-rate", "100000", "-n", "200000"];
     let mut fixture = Fixture::start(&program("1.27.3"), &args).expect("it starts");
-    let gotrace = {
+    let mut gotrace = {
         let mut more = vec!["--level", "lifecycle"];
         more.extend(TINY);
         Gotrace::attach(fixture.pid(), &more).expect("gotrace attaches")
     };
     fixture.go().expect("it goes");
-    for _ in 0..8 {
+    // For as long as the program works, and gotrace stands last when it is done.
+    let done = loop {
+        hold(&gotrace);
+        let done = fixture.done(Duration::from_millis(100));
+        release(&gotrace);
+        if let Ok(done) = done {
+            break done;
+        }
         thread::sleep(Duration::from_millis(100));
-        hold(&gotrace, true);
-        thread::sleep(Duration::from_millis(100));
-        hold(&gotrace, false);
-    }
-    fixture.done(PATIENCE).expect("it ends");
-    thread::sleep(Duration::from_millis(2000));
+    };
+    assert_eq!(done["born"], 200_000);
+    // What is left in the ring may make one alive once more, until a snapshot comes after it.
+    let before = snapshots(&gotrace.until("it goes on", |_| true).expect("it does"));
+    gotrace
+        .until("the dead ones are gone", |i| {
+            snapshots(i) >= before + 2 && alive(i, "main.churnWorker") == 0 && users(i) == 1
+        })
+        .expect("mended");
     gotrace.interrupt();
     let outcome = gotrace.wait().expect("gotrace ends");
     let summary = outcome.summary().expect("a summary");
@@ -172,11 +220,13 @@ fn snapshots_alone_show_the_same_table() {
     for version in ["1.19.13", "1.27.3"] {
         let mut fixture =
             Fixture::start(&program(version), &["-scenario", "park", "-n", "3000"]).expect("it starts");
-        let gotrace = Gotrace::attach(fixture.pid(), &["--engine", "snapshot", "--interval", "100ms"])
+        let mut gotrace = Gotrace::attach(fixture.pid(), &["--engine", "snapshot", "--interval", "100ms"])
             .expect("gotrace attaches");
-        thread::sleep(Duration::from_millis(300));
+        gotrace.until("a snapshot is there", |i| snapshots(i) > 0).expect("taken");
         fixture.run().expect("it parks them");
-        thread::sleep(Duration::from_millis(500));
+        gotrace
+            .until("they are known", |i| alive(i, "main.parked") == PARKED && snapshots(i) >= 5)
+            .expect("known");
         gotrace.interrupt();
         let outcome = gotrace.wait().expect("gotrace ends");
         assert!(outcome.status.success(), "{}", outcome.stderr);
@@ -188,7 +238,7 @@ fn snapshots_alone_show_the_same_table() {
         for nothing in ["lost", "repaired", "events"] {
             assert_eq!(summary[nothing], serde_json::json!({}), "{version}: {nothing}");
         }
-        assert!(number(&summary["snapshot_ns"], "count") >= 5, "{summary}");
+        assert!(snapshots(summary) >= 5, "{summary}");
         assert!(outcome.export.spans.is_empty(), "{version}: what is sampled makes no spans");
         fixture.finish().expect("it ends well");
     }
@@ -199,12 +249,14 @@ fn deaths_between_snapshots_are_seen() {
     if !privileged("live_reconcile") {
         return;
     }
-    let args = ["-scenario", "all", "-nap", "400ms"];
+    // So long that snapshots every 100 ms meet who naps, on a machine that is busy too.
+    let args = ["-scenario", "family", "-nap", "3s"];
     let mut fixture = Fixture::start(&program("1.27.3"), &args).expect("it starts");
-    let gotrace = Gotrace::attach(fixture.pid(), &["--engine", "snapshot", "--interval", "100ms"])
+    let mut gotrace = Gotrace::attach(fixture.pid(), &["--engine", "snapshot", "--interval", "100ms"])
         .expect("gotrace attaches");
-    thread::sleep(Duration::from_millis(300));
+    gotrace.until("a snapshot is there", |i| snapshots(i) > 0).expect("taken");
     fixture.run().expect("it runs");
+    gotrace.until("they are gone", |i| alive(i, "main.leaf") == 0).expect("gone");
     fixture.finish().expect("it ends well");
     let outcome = gotrace.wait().expect("gotrace ends");
     assert!(outcome.status.success(), "{}", outcome.stderr);
@@ -220,15 +272,14 @@ fn deaths_between_snapshots_are_seen() {
 }
 
 /// gotrace without the capabilities that eBPF takes.
-fn without_bpf(args: &[&str]) -> std::process::Output {
+fn without_bpf() -> Command {
     const DROPPED: &str = "-sys_admin,-bpf,-perfmon";
-    Command::new("setpriv")
+    let mut setpriv = Command::new("setpriv");
+    setpriv
         .args(["--bounding-set", DROPPED, "--inh-caps", DROPPED, "--"])
         .arg(binary().expect("built"))
-        .args(args)
-        .stdin(Stdio::null())
-        .output()
-        .expect("setpriv (util-linux) starts")
+        .stdin(Stdio::null());
+    setpriv
 }
 
 #[test]
@@ -237,31 +288,30 @@ fn auto_falls_back_and_says_so() {
         return;
     }
     let fixture = parked("1.27.3", PARKED);
-    let pid = fixture.pid().to_string();
-    let attach = ["attach", "--pid", &pid, "--duration", "300ms", "--format", "json"];
-    let output = without_bpf(&attach);
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(0), "{stderr}");
+    let mut gotrace =
+        Gotrace::attach_by(without_bpf(), fixture.pid(), &["--interval", "100ms"]).expect("gotrace attaches");
+    gotrace.until("everybody is known", is_whole).expect("known");
+    gotrace.interrupt();
+    let outcome = gotrace.wait().expect("gotrace ends");
+    let stderr = &outcome.stderr;
+    assert!(outcome.status.success(), "{stderr}");
     assert_eq!(stderr.lines().count(), 1, "one line: {stderr}");
     for part in
         ["eBPF does not work here", "permission denied", "snapshot engine", "no spans", "gotrace doctor"]
     {
         assert!(stderr.contains(part), "{part:?} in {stderr}");
     }
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    let mut lines = stdout.lines().map(|l| serde_json::from_str::<Value>(l).expect("JSON"));
-    let header = lines.next().expect("a header");
-    assert_eq!((&header["engine"], &header["level"]), (&"snapshot".into(), &"sampled".into()));
-    let summary = lines.next_back().expect("a summary");
-    assert_parked(&summary["summary"], PARKED, "fallback");
+    let summary = outcome.summary().expect("a summary");
+    assert_eq!((&summary["engine"], &summary["level"]), (&"snapshot".into(), &"sampled".into()));
+    assert_parked(summary, PARKED, "fallback");
 
-    let mut strict = attach.to_vec();
-    strict.extend(["--engine", "events"]);
-    let output = without_bpf(&strict);
+    let pid = fixture.pid().to_string();
+    let strict = ["attach", "--pid", &pid, "--duration", "300ms", "--format", "json", "--engine", "events"];
+    let output = without_bpf().args(strict).output().expect("setpriv (util-linux) starts");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "events and nothing else: {stderr}");
 
-    let output = without_bpf(&["doctor", "--format", "json"]);
+    let output = without_bpf().args(["doctor", "--format", "json"]).output().expect("it starts");
     let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(
         (&report["engine"], &report["engines"]),

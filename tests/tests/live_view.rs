@@ -18,10 +18,10 @@ use std::{
 
 use gotrace_tests::{
     demo::Demo,
+    fixture::PATIENCE,
     gotrace::{binary, privileged},
 };
 
-const PATIENCE: Duration = Duration::from_secs(30);
 const ROWS: u16 = 24;
 const COLUMNS: u16 = 100;
 const ENTER: &str = "\x1b[?1049h";
@@ -159,7 +159,7 @@ fn the_table_is_shown_in_place_and_left_by_key_and_signal() {
     if !privileged("live_view") {
         return;
     }
-    let demo = Demo::start("120s").expect("it starts");
+    let demo = Demo::start("1h").expect("it starts");
     for keys in ["q", "\x1b", "\x03"] {
         let mut view = OnTerminal::attach(demo.pid(), &[]);
         view.wait_for(ENTER);
@@ -182,7 +182,7 @@ fn the_table_ends_with_its_target() {
     if !privileged("live_view") {
         return;
     }
-    let demo = Demo::start("120s").expect("it starts");
+    let demo = Demo::start("1h").expect("it starts");
     let view = OnTerminal::attach(demo.pid(), &[]);
     view.wait_to_see("main.waitForever");
     drop(demo);
@@ -194,7 +194,7 @@ fn json_and_quiet_leave_the_terminal_alone() {
     if !privileged("live_view") {
         return;
     }
-    let demo = Demo::start("120s").expect("it starts");
+    let demo = Demo::start("1h").expect("it starts");
     let mut json = OnTerminal::attach(demo.pid(), &["--format", "json", "--duration", "500ms"]);
     assert!(json.end().success());
     json.wait_for("\"summary\"");

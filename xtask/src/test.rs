@@ -1,18 +1,19 @@
 //! `cargo xtask test`: installs what is missing and runs everything that must hold, from formatting to
 //! the virtual machines, in the order in which an error is cheapest to find. Stops at the first stage
-//! that fails; says at the end what ran and how long it took.
+//! that fails, with the command that repeats what failed; says at the end what ran and how long it took.
 //!
 //! One profile and one target serve all stages: the statically linked binary, which is also what runs
 //! in the virtual machines.
 
 use std::{
-    fs,
+    fmt, fs,
     os::unix::fs::MetadataExt,
     process::Command,
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::{
@@ -26,6 +27,9 @@ pub struct Options {
     /// Run these stages only (comma-separated): setup format clippy docs ebpf build unit programs live harm vm; and, only when asked for, cluster, which builds a kube-apiserver, soak, which runs for 20 minutes, and harm-long, which makes many more of harm's trials
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// Of the stages named by --only, run these integration tests only (comma-separated names of files in tests/tests)
+    #[arg(long, value_delimiter = ',', requires = "only", value_name = "NAME")]
+    test: Vec<String>,
     /// Run only the stages that need neither Go nor a virtual machine
     #[arg(long, conflicts_with = "only")]
     quick: bool,
@@ -38,23 +42,30 @@ const QUICK: [&str; 4] = ["format", "clippy", "ebpf", "unit"];
 /// two servers ten minutes of work, the third makes hundreds of each of the trials of which `harm` makes some.
 const LONG: [&str; 3] = ["cluster", "soak", "harm-long"];
 
+/// The integration tests that `--test` names; empty for all of them.
+static CHOSEN: OnceLock<Vec<String>> = OnceLock::new();
+
 type Stage = (&'static str, &'static str, fn() -> Result<()>);
 
 const STAGES: [Stage; 14] = [
-    ("setup", "install what is missing", setup::main),
+    ("setup", "install what is missing (some 10 min at first, then seconds)", setup::main),
     ("format", "rustfmt and gofmt", format),
-    ("clippy", "clippy without warnings", clippy),
+    ("clippy", "clippy without warnings (some minutes at first)", clippy),
     ("docs", "documentation without warnings", docs),
     ("ebpf", "the committed eBPF objects belong to the sources", ebpf_check),
-    ("build", "build everything", build),
-    ("unit", "unit, property and golden tests", unit),
-    ("programs", "Go programs of every version and mode, read and compared", programs),
-    ("live", "live tests", live),
-    ("harm", "who is watched comes to no harm", || harm("short")),
-    ("vm", "kernels in virtual machines", vm),
-    (LONG[0], "a real kube-apiserver with etcd", clusters),
-    (LONG[1], "real servers at work for long", soak),
-    (LONG[2], "the same as harm, hundreds of times", || harm("long")),
+    ("build", "build everything (some minutes at first)", build),
+    ("unit", "unit, property and golden tests (some minutes)", unit),
+    (
+        "programs",
+        "Go programs of every version and mode, read and compared (some minutes, more at first: they are built)",
+        programs,
+    ),
+    ("live", "live tests (about 20 min on two cores)", live),
+    ("harm", "who is watched comes to no harm (about 5 min on two cores)", || harm("short")),
+    ("vm", "kernels in virtual machines (some 10 min on two cores)", vm),
+    (LONG[0], "a real kube-apiserver with etcd (10 min at first)", clusters),
+    (LONG[1], "real servers at work for long (20 min)", soak),
+    (LONG[2], "the same as harm, hundreds of times (hours)", || harm("long")),
 ];
 
 /// Runs `cargo xtask test`.
@@ -64,6 +75,11 @@ pub fn main(options: &Options) -> Result<()> {
             bail!("no stage {name}: there are {}", STAGES.map(|s| s.0).join(", "));
         }
     }
+    let known = integration(|_| true)?;
+    if let Some(name) = options.test.iter().find(|name| !known.contains(name)) {
+        bail!("no test {name}: there are {}", known.join(", "));
+    }
+    CHOSEN.get_or_init(|| options.test.clone());
     let mut times: Vec<(&str, Duration)> = Vec::new();
     let begin = Instant::now();
     for (name, what, stage) in STAGES {
@@ -78,7 +94,12 @@ pub fn main(options: &Options) -> Result<()> {
         }
         println!("\n=== {name}: {what}");
         let start = Instant::now();
-        stage().with_context(|| format!("stage {name} failed after {:.0?}", start.elapsed()))?;
+        stage().map_err(|error| {
+            let tests =
+                error.downcast_ref::<Failed>().map(|failed| format!(" --test {}", failed.0.join(",")));
+            let again = format!("repeat with: cargo xtask test --only {name}{}", tests.unwrap_or_default());
+            error.context(format!("stage {name} failed after {:.0?}\n{again}", start.elapsed()))
+        })?;
         times.push((name, start.elapsed()));
     }
     println!("\n=== passed in {:.0} s", begin.elapsed().as_secs_f64());
@@ -169,9 +190,11 @@ fn build() -> Result<()> {
 }
 
 fn unit() -> Result<()> {
-    let single = ["--", "--test-threads=1"];
-    run(cargo(&["test", "--locked", "--workspace", "--lib", "--bins"]).args(single))?;
-    run(&mut cargo(&["test", "--locked", "-p", "gotrace-tests", "--test", "architecture"]))?;
+    if CHOSEN.get().is_none_or(Vec::is_empty) {
+        let single = ["--", "--test-threads=1"];
+        run(cargo(&["test", "--locked", "--workspace", "--lib", "--bins"]).args(single))?;
+        run(&mut cargo(&["test", "--locked", "-p", "gotrace-tests", "--test", "architecture"]))?;
+    }
     // The command line's own tests run the command.
     run(&mut cargo(&["build", "--locked", "-p", "gotrace-daemon"]))?;
     run_integration(&integration(|n| n.starts_with("cli_"))?, "2")
@@ -191,18 +214,44 @@ fn integration(wanted: impl Fn(&str) -> bool) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn run_integration(names: &[String], threads: &str) -> Result<()> {
-    run(&mut integration_run(names, threads))
+/// Integration tests that failed.
+#[derive(Debug)]
+struct Failed(Vec<String>);
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "failed: {}", self.0.join(", "))
+    }
 }
 
-fn integration_run(names: &[String], threads: &str) -> Command {
-    // All that fail are told at once.
-    let mut command = cargo(&["test", "--locked", "--no-fail-fast", "-p", "gotrace-tests"]);
+impl std::error::Error for Failed {}
+
+/// Runs those of these that were chosen, each by itself; says how long each took, and at the end all that failed.
+fn run_integration(names: &[String], threads: &str) -> Result<()> {
+    run_integration_with(names, threads, &[])
+}
+
+fn run_integration_with(names: &[String], threads: &str, environment: &[(&str, &str)]) -> Result<()> {
+    let chosen = CHOSEN.get().map_or(&[][..], Vec::as_slice);
+    let names: Vec<&String> = names.iter().filter(|n| chosen.is_empty() || chosen.contains(n)).collect();
+    let tests: Vec<&str> = names.iter().flat_map(|name| ["--test", name.as_str()]).collect();
+    let test = ["test", "--locked", "-p", "gotrace-tests"];
+    run(cargo(&test).arg("--no-run").args(tests))?;
+    let (mut failed, mut times) = (Vec::new(), Vec::new());
     for name in names {
-        command.args(["--test", name]);
+        let start = Instant::now();
+        let mut command = cargo(&test);
+        let arguments = ["--test", name, "--", "--test-threads", threads, "--nocapture"];
+        if run(command.args(arguments).envs(environment.iter().copied())).is_err() {
+            failed.push(name.clone());
+        }
+        times.push((start.elapsed(), name));
     }
-    command.args(["--", "--test-threads", threads, "--nocapture"]);
-    command
+    times.sort_by(|a, b| b.cmp(a));
+    for (time, name) in times {
+        println!("{:>6.0} s  {name}", time.as_secs_f64());
+    }
+    if failed.is_empty() { Ok(()) } else { Err(Failed(failed).into()) }
 }
 
 fn programs() -> Result<()> {
@@ -224,7 +273,7 @@ fn harm(extent: &str) -> Result<()> {
         return skip("the trials need root");
     }
     let names = integration(|n| n.starts_with("harm_"))?;
-    run(integration_run(&names, "1").env("GOTRACE_HARM", extent))
+    run_integration_with(&names, "1", &[("GOTRACE_HARM", extent)])
 }
 
 fn clusters() -> Result<()> {

@@ -122,7 +122,7 @@ mod tests {
             let _ = sender.send((pid, start, attributes.get("cloud.region").cloned()));
         });
         let own = Target::open(std::process::id()).expect("this process lives").identity;
-        let next = || told.recv_timeout(Duration::from_secs(10)).expect("told");
+        let next = || told.recv_timeout(Duration::from_secs(120)).expect("told");
         attendant.began(own.pid, own.start_ticks);
         assert_eq!(next(), (own.pid, own.start_ticks, None));
         know("here");
@@ -136,8 +136,15 @@ mod tests {
         know("there");
         assert_eq!(next().2, Some(Value::Text("there".into())));
         attendant.ended(own.pid, own.start_ticks);
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        // Changes are taken in their order: when another is told of, the end has been taken in.
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().expect("sleep starts");
+        let other = Target::open(child.id()).expect("it lives").identity;
+        attendant.began(other.pid, other.start_ticks);
+        assert_eq!(next().0, other.pid);
         know("elsewhere");
+        assert_eq!(next(), (other.pid, other.start_ticks, Some(Value::Text("elsewhere".into()))));
         assert!(told.recv_timeout(Duration::from_millis(200)).is_err());
+        child.kill().expect("it can be ended");
+        child.wait().expect("it ends");
     }
 }

@@ -319,7 +319,7 @@ impl Line {
             Some(Step::Snapshot) if slot.is_some() => traced.become_sampled(),
             Some(Step::Probes(level)) => traced.level = level,
             _ if slot.is_some() && self.has_too_many_neighbours(&traced) => {
-                self.join_without_probes(&mut traced)
+                self.join_without_probes(&mut traced);
             }
             _ => {}
         }

@@ -130,7 +130,7 @@ impl Line {
         match probes.share(file, &mut members) {
             Ok(()) => tracing::info!(processes, "one attachment serves all processes of a file"),
             Err(error) => {
-                tracing::warn!(processes, "each process of a file keeps probes of its own: {error}")
+                tracing::warn!(processes, "each process of a file keeps probes of its own: {error}");
             }
         }
     }

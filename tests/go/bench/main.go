@@ -4,6 +4,7 @@
 //
 //	births 200ms        births and deaths of goroutines, as many as fit into the time
 //	pingpong 200ms      round trips over two unbuffered channels between two goroutines
+//	pingpong on, off    the same beside other commands, until it is told to end; counts when it has
 //	churn 10000 5s      goroutines a second that each sleep 2 ms, for that time; returns when all are gone
 //	trace on, trace off Go's own execution tracer, writing to nowhere
 //	park 1000           that many goroutines more that wait for ever; returns when all of them do
@@ -74,8 +75,19 @@ func obey(words []string) (sample, error) {
 		return sample{}, nil
 	case len(words) == 2 && words[0] == "births":
 		return measured(words[1], births)
+	case len(words) == 2 && words[0] == "pingpong" && words[1] == "on":
+		go func() { played <- pingpong(func() bool { return !stop.Load() }) }()
+		return sample{}, nil
+	case len(words) == 2 && words[0] == "pingpong" && words[1] == "off":
+		stop.Store(true)
+		n := <-played
+		stop.Store(false)
+		return sample{Count: n}, nil
 	case len(words) == 2 && words[0] == "pingpong":
-		return measured(words[1], pingpong)
+		return measured(words[1], func(d time.Duration) int {
+			start := time.Now()
+			return pingpong(func() bool { return time.Since(start) < d })
+		})
 	case len(words) == 2 && words[0] == "park":
 		n, err := strconv.Atoi(words[1])
 		if err != nil {
@@ -161,8 +173,13 @@ func births(d time.Duration) int {
 
 func mayfly(ended *atomic.Int64) { ended.Add(1) }
 
+var (
+	stop   atomic.Bool
+	played = make(chan int)
+)
+
 // pingpong sends a number there and back.
-func pingpong(d time.Duration) int {
+func pingpong(goOn func() bool) int {
 	there, back := make(chan int), make(chan int)
 	go func() {
 		for v := range there {
@@ -170,7 +187,7 @@ func pingpong(d time.Duration) int {
 		}
 	}()
 	n := 0
-	for start := time.Now(); time.Since(start) < d; {
+	for goOn() {
 		for i := 0; i < batch; i++ {
 			there <- n
 			n = <-back
