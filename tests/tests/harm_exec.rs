@@ -17,7 +17,7 @@ use gotrace_tests::{
     export::Export,
     gobuild::Mode,
     gotrace::privileged,
-    harm::{BUILDS, Harm, NEWEST, OK, Place, Watcher, Way, Worker, command, end, ends, lives, trials},
+    harm::{BUILDS, Harm, NEWEST, OK, Place, Watcher, Way, Worker, command, end, ends, lives, shell, trials},
 };
 
 /// How long who was executed works: longer than gotrace takes to read the largest file.
@@ -73,6 +73,12 @@ impl Programs {
         words
     }
 
+    /// All of them have another time of change.
+    fn touch(&self) -> Result<()> {
+        let all = [&self.wrapper, &self.big, &self.gosu, &self.worker, &self.bash];
+        all.into_iter().try_for_each(|program| shell("touch \"$1\"", &[program]))
+    }
+
     fn command(&self, pair: &str, first: &str) -> Command {
         let words = self.words(pair, first);
         command(&words.iter().map(String::as_str).collect::<Vec<_>>())
@@ -96,7 +102,11 @@ fn under_the_daemon() {
             let daemon = daemon.expect("the daemon starts");
             for pair in PAIRS {
                 let name = format!("exec: daemon, level {level}, {}: {pair}", way.name());
-                harm.trials(&name, trials(4, 100), 2, |_| {
+                harm.trials(&name, trials(4, 100), 2, |i| {
+                    if i % 2 == 0 {
+                        // gotrace has to read it anew, and the other one meanwhile executes what it knows.
+                        programs.touch()?;
+                    }
                     lives(&mut programs.command(pair, "0s"), 1).map(drop)
                 });
             }
