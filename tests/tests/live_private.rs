@@ -38,7 +38,7 @@ const WRITERS: [&[&str]; 4] = [
     &["dump", "-o"],
     &["attach", "--duration", "300ms", "--quiet", "--export"],
     &["attach", "--duration", "300ms", "--quiet", "--record"],
-    &["leaks", "--watch", "1s", "--evidence"],
+    &["leaks", "--evidence"],
 ];
 
 fn write(writer: &[&str], pid: u32, file: &Path) -> Output {
