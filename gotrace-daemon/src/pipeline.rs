@@ -57,6 +57,7 @@ pub use scout::Counts;
 pub use suspicions::SuspicionPace;
 pub use traced::Traced;
 
+use executions::Executions;
 use keeping::Keeping;
 use node::Node;
 use probes::{Probes, read_open_waits};
@@ -101,8 +102,8 @@ pub struct Line {
     proven: Vec<ProvenProcess>,
     next_process: u32,
     has_traced: bool,
-    /// Where the stacks of the programs lay that each process has executed, by pid and start.
-    executions: HashMap<(u32, u64), Vec<u64>>,
+    /// What each process has executed, by pid and start.
+    executions: HashMap<(u32, u64), Executions>,
     /// The first process, whose descendants are followed.
     root_pid: Option<u32>,
     programs: Programs,
@@ -528,6 +529,10 @@ impl Line {
         if let (Some(probes), Some(slot)) = (&mut self.probes, traced.slot) {
             probes.remove(&traced);
             probes.give_slot_back(slot);
+        }
+        if traced.has_ended() {
+            let identity = &traced.target().identity;
+            self.executions.remove(&(identity.pid, identity.start_ticks));
         }
         self.note_end(&traced);
     }

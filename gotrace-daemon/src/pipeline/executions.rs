@@ -1,10 +1,21 @@
 //! What executions of programs mean for the line: probes that waited for one are verified, a process is followed into
 //! another program, a child is traced from its own program on; and probes come off files that somebody is about to write.
 
-use std::sync::Arc;
+use std::{fs::File, sync::Arc};
 
 use super::{EXECUTIONS, Follow, Interval, Line, LineError, Traced};
-use crate::process::{ProcessError, Target, descends_from, start_ticks, take_lease_notice};
+use crate::process::{ProcessError, Target, descends_from, is_gone, start_ticks, take_lease_notice};
+
+/// The programs that a process has executed.
+#[derive(Debug, Default)]
+pub(super) struct Executions {
+    /// Where their stacks lay.
+    stacks: Vec<u64>,
+    /// The memory of the last one; `None` without permission.
+    memory: Option<Arc<File>>,
+    /// How many before that one had their stacks in the same place.
+    repeat: usize,
+}
 
 impl Line {
     /// A process that waited to execute its program until its probes were in place has executed it.
@@ -12,8 +23,10 @@ impl Line {
     /// # Errors
     /// [`LineError::Process`] when it is gone already; what it did is in the ring all the same.
     pub fn has_begun(&mut self, pid: u32) -> Result<(), LineError> {
-        let Self { probes, traced, config, .. } = self;
+        let Self { probes, traced, config, executions, .. } = self;
         let Some(traced) = traced.iter_mut().find(|t| t.pid() == pid) else { return Ok(()) };
+        // What it was until now was no program of its own.
+        executions.remove(&(pid, traced.target().identity.start_ticks));
         traced.has_begun()?;
         // The file that was opened has the probes, whatever its name meant when it was executed.
         if let (Some(probes), false, false) = (probes, traced.is_sampled(), traced.target().runs_its_file()) {
@@ -59,18 +72,22 @@ impl Line {
         }
     }
 
-    /// Ids are made of where the program's stack lies; a process that has had another one there counts.
+    /// Ids are made of where the program's stack lies; a process that has had another program's there counts.
     pub(super) fn name_execution(&mut self, traced: &mut Traced) {
         let identity = &traced.target().identity;
         let process = (identity.pid, identity.start_ticks);
         if self.executions.len() >= EXECUTIONS && !self.executions.contains_key(&process) {
             self.executions.retain(|(pid, start), _| start_ticks(*pid) == Some(*start));
         }
-        let stacks = self.executions.entry(process).or_default();
+        let known = self.executions.entry(process).or_default();
         let stack_start = traced.watch.stack_start();
-        let repeat = stacks.iter().filter(|before| **before == stack_start).count();
-        stacks.push(stack_start);
-        traced.set_repeat(u32::try_from(repeat).unwrap_or(u32::MAX));
+        // The same program, which was given up and is taken again, keeps its ids.
+        if known.memory.as_deref().is_none_or(|memory| is_gone(memory, stack_start)) {
+            known.repeat = known.stacks.iter().filter(|before| **before == stack_start).count();
+            known.stacks.push(stack_start);
+            known.memory = traced.watch.memory().cloned();
+        }
+        traced.set_repeat(u32::try_from(known.repeat).unwrap_or(u32::MAX));
     }
 
     /// A process that was not traced executed a program: it is traced if that is Go's and it descends from the first.

@@ -236,14 +236,24 @@ impl Probes {
                 .check_before(&memory, bias, traced.target().is_ptraced())
                 .map_err(|mismatch| not_safe(traced, mismatch.to_string(), false))?;
         }
-        traced.config.file = if matches!(place, Place::File(_)) { number.get() } else { 0 };
-        traced.config.level = traced.level as u8;
-        // The process first: what happens once the first probe is in place is not to be lost.
-        self.kernel_configure(traced)?;
+        let file = if matches!(place, Place::File(_)) { number.get() } else { 0 };
+        // The process first: what happens once the first probe is in place is not to be lost. One that listens to
+        // others meanwhile is switched over when these are in place, for the same reason.
+        let moves = traced.config.level != 0 && traced.config.file != file;
+        let mut config = traced.config;
+        (config.file, config.level) = (file, traced.level as u8);
+        if !moves {
+            traced.config = config;
+            self.kernel_configure(traced)?;
+        }
         if let Some(placed) = self.places.get_mut(&place) {
             placed.listeners.insert(traced.number(), traced.level);
         }
         self.attach(place, traced)?;
+        if moves {
+            traced.config = config;
+            self.kernel_configure(traced)?;
+        }
         if !traced.yet_to_execute {
             self.verify(traced)?;
         }
