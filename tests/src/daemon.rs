@@ -165,8 +165,16 @@ impl Daemon {
     /// # Errors
     /// When it ends instead, with its words.
     pub fn start(config: &str, more: &[&str]) -> Result<Self> {
+        Self::start_by(Command::new(binary()?), config, more)
+    }
+
+    /// The same by a command that ends with `gotrace`.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_by(gotrace: Command, config: &str, more: &[&str]) -> Result<Self> {
         let more: Vec<&str> = ["--listen", "127.0.0.1:0"].iter().chain(more).copied().collect();
-        let (mut this, address) = Self::spawn(Command::new(binary()?), config, &more)?;
+        let (mut this, address) = Self::spawn(gotrace, config, &more)?;
         match address.recv_timeout(PATIENCE) {
             Ok(address) => this.address = address,
             Err(_) => bail!("gotrace daemon serves no pages:\n{}", this.said()),

@@ -47,6 +47,8 @@ pub enum Mode {
     Trimpath,
     /// `-gcflags=all=-l`: nothing inlined.
     NoInline,
+    /// `-tags=big`: a file of 60 MB, of the one program that has the tag (`harm`). Not one of [`Self::ALL`].
+    Big,
 }
 
 impl Mode {
@@ -78,6 +80,7 @@ impl Mode {
             Self::Pgo => "pgo",
             Self::Trimpath => "trimpath",
             Self::NoInline => "noinline",
+            Self::Big => "big",
         }
     }
 
@@ -107,6 +110,7 @@ impl Mode {
             Self::Race => &["-race"],
             Self::Trimpath => &["-trimpath"],
             Self::NoInline => &["-gcflags=all=-l"],
+            Self::Big => &["-tags=big"],
         }
     }
 }

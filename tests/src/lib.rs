@@ -14,6 +14,7 @@ pub mod export;
 pub mod fixture;
 pub mod gobuild;
 pub mod gotrace;
+pub mod harm;
 pub mod leaks;
 pub mod live;
 pub mod manifests;

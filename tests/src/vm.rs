@@ -99,7 +99,33 @@ if [ -x /patterns ]; then
 	wait $P
 	echo "GOTRACE-VM patterns $?"
 fi
-for f in doctor account export stdout stderr fixture own quit dump dump-stderr patterns leaks leaks-stderr; do
+if [ -x /harm ]; then
+	# Who executes another at once, and who is written in place and started again, under the daemon.
+	printf 'trace: {level: full}\nrules:\n  include:\n  - command_line: ["*harmed*"]\nlimits: {budget: off}\n' >harm.yaml
+	GOTRACE_LOG=info /gotrace daemon --config harm.yaml --listen off >harm-daemon 2>&1 &
+	D=$!
+	said 'noticed by' harm-daemon $D
+	died=0
+	for i in 1 2 3 4; do
+		for file in /harm-older /harm; do
+			cat $file >program
+			chmod 755 program
+			./program exec 0s /harm work 1s harmed >run 2>&1
+			echo "$file executes /harm: $?" >>harm
+			cat run >>harm
+			grep -q '^ok 6f8228b0a3900940$' run || died=$((died + 1))
+			./program work 1s harmed >run 2>&1
+			echo "$file: $?" >>harm
+			cat run >>harm
+			grep -q '^ok 6f8228b0a3900940$' run || died=$((died + 1))
+		done
+	done
+	kill -0 $D || died="$died, gotrace too"
+	kill $D
+	wait $D
+	echo "GOTRACE-VM harm $died"
+fi
+for f in doctor account export stdout stderr fixture own quit dump dump-stderr patterns leaks leaks-stderr harm harm-daemon; do
 	[ -f $f ] || continue
 	echo "GOTRACE-VM begin $f"
 	gzip -c $f | base64
@@ -114,11 +140,13 @@ poweroff -f
 pub struct Left {
     /// Release of its kernel.
     pub kernel: String,
-    /// Exit statuses of `fixture`, `gotrace` (attach), `dump`, `stacks`, `leaks` and `patterns`.
+    /// Exit statuses of `fixture`, `gotrace` (attach), `dump`, `stacks`, `leaks` and `patterns`; of `harm` how many
+    /// programs died.
     pub statuses: BTreeMap<String, String>,
     /// Files by name: `doctor` (its report), `account`, `export`, `stdout`, `stderr`, `fixture`; of the program whose
     /// stacks were dumped `own` (`runtime.Stack`), `quit` (what it printed on SIGQUIT); `dump`, `dump-stderr`; of the
-    /// one that leaks `patterns` (its account), `leaks`, `leaks-stderr`.
+    /// one that leaks `patterns` (its account), `leaks`, `leaks-stderr`; `harm`, what those printed who were executed
+    /// under the daemon, and `harm-daemon`, what it said.
     pub files: BTreeMap<String, String>,
     /// Everything that the console showed, but for the files.
     pub console: String,
@@ -135,6 +163,8 @@ pub struct Programs<'a> {
     pub stacks: &'a Path,
     /// Leaks goroutines in many patterns, which are to be proven.
     pub patterns: Option<&'a Path>,
+    /// Executes itself and the other, and is written over by the other.
+    pub harm: [&'a Path; 2],
 }
 
 /// Boots a kernel, and runs Go programs and gotrace in it.
@@ -155,7 +185,13 @@ pub fn boot(series: &str, arch: Arch, of: Programs<'_>) -> Result<Left> {
     let mut archive = Archive::create(&initrd)?;
     archive.directory("bin")?;
     let own = [("bin/busybox", &*busybox), ("gotrace", &*gotrace)];
-    let programs = [("fixture", Some(of.fixture)), ("stacks", Some(of.stacks)), ("patterns", of.patterns)];
+    let programs = [
+        ("fixture", Some(of.fixture)),
+        ("stacks", Some(of.stacks)),
+        ("patterns", of.patterns),
+        ("harm", Some(of.harm[0])),
+        ("harm-older", Some(of.harm[1])),
+    ];
     let there = programs.into_iter().filter_map(|(name, path)| Some((name, path?)));
     for (name, path) in own.into_iter().chain(there) {
         let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
@@ -258,7 +294,7 @@ fn parse(console: &str) -> Result<Left> {
                 }
             }
             ["kernel", release] => left.kernel = release.to_owned(),
-            [who @ ("fixture" | "gotrace" | "dump" | "stacks" | "leaks" | "patterns"), status] => {
+            [who @ ("fixture" | "gotrace" | "dump" | "stacks" | "leaks" | "patterns" | "harm"), status] => {
                 left.statuses.insert(who.to_owned(), status.to_owned());
             }
             _ => match &mut file {

@@ -155,22 +155,36 @@ fn judge_proof(left: &Left) -> Result<String, String> {
     ))
 }
 
+/// Nobody died who was executed under the daemon.
+fn judge_harm(left: &Left) -> Result<(), String> {
+    let file = |name: &str| left.files.get(name).map_or("", String::as_str);
+    match left.statuses.get("harm").map(String::as_str) {
+        Some("0") => Ok(()),
+        died => {
+            Err(format!("{died:?} of 16 programs died:\n{}\n{}", file("harm"), tail(file("harm-daemon"), 30)))
+        }
+    }
+}
+
 fn every_kernel(arch: Arch, version: &str) {
     let fixture = build("account", version, Mode::Stripped, arch).expect("the fixture builds");
     let stacks = build("stacks", version, Mode::Stripped, arch).expect("the program builds");
     let patterns = build("leakpatterns", version, Mode::Stripped, arch).expect("the program builds");
+    let harm = build("harm", version, Mode::Stripped, arch).expect("the program builds");
+    let older = build("harm", "1.26.6", Mode::Stripped, arch).expect("the program builds");
     let mut failed = Vec::new();
     for series in SERIES {
         let name = format!("kernel {series} {} go{version}", arch.name());
         let proven = PROVEN.contains(&(arch, series));
-        let programs =
-            Programs { fixture: &fixture, stacks: &stacks, patterns: proven.then_some(&*patterns) };
+        let patterns = proven.then_some(&*patterns);
+        let programs = Programs { fixture: &fixture, stacks: &stacks, patterns, harm: [&harm, &older] };
         // What the dump, the proof and the links have wrong is wrong for good; what the account has, apart.
         let run = || {
             let left = boot(series, arch, programs).map_err(|e| format!("{e:#}"))?;
             let proof = if proven { format!("; {}", judge_proof(&left)?) } else { String::new() };
             let by = judge_links(&left, ["6.12", "7"].contains(&series))?;
             let dump = judge_dump(&left)?;
+            judge_harm(&left)?;
             let account = judge(&left);
             Ok::<_, String>(account.map(|a| format!("{} {by}: {a}; {dump}{proof}", left.kernel)))
         };

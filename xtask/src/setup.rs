@@ -30,6 +30,8 @@ pub fn main() -> Result<()> {
     ebpf::setup()?;
     servers()?;
     cluster::setup()?;
+    // What the trials of stage `harm` run programs by and from.
+    apt_install(&["gosu", "strace", "bindfs"])?;
     if cfg!(target_arch = "x86_64") {
         kernels::setup()?;
         arm64::setup()?;

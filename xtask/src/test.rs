@@ -23,7 +23,7 @@ use crate::{
 /// What to run.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Run these stages only (comma-separated): setup format clippy docs ebpf build unit programs live vm; and, only when asked for, cluster, which builds a kube-apiserver, and soak, which runs for 20 minutes
+    /// Run these stages only (comma-separated): setup format clippy docs ebpf build unit programs live harm vm; and, only when asked for, cluster, which builds a kube-apiserver, soak, which runs for 20 minutes, and harm-long, which makes many more of harm's trials
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Run only the stages that need neither Go nor a virtual machine
@@ -34,13 +34,13 @@ pub struct Options {
 /// Stages of a run with `--quick`: those that need neither a Go toolchain nor a kernel of their own.
 const QUICK: [&str; 4] = ["format", "clippy", "ebpf", "unit"];
 
-/// Run only when asked for: the first builds a kube-apiserver, which takes minutes, the other gives each of
-/// two servers ten minutes of work.
-const LONG: [&str; 2] = ["cluster", "soak"];
+/// Run only when asked for: the first builds a kube-apiserver, which takes minutes, the second gives each of
+/// two servers ten minutes of work, the third makes hundreds of each of the trials of which `harm` makes some.
+const LONG: [&str; 3] = ["cluster", "soak", "harm-long"];
 
 type Stage = (&'static str, &'static str, fn() -> Result<()>);
 
-const STAGES: [Stage; 12] = [
+const STAGES: [Stage; 14] = [
     ("setup", "install what is missing", setup::main),
     ("format", "rustfmt and gofmt", format),
     ("clippy", "clippy without warnings", clippy),
@@ -50,9 +50,11 @@ const STAGES: [Stage; 12] = [
     ("unit", "unit, property and golden tests", unit),
     ("programs", "Go programs of every version and mode, read and compared", programs),
     ("live", "live tests", live),
+    ("harm", "who is watched comes to no harm", || harm("short")),
     ("vm", "kernels in virtual machines", vm),
     (LONG[0], "a real kube-apiserver with etcd", clusters),
     (LONG[1], "real servers at work for long", soak),
+    (LONG[2], "the same as harm, hundreds of times", || harm("long")),
 ];
 
 /// Runs `cargo xtask test`.
@@ -190,16 +192,21 @@ fn integration(wanted: impl Fn(&str) -> bool) -> Result<Vec<String>> {
 }
 
 fn run_integration(names: &[String], threads: &str) -> Result<()> {
+    run(&mut integration_run(names, threads))
+}
+
+fn integration_run(names: &[String], threads: &str) -> Command {
     // All that fail are told at once.
     let mut command = cargo(&["test", "--locked", "--no-fail-fast", "-p", "gotrace-tests"]);
     for name in names {
         command.args(["--test", name]);
     }
-    run(command.args(["--", "--test-threads", threads, "--nocapture"]))
+    command.args(["--", "--test-threads", threads, "--nocapture"]);
+    command
 }
 
 fn programs() -> Result<()> {
-    let elsewhere = ["live_", "vm_", "cli_", "soak_", "cluster_"];
+    let elsewhere = ["live_", "vm_", "cli_", "soak_", "cluster_", "harm_"];
     run_integration(&integration(|n| !elsewhere.iter().any(|e| n.starts_with(e)))?, "2")
 }
 
@@ -209,6 +216,15 @@ fn live() -> Result<()> {
     }
     // One after the other: what they measure is time.
     run_integration(&integration(|n| n.starts_with("live_"))?, "1")
+}
+
+/// Trials of programs under gotrace, `short` or `long`.
+fn harm(extent: &str) -> Result<()> {
+    if !is_root() {
+        return skip("the trials need root");
+    }
+    let names = integration(|n| n.starts_with("harm_"))?;
+    run(integration_run(&names, "1").env("GOTRACE_HARM", extent))
 }
 
 fn clusters() -> Result<()> {

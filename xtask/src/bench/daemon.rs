@@ -31,6 +31,9 @@ const RATE: usize = 10_000;
 /// Binaries that are attached to at once, a process each.
 const FILES: usize = 100;
 
+/// Most processes that have probes at once, in this bench and others.
+const MOST: usize = 256;
+
 /// Most of a core, in percent: under load and at rest.
 const LOADED: f64 = 5.0;
 const RESTING: f64 = 0.2;
@@ -195,10 +198,11 @@ fn attach_all(
 }
 
 /// A directory for what is traced; removed when dropped.
-struct Place(PathBuf);
+pub struct Place(PathBuf);
 
 impl Place {
-    fn new(path: &Path) -> Result<Self> {
+    /// An empty one.
+    pub fn new(path: &Path) -> Result<Self> {
         // What an earlier run left, if anything.
         let _ = fs::remove_dir_all(path);
         fs::create_dir_all(path).with_context(|| format!("making {}", path.display()))?;
@@ -206,7 +210,7 @@ impl Place {
     }
 
     /// Copies of the program, each a file of its own.
-    fn files(&self, program: &Path, name: &str, count: usize) -> Result<Vec<PathBuf>> {
+    pub fn files(&self, program: &Path, name: &str, count: usize) -> Result<Vec<PathBuf>> {
         let copy = |n| {
             let file = self.0.join(format!("{name}{n}"));
             if !file.exists() {
@@ -217,9 +221,10 @@ impl Place {
         (0..count).map(copy).collect()
     }
 
-    fn config(&self, trace: &str, endpoint: Option<&str>) -> Result<PathBuf> {
+    /// A configuration whose rules take what is in this place.
+    pub fn config(&self, trace: &str, endpoint: Option<&str>) -> Result<PathBuf> {
         let directory = self.0.display();
-        let limits = format!("limits: {{processes: {}}}", FILES + PROCESSES);
+        let limits = format!("limits: {{processes: {MOST}}}");
         let mut text = format!(
             "trace: {{{trace}}}\nrules:\n  include:\n  - executable: [\"{directory}/**\"]\n{limits}\n"
         );
@@ -240,13 +245,18 @@ impl Drop for Place {
 }
 
 /// A running `gotrace daemon`, and the address of its pages.
-struct Daemon {
+pub struct Daemon {
     process: Speaking,
     address: String,
 }
 
 impl Daemon {
     fn start(gotrace: &Path, config: &Path) -> Result<Self> {
+        Self::start_with(gotrace, config, &[])
+    }
+
+    /// Starts it with this configuration and these variables; comes back when it serves its pages.
+    pub fn start_with(gotrace: &Path, config: &Path, variables: &[(&str, &str)]) -> Result<Self> {
         // What it says goes to its standard error.
         let mut command = Command::new("sh");
         command.args(["-c", "exec \"$0\" \"$@\" 2>&1"]).arg(gotrace).args([
@@ -254,6 +264,7 @@ impl Daemon {
             "--listen",
             "127.0.0.1:0",
         ]);
+        command.envs(variables.iter().copied());
         let process = Speaking::start(command.args(["--budget", "off", "--config"]).arg(config))?;
         loop {
             let line = process.line().context("gotrace daemon serves no pages")?;
@@ -264,11 +275,13 @@ impl Daemon {
         }
     }
 
-    fn pid(&self) -> u32 {
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
         self.process.pid()
     }
 
-    fn page(&self) -> Result<Page> {
+    /// Its page.
+    pub fn page(&self) -> Result<Page> {
         let mut stream = TcpStream::connect(&self.address).context("connecting to gotrace daemon")?;
         stream.set_read_timeout(Some(PATIENCE))?;
         write!(stream, "GET /metrics HTTP/1.1\r\nHost: gotrace\r\nConnection: close\r\n\r\n")?;
@@ -278,7 +291,8 @@ impl Daemon {
         Ok(Page(answer))
     }
 
-    fn until(&self, within: Duration, what: &str, holds: impl Fn(&Page) -> bool) -> Result<()> {
+    /// Waits until something is true of its page.
+    pub fn until(&self, within: Duration, what: &str, holds: impl Fn(&Page) -> bool) -> Result<()> {
         let begun = Instant::now();
         while !holds(&self.page()?) {
             if begun.elapsed() > within {
@@ -297,20 +311,25 @@ impl Daemon {
     }
 
     /// Has it end; how long that took.
-    fn end(self) -> Result<Duration> {
+    pub fn end(self) -> Result<Duration> {
+        self.end_within(PATIENCE)
+    }
+
+    /// The same, with more patience.
+    pub fn end_within(self, patience: Duration) -> Result<Duration> {
         let begun = Instant::now();
         self.process.interrupt()?;
-        self.process.end()?;
+        self.process.end_within(patience)?;
         Ok(begun.elapsed())
     }
 }
 
 /// The page for Prometheus.
-struct Page(String);
+pub struct Page(String);
 
 impl Page {
     /// The sum of the series of a metric whose labels contain this text.
-    fn sum(&self, name: &str, label: &str) -> f64 {
+    pub fn sum(&self, name: &str, label: &str) -> f64 {
         let series = self.0.lines().filter_map(|line| line.strip_prefix(name));
         series
             .filter(|rest| rest.starts_with(['{', ' ']) && rest.contains(label))

@@ -10,6 +10,7 @@ mod collector;
 mod cost;
 mod daemon;
 mod observer;
+mod probes;
 mod process;
 mod proof;
 mod report;
@@ -59,6 +60,8 @@ enum Part {
     Collector,
     /// The node agent with 50 processes, and with 100 binaries
     Daemon,
+    /// A hit, attaching and detaching with 1 to 200 processes of one file, by links and by perf events
+    Probes,
 }
 
 /// How much is measured.
@@ -168,6 +171,10 @@ pub fn main(options: &Options) -> Result<()> {
     if wanted(Part::Daemon) {
         println!("the node agent");
         daemon::measure(&binaries, extent, &target, &mut report)?;
+    }
+    if wanted(Part::Probes) {
+        println!("probes in up to 200 processes of one file");
+        probes::measure(&binaries, extent, &target, &mut report)?;
     }
     if wanted(Part::Collector) {
         println!("spans through an OpenTelemetry Collector");

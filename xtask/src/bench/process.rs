@@ -85,8 +85,13 @@ impl Speaking {
     }
 
     /// Waits for its end; returns the lines that are left.
-    pub fn end(mut self) -> Result<Vec<String>> {
-        let deadline = Instant::now() + PATIENCE;
+    pub fn end(self) -> Result<Vec<String>> {
+        self.end_within(PATIENCE)
+    }
+
+    /// The same, with more patience.
+    pub fn end_within(mut self, patience: Duration) -> Result<Vec<String>> {
+        let deadline = Instant::now() + patience;
         loop {
             if let Some(status) =
                 self.child.try_wait().with_context(|| format!("waiting for {}", self.name))?
@@ -94,7 +99,7 @@ impl Speaking {
                 ensure!(status.success(), "{} ended with {status}", self.name);
                 break;
             }
-            ensure!(Instant::now() < deadline, "{} did not end within {PATIENCE:?}", self.name);
+            ensure!(Instant::now() < deadline, "{} did not end within {patience:?}", self.name);
             thread::sleep(Duration::from_millis(1));
         }
         let mut rest = Vec::new();

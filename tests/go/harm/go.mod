@@ -1,0 +1,3 @@
+module gotrace.test/harm
+
+go 1.19
