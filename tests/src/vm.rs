@@ -108,7 +108,10 @@ if [ -x /harm ]; then
 	died=0
 	for i in 1 2 3 4; do
 		for file in /harm-older /harm; do
+			# Nobody can tell it from the one before by its size and time.
 			cat $file >program
+			truncate -s 4M program
+			touch -d @0 program
 			chmod 755 program
 			./program exec 0s /harm work 1s harmed >run 2>&1
 			echo "$file executes /harm: $?" >>harm
