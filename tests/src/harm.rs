@@ -7,6 +7,7 @@
 //! line `harm: NAME: N trials, D deaths`. `GOTRACE_HARM=long` makes many more of each.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::Read as _,
     os::unix::fs::{FileExt as _, PermissionsExt as _},
@@ -222,29 +223,29 @@ pub fn command(words: &[&str]) -> Command {
     command
 }
 
-/// Runs a command to its end, which must be a good one, and says so often that its work is right; what it
-/// printed.
+/// Runs a command to its end, which must be a good one, and says so often that its work is right. Meanwhile
+/// there are no probes in its code but those that belong there.
 ///
 /// # Errors
-/// When it dies.
-pub fn lives(command: &mut Command, times: usize) -> Result<String> {
-    let mut files = [tempfile::tempfile()?, tempfile::tempfile()?];
-    let [out, err] = &files;
-    let child = command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(err.try_clone()?).spawn();
-    let mut child = child.with_context(|| format!("starting {command:?}"))?;
-    let status = ends(&mut child)?;
-    let mut texts = [String::new(), String::new()];
-    for (file, text) in files.iter_mut().zip(&mut texts) {
+/// When it dies, or is about to.
+pub fn lives(command: &mut Command, times: usize, code: &Code) -> Result<()> {
+    let [mut out, mut err] = [tempfile::tempfile()?, tempfile::tempfile()?];
+    command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(err.try_clone()?);
+    let mut child = command.spawn().with_context(|| format!("starting {command:?}"))?;
+    let status = ends_with(&mut child, code).with_context(|| format!("{command:?}"))?;
+    let text = |file: &mut fs::File| -> Result<String> {
+        let mut text = String::new();
         std::io::Seek::rewind(file)?;
-        file.read_to_string(text)?;
-    }
-    let [out, err] = texts;
+        file.read_to_string(&mut text)?;
+        Ok(text)
+    };
+    let (out, err) = (text(&mut out)?, text(&mut err)?);
     let said = out.lines().filter(|l| *l == OK).count();
     let wrong = out.lines().any(|l| l != OK && l != "ready");
     if !status.success() || said != times || wrong {
         bail!("{command:?} ended with {status}; it printed:\n{out}{}", cut(&err));
     }
-    Ok(out)
+    Ok(())
 }
 
 /// The beginning of what a program said at its end: Go's traceback can be long.
@@ -257,18 +258,36 @@ fn cut(text: &str) -> String {
 /// # Errors
 /// When it does not end.
 pub fn ends(child: &mut Child) -> Result<ExitStatus> {
+    ends_with(child, &Code::default())
+}
+
+/// The same, and looks at its code meanwhile.
+///
+/// # Errors
+/// As [`ends`] and [`Code::check`].
+pub fn ends_with(child: &mut Child, code: &Code) -> Result<ExitStatus> {
     let begun = Instant::now();
-    loop {
+    let kill = |child: &mut Child| {
+        let _ = child.kill();
+        let _ = child.wait();
+    };
+    for looks in 0.. {
         if let Some(status) = child.try_wait()? {
             return Ok(status);
         }
         if begun.elapsed() > PATIENCE {
-            let _ = child.kill();
-            let _ = child.wait();
+            kill(child);
             bail!("it did not end within {PATIENCE:?}");
+        }
+        if looks % 8 == 0
+            && let Err(e) = code.check(child.id())
+        {
+            kill(child);
+            return Err(e);
         }
         thread::sleep(Duration::from_millis(2));
     }
+    bail!("it never ended")
 }
 
 /// Waits until something holds.
@@ -358,12 +377,16 @@ impl Drop for Worker {
     }
 }
 
-/// Addresses at which the code of a process is not that of its executable, which has these contents.
+/// Offsets in the file at which the code of a process is not that of its executable, which has these
+/// contents.
 ///
 /// # Errors
 /// When the process is gone.
 pub fn changed(pid: u32, file: &Path) -> Result<Vec<u64>> {
-    let own = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+    changed_from(pid, &fs::read(file).with_context(|| format!("reading {}", file.display()))?)
+}
+
+fn changed_from(pid: u32, own: &[u8]) -> Result<Vec<u64>> {
     let executable = fs::read_link(format!("/proc/{pid}/exe")).context("the process is gone")?;
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).context("the process is gone")?;
     let memory = fs::File::open(format!("/proc/{pid}/mem")).context("the process is gone")?;
@@ -376,17 +399,80 @@ pub fn changed(pid: u32, file: &Path) -> Result<Vec<u64>> {
         }
         let number = |text: &str| u64::from_str_radix(text, 16).with_context(|| format!("maps: {line}"));
         let (from, to) = range.split_once('-').with_context(|| format!("maps: {line}"))?;
-        let (from, to) = (number(from)?, number(to)?);
-        let offset = usize::try_from(number(offset)?)?;
+        let (from, to, offset) = (number(from)?, number(to)?, number(offset)?);
         let mut bytes = vec![0; usize::try_from(to - from)?];
         memory.read_exact_at(&mut bytes, from).context("reading its memory")?;
         // Beyond the file's end the last page is zeros.
-        let theirs = own.get(offset..).unwrap_or_default();
+        let theirs = own.get(usize::try_from(offset)?..).unwrap_or_default();
         code += bytes.len();
-        found.extend((from..).zip(bytes.iter().zip(theirs)).filter(|(_, (a, b))| a != b).map(|(at, _)| at));
+        let pairs = (offset..).zip(bytes.iter().zip(theirs));
+        found.extend(pairs.filter(|(_, (a, b))| a != b).map(|(at, _)| at));
     }
     ensure!(code > 0, "no code of {} in:\n{maps}", executable.display());
     Ok(found)
+}
+
+/// What the code of programs is, and where gotrace may change it: where `gotrace inspect` says.
+#[derive(Debug, Default)]
+pub struct Code(Vec<(PathBuf, Vec<u8>, BTreeSet<u64>)>);
+
+impl Code {
+    /// Knows one more, which is run from there and has the contents of `build`.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn with(mut self, at: &Path, build: &Path) -> Result<Self> {
+        let mut inspect = Command::new(binary()?);
+        inspect.args(["inspect", "--level", "full", "--format", "json"]).arg(build);
+        let told = inspect.output().context("starting gotrace inspect")?;
+        let mut planned = BTreeSet::new();
+        // It is silent of what is no Go program, and has no probes.
+        if let Ok(told) = serde_json::from_slice::<serde_json::Value>(&told.stdout) {
+            let probes = told["probes"].as_array().context("probes")?;
+            // A breakpoint is as long as an instruction of arm64, or one byte.
+            let length = if Arch::HOST == Arch::Arm64 { 4 } else { 1 };
+            for probe in probes {
+                let offset = probe["file_offset"].as_str().and_then(|text| text.strip_prefix("0x"));
+                let offset = u64::from_str_radix(offset.context("an offset")?, 16)?;
+                planned.extend(offset..offset + length);
+            }
+        }
+        self.0.push((at.into(), fs::read(build)?, planned));
+        Ok(self)
+    }
+
+    /// The process, and whoever it has started, runs one of them, or another, and has no probes but those that
+    /// belong there.
+    ///
+    /// # Errors
+    /// When it has.
+    pub fn check(&self, pid: u32) -> Result<()> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        self.check_one(pid)?;
+        // Each thread has its children.
+        for thread in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+            let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+            children.split_whitespace().filter_map(|c| c.parse().ok()).try_for_each(|c| self.check(c))?;
+        }
+        Ok(())
+    }
+
+    fn check_one(&self, pid: u32) -> Result<()> {
+        let runs = || fs::read_link(format!("/proc/{pid}/exe")).ok();
+        let Some(path) = runs() else { return Ok(()) };
+        let Some((_, own, planned)) = self.0.iter().find(|(at, ..)| *at == path) else { return Ok(()) };
+        // It may end, or execute another program, while it is looked at.
+        let Ok(changed) = changed_from(pid, own) else { return Ok(()) };
+        let stray: Vec<_> = changed.into_iter().filter(|offset| !planned.contains(offset)).collect();
+        ensure!(
+            stray.is_empty() || runs().as_ref() != Some(&path),
+            "in the code of {} there are breakpoints that belong to another program, at {stray:x?}",
+            path.display()
+        );
+        Ok(())
+    }
 }
 
 /// A `gotrace` that watches while a trial is made; killed when dropped.

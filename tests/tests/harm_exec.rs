@@ -17,11 +17,20 @@ use gotrace_tests::{
     export::Export,
     gobuild::Mode,
     gotrace::privileged,
-    harm::{BUILDS, Harm, NEWEST, OK, Place, Watcher, Way, Worker, command, end, ends, lives, shell, trials},
+    harm::{
+        BUILDS, Code, Harm, NEWEST, OK, Place, Watcher, Way, Worker, command, end, ends, ends_with, lives,
+        shell, trials,
+    },
 };
 
 /// How long who was executed works: longer than gotrace takes to read the largest file.
 const WORK: &str = "600ms";
+
+/// How long who executes another works before: not at all in half of the trials, and up to when gotrace has read
+/// it and has put its probes in place.
+fn first(i: usize) -> &'static str {
+    ["0s", "5ms", "0s", "30ms", "0s", "100ms", "0s", "300ms"][i % 8]
+}
 
 /// What the shell works, which ends as the Go program does.
 fn shell_work() -> String {
@@ -36,6 +45,7 @@ struct Programs {
     gosu: PathBuf,
     worker: PathBuf,
     bash: PathBuf,
+    code: Code,
 }
 
 /// Who executes whom.
@@ -46,14 +56,19 @@ impl Programs {
         let place = Place::new()?;
         let gosu = Path::new("/usr/sbin/gosu");
         ensure!(gosu.exists(), "gosu is not here: `cargo xtask setup` installs it");
-        Ok(Self {
+        let mut this = Self {
             wrapper: place.program("wrapper", "1.24.11", Mode::Plain)?,
             big: place.program("big", NEWEST, Mode::Big)?,
             gosu: place.copy("gosu", gosu)?,
             worker: place.program("worker", NEWEST, Mode::Plain)?,
             bash: place.copy("shell", Path::new("/bin/bash"))?,
+            code: Code::default(),
             place,
-        })
+        };
+        for program in [&this.wrapper, &this.big, &this.gosu, &this.worker, &this.bash] {
+            this.code = this.code.with(program, program)?;
+        }
+        Ok(this)
     }
 
     /// The words of a pair: who executes works for `first` before, `gosu` not at all.
@@ -107,7 +122,7 @@ fn under_the_daemon() {
                         // gotrace has to read it anew, and the other one meanwhile executes what it knows.
                         programs.touch()?;
                     }
-                    lives(&mut programs.command(pair, "0s"), 1).map(drop)
+                    lives(&mut programs.command(pair, first(i)), 1, &programs.code)
                 });
             }
             end(daemon).expect("somebody was traced");
@@ -140,7 +155,7 @@ fn under_attach() {
                 let out = tempfile::NamedTempFile::new()?;
                 let mut child = wrapper.stdout(out.reopen()?).spawn()?;
                 let mut gotrace = Watcher::attach(way, child.id(), &["--level", level])?;
-                let status = ends(&mut child)?;
+                let status = ends_with(&mut child, &programs.code)?;
                 gotrace.ends()?;
                 begun.fetch_add(usize::from(gotrace.has_begun()), Ordering::Relaxed);
                 let said = fs::read_to_string(out.path())?;
@@ -163,11 +178,11 @@ fn under_exec() {
     for way in Way::all().expect("doctor tells") {
         for (level, pair) in PAIRS.map(|p| ("full", p)).into_iter().chain([("waits", "gosu")]) {
             let name = format!("exec: exec --follow-children, level {level}, {}: {pair}", way.name());
-            harm.trials(&name, trials(3, 50), 2, |_| {
+            harm.trials(&name, trials(3, 50), 2, |i| {
                 let mut gotrace = way.gotrace()?;
                 gotrace.args(["exec", "--follow-children", "--quiet", "--level", level, "--"]);
-                gotrace.args(["sh", "-c", "\"$@\"", "sh"]).args(programs.words(pair, "0s"));
-                lives(&mut gotrace, 1).map(drop)
+                gotrace.args(["sh", "-c", "\"$@\"", "sh"]).args(programs.words(pair, first(i)));
+                lives(&mut gotrace, 1, &programs.code)
             });
         }
     }
@@ -202,7 +217,7 @@ fn into_what_it_has_just_written() {
             fs::set_permissions(dir.join("program"), fs::Permissions::from_mode(0o755))?;
             let mut sh = Command::new("/bin/sh");
             sh.arg(dir.join("turn")).arg(&dir).args([&trials(6, 10).to_string(), place.mark()]);
-            lives(&mut sh, 1).map(drop)
+            lives(&mut sh, 1, &Code::default())
         });
         end(daemon).expect("somebody was traced");
     }
@@ -234,7 +249,7 @@ fn itself_without_randomised_addresses() {
                 let mut first = Command::new("setarch");
                 first.args(["-R"]).arg(&program).args(["again", &TIMES.to_string(), "500ms", place.mark()]);
                 if daemon.is_some() {
-                    return lives(&mut first, TIMES + 1).map(drop);
+                    return lives(&mut first, TIMES + 1, &Code::default().with(&program, &program)?);
                 }
                 let out = tempfile::NamedTempFile::new()?;
                 let mut child = first.stdout(out.reopen()?).spawn()?;
@@ -305,7 +320,11 @@ fn children() {
         ] {
             let name = format!("exec: children, daemon, {}: {what}", way.name());
             harm.trials(&name, trials(2, 20), 1, |_| {
-                lives(command(&[&own, "start", "8", "700ms"]).args(&words).arg(place.mark()), 1).map(drop)
+                lives(
+                    command(&[&own, "start", "8", "700ms"]).args(&words).arg(place.mark()),
+                    1,
+                    &Code::default(),
+                )
             });
             if words.contains(&place.mark()) && words[0] == own {
                 continue;

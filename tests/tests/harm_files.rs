@@ -16,7 +16,8 @@ use gotrace_tests::{
     gobuild::Mode,
     gotrace::privileged,
     harm::{
-        BUILDS, Harm, Mount, NEWEST, Place, Watcher, Way, Worker, command, end, lives, shell, trials, until,
+        BUILDS, Code, Harm, Mount, NEWEST, Place, Watcher, Way, Worker, command, end, lives, shell, trials,
+        until,
     },
 };
 
@@ -37,14 +38,19 @@ impl Alike {
         Ok(Self(builds))
     }
 
+    /// What the code of the program there is when it is the first of them, the second, and so on.
+    fn codes(&self, program: &Path) -> Result<Vec<Code>> {
+        self.0.iter().map(|build| Code::default().with(program, build)).collect()
+    }
+
     fn get(&self, i: usize) -> &Path {
         &self.0[i % self.0.len()]
     }
 }
 
 /// Runs the program for some time; it is traced.
-fn run(program: &Path, place: &Place, work: &str) -> Result<()> {
-    lives(&mut command(&[&program.display().to_string(), "work", work, place.mark()]), 1).map(drop)
+fn run(program: &Path, code: &Code, place: &Place) -> Result<()> {
+    lives(&mut command(&[&program.display().to_string(), "work", "400ms", place.mark()]), 1, code)
 }
 
 /// `kill; cat new >prog; ./prog`, without a rest.
@@ -58,14 +64,20 @@ fn written_in_place_and_started_again() {
         let place = Place::new().expect("a directory");
         let builds = Alike::new(&place).expect("the programs build");
         let program = place.program("program", NEWEST, Mode::Plain).expect("it builds");
+        let codes = builds.codes(&program).expect("they can be read");
         let daemon = place.full_daemon(way).expect("the daemon starts");
         for signal in [libc::SIGTERM, libc::SIGKILL] {
             let name = format!("rewritten and started again: signal {signal}, daemon, {}", way.name());
             harm.trials(&name, trials(10, 100), 1, |i| {
                 shell("cat \"$1\" >\"$2\"", &[builds.get(i), &program])?;
                 let path = program.display().to_string();
+                let code = &codes[i % codes.len()];
                 let worker = Worker::start(&mut command(&[&path, "work", "1h", place.mark()]))?;
-                thread::sleep(Duration::from_millis([50, 150, 300, 500][i % 4]));
+                let until = Instant::now() + Duration::from_millis([50, 150, 300, 500][i % 4]);
+                while Instant::now() < until {
+                    code.check(worker.pid())?;
+                    thread::sleep(Duration::from_millis(20));
+                }
                 if signal == libc::SIGTERM {
                     return worker.end();
                 }
@@ -98,12 +110,13 @@ fn replaced_by_its_like() {
             let builds = Alike::new(&place).expect("the programs build");
             let _mounts = layered(&place, on, &builds).expect("it is mounted");
             let program = place.path("merged/program");
+            let codes = builds.codes(&program).expect("they can be read");
             let daemon = place.full_daemon(way).expect("the daemon starts");
             for (what, script) in WAYS {
                 let name = format!("replaced by its like: {what}, {on}, daemon, {}", way.name());
                 harm.trials(&name, trials(3, 30), 1, |i| {
                     shell(script, &[builds.get(i), &program])?;
-                    run(&program, &place, "400ms")
+                    run(&program, &codes[i % codes.len()], &place)
                 });
             }
             end(daemon).expect("somebody was traced");
@@ -171,6 +184,7 @@ fn of_two_layers_under_one_inode_number() {
                 shell("cp -p \"$1\" \"$2\"", &[builds.get(i), &lower.join("program")])
             })?;
             let program = merged.join("program");
+            let codes = builds.codes(&program)?;
             let path = program.display().to_string();
             let first = Worker::start(&mut command(&[&path, "work", "1h", place.mark()]))?;
             until("probes are in the lower one", || first.is_probed(builds.get(i)))?;
@@ -186,10 +200,10 @@ fn of_two_layers_under_one_inode_number() {
                 "cat \"$1\" >\"$2\" && touch -d @0 \"$2\"",
                 &[builds.get(i + 1), &layers.join("upper/program")],
             )?;
-            run(&program, &place, "400ms")?;
+            run(&program, &codes[(i + 1) % codes.len()], &place)?;
             first.end()?;
             shell("cat \"$1\" >\"$2\" && touch -d @0 \"$2\"", &[builds.get(i + 2), &program])?;
-            run(&program, &place, "400ms")?;
+            run(&program, &codes[(i + 2) % codes.len()], &place)?;
             drop(mount);
             Ok(())
         });
@@ -216,6 +230,7 @@ fn opened_for_writing() {
         let place = Place::new().expect("a directory");
         let builds = Alike::new(&place).expect("the programs build");
         let program = place.path("program");
+        let codes = builds.codes(&program).expect("they can be read");
         let fresh = |i: usize| -> Result<Worker> {
             shell("cat \"$1\" >\"$2\" && chmod 755 \"$2\"", &[builds.get(i), &program])?;
             Worker::start(&mut command(&[&program.display().to_string(), "work", "1h", place.mark()]))
@@ -253,7 +268,7 @@ fn opened_for_writing() {
             traced.arg("exec 3<>\"$1\" && exec 3<&- && exec \"$1\" work 200ms");
             traced.args(["sh"]).arg(&program).arg(place.mark());
             let begun = Instant::now();
-            lives(&mut traced, 1)?;
+            lives(&mut traced, 1, &codes[i % codes.len()])?;
             soon("opening", begun)
         });
         // The kernel lets the layer below an overlay be written while the program runs.

@@ -16,8 +16,8 @@ use gotrace_tests::{
     gobuild::Mode,
     gotrace::privileged,
     harm::{
-        Harm, Mount, NEWEST, OK, Place, Watcher, Way, Worker, changed, command, end, ends, lives, shell,
-        trials, until,
+        Code, Harm, Mount, NEWEST, OK, Place, Watcher, Way, Worker, changed, command, end, ends, lives,
+        shell, trials, until,
     },
 };
 
@@ -178,7 +178,7 @@ fn in_circumstances_of_their_own() {
             harm.trials(&name, trials(2, 20), 2, |i| {
                 let mut sh = Command::new("sh");
                 start(&mut sh, &format!("daemon{i}"), script)?;
-                lives(&mut sh, 1).map(drop)
+                lives(&mut sh, 1, &Code::default())
             });
         }
         end(daemon).expect("somebody was traced");
@@ -188,7 +188,7 @@ fn in_circumstances_of_their_own() {
                 let mut gotrace = way.gotrace()?;
                 gotrace.args(["exec", "--follow-children", "--quiet", "--level", "full", "--", "sh"]);
                 start(&mut gotrace, &format!("exec{i}"), script)?;
-                lives(&mut gotrace, 1).map(drop)
+                lives(&mut gotrace, 1, &Code::default())
             });
             if what.contains("debugger") || what.contains("strace") {
                 // Its pid is another's than of who is started.
