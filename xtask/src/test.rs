@@ -142,7 +142,8 @@ fn kernels_present() -> String {
     all.iter().fold(String::new(), |text, r| text + " " + r)
 }
 
-/// A cargo command in the workspace, for the statically linked target.
+/// A cargo command in the workspace, for the statically linked target. Packages are chosen by `--workspace` and the
+/// names of their targets: with `-p` cargo takes other features of the dependencies, and compiles all of it again.
 fn cargo(arguments: &[&str]) -> Command {
     let mut cargo = Command::new("cargo");
     cargo.current_dir(root()).args(arguments);
@@ -186,17 +187,17 @@ fn ebpf_check() -> Result<()> {
 
 fn build() -> Result<()> {
     run(&mut cargo(&["test", "--locked", "--workspace", "--no-run"]))?;
-    run(&mut cargo(&["build", "--locked", "-p", "gotrace-daemon"]))
+    run(&mut cargo(&["build", "--locked", "--workspace", "--bin", "gotrace"]))
 }
 
 fn unit() -> Result<()> {
     if CHOSEN.get().is_none_or(Vec::is_empty) {
         let single = ["--", "--test-threads=1"];
         run(cargo(&["test", "--locked", "--workspace", "--lib", "--bins"]).args(single))?;
-        run(&mut cargo(&["test", "--locked", "-p", "gotrace-tests", "--test", "architecture"]))?;
+        run(&mut cargo(&["test", "--locked", "--workspace", "--test", "architecture"]))?;
     }
     // The command line's own tests run the command.
-    run(&mut cargo(&["build", "--locked", "-p", "gotrace-daemon"]))?;
+    run(&mut cargo(&["build", "--locked", "--workspace", "--bin", "gotrace"]))?;
     run_integration(&integration(|n| n.starts_with("cli_"))?, "2")
 }
 
@@ -235,7 +236,7 @@ fn run_integration_with(names: &[String], threads: &str, environment: &[(&str, &
     let chosen = CHOSEN.get().map_or(&[][..], Vec::as_slice);
     let names: Vec<&String> = names.iter().filter(|n| chosen.is_empty() || chosen.contains(n)).collect();
     let tests: Vec<&str> = names.iter().flat_map(|name| ["--test", name.as_str()]).collect();
-    let test = ["test", "--locked", "-p", "gotrace-tests"];
+    let test = ["test", "--locked", "--workspace"];
     run(cargo(&test).arg("--no-run").args(tests))?;
     let (mut failed, mut times) = (Vec::new(), Vec::new());
     for name in names {
