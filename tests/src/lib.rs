@@ -5,6 +5,7 @@
 //! Nothing here skips in silence: a missing tool is an error that says which command installs it.
 
 pub mod cluster;
+pub mod code;
 pub mod compare;
 pub mod container;
 pub mod daemon;
