@@ -65,8 +65,8 @@ fn those_that_run_and_those_that_start_are_found_and_others_left_alone() {
     till.finish().expect("it ends");
     until(&daemon, "probes that nobody needs are removed", |m| m.sum("gotrace_probed_files", &[]) == 1.0);
     let own = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).expect("it runs");
-    // BPF, PERFMON, SYS_PTRACE, DAC_READ_SEARCH; where probes are perf events, SYS_ADMIN.
-    let kept = (1u64 << 39) | (1 << 38) | (1 << 19) | (1 << 2);
+    // BPF, PERFMON, SYS_PTRACE, DAC_READ_SEARCH, LEASE; where probes are perf events, SYS_ADMIN.
+    let kept = (1u64 << 39) | (1 << 38) | (1 << 28) | (1 << 19) | (1 << 2);
     let kept = if by_links().expect("doctor tells") { kept } else { kept | (1 << 21) };
     let older = (1u64 << 24) | (1 << 12);
     for set in ["CapPrm:", "CapEff:", "CapBnd:"] {
