@@ -247,6 +247,9 @@ fn on_what_is_unmounted_after_them() {
                 }
                 let worker = worker(&program, place.mark())?;
                 until("probes", || worker.is_probed(&build))?;
+                // All of them: perf events take their time.
+                let pid = worker.pid();
+                until("it is traced", || Ok(daemon.metrics()?.has(pid)))?;
                 worker.end()?;
                 mount.unmount(SOON)
             });
