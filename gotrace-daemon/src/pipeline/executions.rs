@@ -29,7 +29,11 @@ impl Line {
         executions.remove(&(pid, traced.target().identity.start_ticks));
         traced.has_begun()?;
         // The file that was opened has the probes, whatever its name meant when it was executed.
-        if let (Some(probes), false, false) = (probes, traced.is_sampled(), traced.target().runs_its_file()) {
+        if let (Some(probes), false, false) = (probes, traced.is_sampled(), traced.target().runs_its_file())
+            // Not one that has ended, or executed the next program, meanwhile.
+            && !traced.has_ended()
+            && probes.is_at_its_execution(traced)
+        {
             tracing::warn!(pid, "it executed another file than the one that was read: it has no probes");
             probes.remove(traced);
             traced.stop_events(config);

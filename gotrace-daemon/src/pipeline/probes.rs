@@ -216,6 +216,11 @@ impl Probes {
         Ok(())
     }
 
+    /// Whether the process has executed no program since the one that it is traced as.
+    pub fn is_at_its_execution(&self, traced: &Traced) -> bool {
+        self.kernel.executions(traced.config.slot).is_ok_and(|count| count == traced.config.generation)
+    }
+
     fn kernel_configure(&mut self, traced: &Traced) -> Result<(), kernel::Error> {
         self.kernel.configure(traced.pid(), traced.config)
     }
