@@ -86,7 +86,8 @@ pub mod program {
 /// Offsets in the runtime's structures, in bytes (`runtime/runtime2.go`, `netpoll.go`, `coro.go`).
 ///
 /// Held by every Go version from 1.18 to 1.27, and checked when the plan is made:
-/// `g.waitreason == g.goid + 24`, `g.startpc == g.gopc + 16`, `g.sched.pc == g.sched.sp + 8`.
+/// `g.waitreason == g.goid + 24`, `g.startpc == g.gopc + 16`, `g.sched.pc == g.sched.sp + 8`. Held too, and not
+/// checked: `g.sched.ctxt == g.sched.pc + 16`; what is read there is believed only where it leads to a function.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct GLayout {
@@ -116,7 +117,40 @@ pub struct GLayout {
     pub status: u16,
 }
 
-/// Value of the map `PROCESSES`, keyed by thread group id (64 bytes).
+/// Entries of goroutines that call what the goroutine's closure holds (64 bytes): all of them are in it, and of other
+/// entries the fewer the fewer it has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct EntryFilter {
+    bits: [u64; 8],
+}
+
+impl EntryFilter {
+    /// It has all entries.
+    pub const ALL: Self = Self { bits: [u64::MAX; 8] };
+
+    /// Adds an entry, by its address in the process.
+    pub const fn insert(&mut self, entry: u64) {
+        let bit = Self::bit(entry);
+        self.bits[bit / 64] |= 1 << (bit % 64);
+    }
+
+    /// Whether it may have the entry.
+    #[inline(always)]
+    #[must_use]
+    pub const fn may_have(&self, entry: u64) -> bool {
+        let bit = Self::bit(entry);
+        self.bits[bit / 64] >> (bit % 64) & 1 != 0
+    }
+
+    /// Functions begin at multiples of 16; Fibonacci hashing spreads what is left over 512 bits.
+    #[inline(always)]
+    const fn bit(entry: u64) -> usize {
+        ((entry >> 4).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 55) as usize
+    }
+}
+
+/// Value of the map `PROCESSES`, keyed by thread group id (128 bytes).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct ProcessConfig {
@@ -146,6 +180,8 @@ pub struct ProcessConfig {
     /// The count of executions of this slot (map `EXECUTIONS`) that this entry is for, modulo 2^32. While the
     /// two differ a hit is ignored: the process runs another program than the one that this entry describes.
     pub generation: u32,
+    /// Entries whose creation is told with words of the closure.
+    pub closures: EntryFilter,
 }
 
 /// Key of the map `GOROUTINES` (16 bytes): a goroutine is a process and a goid, never an address.
@@ -190,7 +226,8 @@ pub struct GoroutineState {
 
 const _: () = {
     assert!(size_of::<GLayout>() == 24);
-    assert!(size_of::<ProcessConfig>() == 64);
+    assert!(size_of::<EntryFilter>() == 64);
+    assert!(size_of::<ProcessConfig>() == 128);
     assert!(size_of::<GoroutineKey>() == 16);
     assert!(size_of::<GoroutineState>() == 72);
 };
@@ -203,4 +240,22 @@ mod pod {
     unsafe impl aya::Pod for super::GoroutineKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::GoroutineState {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_has_what_was_put_in_and_little_else() {
+        let mut filter = EntryFilter::default();
+        let entries = (0..40).map(|n| 0x40_1000 + n * 0x1a0);
+        assert!(entries.clone().all(|entry| !filter.may_have(entry)));
+        entries.clone().for_each(|entry| filter.insert(entry));
+        assert!(entries.clone().all(|entry| filter.may_have(entry)));
+        let others = (0..1000).map(|n| 0x7f00_0000_0000 + n * 0x120);
+        let taken = others.filter(|entry| filter.may_have(*entry)).count();
+        assert!(taken < 160, "{taken} of 1000 others");
+        assert!(EntryFilter::ALL.may_have(1));
+    }
 }

@@ -13,7 +13,7 @@ pub const ROW_SYSCALL: u32 = 62;
 /// Row of scheduling delays.
 pub const ROW_SCHEDULE: u32 = 63;
 
-/// A histogram (1,176 bytes).
+/// A histogram (1,176 bytes). The kernel side leaves the count to who reads it: it is that of the buckets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Histogram {

@@ -15,14 +15,14 @@ mod histogram;
 mod record;
 
 pub use config::{
-    GLayout, GoroutineKey, GoroutineState, LEVEL_FULL, LEVEL_LIFECYCLE, LEVEL_WAITS, MAX_WAKE_LIST,
-    ProcessConfig, flags, program,
+    EntryFilter, GLayout, GoroutineKey, GoroutineState, LEVEL_FULL, LEVEL_LIFECYCLE, LEVEL_WAITS,
+    MAX_WAKE_LIST, ProcessConfig, flags, program,
 };
 pub use counters::{Counters, Hit, Lost};
 pub use histogram::{
     BUCKETS, Histogram, REASON_ROWS, ROW_OTHER, ROW_SCHEDULE, ROW_SYSCALL, bucket_of, bucket_upper_bound_ns,
 };
 pub use record::{
-    CoroutineRecord, CreateRecord, DEEP_FRAMES, ExecRecord, ExitRecord, FRAMES, Header, OpenWaitRecord,
-    WaitDeepRecord, WaitHead, WaitRecord, WakerKind, kind,
+    CLOSURE_WORDS, CoroutineRecord, CreateClosureRecord, CreateRecord, DEEP_FRAMES, ExecRecord, ExitRecord,
+    FRAMES, Header, OpenWaitRecord, WaitDeepRecord, WaitHead, WaitRecord, WakerKind, kind,
 };

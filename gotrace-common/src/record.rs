@@ -21,12 +21,16 @@ pub mod kind {
     pub const OPEN_WAIT: u8 = 7;
     /// [`super::CoroutineRecord`]: a goroutine made by `runtime.newcoro` (`iter.Pull`).
     pub const CREATE_COROUTINE: u8 = 8;
+    /// [`super::CreateClosureRecord`]: a goroutine whose closure may tell what it runs.
+    pub const CREATE_CLOSURE: u8 = 9;
 }
 
 /// Frames in a [`WaitRecord`].
 pub const FRAMES: usize = 8;
 /// Frames in a [`WaitDeepRecord`], for `--stack-depth` above [`FRAMES`].
 pub const DEEP_FRAMES: usize = 32;
+/// Words in a [`CreateClosureRecord`]: enough for a func value, and for interfaces with 13 methods.
+pub const CLOSURE_WORDS: usize = 16;
 
 /// Who made a waiting goroutine runnable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -90,6 +94,17 @@ pub struct CreateRecord {
     pub created_pc: u64,
     /// Entry of the goroutine's function (`g.startpc`).
     pub entry_pc: u64,
+}
+
+/// A goroutine was made whose entry calls what its closure holds (176 bytes).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct CreateClosureRecord {
+    /// Its creation; `kind` is [`kind::CREATE_CLOSURE`].
+    pub create: CreateRecord,
+    /// What the first variable of its closure points to: a func value, which begins with the address of its code, or
+    /// the table of an interface, with those of methods from the fourth word on. Words that could not be read are 0.
+    pub words: [u64; CLOSURE_WORDS],
 }
 
 /// A coroutine's creation has the shape of any other.
@@ -179,6 +194,7 @@ pub struct OpenWaitRecord {
 const _: () = {
     assert!(size_of::<Header>() == 16);
     assert!(size_of::<CreateRecord>() == 48);
+    assert!(size_of::<CreateClosureRecord>() == 176);
     assert!(size_of::<ExitRecord>() == 48);
     assert!(size_of::<WaitHead>() == 56);
     assert!(size_of::<WaitRecord>() == 120);

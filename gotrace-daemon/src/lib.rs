@@ -1,25 +1,10 @@
-//! gotrace: traces the goroutines of running Go programs from outside.
+//! The command `gotrace`: its command line and its configuration file. What it is made of is in `crates/`.
 //!
 //! The rooms and what each may depend on are in the README's map of the code.
 
+// Where stderr cannot be written, these panic; `cli::say` does not.
+#![warn(clippy::print_stderr, clippy::print_stdout)]
+
 pub mod cli;
 pub mod config;
-pub mod decode;
-pub mod enrich;
-pub mod eventlog;
-pub mod gobin;
-pub mod heap;
-pub mod ids;
-pub mod kernel;
-pub mod leak;
-pub mod level;
-pub mod pipeline;
-pub mod printable;
-pub mod private;
-pub mod process;
-pub mod sink;
-pub mod snapshot;
-pub mod symbolize;
-pub mod table;
-pub mod ui;
 mod units;

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use crate::level::Level;
+use gotrace_model::Level;
 
 /// `10s`, `2m`, `1h30m`, `1.5s`, `500us`; a bare number is refused but for `0`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    const EXPECTED: &str = "write a number and a unit: 500us, 1ms, 10s, 2m, 1h30m";
+    const EXPECTED: &str = "expected a number with a unit, such as 500us, 1ms, 10s, 2m or 1h30m";
     if text == "0" {
         return Ok(Duration::ZERO);
     }
@@ -29,9 +29,9 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
             "h" => 3600e9,
             "d" => 86400e9,
             "" => return Err(format!("`{text}` has no unit: {EXPECTED}")),
-            other => return Err(format!("`{other}` is no unit of time: {EXPECTED}")),
+            other => return Err(format!("`{other}` is not a unit of time: {EXPECTED}")),
         };
-        let number: f64 = number.parse().map_err(|_| format!("`{text}` is no duration: {EXPECTED}"))?;
+        let number: f64 = number.parse().map_err(|_| format!("`{text}` is not a duration: {EXPECTED}"))?;
         let part = Duration::try_from_secs_f64(number * unit_ns / 1e9).ok();
         total = part
             .and_then(|p| total.checked_add(p))
@@ -65,18 +65,18 @@ pub(crate) fn level(text: &str) -> Result<Level, String> {
 pub(crate) fn ratio(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(ratio) if (0.0..=1.0).contains(&ratio) => Ok(ratio),
-        _ => Err("write a share from 0 to 1, such as 0.1".into()),
+        _ => Err("expected a fraction from 0 to 1, such as 0.1".into()),
     }
 }
 
 /// A number above 0.
 pub(crate) fn count(text: &str) -> Result<u32, String> {
-    text.parse().ok().filter(|count| *count > 0).ok_or_else(|| "write a whole number above 0".into())
+    text.parse().ok().filter(|count| *count > 0).ok_or_else(|| "expected a whole number above 0".into())
 }
 
 /// `1%` or `0.01` of a process's CPU time; `None` for `off` and `none`.
 pub(crate) fn budget(text: &str) -> Result<Option<f64>, String> {
-    let expected = "write a share of the process's CPU time above 0 and up to 100%, such as 1%, or off";
+    let expected = "expected a share of the process's CPU time above 0 and up to 100%, such as 1%, or off";
     if matches!(text, "off" | "none") {
         return Ok(None);
     }
@@ -90,7 +90,8 @@ pub(crate) fn budget(text: &str) -> Result<Option<f64>, String> {
 /// `5%` or `5` of a process's CPU time, as a share of 1; `None` for `none` and `off`. Below 1 the sign must stand,
 /// as a configuration's `0.01` is a share.
 pub(crate) fn percent(text: &str) -> Result<Option<f64>, String> {
-    let expected = "write percent of the process's CPU time, above 0 and up to 100, such as 5%, or none";
+    let expected =
+        "expected a percentage of the process's CPU time, above 0 and up to 100, such as 5%, or none";
     if matches!(text, "off" | "none") {
         return Ok(None);
     }
@@ -105,7 +106,7 @@ pub(crate) fn percent(text: &str) -> Result<Option<f64>, String> {
 
 /// `8M`, `65536`; a power of two, as the kernel wants it.
 pub(crate) fn ring_bytes(text: &str) -> Result<u32, String> {
-    let expected = "write a power of two from 64K to 1G, such as 8M";
+    let expected = "expected a power of two from 64K to 1G, such as 8M";
     let (number, unit) = match text.char_indices().last() {
         Some((at, 'K' | 'k')) => (&text[..at], 1 << 10),
         Some((at, 'M' | 'm')) => (&text[..at], 1 << 20),
@@ -129,7 +130,7 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
         _ => (text, 1_u64),
     };
     let bytes = number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit)).filter(|&n| n > 0);
-    bytes.ok_or_else(|| "write a number of bytes above 0, such as 50M".into())
+    bytes.ok_or_else(|| "expected a number of bytes above 0, such as 50M".into())
 }
 
 /// Keeps the text; the exporter takes it apart.
@@ -137,7 +138,7 @@ pub(crate) fn header(text: &str) -> Result<String, String> {
     match text.split_once('=') {
         Some((name, _)) if !name.trim().is_empty() => Ok(text.to_owned()),
         // The value may be a secret: not repeated.
-        _ => Err("write NAME=VALUE".into()),
+        _ => Err("expected NAME=VALUE".into()),
     }
 }
 

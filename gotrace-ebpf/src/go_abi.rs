@@ -78,6 +78,17 @@ pub fn read_words<const N: usize>(address: u64) -> Option<[u64; N]> {
     Some(unsafe { words.assume_init() })
 }
 
+/// Reads as much of the traced process as `to` has room for, straight into it; fills it with 0 where that is not
+/// readable. Whether it was.
+///
+/// # Safety
+/// `to` must be valid for writing.
+#[inline(always)]
+pub unsafe fn read_into<T>(to: *mut T, address: u64) -> bool {
+    // SAFETY: as above; the helper checks the source.
+    unsafe { generated::bpf_probe_read_user(to.cast(), size_of::<T>() as u32, address as *const _) == 0 }
+}
+
 /// Reads one word of the traced process.
 #[inline(always)]
 pub fn read_word(address: u64) -> Option<u64> {

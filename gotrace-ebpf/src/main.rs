@@ -6,7 +6,7 @@
 //! process. What cannot be sent or read is counted in `COUNTERS`.
 //!
 //! A program may be preempted by another task's run of the same program (uprobe programs run with
-//! migration off but preemption on), so there is no per-CPU scratch memory, and per-CPU counters are
+//! migration off but preemption on), so there is no per-CPU scratch memory, and all counters are
 //! added to atomically.
 #![no_std]
 #![no_main]

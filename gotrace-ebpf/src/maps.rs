@@ -15,17 +15,30 @@ pub static PROCESSES: HashMap<u32, ProcessConfig> = HashMap::with_max_entries(64
 #[map]
 pub static EXECUTIONS: Array<u64> = Array::with_max_entries(1, 0);
 
+/// Executions for whose record the ring had no room, since the object was loaded.
+#[map]
+pub static EXECUTIONS_LOST: Array<u64> = Array::with_max_entries(1, 0);
+
 /// Goroutines that have parked at least once. Preallocated, so that a probe never allocates.
 #[map]
 pub static GOROUTINES: HashMap<GoroutineKey, GoroutineState> = HashMap::with_max_entries(1024, 0);
+
+/// How many goroutines `GOROUTINES` holds of the process in each slot. User space sets it to 0 for a new process.
+#[map]
+pub static HELD: Array<u64> = Array::with_max_entries(1, 0);
+
+/// How many it may hold of the process in each slot, so that no process takes the room of others. Set by user space.
+#[map]
+pub static SHARES: Array<u64> = Array::with_max_entries(1, 0);
 
 /// Counters, one row a process slot.
 #[map]
 pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);
 
-/// Waits below the threshold, scheduling delays and system calls, `REASON_ROWS` rows a process slot.
+/// Waits below the threshold, scheduling delays and system calls: `REASON_ROWS` rows for each of the copies of a process
+/// slot. CPUs share copies: one for each CPU would take 75 KB a process and CPU.
 #[map]
-pub static HISTOGRAMS: PerCpuArray<Histogram> = PerCpuArray::with_max_entries(REASON_ROWS, 0);
+pub static HISTOGRAMS: Array<Histogram> = Array::with_max_entries(REASON_ROWS, 0);
 
 /// Records on their way to user space.
 #[map]

@@ -5,14 +5,14 @@ use core::{arch::asm, ptr};
 use aya_ebpf::{
     EbpfContext as _,
     bindings::bpf_pidns_info,
-    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated},
+    helpers::{bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ktime_get_ns, generated},
     programs::ProbeContext,
 };
-use gotrace_common::{BUCKETS, GoroutineKey, Hit, Lost, ProcessConfig, REASON_ROWS, bucket_of};
+use gotrace_common::{BUCKETS, GoroutineKey, GoroutineState, Hit, Lost, ProcessConfig, REASON_ROWS, bucket_of};
 
 use crate::{
     diagnostics,
-    maps::{COUNTERS, EXECUTIONS, HISTOGRAMS, PROCESSES},
+    maps::{COUNTERS, EXECUTIONS, GOROUTINES, HELD, HISTOGRAMS, PROCESSES, SHARES},
 };
 
 /// Device of the agent's PID namespace (`/proc/self/ns/pid`).
@@ -26,6 +26,9 @@ static PID_NAMESPACE_INODE: u64 = 0;
 /// removes the call that older kernels do not know.
 #[unsafe(no_mangle)]
 static COOKIES: u32 = 0;
+/// Copies of each process's histograms, less one: a power of two, less one.
+#[unsafe(no_mangle)]
+static HISTOGRAM_COPIES: u32 = 0;
 
 /// The current thread group id as the agent sees it; 0 when the agent cannot see it.
 #[inline(always)]
@@ -117,15 +120,46 @@ impl Process {
         GoroutineKey { goid, process: self.process, reserved: 0 }
     }
 
+    /// Keeps track of a goroutine. Where the process has its share, or there is no room, that is its loss.
+    #[inline(always)]
+    pub fn keep(&self, goid: u64, state: &GoroutineState) {
+        if let (Some(held), Some(share)) = (HELD.get_ptr_mut(self.slot), SHARES.get_ptr(self.slot)) {
+            // SAFETY: values of arrays, which live as long as the maps.
+            let (held_now, share) = unsafe { (ptr::read_volatile(held), ptr::read_volatile(share)) };
+            // Below 0 where one that came while user space set it to 0 has ended: that must not look like very many.
+            let has_room = (held_now as i64) < share as i64;
+            if has_room && GOROUTINES.insert(self.key(goid), state, 0).is_ok() {
+                increment(held, 1);
+                return;
+            }
+        }
+        self.lost(Lost::TableFull);
+    }
+
+    /// Keeps track of a goroutine no more.
+    #[inline(always)]
+    pub fn forget(&self, goid: u64) {
+        if GOROUTINES.remove(self.key(goid)).is_ok()
+            && let Some(held) = HELD.get_ptr_mut(self.slot)
+        {
+            // One less.
+            increment(held, u64::MAX);
+        }
+    }
+
     /// Counts a duration in the histogram of `row`.
     #[inline(always)]
     pub fn count_duration(&self, row: u32, duration_ns: u64) {
-        let Some(histogram) = HISTOGRAMS.get_ptr_mut(self.slot * REASON_ROWS + row) else { return };
+        // SAFETY: user space sets it before loading; volatile, so that the value here is not built in.
+        let mask = unsafe { ptr::read_volatile(&HISTOGRAM_COPIES) };
+        // SAFETY: the helper has no precondition.
+        let cpu = if mask == 0 { 0 } else { unsafe { bpf_get_smp_processor_id() } };
+        let copy = self.slot * (mask + 1) + (cpu & mask);
+        let Some(histogram) = HISTOGRAMS.get_ptr_mut(copy * REASON_ROWS + row) else { return };
         // SAFETY: a pointer to a map value; the bucket is below the array's length.
         unsafe {
-            increment(&raw mut (*histogram).count, 1);
             increment(&raw mut (*histogram).sum_ns, duration_ns);
-            // Two tasks of one CPU may race here and the shorter may stay; the buckets are exact.
+            // Two tasks may race here and the shorter may stay; the buckets are exact.
             if duration_ns > (*histogram).max_ns {
                 (*histogram).max_ns = duration_ns;
             }

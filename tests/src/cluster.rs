@@ -7,7 +7,6 @@
 
 use std::{
     fs::{self, File},
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -21,7 +20,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use crate::gobuild::cache_dir;
+use crate::{gobuild::cache_dir, ports};
 
 /// How long the server may take to be ready.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -42,17 +41,6 @@ fn program(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Ports that were free a moment ago.
-fn free_ports() -> Result<[u16; 3]> {
-    let listeners: Vec<TcpListener> =
-        (0..3).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
-    let mut ports = [0; 3];
-    for (port, listener) in ports.iter_mut().zip(&listeners) {
-        *port = listener.local_addr()?.port();
-    }
-    Ok(ports)
-}
-
 impl Cluster {
     /// Starts one and waits until it is ready.
     ///
@@ -60,7 +48,7 @@ impl Cluster {
     /// Where a program is missing or ends, with its last words.
     pub async fn start() -> Result<Self> {
         let directory = tempfile::tempdir()?;
-        let ports = free_ports()?;
+        let ports = ports::free()?;
         write_keys(directory.path())?;
         let [_, client, peer] = ports;
         let (client, peer) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));

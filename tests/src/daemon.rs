@@ -179,7 +179,7 @@ impl Daemon {
             Ok(address) => this.address = address,
             Err(_) => bail!("gotrace daemon serves no pages:\n{}", this.said()),
         }
-        this.until("it is ready", PATIENCE, |daemon| Ok(daemon.get("/readyz")?.0 == 200))?;
+        this.until("it is ready", PATIENCE, Self::is_ready)?;
         Ok(this)
     }
 
@@ -195,7 +195,7 @@ impl Daemon {
     fn spawn(mut gotrace: Command, config: &str, more: &[&str]) -> Result<(Self, mpsc::Receiver<String>)> {
         let dir = tempfile::tempdir().context("making a temporary directory")?;
         let path = dir.path().join("gotrace.yaml");
-        fs::write(&path, config)?;
+        fs::write(&path, whole(config))?;
         let mut child = gotrace
             .args(["daemon", "--config"])
             .arg(&path)
@@ -234,6 +234,12 @@ impl Daemon {
         self.child.id()
     }
 
+    /// Where its pages are.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
     /// What it has said so far.
     #[must_use]
     pub fn said(&self) -> String {
@@ -254,6 +260,15 @@ impl Daemon {
         let (head, body) = answer.split_once("\r\n\r\n").context("an HTTP answer")?;
         let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).context("a status")?;
         Ok((status, body.to_owned()))
+    }
+
+    /// Whether it has looked at everybody. An answer that breaks off is none yet.
+    fn is_ready(&self) -> Result<bool> {
+        match self.get("/readyz") {
+            Ok((status, _)) => Ok(status == 200),
+            Err(e) if e.root_cause().downcast_ref().is_some_and(is_refused) => Err(e),
+            Err(_) => Ok(false),
+        }
     }
 
     /// The page for Prometheus.
@@ -305,7 +320,7 @@ impl Daemon {
     /// When it cannot be written.
     pub fn reconfigure(&self, config: &str) -> Result<()> {
         let new = self.dir.path().join("new.yaml");
-        fs::write(&new, config)?;
+        fs::write(&new, whole(config))?;
         fs::rename(&new, &self.config).context("replacing the configuration")
     }
 
@@ -345,12 +360,23 @@ impl Daemon {
     }
 }
 
+/// With what goes without saying: what is remembered of one test is not for the next.
+fn whole(config: &str) -> String {
+    let state = if config.contains("state:") { "" } else { "\nstate: {directory: off}\n" };
+    format!("{config}{state}")
+}
+
 impl Drop for Daemon {
     fn drop(&mut self) {
         // Both fail only where it has ended, which is what is wanted.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Whether nobody listens.
+fn is_refused(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::ConnectionRefused
 }
 
 /// The page for Prometheus.

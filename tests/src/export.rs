@@ -1,7 +1,7 @@
 //! Reads OTLP JSON lines as `gotrace --export` and OpenTelemetry's file exporter write them, from the
 //! text alone: no code of gotrace is used, so that what it writes is judged independently.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -62,6 +62,8 @@ pub struct Export {
     pub spans: Vec<Span>,
     /// Names of all metrics seen.
     pub metrics: BTreeMap<String, usize>,
+    /// Attributes of their points, each set once.
+    pub series: BTreeSet<BTreeMap<String, String>>,
     /// All log records, in the file's order.
     pub logs: Vec<Value>,
 }
@@ -96,6 +98,11 @@ impl Export {
             {
                 let name = metric["name"].as_str().context("a metric without a name")?;
                 *self.metrics.entry(name.to_owned()).or_default() += 1;
+                let points =
+                    ["sum", "gauge", "histogram"].into_iter().flat_map(|k| list(&metric[k]["dataPoints"]));
+                for point in points {
+                    self.series.insert(attributes(&point["attributes"])?);
+                }
             }
         } else if let Some(resources) = request.get("resourceLogs") {
             let scopes = list(resources).iter().flat_map(|r| list(&r["scopeLogs"]));

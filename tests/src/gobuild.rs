@@ -21,6 +21,8 @@ pub const VERSIONS: [&str; 9] =
 /// The versions on which every build mode is tried: the oldest, one in the middle, the newest.
 pub const CORNER_VERSIONS: [&str; 3] = ["1.19.13", "1.24.11", "1.27.3"];
 
+/// The oldest minor version of Go for which a program's `go.mod` is meant, where an `old.mod` lies beside it.
+const NEW_MODULES: u32 = 26;
 /// The Go program whose profile [`Mode::Pgo`] uses.
 const PROFILED: &str = "account";
 
@@ -47,6 +49,9 @@ pub enum Mode {
     Trimpath,
     /// `-gcflags=all=-l`: nothing inlined.
     NoInline,
+    /// `-cover -coverpkg=std -ldflags='-s -w'`: counters in the standard library, and nothing that tells them apart. Not
+    /// one of [`Self::ALL`].
+    Cover,
     /// `-tags=big`: a file of 60 MB, of the one program that has the tag (`harm`). Not one of [`Self::ALL`].
     Big,
 }
@@ -80,6 +85,7 @@ impl Mode {
             Self::Pgo => "pgo",
             Self::Trimpath => "trimpath",
             Self::NoInline => "noinline",
+            Self::Cover => "cover",
             Self::Big => "big",
         }
     }
@@ -110,6 +116,7 @@ impl Mode {
             Self::Race => &["-race"],
             Self::Trimpath => &["-trimpath"],
             Self::NoInline => &["-gcflags=all=-l"],
+            Self::Cover => &["-cover", "-coverpkg=std", "-ldflags=-s -w"],
             Self::Big => &["-tags=big"],
         }
     }
@@ -166,15 +173,34 @@ pub fn cache_dir() -> PathBuf {
     )
 }
 
+/// Where that version's toolchain lies (`GOROOT`).
+///
+/// # Errors
+/// Where `go` is missing or cannot fetch it.
+pub fn toolchain(version: &str) -> Result<PathBuf> {
+    let mut go = Command::new("go");
+    let done = go.args(["env", "GOROOT"]).env("GOTOOLCHAIN", format!("go{version}")).output();
+    let done = done.context("running `go env`")?;
+    ensure!(done.status.success(), "`go env`: {}", String::from_utf8_lossy(&done.stderr));
+    Ok(String::from_utf8_lossy(&done.stdout).trim().into())
+}
+
 /// The binary of the Go program `tests/go/<program>`, built if it was not there yet.
 ///
 /// # Errors
 /// Where `go` is missing or the program does not compile, with the compiler's words; where the mode
 /// does not exist for this version or architecture.
 pub fn build(program: &str, version: &str, mode: Mode, arch: Arch) -> Result<PathBuf> {
+    build_from(&workspace().join("tests/go").join(program), program, version, mode, arch)
+}
+
+/// As [`build`], of sources that lie elsewhere.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_from(source: &Path, program: &str, version: &str, mode: Mode, arch: Arch) -> Result<PathBuf> {
     ensure!(mode.exists(version, arch), "Go {version} has no mode {} for {}", mode.name(), arch.name());
-    let source = workspace().join("tests/go").join(program);
-    let hash = source_hash(&source).with_context(|| format!("reading {}", source.display()))?;
+    let hash = source_hash(source).with_context(|| format!("reading {}", source.display()))?;
     let dir = target_dir().join("fixtures").join(program);
     fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
     let out = dir.join(format!("go{version}-{}-{}-{hash}", mode.name(), arch.name()));
@@ -182,18 +208,27 @@ pub fn build(program: &str, version: &str, mode: Mode, arch: Arch) -> Result<Pat
         return Ok(out);
     }
     // Two test binaries may want the same program at once.
-    let lock = Lock::take(&out.with_extension("lock"))?;
+    let lock = Lock::take(&beside(&out, "lock"))?;
     if !out.exists() {
-        let fresh = out.with_extension("new");
+        let fresh = beside(&out, "new");
         let profile = match mode {
             Mode::Pgo => Some(profile(version)?),
             _ => None,
         };
-        go_build(&source, version, mode, arch, profile.as_deref(), &fresh)?;
+        go_build(source, version, mode, arch, profile.as_deref(), &fresh)?;
         fs::rename(&fresh, &out).with_context(|| format!("moving the built {}", out.display()))?;
     }
     drop(lock);
     Ok(out)
+}
+
+/// A file's name with something behind it. What stands behind the last dot of a version is no extension: builds of
+/// all modes shared one lock, and one that waited for another waited for itself.
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(ending);
+    name.into()
 }
 
 fn go_build(
@@ -215,6 +250,9 @@ fn go_build(
         .env("GOWORK", "off")
         .env("CGO_ENABLED", if mode.cgo() { "1" } else { "0" })
         .env_remove("GOFLAGS");
+    if minor(version) < NEW_MODULES && source.join("old.mod").exists() {
+        go.arg("-modfile=old.mod");
+    }
     if minor(version) >= 21 {
         match profile {
             Some(p) => go.arg(format!("-pgo={}", p.display())),
@@ -250,11 +288,11 @@ fn profile(version: &str) -> Result<PathBuf> {
     let plain = build(PROFILED, version, Mode::Plain, Arch::HOST)?;
     let out = target_dir().join("fixtures").join(PROFILED).join(format!("go{version}-{hash}.pgo"));
     // Builds of several programs may want it at once.
-    let _lock = Lock::take(&out.with_extension("pgo.lock"))?;
+    let _lock = Lock::take(&beside(&out, "lock"))?;
     if out.exists() {
         return Ok(out);
     }
-    let fresh = out.with_extension("new");
+    let fresh = beside(&out, "new");
     let done = Command::new(&plain)
         .args(["-now", "-scenario", "pingpong,churn,births", "-rate", "0", "-n", "300000", "-cpuprofile"])
         .arg(&fresh)

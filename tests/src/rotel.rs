@@ -7,7 +7,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::fixture::PATIENCE;
+use crate::{fixture::PATIENCE, ports};
 
 /// What pip is asked for.
 pub const REQUIREMENT: &str = "rotel==0.0.1a15";
@@ -90,7 +90,7 @@ impl Rotel {
     pub fn start(signal: &str) -> Result<Self> {
         let agent = install()?;
         let directory = tempfile::tempdir()?;
-        let [grpc, http] = [free_address()?, free_address()?];
+        let [grpc, http] = ports::free()?.map(|port| format!("127.0.0.1:{port}"));
         let mut child = Command::new(agent)
             .args(["start", "--exporter", "blackhole", "--debug-log", signal])
             .args(["--debug-log-verbosity", "detailed"])
@@ -114,7 +114,7 @@ impl Rotel {
                 }
             });
         }
-        let rotel = Self {
+        let mut rotel = Self {
             child,
             grpc: format!("http://{grpc}"),
             http: format!("http://{http}"),
@@ -123,7 +123,7 @@ impl Rotel {
         };
         let begin = Instant::now();
         while TcpStream::connect(&grpc).is_err() || TcpStream::connect(&http).is_err() {
-            if begin.elapsed() > PATIENCE {
+            if begin.elapsed() > PATIENCE || rotel.child.try_wait()?.is_some() {
                 bail!("rotel does not listen at {grpc} and {http}; it said:\n{}", rotel.output());
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -156,8 +156,4 @@ impl Drop for Rotel {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn free_address() -> Result<String> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
 }

@@ -4,7 +4,7 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -12,6 +12,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+
+use crate::ports;
 
 /// How long a server may take to begin, and to answer.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -31,7 +33,7 @@ impl Server {
         let program = cache_dir().join("servers").join(name);
         ensure!(program.exists(), "{} is missing: `cargo xtask setup` fetches it", program.display());
         let dir = tempfile::tempdir()?;
-        let ports = [free_port()?, free_port()?];
+        let ports = ports::free()?;
         let log = dir.path().join("log");
         let output = fs::File::create(&log)?;
         let child = Command::new(&program)
@@ -141,11 +143,6 @@ pub fn request(port: u16, method: &str, path: &str, body: &str) -> Result<String
     let (head, body) = text.split_once("\r\n\r\n").context("no answer")?;
     ensure!(head.lines().next().is_some_and(|l| l.contains(" 200 ")), "the answer is {head}");
     Ok(body.to_owned())
-}
-
-/// A port that was free just now.
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 /// Where `cargo xtask setup` keeps what it fetches.

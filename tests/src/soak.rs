@@ -12,7 +12,9 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use gotrace::{gobin::Binary, heap::Prover, process::Target, snapshot::Live};
+use gotrace_go::Binary;
+use gotrace_inspect::{heap::Prover, snapshot::Live};
+use gotrace_process::Target;
 
 use crate::{
     server::{Server, request},
@@ -89,7 +91,7 @@ fn watch(server: &Server, answered: &AtomicU64, enough: impl Fn(&Soaked) -> bool
         let pass = Instant::now();
         let refuted = prover.refuted(live.memory())?;
         ensure!(refuted.is_empty(), "called unreachable, and ran or vanished: {refuted:?}");
-        soaked.proven.extend(prover.pass(live.memory())?.proven().map(|(goid, _)| goid));
+        soaked.proven.extend(prover.pass(live.memory())?.proven().map(|p| p.goid()));
         soaked.passes += 1;
         (soaked.answered, soaked.took) = (answered.load(Ordering::Relaxed), begin.elapsed());
         let last = prover.evidence().last().copied().unwrap_or_default();

@@ -9,14 +9,11 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use gotrace::{
-    ids::ProcessKey,
-    sink::{
-        model::{GoroutineSpan, Interval, Levels, Location, Resource, Site, Span, Value, WaitSpan, Waker},
-        otlp::{ExportConfig, ExportStats, Exporter, OtlpConfig, OtlpFlags},
-    },
-};
 use gotrace_common::{Histogram, Hit};
+use gotrace_export::otlp::{ExportConfig, ExportStats, Exporter, OtlpConfig, OtlpFlags};
+use gotrace_model::{
+    GoroutineSpan, Interval, Levels, Location, Resource, Site, Span, Value, WaitSpan, Waker, ids::ProcessKey,
+};
 use opentelemetry::{
     InstrumentationScope, KeyValue, SpanId, TraceFlags, TraceId,
     trace::{Link, SpanContext, SpanKind, Status, TraceState},
@@ -349,7 +346,7 @@ pub async fn sdk(count: usize) -> Rate {
 }
 
 fn span_data(span: &Span, scope: &InstrumentationScope) -> SpanData {
-    let context = |c: &gotrace::sink::model::SpanContext| {
+    let context = |c: &gotrace_model::SpanContext| {
         SpanContext::new(
             TraceId::from_bytes(c.trace_id),
             SpanId::from_bytes(c.span_id),

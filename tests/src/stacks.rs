@@ -12,11 +12,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use gotrace::{
-    gobin::Binary,
-    process::Target,
-    snapshot::{Counts, Engine, Goroutine, Live, Names, ObjectKind, Op, Options, Snapshot, Status},
+use gotrace_go::Binary;
+use gotrace_inspect::snapshot::{
+    Counts, Engine, Goroutine, Live, Names, ObjectKind, Op, Options, Snapshot, Status,
 };
+use gotrace_process::Target;
 
 use crate::{
     fixture::{PATIENCE, read_lines},
@@ -173,7 +173,8 @@ pub fn check(program: &Path, two_readers: bool) -> Result<Agreed> {
     judge(stacks, &own, &snapshot, &mut live.names(&target))
 }
 
-const EVERYTHING: Options = Options { stacks: true, waits: true, labels: true, arguments: true };
+const EVERYTHING: Options =
+    Options { stacks: true, waits: true, labels: true, arguments: true, callees: false };
 
 /// The emulator that runs programs for arm64.
 const EMULATOR: &str = "qemu-aarch64";

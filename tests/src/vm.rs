@@ -44,20 +44,23 @@ echo "GOTRACE-VM kernel $(uname -r)"
 said() { # what, file, pid of who says it
 	i=0
 	while ! grep -q "$1" "$2" 2>/dev/null; do
-		kill -0 "$3" 2>/dev/null || return 1
 		i=$((i + 1))
-		[ $i -gt 3000 ] && return 1
+		if ! kill -0 "$3" 2>/dev/null || [ $i -gt 3000 ]; then
+			echo "GOTRACE-VM never said in $2: $1"
+			return 1
+		fi
 		usleep 100000
 	done
 }
 cd /tmp
 /gotrace doctor --format json >doctor
+# A pipe that is opened to be read and written is not waited for: a child that ends interrupts whoever waits.
 mkfifo stdin
 /fixture -scenario all -nap 60ms -account account <stdin >fixture 2>&1 &
 F=$!
-exec 3>stdin
+exec 3<>stdin
 said READY fixture $F
-/gotrace --log warn,gotrace::kernel::way=debug attach --pid $F --level full --budget none --min-wait 1ms --format json --export export >stdout 2>stderr 3>&- &
+/gotrace --log warn,gotrace_kernel::way=debug attach --pid $F --level full --budget none --min-wait 1ms --format json --export export >stdout 2>stderr 3>&- &
 G=$!
 said gotrace.attach/1 stdout $G && echo "GOTRACE-VM attached"
 echo go >&3
@@ -73,7 +76,7 @@ echo "GOTRACE-VM gotrace $?"
 mkfifo stdin2
 GOTRACEBACK=system /stacks <stdin2 >own 2>quit &
 S=$!
-exec 4>stdin2
+exec 4<>stdin2
 said READY own $S
 echo stacks >&4
 said '^END' own $S
@@ -89,7 +92,7 @@ if [ -x /patterns ]; then
 		"readers behind a writer that forgot" "forgotten done" "condition without signal" "large elements" \
 		"pipe without a reader" <stdin3 >patterns 2>&1 &
 	P=$!
-	exec 5>stdin3
+	exec 5<>stdin3
 	said READY patterns $P
 	/gotrace leaks --pid $P --format json >leaks 2>leaks-stderr 5>&-
 	echo "GOTRACE-VM leaks $?"
@@ -104,7 +107,7 @@ if [ -x /harm ]; then
 	printf 'trace: {level: full}\nrules:\n  include:\n  - command_line: ["*harmed*"]\nlimits: {budget: off}\n' >harm.yaml
 	GOTRACE_LOG=info /gotrace daemon --config harm.yaml --listen off >harm-daemon 2>&1 &
 	D=$!
-	said 'noticed by' harm-daemon $D
+	said 'discovering new processes by' harm-daemon $D
 	died=0
 	for i in 1 2 3 4; do
 		for file in /harm-older /harm; do
@@ -246,6 +249,12 @@ pub fn boot(series: &str, arch: Arch, of: Programs<'_>) -> Result<Left> {
         "kernel {series} {}: the machine did not come to its end in {:.0?}; its console:\n{}",
         arch.name(),
         left.took,
+        tail(&left.console, 40)
+    );
+    ensure!(
+        !text.contains("GOTRACE-VM never said"),
+        "kernel {series} {}: what is waited for was never said:\n{}",
+        arch.name(),
         tail(&left.console, 40)
     );
     Ok(left)

@@ -57,7 +57,7 @@ fn files_that_are_no_go_programs_are_named_with_what_to_do() {
     for (name, bytes, why) in cases {
         let (code, stderr, path) = inspected(directory.path(), name, &bytes);
         assert_eq!(code, 4, "{name}: {stderr}");
-        assert!(stderr.starts_with(&format!("gotrace: {}: ", path.display())), "{stderr}");
+        assert!(stderr.starts_with(&format!("error: {}: ", path.display())), "{stderr}");
         assert!(stderr.contains(why) && stderr.contains("\nhelp: "), "{name}: {stderr}");
     }
     assert_eq!(inspected(directory.path(), "whole", &program).0, 0);
@@ -82,7 +82,7 @@ fn pids_that_are_no_process_are_told_apart() {
     gone.wait().expect("it ends");
     let (code, stderr) = gotrace(&["attach", "--pid", &gone.id().to_string()]);
     assert_eq!(code, 5, "{stderr}");
-    assert!(stderr.contains("does not exist, or has ended") && stderr.contains("help: "), "{stderr}");
+    assert!(stderr.contains("does not exist or has exited") && stderr.contains("help: "), "{stderr}");
 
     let mut zombie = Command::new("true").spawn().expect("it starts");
     let stat = format!("/proc/{}/stat", zombie.id());
@@ -143,7 +143,7 @@ fn a_wrong_configuration_is_told_with_file_line_and_column() {
     assert_eq!(check("trace:\n  level: full\n"), (0, String::new()));
     let (code, stderr) = check("trace:\n  level: full\nlimits:\n  budget: all\n");
     assert_eq!(code, 2, "{stderr}");
-    let place = format!("gotrace: {}:4:11: write a share", path.display());
+    let place = format!("error: {}:4:11: expected a share", path.display());
     assert!(stderr.starts_with(&place), "{stderr}");
     assert!(stderr.contains("\nhelp: "), "{stderr}");
     let (code, stderr) = gotrace(&["daemon", "--check-config", "--config", "/nowhere/gotrace.yaml"]);

@@ -1,10 +1,14 @@
 //! What `gotrace` prints about itself is what is written down: help output and usage errors
 //! (`tests/cmd/*.trycmd`), and every command line that the README, the help's examples and the documents
-//! show is one that gotrace takes. Runs without root and Go.
+//! show is one that gotrace takes; links between documents lead somewhere. Runs without root and Go.
 //!
-//! After a change of the help: `TRYCMD=overwrite cargo test -p gotrace-tests --test cli_help`.
+//! After a wanted change of words: `GOTRACE_BLESS=1 cargo test -p gotrace-tests --test cli_help`.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use clap::{CommandFactory as _, Parser as _};
 use gotrace::cli::Cli;
@@ -12,6 +16,10 @@ use gotrace_tests::gotrace::binary;
 
 #[test]
 fn help_is_as_written_down() {
+    if std::env::var_os("GOTRACE_BLESS").is_some() {
+        // SAFETY: other threads read variables by std alone, which holds a lock.
+        unsafe { std::env::set_var("TRYCMD", "overwrite") };
+    }
     trycmd::TestCases::new()
         .register_bin("gotrace", binary().expect("built"))
         .env("NO_COLOR", "1")
@@ -42,7 +50,7 @@ fn command_lines(text: &str) -> BTreeSet<String> {
 fn command_lines_that_are_shown_are_taken() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("in the workspace");
     let mut lines = BTreeSet::new();
-    let documents = ["formats", "telemetry", "dump", "leaks", "daemon"]
+    let documents = ["formats", "telemetry", "dump", "leaks", "daemon", "guide", "troubleshooting"]
         .map(|name| format!("gotrace-daemon/docs/{name}.md"));
     for file in documents.into_iter().chain(["README.md".to_owned()]) {
         let text = fs::read_to_string(root.join(file)).expect("a document");
@@ -62,4 +70,54 @@ fn command_lines_that_are_shown_are_taken() {
             panic!("{line}\n{error}");
         }
     }
+}
+
+/// The documents of the repository, without what is built.
+fn documents(directory: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).expect("a directory").map(|entry| entry.expect("an entry").path()) {
+        let name = entry.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if entry.is_dir() && !matches!(name, "target" | ".git" | "node_modules") {
+            documents(&entry, found);
+        } else if name.ends_with(".md") {
+            found.push(entry);
+        }
+    }
+}
+
+/// What a heading is linked by.
+fn anchor(heading: &str) -> String {
+    let kept = heading.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '_' | '-'));
+    kept.flat_map(char::to_lowercase).map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+#[test]
+fn links_between_documents_lead_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("in the workspace");
+    let (mut found, mut links) = (Vec::new(), 0);
+    documents(root, &mut found);
+    for document in &found {
+        let text = fs::read_to_string(document).expect("text");
+        for link in text.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0)) {
+            if link.contains("://") || link.contains(char::is_whitespace) {
+                continue;
+            }
+            let (path, heading) = link.split_once('#').map_or((link, None), |(p, h)| (p, Some(h)));
+            let to = match path {
+                "" => document.clone(),
+                path => document.parent().expect("a directory").join(path),
+            };
+            assert!(to.exists(), "{}: {link} leads nowhere", document.display());
+            links += 1;
+            let Some(heading) = heading.filter(|_| to.extension().is_some_and(|e| e == "md")) else {
+                continue;
+            };
+            let text = fs::read_to_string(&to).expect("text");
+            let has = text
+                .lines()
+                .filter(|line| line.starts_with('#'))
+                .any(|line| anchor(line.trim_start_matches('#').trim()) == heading);
+            assert!(has, "{}: {link}: no such heading", document.display());
+        }
+    }
+    assert!(found.len() > 15 && links > 50, "{} documents, {links} links", found.len());
 }

@@ -2,7 +2,6 @@
 //! sends, span for span. Needs otelcol, which the stage that runs this builds.
 
 use std::{
-    net::TcpListener,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -10,7 +9,7 @@ use std::{
 use gotrace_tests::{
     fixture::PATIENCE,
     gobuild::cache_dir,
-    manifests,
+    manifests, ports,
     receiver::{Receiver, Wire},
     spans_rate::export,
 };
@@ -47,7 +46,7 @@ fn the_collector_takes_its_configuration() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_collector_passes_on_every_span() {
     let backend = Receiver::start(Wire::Grpc).await;
-    let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port();
+    let [port] = ports::free().expect("a port");
     let directory = tempfile::tempdir().expect("a directory");
     let changes = directory.path().join("changes.yaml");
     // Another port, as others may have this one; no TLS to a receiver in this process.

@@ -6,10 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gotrace::{
-    enrich::{CloudConfig, EnrichConfig, Enricher, Known, KubernetesConfig, Placement, State, Switch},
-    sink::model::Value,
+use gotrace_metadata::{
+    CloudConfig, EnrichConfig, Enricher, Known, KubernetesConfig, Placement, State, Switch,
 };
+use gotrace_model::Value;
 use gotrace_tests::{
     cluster::Cluster,
     container::{Container, Hierarchy, Shape},

@@ -2,10 +2,8 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use gotrace::sink::{
-    model::{Resource, Value},
-    otlp::{ExportConfig, ExportStats, Exporter, OtlpConfig, OtlpFlags},
-};
+use gotrace_export::otlp::{ExportConfig, ExportStats, Exporter, OtlpConfig, OtlpFlags};
+use gotrace_model::{Resource, Value};
 use gotrace_tests::{
     rotel::Rotel,
     spans_rate::{interval, sample},

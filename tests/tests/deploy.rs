@@ -210,3 +210,49 @@ fn configurations_are_good() {
         assert!(output.status.success(), "{}: {told}", file.display());
     }
 }
+
+/// `kubectl gotrace` asks the gotrace of the pod's node, by a `kubectl` that says what it was asked.
+#[test]
+fn the_kubectl_command_asks_the_node_of_the_pod() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let directory = tempfile::tempdir().expect("a directory");
+    let kubectl = directory.path().join("kubectl");
+    let script = r#"#!/bin/sh
+case "$*" in
+"config view "*) echo default ;;
+"get pod nowhere "*) ;;
+"get pod till-7f9 -n shop "* | "get pod till-7f9 -n default "*) echo node-7 ;;
+"get pod lonely -n shop "*) echo node-8 ;;
+"get pods -A -l app.kubernetes.io/name=gotrace --field-selector spec.nodeName=node-7,"*) printf 'tracing/gotrace-abc\n' ;;
+"get pods "*) ;;
+"exec "*) echo "$*" ;;
+*) echo "unexpected: $*" >&2; exit 1 ;;
+esac
+"#;
+    fs::write(&kubectl, script).expect("written");
+    fs::set_permissions(&kubectl, fs::Permissions::from_mode(0o755)).expect("executable");
+    let run = |arguments: &[&str]| {
+        let path = format!("{}:{}", directory.path().display(), std::env::var("PATH").unwrap_or_default());
+        let output = Command::new(manifests::directory().join("kubernetes/kubectl-gotrace"))
+            .args(arguments)
+            .env("PATH", path)
+            .stdin(std::process::Stdio::null())
+            .output()
+            .expect("it runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let exec =
+        |rest: &str| (Some(0), format!("exec -n tracing gotrace-abc -- gotrace {rest}"), String::new());
+    assert_eq!(run(&["check", "shop/till-7f9"]), exec("check pod:shop/till-7f9"));
+    assert_eq!(run(&["dump", "till-7f9", "--group"]), exec("dump pod:default/till-7f9 --group"));
+    assert_eq!(
+        run(&["leaks", "shop/till-7f9/till", "--watch", "60s"]),
+        exec("leaks pod:shop/till-7f9/till --watch 60s")
+    );
+    let (code, _, said) = run(&["check", "shop/lonely"]);
+    assert!(code == Some(1) && said.starts_with("error: no gotrace runs on node node-8"), "{code:?} {said}");
+    let (code, _, said) = run(&["check", "shop/nowhere"]);
+    assert!(code == Some(5) && said == "error: pod shop/nowhere runs on no node yet", "{code:?} {said}");
+    assert_eq!(run(&["check"]).0, Some(2));
+}

@@ -12,12 +12,14 @@ use std::{
     sync::Arc,
 };
 
-use gotrace::sink::{
-    model::{Interval, Leak, Levels, Location, Resource, Site, Suspected, Value as Attribute},
+use gotrace_common::Histogram;
+use gotrace_export::{
     otlp::{ExportStats, SpoolStats},
     prometheus::{Agent, Board},
 };
-use gotrace_common::Histogram;
+use gotrace_model::{
+    Coverage, Interval, Leak, Levels, Location, Resource, Site, Suspected, Value as Attribute,
+};
 use gotrace_tests::{gobuild::cache_dir, manifests};
 use serde_json::Value;
 
@@ -160,6 +162,12 @@ fn page() -> String {
             count: 2,
             retained_bytes: Some(4_096),
             goids: vec![18, 19],
+            suppressed: Some("by design".into()),
+            growth_per_second: None,
+            others: Vec::new(),
+            place: None,
+            holders: Vec::new(),
+            why: "why".into(),
         }],
         leaks_refuted: 1,
         suspects: vec![Suspected {
@@ -173,6 +181,9 @@ fn page() -> String {
             standing_ns: 1_000_000_000,
             why: "5 more stand here.".into(),
             goids: vec![20],
+            suppressed: Some("by design".into()),
+            place: None,
+            holders: Vec::new(),
         }],
         probe_cost_share: Some(0.01),
     };
@@ -180,18 +191,20 @@ fn page() -> String {
         processes: [("events", 1)].into(),
         totals: vec![("gotrace_level_changes_total", "Changes of a process's level.", 2)],
         gauges: vec![("gotrace_memory_kept_bytes", "Bytes kept of all processes.", 2)],
+        threads: [("pipeline", true)].into(),
         probed_files: 1,
         export: Some(ExportStats {
             spans_dropped: [("queue_full", 1)].into(),
             spool: Some(SpoolStats::default()),
             ..ExportStats::default()
         }),
+        coverage: Some(Coverage::default()),
         cpu_seconds: 1.5,
         resident_bytes: 1 << 20,
     };
     let board = Board::default();
     board.show(&Arc::new(interval));
-    board.page(&agent)
+    board.page(&agent, |_| std::collections::BTreeMap::new())
 }
 
 /// Words of an expression or a line of the page, each with the bracket that it stands in: `{`, `(` behind

@@ -18,13 +18,11 @@ use axum::{
     http::{Method, Request, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use gotrace::{
-    enrich::{
-        Addresses, CloudConfig, EnrichConfig, Enricher, Known, KubernetesConfig, Placement, Provider, State,
-        Switch,
-    },
-    sink::model::Value,
+use gotrace_metadata::{
+    Addresses, CloudConfig, EnrichConfig, Enricher, Known, KubernetesConfig, Placement, Provider, State,
+    Switch,
 };
+use gotrace_model::Value;
 use gotrace_tests::fixture::PATIENCE;
 
 /// Requests as the stand-in is to answer them: `METHOD path`, needed header, answer.
@@ -321,7 +319,7 @@ async fn a_cluster_that_google_does_not_name_is_none() {
 async fn services_that_misbehave_leave_nothing_and_are_asked_again() {
     for (mood, why) in [
         (Mood::Slow, "no answer within 2s"),
-        (Mood::Wrong, "cannot be understood"),
+        (Mood::Wrong, "unexpected response"),
         (Mood::Endless, "more than 1048576 bytes"),
         (Mood::Redirect, "status 302"),
     ] {

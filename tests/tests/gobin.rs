@@ -13,10 +13,8 @@ use std::{
     process::{Command, Stdio},
 };
 
-use gotrace::{
-    gobin::{Binary, Event, Source},
-    level::Level,
-};
+use gotrace_go::{Binary, Event, Source};
+use gotrace_model::Level;
 use gotrace_tests::gobuild::{Arch, Mode, VERSIONS, build, minor};
 use object::{Object, ObjectSection, ObjectSymbol};
 
@@ -485,6 +483,50 @@ fn every_frame_has_a_map_of_its_pointers() {
             let go = |f: &&String| ["main.", "sync.", "os.", "fmt."].iter().any(|p| f.starts_with(p));
             assert!(without.len() < 120 && !without.iter().any(|f| go(&f)), "{name}: {without:?}");
             assert!(without.contains("runtime.asyncPreempt") && without.contains("reflect.methodValueCall"));
+        }
+    }
+}
+
+/// Packed tables answer as whole ones do, of every fifth instruction or so.
+#[test]
+fn packed_tables_give_the_same_answers() {
+    for (version, mode, arch) in [
+        ("1.19.13", Mode::Stripped, Arch::Amd64),
+        ("1.21.13", Mode::Pie, Arch::Arm64),
+        ("1.27.3", Mode::Plain, Arch::Amd64),
+    ] {
+        let data = read(version, mode, arch);
+        let (whole, mut packed) = (parse(version, mode, arch), parse(version, mode, arch));
+        packed.pack();
+        assert!(
+            packed.bytes() < whole.bytes(),
+            "Go {version}: {} bytes of {}",
+            packed.bytes(),
+            whole.bytes()
+        );
+        let file = object::File::parse(&*data).expect("an executable");
+        let text = file.section_by_name(".text").expect("code");
+        let mut names = BTreeSet::new();
+        for pc in (text.address()..text.address() + text.size()).step_by(23) {
+            let answers = |binary: &Binary| {
+                (
+                    binary.lookup(pc, pc % 2 == 0),
+                    binary.unwind(pc),
+                    binary.stack_map(pc, pc % 3 == 0),
+                    binary.argument_tables(pc, true),
+                    binary.function_at(pc).map(|f| (f.entry, f.end, f.name)),
+                )
+            };
+            let (a, b) = (answers(&whole), answers(&packed));
+            assert_eq!(a, b, "Go {version} at {pc:#x}");
+            if let Some((entry, _, name)) = a.4 {
+                assert_eq!(whole.entry_kind(entry), packed.entry_kind(entry), "Go {version}, {name}");
+                names.insert(name);
+            }
+        }
+        assert!(names.len() > 1000, "{}", names.len());
+        for name in names.iter().step_by(41).map(String::as_str).chain(["nobody.isCalled", ""]) {
+            assert_eq!(whole.function_address(name), packed.function_address(name), "Go {version}, {name}");
         }
     }
 }

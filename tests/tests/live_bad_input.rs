@@ -6,6 +6,7 @@ use std::process::{Command, Output, Stdio};
 use gotrace_tests::{
     demo::{Demo, unpack_demo},
     gotrace::{binary, by_links, privileged},
+    ports,
 };
 use serde_json::Value;
 
@@ -61,9 +62,7 @@ fn a_collector_that_is_down_costs_spans_that_are_counted() {
         return;
     }
     let demo = Demo::start("60s").expect("it starts");
-    // A port that was free just now.
-    let port =
-        std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port();
+    let [port] = ports::free().expect("a port");
     let endpoint = format!("http://127.0.0.1:{port}");
     let pid = demo.pid().to_string();
     let output =

@@ -83,7 +83,7 @@ fn a_storm_is_brought_within_the_budget_and_that_is_said_at_once() {
     gotrace.interrupt();
     let outcome = gotrace.wait().expect("gotrace ends");
     assert!(outcome.status.success(), "{}: {}", outcome.status, outcome.stderr);
-    assert!(outcome.stderr.contains(" instead of full: the probes' overhead was "), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("level lowered from full to "), "{}", outcome.stderr);
     let summary = outcome.summary().expect("a summary");
     let incomplete = summary["incomplete"].as_array().expect("a list");
     for field in ["waits", "spans", "schedule_delay_ns", "syscall_ns"] {
@@ -152,15 +152,12 @@ fn what_could_not_be_judged_is_no_success() {
         let output = exec(&place, &[&fail_on[..], &["--budget", "1%"]].concat(), "pingpong 5s\n");
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{verdict}: {stderr}");
-        assert!(
-            stderr.contains("could not be judged") && stderr.contains("help: raise --budget"),
-            "{stderr}"
-        );
+        assert!(stderr.contains("cannot judge") && stderr.contains("help: raise --budget"), "{stderr}");
         // By default there is no budget, and the verdict stands.
         let output = exec(&place, &fail_on, "pingpong 2s\n");
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(0), "{verdict}: {stderr}");
-        assert!(!stderr.contains("could not be judged"), "{verdict}: {stderr}");
+        assert!(!stderr.contains("cannot judge"), "{verdict}: {stderr}");
     }
     // For programs too; and what the command itself ends with is not hidden.
     let more = ["--fail-on", "left_behind", "--budget", "1%", "--format", "json"];

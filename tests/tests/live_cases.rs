@@ -4,7 +4,7 @@
 
 use std::{
     path::Path,
-    process::{Child, Command, Output, Stdio},
+    process::{Command, Output, Stdio},
     thread,
 };
 
@@ -12,8 +12,9 @@ use gotrace_tests::{
     gobuild::{Arch, CORNER_VERSIONS, Mode, VERSIONS, build, minor},
     gotrace::{binary, privileged},
     leaks::{json, leaks},
+    running::Running,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Cases that are watched at the same time.
 const AT_ONCE: usize = 8;
@@ -32,8 +33,10 @@ struct Case {
     exactly: Option<u64>,
     /// What the sentences of one of the findings have.
     says: &'static [&'static str],
-    /// What the goroutine runs that is known to hold the lock; nobody else is.
+    /// What the goroutines run that are known to hold the locks (`|` between them); nobody else is.
     holder: &'static str,
+    /// The frame by which two goroutines are known to keep members of the pool; nobody else is.
+    keeps: &'static str,
 }
 
 const fn grows(
@@ -52,6 +55,7 @@ const fn grows(
         exactly: None,
         says: &[],
         holder: "",
+        keeps: "",
     }
 }
 
@@ -62,14 +66,25 @@ const fn stuck(
     says: &'static [&'static str],
 ) -> Case {
     let exactly = Some(exactly);
-    Case { name, since: 19, verdict: "stuck", at, created_by: "", at_least: 1, exactly, says, holder: "" }
+    Case {
+        name,
+        since: 19,
+        verdict: "stuck",
+        at,
+        created_by: "",
+        at_least: 1,
+        exactly,
+        says,
+        holder: "",
+        keeps: "",
+    }
 }
 
 const CASES: &[Case] = &[
     grows("shared", &["main.request"], "main.requests.func1", 100),
     grows("own", &["main.request"], "main.requests.func1", 100),
-    Case { says: &["none of the ", "that came in"], ..grows("tick", &["main.ticking"], "main.again", 16) },
-    Case { says: &["none of the ", "that came in"], ..grows("nap", &["main.napping"], "main.again", 16) },
+    Case { says: &["none of the ", "created in"], ..grows("tick", &["main.ticking"], "main.again", 16) },
+    Case { says: &["none of the ", "created in"], ..grows("nap", &["main.napping"], "main.again", 16) },
     grows("cap1", &["main.waiter"], "main.waiters", 16),
     grows("cap2", &["main.waiter"], "main.waiters", 16),
     Case { since: 23, verdict: "unreachable", ..grows("pull", &["main.count"], "main.pull", 8) },
@@ -86,50 +101,64 @@ const CASES: &[Case] = &[
             &["One reader holds it and a writer waits", "Locked twice: "],
         )
     },
+    Case {
+        holder: "main.(*box).fill",
+        ..stuck("cond", &["main.(*box).look", "main.(*box).take"], 2, &["blocked for at least"])
+    },
+    Case {
+        verdict: "deadlock",
+        holder: "main.transfer|main.bill",
+        ..stuck(
+            "crossed",
+            &["main.order", "main.bill"],
+            2,
+            &["are deadlocked: each holds the lock that the other is blocked on. Blocked for at least "],
+        )
+    },
     Case { holder: "main.flusher", ..stuck("holder", &["main.put"], 8, &[]) },
     stuck("near", &["main.group.func3"], 1, &["One Done is missing"]),
     stuck("far", &["main.group.func1"], 1, &["One Done is missing"]),
     Case { verdict: "unreachable", ..stuck("wrapped", &["main.wrapped.func1"], 4, &[]) },
     stuck("finalizer", &["main.drop.func1"], 1, &["no finalizer runs any more"]),
+    Case {
+        says: &[
+            " read without a deadline from 127.0.0.1:",
+            ", nothing unread: connections that this process opened.",
+        ],
+        ..grows("deadline", &["main.fetch"], "main.later", 41)
+    },
+    Case {
+        verdict: "stalled",
+        keeps: "main.caller",
+        ..stuck(
+            "dry",
+            &["main.caller"],
+            10,
+            &["The 2 goroutines found to hold its connections have not run either"],
+        )
+    },
 ];
 
 /// Healthy twins, and the oldest minor version of Go that they build with.
 const HEALTHY: &[(&str, u32)] = &[
     ("shared_ok", 19),
+    ("crossed_ok", 19),
     ("tick_ok", 19),
     ("nap_ok", 19),
     ("cap_ok", 19),
     ("pull_ok", 23),
     ("lock_ok", 19),
+    ("busy_ok", 19),
     ("group_ok", 19),
     ("wrapped_ok", 19),
     ("final_ok", 19),
     ("dry_ok", 19),
     ("idle_ok", 19),
+    ("clients_ok", 19),
+    ("pool_ok", 19),
+    ("later_ok", 19),
     ("names", 19),
 ];
-
-/// A running case.
-struct Running(Child);
-
-impl Running {
-    fn start(program: &Path, name: &str) -> Self {
-        let mut command = Command::new(program);
-        Self(command.arg(name).stdin(Stdio::null()).spawn().expect("it starts"))
-    }
-
-    fn pid(&self) -> u32 {
-        self.0.id()
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Both fail only where it has ended, which is what is wanted.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// The lines that watching a case comes to.
 fn watched(program: &Path, name: &str) -> Vec<Value> {
@@ -188,8 +217,21 @@ fn judge(case: &Case, lines: &[Value]) -> Vec<String> {
     }
     let holders = |f: &&Value| f["holders"].as_array().cloned().unwrap_or_default();
     let locked: Vec<Value> = all.iter().flat_map(holders).filter(|h| h["evidence"] == "locked").collect();
-    if locked.iter().any(|h| h["function"] != case.holder) || locked.is_empty() != case.holder.is_empty() {
+    let told = |name: &str| locked.iter().any(|h| h["function"] == name);
+    let mut known = case.holder.split('|').filter(|name| !name.is_empty());
+    let others = |h: &Value| !case.holder.split('|').any(|name| h["function"] == name);
+    if locked.iter().any(others) || !known.all(told) {
         wrong.push(format!("the lock is said to be held by {locked:?}"));
+    }
+    if !case.keeps.is_empty() {
+        let kept: Vec<Value> = all.iter().flat_map(holders).collect();
+        let right = |h: &Value| h["evidence"] == "refers" && h["frame"]["function"] == case.keeps;
+        if kept.len() != 2 || !kept.iter().all(right) {
+            wrong.push(format!("the connections are said to be kept by {kept:?}"));
+        }
+        if !all.iter().all(|f| f["place"] == "waits for a database connection") {
+            wrong.push("the place is not named".to_owned());
+        }
     }
     let entries = all.iter().filter_map(|f| f["entry"]["function"].as_str());
     for entry in entries.filter(|e| e.contains("gowrap") || e.ends_with("-fm") || e.starts_with("runtime.")) {
@@ -212,6 +254,10 @@ fn check(version: &str, mode: Mode) -> Vec<String> {
                 let handle = scope.spawn(move || {
                     let lines = watched(program, name);
                     let mut wrong = match case {
+                        // A program that has ended has no findings either.
+                        _ if !lines.iter().any(|l| l["summary"]["came"].is_u64()) => {
+                            vec!["it was not watched to the end".to_owned()]
+                        }
                         Some(case) => judge(case, &lines),
                         None if findings(&lines).is_empty() => Vec::new(),
                         None => vec!["something is said of a healthy program".to_owned()],
@@ -241,7 +287,9 @@ fn each_case_has_its_answer_and_its_twin_none() {
     // All of them take minutes each; `GOTRACE_CASES=all` asks for them.
     let all = std::env::var_os("GOTRACE_CASES").is_some_and(|v| v == "all");
     let versions = if all { &VERSIONS[..] } else { &["1.27.3"] };
-    let wrong: Vec<String> = versions.iter().flat_map(|v| check(v, Mode::Stripped)).collect();
+    let modes = if all { &[Mode::Stripped, Mode::Plain][..] } else { &[Mode::Stripped] };
+    let each = versions.iter().flat_map(|v| modes.iter().map(move |m| (v, *m)));
+    let wrong: Vec<String> = each.flat_map(|(version, mode)| check(version, mode)).collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
@@ -302,10 +350,61 @@ fn why(version: &str, mode: Mode, name: &str) -> (Value, String) {
     let program = build("cases", version, mode, Arch::HOST).expect("it builds");
     let running = Running::start(&program, name);
     let goid = dumped(&running, 1)[0]["goid"].to_string();
-    let output = gotrace("why", running.pid(), &["--goid", &goid, "--format", "json"]);
+    why_of(&running, &goid)
+}
+
+/// What `why` says of a goroutine, as JSON and as text.
+fn why_of(running: &Running, goid: &str) -> (Value, String) {
+    let output = gotrace("why", running.pid(), &["--goid", goid, "--format", "json"]);
     let value = serde_json::from_slice(&output.stdout).expect("JSON");
-    let output = gotrace("why", running.pid(), &["--goid", &goid]);
+    let output = gotrace("why", running.pid(), &["--goid", goid]);
     (value, String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[test]
+fn why_tells_what_a_goroutine_waits_for_now() {
+    if !privileged("live_cases") {
+        return;
+    }
+    for version in CORNER_VERSIONS {
+        let program = build("cases", version, Mode::Stripped, Arch::HOST).expect("it builds");
+        let running = Running::start(&program, "moving");
+        let goid = dumped(&running, 1)[0]["goid"].to_string();
+        let deadline = std::time::Instant::now() + gotrace_tests::fixture::PATIENCE;
+        loop {
+            let (value, _) = why_of(&running, &goid);
+            if value["outcome"] == "moved_on" {
+                assert!(value["path"].is_null(), "Go {version}: {value}");
+                let said = value["why"].as_str().unwrap_or_default();
+                assert!(
+                    said.starts_with("it has run since the first snapshot, when it was blocked in "),
+                    "Go {version}: {value}"
+                );
+                break;
+            }
+            assert!(std::time::Instant::now() < deadline, "Go {version}: {value}");
+        }
+
+        // The goroutine that runs finalizers has none to run.
+        let running = Running::start(&program, "final_ok");
+        let lines = loop {
+            let output = gotrace("dump", running.pid(), &["--system", "--format", "json"]);
+            let lines = json(&output).expect("JSON");
+            let idle = lines.iter().find(|l| l["wait_reason"] == "finalizer wait");
+            if let Some(idle) = idle {
+                let (value, text) = why_of(&running, &idle["goid"].to_string());
+                assert_eq!(value["outcome"], "not_for_others", "Go {version}: {text}");
+                if text.contains("it runs the program's finalizers and has none to run") {
+                    break lines;
+                }
+            }
+            assert!(std::time::Instant::now() < deadline, "Go {version}: {lines:#?}");
+        };
+
+        // No `go` statement made the main goroutine.
+        let main = lines.iter().find(|l| l["goid"] == 1).expect("it is listed");
+        assert_eq!((&main["entry"]["function"], &main["created_by"]), (&json!("runtime.main"), &Value::Null));
+    }
 }
 
 #[test]
@@ -321,7 +420,7 @@ fn why_names_variables_types_and_coroutines_that_there_are() {
     let objects = value["path"]["objects"].as_array().expect("objects");
     let last = objects.last().expect("an object")["type"].as_str().unwrap_or_default();
     assert!(last.starts_with("coroutine of iter.Pull"), "{text}");
-    assert!(text.contains("(main.words) waits: coroutine"), "{text}");
+    assert!(text.contains("(main.words) blocked in coroutine"), "{text}");
 
     // The timer lies in the middle of a time.Timer: what is there has the fields of a timer.
     for version in ["1.24.11", "1.27.3"] {
@@ -335,4 +434,19 @@ fn why_names_variables_types_and_coroutines_that_there_are() {
             assert!(!(of == "runtime.timer" && next == "[]runtime.timerWhen"), "Go {version}: {text}");
         }
     }
+}
+
+#[test]
+fn a_stopped_program_has_no_stuck_goroutines() {
+    if !privileged("live_cases") {
+        return;
+    }
+    let program = build("cases", "1.27.3", Mode::Stripped, Arch::HOST).expect("it builds");
+    let running = Running::start(&program, "busy_ok");
+    dumped(&running, 1);
+    running.signal(libc::SIGSTOP);
+    let output = leaks(running.pid(), &["--watch", "6s", "--stuck-after", "1s", "--format", "json"]);
+    running.signal(libc::SIGCONT);
+    let lines = json(&output.expect("gotrace runs")).expect("JSON");
+    assert!(findings(&lines).is_empty(), "{lines:#?}");
 }

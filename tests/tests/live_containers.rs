@@ -3,10 +3,8 @@
 
 use std::{path::PathBuf, process::Command};
 
-use gotrace::{
-    enrich::{Placement, Runtime},
-    process::Target,
-};
+use gotrace_metadata::{Placement, Runtime};
+use gotrace_process::Target;
 use gotrace_tests::{
     container::{Container, Hierarchy, Shape},
     demo::unpack_demo,

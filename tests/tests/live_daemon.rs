@@ -173,7 +173,7 @@ fn a_storm_is_brought_within_the_budget_and_what_was_lowered_is_restored() {
     let count = calm.count("churn 100 2s").expect("it churns");
     until(&daemon, "another's goroutines are all seen", |m| m.churned(calm.pid()) == count as f64);
     let metrics = daemon.metrics().expect("a page");
-    assert!(metrics.is_at(calm.pid(), "full"), "{}", metrics.0);
+    assert!(metrics.is_at(calm.pid(), "full"), "{}\n{}", metrics.0, daemon.said());
     assert!(within(&metrics), "still");
     let rounds = storm.count("pingpong off").expect("the storm ends");
     let restored = until(&daemon, "the level is restored", |m| m.is_at(storm.pid(), "full"));
@@ -188,7 +188,7 @@ fn a_storm_is_brought_within_the_budget_and_what_was_lowered_is_restored() {
     let text = std::fs::read_to_string(&export).expect("an export");
     let records: Vec<&str> = text.lines().filter(|l| l.contains("\"gotrace.level.changed\"")).collect();
     assert!(records.len() >= 2 && records[0].contains("resourceLogs"), "down and up: {records:?}");
-    assert!(records[0].contains("level lifecycle instead of full"), "{}", records[0]);
+    assert!(records[0].contains("level changed from full to lifecycle"), "{}", records[0]);
 }
 
 #[test]
@@ -200,7 +200,7 @@ fn one_process_that_floods_the_ring_takes_nothing_from_another() {
     until(&daemon, "both are traced", |m| m.has(flood.pid()) && m.has(calm.pid()));
     // It goes on until the test ends it.
     flood.say("births 1h").expect("it listens");
-    let noticed = "it leaves half of the ring to the others";
+    let noticed = "the upper half of the ring is reserved for others";
     daemon.until_said(noticed, PATIENCE).unwrap_or_else(|e| panic!("{e:#}"));
     let count = calm.count("churn 300 3s").expect("it churns");
     until(&daemon, "all of the calm one's births are counted", |m| m.churned(calm.pid()) == count as f64);
@@ -235,7 +235,7 @@ fn without_tracepoints_the_process_connector_tells_of_new_processes() {
     let Some(place) = place() else { return };
     let daemon = Daemon::start(&place.config("engine: snapshot", ""), &[]).expect("it starts");
     assert!(
-        daemon.said().contains("new processes are noticed by the process connector"),
+        daemon.said().contains("discovering new processes by the process connector"),
         "{}",
         daemon.said()
     );
@@ -263,7 +263,7 @@ fn where_nothing_tells_of_new_processes_they_are_looked_for() {
     let said = |what: &str| {
         daemon.until_said(what, PATIENCE).unwrap_or_else(|e| panic!("{e:#}"));
     };
-    said("new processes are noticed by looking at /proc every second");
+    said("discovering new processes by polling /proc every second");
     let shop = start(&place, "shop");
     let pid = shop.pid();
     said(&format!("traced pid={pid} "));
@@ -327,4 +327,45 @@ fn top_shows_every_process_in_lines_and_as_json() {
     assert!(first["alive"].as_u64() >= Some(70) && first["alive_is_lower_bound"] == false, "{first}");
     assert_eq!(first["place"], Value::Null);
     assert_eq!(first["engine"], "snapshot", "no level was asked for");
+}
+
+#[test]
+fn one_process_that_parks_very_many_takes_no_room_of_another() {
+    let Some(place) = place() else { return };
+    let (mut hog, mut calm) = (start(&place, "shop"), start(&place, "till"));
+    let config = place.config("level: waits, reconcile: 0s", "");
+    let daemon = Daemon::start(&config, &["--budget", "off"]).expect("it starts");
+    until(&daemon, "both are traced", |m| m.has(hog.pid()) && m.has(calm.pid()));
+    hog.say("park 150000").expect("it listens");
+    hog.answer().expect("all are parked");
+    let count = calm.count("churn 1000 2s").expect("it churns");
+    let sleeps = |m: &Metrics, pid| {
+        let sleep = "gotrace_wait_reason=\"sleep\"";
+        m.sum("gotrace_goroutine_wait_duration_seconds_count", &[&of(pid), sleep])
+    };
+    until(&daemon, "all of the other's waits are counted", |m| {
+        sleeps(m, calm.pid()) >= count as f64 && m.churned(calm.pid()) == count as f64
+    });
+    let metrics = daemon.metrics().expect("a page");
+    assert_eq!(metrics.sum("gotrace_events_lost_total", &[&of(calm.pid())]), 0.0, "{}", metrics.0);
+    // What there was no room for is its own loss.
+    let lost =
+        metrics.sum("gotrace_events_lost_total", &[&of(hog.pid()), "gotrace_lost_kind=\"table_full\""]);
+    assert!(lost > 0.0, "{}", metrics.0);
+    eprintln!("of 150000 that parked in another process {lost} found no room");
+    let hog_pid = hog.pid();
+    hog.finish().expect("it ends");
+    until(&daemon, "it is gone", |m| !m.has(hog_pid));
+    // Whoever comes after it finds room again, and nothing of what it left.
+    let mut next = start(&place, "shop");
+    until(&daemon, "the next is traced", |m| m.has(next.pid()));
+    next.say("park 10000").expect("it listens");
+    next.answer().expect("all are parked");
+    until(&daemon, "all of them are known to wait", |m| {
+        m.sum("go_goroutine_count", &[&of(next.pid())]) >= 10_000.0
+    });
+    let metrics = daemon.metrics().expect("a page");
+    for pid in [calm.pid(), next.pid()] {
+        assert_eq!(metrics.sum("gotrace_events_lost_total", &[&of(pid)]), 0.0, "{}", metrics.0);
+    }
 }

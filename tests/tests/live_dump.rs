@@ -45,8 +45,14 @@ fn goroutines(text: &str, with_arguments: bool) -> BTreeMap<u64, Vec<String>> {
         let mut lines = block.lines();
         let header = lines.next().expect("a header");
         let goid = header.split(' ').nth(1).and_then(|n| n.parse().ok()).expect("a goid");
-        let header: Vec<&str> =
-            header.split(", ").filter(|part| !part.trim_end_matches("]:").ends_with(" minutes")).collect();
+        // Go has nothing of what it waits for outside of the process, which comes last.
+        let header: Vec<&str> = header
+            .split(", ")
+            .filter(|part| !part.trim_end_matches("]:").ends_with(" minutes"))
+            .enumerate()
+            .take_while(|(n, part)| *n == 0 || part.trim_end_matches("]:") == "locked to thread")
+            .map(|(_, part)| part)
+            .collect();
         let header = header.join(", ");
         let header = header.strip_suffix("]:").unwrap_or(&header).to_owned() + "]:";
         all.insert(goid, std::iter::once(header).chain(lines.map(plain)).collect());
@@ -230,4 +236,27 @@ fn a_process_that_stands_still_does_not_differ_from_its_dump() {
         }
         Ok(())
     });
+}
+
+#[test]
+fn a_goroutine_that_does_not_exist_is_an_error() {
+    if !privileged("live_dump") {
+        return;
+    }
+    let program = build("stacks", "1.27.3", Mode::Plain, Arch::HOST).expect("a program");
+    let stacks = Stacks::start(&program, None).expect("it starts");
+    let pid = stacks.pid().to_string();
+    for (goids, shown, said) in [
+        ("999999", false, "has no goroutine 999999"),
+        ("1,999999", true, "has no goroutine 999999"),
+        ("999998,999999", false, "has no goroutines 999998, 999999"),
+    ] {
+        let output =
+            Command::new(binary().expect("built")).args(["dump", "--pid", &pid, "--goid", goids]).output();
+        let output = output.expect("gotrace runs");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{goids}: {errors}");
+        assert!(errors.contains(said), "{goids}: {errors}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout).contains("goroutine 1 ["), shown, "{goids}");
+    }
 }

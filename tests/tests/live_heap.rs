@@ -3,32 +3,24 @@
 
 use std::{
     io::Write as _,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     sync::Arc,
     time::Instant,
 };
 
-use gotrace::{gobin::Binary, heap::Prover, process::Target, snapshot::Live};
+use gotrace_go::Binary;
+use gotrace_inspect::{heap::Prover, snapshot::Live};
+use gotrace_process::Target;
 use gotrace_tests::{
     fixture::{PATIENCE, read_lines},
     gobuild::{Arch, CORNER_VERSIONS, Mode, build},
     gotrace::privileged,
+    running::Running,
 };
 
 /// Passes over each program; all of them together are more than ten thousand, or, where marking is not optimized,
 /// a thousand.
 const PASSES: u32 = if cfg!(debug_assertions) { 340 } else { 3400 };
-
-/// A child that does not outlive the test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Both fail only where it has ended, which is what is wanted.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 #[test]
 fn no_verdict_on_pointers_that_move_all_the_time() {
@@ -54,7 +46,7 @@ fn no_verdict_on_pointers_that_move_all_the_time() {
         for n in 0..PASSES {
             let proof = prover.pass(live.memory()).expect("a pass");
             missed += proof.unreachable.len() as u64;
-            most = most.max(proof.unreachable.values().map(|p| p.passes).max().unwrap_or(0));
+            most = most.max(proof.unreachable.iter().map(|p| p.passes).max().unwrap_or(0));
             assert_eq!(proof.proven().count(), 0, "Go {version}: {:?} in pass {n}", proof.unreachable);
             let last = prover.evidence().last().expect("evidence");
             watched += u64::from(last.candidates >= 8 && last.bytes_unreadable < last.bytes_read);

@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::Path,
-    process::{Child, Command},
+    process::Command,
     thread,
     time::{Duration, Instant, SystemTime},
 };
@@ -15,6 +15,7 @@ use gotrace_tests::{
     export::{Export, Span},
     fixture::PATIENCE,
     gotrace::{binary, privileged},
+    running::Running,
 };
 use serde_json::Value;
 
@@ -116,17 +117,6 @@ const IN_ONE_PID: &str = r#"
         [ $got = $want ] || want=$((want + 16))
     done"#;
 
-/// A child that does not outlive the test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Both fail only where it has ended, which is what is wanted.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// The pid of each process that has said all that it had to, in their order, and the most that any made.
 fn said(path: &Path) -> (Vec<u64>, u64) {
     let text = fs::read_to_string(path).expect("what they said");
@@ -162,7 +152,7 @@ fn a_pid_that_is_used_again_is_another_process() {
     let mut command = Command::new("unshare");
     command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]).arg(binary().expect("built"));
     let daemon = Daemon::start_unseen(command, &config).expect("it starts");
-    daemon.until_said("new processes are noticed by the kernel's tracepoint", PATIENCE).expect("it watches");
+    daemon.until_said("discovering new processes by the tracepoint", PATIENCE).expect("it watches");
     let children = format!("/proc/{0}/task/{0}/children", daemon.pid());
     let within = fs::read_to_string(children).expect("its children").trim().to_owned();
     let [commands, answers, stop] = ["commands", "answers", "stop"].map(|name| place.path().join(name));

@@ -92,7 +92,7 @@ fn check(version: &str, mode: Mode, proof: bool) {
     assert_eq!(lines[0]["schema"], "gotrace.leaks/1");
     for function in ["main.transfer", "main.transferBack"] {
         let why = line(&lines, function)["why"].as_str().expect("a sentence");
-        assert!(why.contains("circle"), "Go {version}: {function}: {why}");
+        assert!(why.contains("cycle"), "Go {version}: {function}: {why}");
     }
     let growing = line(&lines, "main.notify");
     let growth = &growing["growth_per_second"];

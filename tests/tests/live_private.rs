@@ -78,8 +78,8 @@ fn what_is_written_is_for_its_user_alone_and_never_through_a_link() {
         fs::write(&theirs, "theirs").expect("written");
         chown(&theirs, Some(12345), None).expect("given away");
         for (file, why, kept) in [
-            (&link, "it is a symbolic link, which is not followed: name another file", &precious),
-            (&theirs, "this file belongs to user 12345, and gotrace runs as user 0", &theirs),
+            (&link, "it is a symbolic link, which is not followed; use another file", &precious),
+            (&theirs, "the file belongs to user 12345, and gotrace runs as user 0", &theirs),
         ] {
             let output = write(writer, demo.pid(), file);
             let (code, said) = (output.status.code(), said(&output));

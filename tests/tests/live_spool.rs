@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gotrace::ids::ProcessKey;
+use gotrace_model::ids::ProcessKey;
 use gotrace_tests::{
     daemon::{Daemon, Place, Program, of},
     fixture::PATIENCE,
@@ -67,7 +67,7 @@ fn nothing_is_lost_and_nothing_comes_twice_over_restarts() {
     let (daemon, first) = run(&mut shop, 3000);
     let (status, _, said) = daemon.finish().expect("it ends");
     assert!(status.success(), "{status}: {said}");
-    assert!(said.contains("for the next gotrace") && !said.contains("were lost"), "{said}");
+    assert!(said.contains("for the next start") && !said.contains("were lost"), "{said}");
 
     // Killed while it refuses.
     receiver.always(Reply::Fail { code: tonic::Code::Unavailable, status: 503, after: None });
@@ -90,7 +90,7 @@ fn nothing_is_lost_and_nothing_comes_twice_over_restarts() {
         std::thread::sleep(Duration::from_millis(50));
     }
     let (status, _, said) = daemon.finish().expect("it ends");
-    assert!(status.success() && said.contains("it goes first"), "{status}: {said}");
+    assert!(status.success() && said.contains("sending the data left in "), "{status}: {said}");
     let spans = churned(&receiver);
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("a boot id");
     let stat = fs::read_to_string(format!("/proc/{}/stat", shop.pid())).expect("it runs");
@@ -143,8 +143,11 @@ fn who_takes_too_much_memory_is_traced_by_snapshots_and_others_as_before() {
     });
     eprintln!("150,000 goroutines and one process beside take {kept} bytes");
     let (status, _, said) = daemon.finish().expect("it ends");
-    assert!(status.success() && said.contains("level changed for want of memory"), "{status}: {said}");
+    assert!(status.success() && said.contains("level changed because of limits.memory"), "{status}: {said}");
     let text = fs::read_to_string(&export).expect("an export");
     let record = text.lines().find(|l| l.contains("\"gotrace.level.changed\"")).expect("a record");
-    assert!(record.contains("\"memory\"") && record.contains("level snapshot instead of waits"), "{record}");
+    assert!(
+        record.contains("\"memory\"") && record.contains("level changed from waits to snapshot"),
+        "{record}"
+    );
 }

@@ -1,157 +1,23 @@
 //! The live table on a terminal: taken, refreshed, given back, however it ends. Needs root, and no Go.
-//!
-//! What is sent to a terminal is the difference to what it shows, so what a user sees is read off an
-//! emulated screen, never out of the bytes.
 
-use std::{
-    fs::File,
-    io::{Read as _, Write as _},
-    os::{
-        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
-        unix::process::CommandExt as _,
-    },
-    process::{Child, Command, ExitStatus},
-    sync::{Arc, Mutex},
-    thread,
-    time::{Duration, Instant},
-};
+use gotrace_tests::{demo::Demo, gotrace::privileged, terminal::OnTerminal};
 
-use gotrace_tests::{
-    demo::Demo,
-    fixture::PATIENCE,
-    gotrace::{binary, privileged},
-};
-
-const ROWS: u16 = 24;
-const COLUMNS: u16 = 100;
 const ENTER: &str = "\x1b[?1049h";
 const LEAVE: &str = "\x1b[?1049l";
 
-/// gotrace on a terminal of its own.
-struct OnTerminal {
-    child: Child,
-    master: File,
-    sent: Arc<Mutex<Vec<u8>>>,
+fn attach(pid: u32, more: &[&str]) -> OnTerminal {
+    let pid = pid.to_string();
+    OnTerminal::start(&[&["attach", "--budget", "none", "--interval", "200ms", "--pid", &pid], more].concat())
 }
 
-impl OnTerminal {
-    fn attach(pid: u32, more: &[&str]) -> Self {
-        let (mut master, mut slave) = (0, 0);
-        let size = libc::winsize { ws_row: ROWS, ws_col: COLUMNS, ws_xpixel: 0, ws_ypixel: 0 };
-        // SAFETY: both descriptors are written by the call; name and settings may be null.
-        let result = unsafe {
-            libc::openpty(
-                &raw mut master,
-                &raw mut slave,
-                std::ptr::null_mut(),
-                std::ptr::null(),
-                &raw const size,
-            )
-        };
-        assert_eq!(result, 0, "a terminal");
-        // SAFETY: the call has just made these descriptors; nobody else owns them.
-        let (master, slave) =
-            unsafe { (File::from(OwnedFd::from_raw_fd(master)), File::from(OwnedFd::from_raw_fd(slave))) };
-        let mut command = Command::new(binary().expect("built"));
-        command
-            .args(["attach", "--budget", "none", "--interval", "200ms", "--pid", &pid.to_string()])
-            .args(more);
-        command.env("TERM", "xterm").env_remove("NO_COLOR");
-        for set in [Command::stdin, Command::stdout, Command::stderr] {
-            set(&mut command, slave.try_clone().expect("a descriptor"));
-        }
-        // SAFETY: setsid and ioctl may be called between fork and exec, and touch no memory.
-        unsafe {
-            command.pre_exec(|| {
-                if libc::setsid() < 0 || libc::ioctl(0, libc::TIOCSCTTY, 0) < 0 {
-                    return Err(std::io::Error::last_os_error());
-                }
-                Ok(())
-            });
-        }
-        let child = command.spawn().expect("it starts");
-        drop((slave, command));
-        let sent = Arc::new(Mutex::new(Vec::new()));
-        let mut reader = master.try_clone().expect("a descriptor");
-        let kept = Arc::clone(&sent);
-        thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            // An error is the end: nobody has the other side open any more.
-            while let Ok(n @ 1..) = reader.read(&mut bytes) {
-                kept.lock().expect("whole").extend_from_slice(&bytes[..n]);
-            }
-        });
-        Self { child, master, sent }
-    }
-
-    /// Everything sent so far, control sequences and all.
-    fn shown(&self) -> String {
-        String::from_utf8_lossy(&self.sent.lock().expect("whole")).into_owned()
-    }
-
-    /// What a user sees now.
-    fn screen(&self) -> String {
-        let mut terminal = vt100::Parser::new(ROWS, COLUMNS, 0);
-        terminal.process(&self.sent.lock().expect("whole"));
-        terminal.screen().contents()
-    }
-
-    /// Until `text` is sent.
-    fn wait_for(&self, text: &str) {
-        Self::wait(text, || self.shown());
-    }
-
-    /// Until `text` stands on the screen.
-    fn wait_to_see(&self, text: &str) {
-        Self::wait(text, || self.screen());
-    }
-
-    fn wait(text: &str, now: impl Fn() -> String) {
-        let begin = Instant::now();
-        while !now().contains(text) {
-            assert!(begin.elapsed() < PATIENCE, "{text:?} never came:\n{}", now());
-            thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    fn end(&mut self) -> ExitStatus {
-        let begin = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait().expect("ours") {
-                return status;
-            }
-            assert!(begin.elapsed() < PATIENCE, "it does not end:\n{}", self.shown());
-            thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    /// Whether lines are edited and echoed, as a shell left it.
-    fn is_cooked(&self) -> bool {
-        // SAFETY: zeroes are a value of this plain structure, which the call fills.
-        let mut settings: libc::termios = unsafe { std::mem::zeroed() };
-        // SAFETY: the descriptor is a terminal's and open; `settings` is live.
-        let result = unsafe { libc::tcgetattr(self.master.as_raw_fd(), &raw mut settings) };
-        assert_eq!(result, 0);
-        settings.c_lflag & (libc::ICANON | libc::ECHO) == libc::ICANON | libc::ECHO
-    }
-
-    /// It has ended: the terminal is as before, and behind the view stands the summary.
-    fn check_end(mut self, why: &str) {
-        assert!(self.end().success(), "{}", self.shown());
-        self.wait_for("spans   ");
-        let shown = self.shown();
-        let (_, after) = shown.rsplit_once(LEAVE).expect("the view was left");
-        assert!(after.contains(&format!("ended: {why}")), "{after}");
-        assert!(self.is_cooked());
-    }
-}
-
-impl Drop for OnTerminal {
-    fn drop(&mut self) {
-        // Both fail only where it has ended, which is what is wanted.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// It has ended: the terminal is as before, and behind the view stands the summary.
+fn check_end(mut view: OnTerminal, why: &str) {
+    assert!(view.end().success(), "{}", view.shown());
+    view.wait_for("spans   ");
+    let shown = view.shown();
+    let (_, after) = shown.rsplit_once(LEAVE).expect("the view was left");
+    assert!(after.contains(&format!("; {why}")), "{after}");
+    assert!(view.is_cooked());
 }
 
 #[test]
@@ -161,20 +27,20 @@ fn the_table_is_shown_in_place_and_left_by_key_and_signal() {
     }
     let demo = Demo::start("1h").expect("it starts");
     for keys in ["q", "\x1b", "\x03"] {
-        let mut view = OnTerminal::attach(demo.pid(), &[]);
+        let mut view = attach(demo.pid(), &[]);
         view.wait_for(ENTER);
-        for part in ["engine", "events", "alive", "born/s", "main.waitForever", "lost", "q quit"] {
+        for part in ["engine", "events", "alive", "created/s", "main.waitForever", "lost", "q quit"] {
             view.wait_to_see(part);
         }
         assert!(!view.is_cooked());
-        view.master.write_all(keys.as_bytes()).expect("a key");
-        view.check_end("interrupted");
+        view.press(keys);
+        check_end(view, "interrupted");
     }
-    let view = OnTerminal::attach(demo.pid(), &[]);
+    let view = attach(demo.pid(), &[]);
     view.wait_to_see("main.waitForever");
     // SAFETY: a signal to our own child, which has not been waited for.
-    unsafe { libc::kill(view.child.id().cast_signed(), libc::SIGTERM) };
-    view.check_end("interrupted");
+    unsafe { libc::kill(view.pid().cast_signed(), libc::SIGTERM) };
+    check_end(view, "interrupted");
 }
 
 #[test]
@@ -183,10 +49,10 @@ fn the_table_ends_with_its_target() {
         return;
     }
     let demo = Demo::start("1h").expect("it starts");
-    let view = OnTerminal::attach(demo.pid(), &[]);
+    let view = attach(demo.pid(), &[]);
     view.wait_to_see("main.waitForever");
     drop(demo);
-    view.check_end("the process ended");
+    check_end(view, "the process exited");
 }
 
 #[test]
@@ -195,11 +61,11 @@ fn json_and_quiet_leave_the_terminal_alone() {
         return;
     }
     let demo = Demo::start("1h").expect("it starts");
-    let mut json = OnTerminal::attach(demo.pid(), &["--format", "json", "--duration", "500ms"]);
+    let mut json = attach(demo.pid(), &["--format", "json", "--duration", "500ms"]);
     assert!(json.end().success());
     json.wait_for("\"summary\"");
     assert!(!json.shown().contains('\x1b'), "{}", json.shown());
-    let mut quiet = OnTerminal::attach(demo.pid(), &["--quiet", "--duration", "500ms"]);
+    let mut quiet = attach(demo.pid(), &["--quiet", "--duration", "500ms"]);
     assert!(quiet.end().success());
     assert_eq!(quiet.shown(), "");
 }

@@ -8,10 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gotrace::sink::{
-    model::{Resource, Span, Value},
-    otlp::{ExportConfig, ExportStats, Exporter, MAX_QUEUED_SPANS, OtlpConfig, OtlpFlags, StartError},
+use gotrace_export::otlp::{
+    ExportConfig, ExportStats, Exporter, MAX_QUEUED_SPANS, OtlpConfig, OtlpFlags, StartError,
 };
+use gotrace_model::{Resource, Span, Value};
 use gotrace_tests::{
     fixture::PATIENCE,
     receiver::{Receiver, Reply, Tls, Wire},
@@ -50,16 +50,18 @@ async fn send(exporter: Exporter, spans: Vec<Span>) -> ExportStats {
     exporter.shutdown(DEADLINE).await
 }
 
-/// The trouble with the collector, once there is some.
-async fn trouble(exporter: &Exporter) -> String {
+async fn until(what: &str, holds: impl Fn() -> bool) {
     let begun = Instant::now();
-    loop {
-        if let Some(trouble) = exporter.stats().collector_trouble {
-            return trouble;
-        }
-        assert!(begun.elapsed() < DEADLINE, "no trouble is told");
+    while !holds() {
+        assert!(begun.elapsed() < DEADLINE, "not true: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// The trouble with the collector, once there is some.
+async fn trouble(exporter: &Exporter) -> String {
+    until("trouble is told", || exporter.stats().collector_trouble.is_some()).await;
+    exporter.stats().collector_trouble.unwrap_or_default()
 }
 
 fn fail(code: tonic::Code, status: u16, after: Option<Duration>) -> Reply {
@@ -119,10 +121,30 @@ async fn the_collectors_wish_to_wait_is_followed() {
         let after = Some(Duration::from_secs(2));
         receiver.reply([fail(tonic::Code::ResourceExhausted, 429, after)]);
         let begin = Instant::now();
-        let stats = send(start(&flags(wire, receiver.endpoint())), sample(&resource("a"), 10)).await;
+        let exporter = start(&flags(wire, receiver.endpoint()));
+        exporter.spans(sample(&resource("a"), 10));
+        until("they are sent", || exporter.stats().spans_sent == 10).await;
+        let stats = exporter.shutdown(DEADLINE).await;
         assert_eq!((stats.spans_sent, stats.retries), (10, 1), "{wire:?}");
         // Without the wish it would have come back within half a second.
         assert!(begin.elapsed() >= Duration::from_secs(2), "{wire:?}: {:?}", begin.elapsed());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_cuts_a_pause_short_and_tries_a_last_time() {
+    for wire in BOTH {
+        let receiver = Receiver::start(wire).await;
+        receiver.reply([fail(tonic::Code::ResourceExhausted, 429, Some(Duration::from_secs(120)))]);
+        let exporter = Arc::new(start(&flags(wire, receiver.endpoint())));
+        exporter.spans(sample(&resource("a"), 10));
+        trouble(&exporter).await;
+        // The collector has been well since, and somebody else still holds the exporter.
+        let held = Arc::clone(&exporter);
+        let stats = exporter.shutdown(DEADLINE).await;
+        assert_eq!((stats.spans_sent, stats.retries, receiver.span_count()), (10, 1, 10), "{wire:?}");
+        held.spans(sample(&resource("a"), 3));
+        assert_eq!(held.stats().spans_dropped, dropped(&[("unreachable", 3)]), "{wire:?}");
     }
 }
 
@@ -167,7 +189,7 @@ async fn a_collector_that_comes_up_late_gets_everything() {
         receiver.stop().await;
         let exporter = start(&flags(wire, endpoint));
         exporter.spans(sample(&resource("a"), 5000));
-        assert!(trouble(&exporter).await.contains("tracing goes on"));
+        assert!(trouble(&exporter).await.contains("tracing continues"));
         let stats = exporter.stats();
         assert_eq!((stats.spans_sent, stats.spans_dropped_total()), (0, 0), "{wire:?}");
         let receiver = Receiver::start_with(wire, &address, None, false).await;

@@ -10,11 +10,9 @@ use std::{
 };
 
 use flate2::read::GzDecoder;
-use gotrace::{
-    gobin::Binary,
-    process::{Piece, ProcessError, ReadMemory},
-    snapshot::{Engine, Image, Names, ObjectKind, Options, Snapshot, SnapshotError, Status},
-};
+use gotrace_go::Binary;
+use gotrace_inspect::snapshot::{Engine, Image, Names, ObjectKind, Options, Snapshot, SnapshotError, Status};
+use gotrace_process::{Piece, ProcessError, ReadMemory};
 use gotrace_tests::gobuild::workspace;
 use proptest::prelude::*;
 

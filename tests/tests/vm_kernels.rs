@@ -28,7 +28,7 @@ const LEAST: usize = 75;
 fn judge_links(left: &Left, expected: bool) -> Result<&'static str, String> {
     let file = |name: &str| left.files.get(name).map_or("", String::as_str);
     let found = links_in(file("doctor")).map_err(|e| format!("{e:#}: {}", file("doctor")))?;
-    let said = if expected { "put in place by links" } else { "put in place by perf events" };
+    let said = if expected { "attaching probes by links" } else { "attaching probes by perf events" };
     if found == expected && file("stderr").contains(said) {
         return Ok(if expected { "by links" } else { "by perf events" });
     }

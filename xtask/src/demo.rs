@@ -1,14 +1,17 @@
-//! `cargo xtask demo`: builds gotrace, starts a small Go program, and shows what gotrace sees of it.
+//! `cargo xtask demo`: builds gotrace, starts a small Go program that leaks, and shows what gotrace says of it: at a
+//! glance, as a verdict, and live. On a terminal the program runs on until Ctrl-C, for whoever wants to look on.
 //!
 //! Needs rustup's stable Rust, a C compiler and root; neither Go nor anything of the eBPF toolchain: the
 //! Go program is kept prebuilt beside its source (`tests/go/demo`), and the eBPF object is committed.
 
 use std::{
     fs,
-    io::Read as _,
+    io::{IsTerminal as _, Read as _},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -17,10 +20,13 @@ use sha2::{Digest as _, Sha256};
 
 use crate::util::{root, run};
 
+/// As long as it takes until there is a leak to see.
+const LEAKS: Duration = Duration::from_secs(3);
+
 /// How to show it.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// How long to watch
+    /// How long to watch it live
     #[arg(long, default_value = "10s")]
     duration: String,
 }
@@ -35,20 +41,57 @@ pub fn main(options: &Options) -> Result<()> {
     if export.exists() {
         fs::remove_file(&export).with_context(|| format!("removing the old {}", export.display()))?;
     }
-    let shop = Running::start(&program)?;
-    println!("started {} as process {}\n", program.display(), shop.0.id());
-    let status = Command::new(target.join("debug/gotrace"))
-        .args(["attach", "--pid", &shop.0.id().to_string(), "--duration", &options.duration, "--export"])
-        .arg(&export)
-        .status()
-        .context("starting gotrace")?;
-    drop(shop);
-    if !status.success() {
-        bail!("gotrace ended with {status}; `target/debug/gotrace doctor` tells what this machine lacks");
-    }
+    let mut shop = Running::start(&program)?;
+    let pid = shop.0.id().to_string();
     println!(
-        "\nThe trace is in {}: OTLP as JSON lines, which any OpenTelemetry collector reads.",
+        "started {} as process {pid}; its goroutines in main.waitForever are never to end",
+        program.display()
+    );
+    thread::sleep(LEAKS);
+    let gotrace = target.join("debug/gotrace");
+    show(&gotrace, &["ps"], &[0])?;
+    show(&gotrace, &["check", &pid, "--watch", "5s"], &[0, 10])?;
+    let mut attach = vec![
+        "attach",
+        &pid,
+        "--duration",
+        &options.duration,
+        "--export",
+        export.to_str().unwrap_or_default(),
+    ];
+    let on_terminal = std::io::stdout().is_terminal();
+    if !on_terminal {
+        // Each interval would be a table of its own.
+        attach.push("--quiet");
+    }
+    show(&gotrace, &attach, &[0])?;
+    println!(
+        "the trace is in {}: OTLP as JSON lines, which any OpenTelemetry collector reads",
         export.display()
+    );
+    if !on_terminal {
+        let group = ["dump", &pid, "--group", "--function", "main.waitForever"];
+        return show(&gotrace, &group, &[0]);
+    }
+    let name = gotrace.display();
+    println!(
+        "\nThe shop runs on until Ctrl-C. In another terminal:\n\
+         \x20 {name} attach {pid} --level full       watch it\n\
+         \x20 {name} leaks {pid} --watch 30s         the leak, proven\n\
+         \x20 {name} dump {pid} --group              every goroutine\n\
+         \x20 {name} check {pid} --html leak.html    a report to send"
+    );
+    shop.0.wait().context("waiting for the shop")?;
+    Ok(())
+}
+
+/// Says what is run, and runs it.
+fn show(gotrace: &Path, arguments: &[&str], codes: &[i32]) -> Result<()> {
+    println!("\n$ gotrace {}", arguments.join(" "));
+    let status = Command::new(gotrace).args(arguments).status().context("starting gotrace")?;
+    ensure!(
+        status.code().is_some_and(|code| codes.contains(&code)),
+        "gotrace ended with {status}; `target/debug/gotrace doctor` tells what this machine lacks"
     );
     Ok(())
 }

@@ -21,17 +21,24 @@ use crate::{
 };
 
 /// What goes along: where it lies in the workspace, and where in the archive.
-const DOCUMENTS: [(&str, &str); 10] = [
+const DOCUMENTS: [(&str, &str); 17] = [
     ("README.md", "README.md"),
     ("CHANGELOG.md", "CHANGELOG.md"),
     ("LICENSE-APACHE", "LICENSE-APACHE"),
     ("LICENSE-MIT", "LICENSE-MIT"),
     ("deploy/gotrace.example.yaml", "gotrace.example.yaml"),
+    ("gotrace-daemon/docs/README.md", "docs/README.md"),
+    ("gotrace-daemon/docs/alerts.md", "docs/alerts.md"),
+    ("gotrace-daemon/docs/capacity.md", "docs/capacity.md"),
+    ("gotrace-daemon/docs/comparison.md", "docs/comparison.md"),
     ("gotrace-daemon/docs/daemon.md", "docs/daemon.md"),
     ("gotrace-daemon/docs/dump.md", "docs/dump.md"),
     ("gotrace-daemon/docs/formats.md", "docs/formats.md"),
+    ("gotrace-daemon/docs/guide.md", "docs/guide.md"),
     ("gotrace-daemon/docs/leaks.md", "docs/leaks.md"),
+    ("gotrace-daemon/docs/safety.md", "docs/safety.md"),
     ("gotrace-daemon/docs/telemetry.md", "docs/telemetry.md"),
+    ("gotrace-daemon/docs/troubleshooting.md", "docs/troubleshooting.md"),
 ];
 
 /// What to make packages of.

@@ -7,6 +7,7 @@ mod collector;
 mod demo;
 mod dist;
 mod ebpf;
+mod fuzz;
 mod kernels;
 mod licences;
 mod packages;
@@ -40,6 +41,8 @@ enum Chore {
         #[command(subcommand)]
         action: ebpf::Action,
     },
+    /// Let libFuzzer try everything that parses
+    Fuzz(fuzz::Options),
     /// Check the licences of everything that gotrace is made of
     Licences,
     /// Build what users download: static binary, man pages, completions, as an archive
@@ -53,6 +56,7 @@ fn main() -> Result<()> {
         Chore::Test(options) => test::main(&options),
         Chore::Bench(options) => bench::main(&options),
         Chore::Ebpf { action } => ebpf::main(action),
+        Chore::Fuzz(options) => fuzz::main(&options),
         Chore::Licences => licences::main(),
         Chore::Dist(options) => dist::main(&options),
     }

@@ -25,7 +25,7 @@ const SERVERS: [(&str, &str); 3] =
 
 /// Runs `cargo xtask setup`.
 pub fn main() -> Result<()> {
-    apt_install(&["gcc", "libc6-dev", "pkg-config", "git", "ca-certificates"])?;
+    compilers()?;
     go()?;
     ebpf::setup()?;
     servers()?;
@@ -41,6 +41,11 @@ pub fn main() -> Result<()> {
         println!("SKIPPED: the virtual machines are set up on x86-64 only");
     }
     Ok(())
+}
+
+/// What compiling gotrace itself needs beside rustup.
+pub fn compilers() -> Result<()> {
+    apt_install(&["gcc", "g++", "libc6-dev", "pkg-config", "git", "ca-certificates"])
 }
 
 /// Servers that the tests dump, out of Debian's packages. They are not installed: nothing is started, and

@@ -2,29 +2,35 @@
 //! the virtual machines, in the order in which an error is cheapest to find. Stops at the first stage
 //! that fails, with the command that repeats what failed; says at the end what ran and how long it took.
 //!
+//! On more than one core two lanes run at a time: what only compiles beside the downloads, and libFuzzer and the virtual
+//! machines beside the live tests, which mostly wait. A lane beside is this command again, with stages named; what it
+//! prints is kept and shown when it has ended.
+//!
 //! One profile and one target serve all stages: the statically linked binary, which is also what runs
 //! in the virtual machines.
 
 use std::{
-    fmt, fs,
-    os::unix::fs::MetadataExt,
-    process::Command,
+    fmt,
+    fs::{self, File},
+    os::unix::{fs::MetadataExt, process::CommandExt as _},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
     sync::OnceLock,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
 use crate::{
-    arm64, cluster, collector, ebpf, setup,
+    arm64, cluster, collector, ebpf, fuzz, setup,
     util::{capture, root, run},
 };
 
 /// What to run.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Run these stages only (comma-separated): setup format clippy docs ebpf build unit programs live harm vm; and, only when asked for, cluster, which builds a kube-apiserver, soak, which runs for 20 minutes, and harm-long, which makes many more of harm's trials
+    /// Run these stages only (comma-separated): setup format clippy docs ebpf build unit programs live harm robustness fuzz vm; and, only when asked for, cluster, which builds a kube-apiserver, soak, which runs for hours, harm-long, which makes many more of harm's trials, and faults-long, which fails every system call of gotrace's
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Of the stages named by --only, run these integration tests only (comma-separated names of files in tests/tests)
@@ -38,16 +44,23 @@ pub struct Options {
 /// Stages of a run with `--quick`: those that need neither a Go toolchain nor a kernel of their own.
 const QUICK: [&str; 4] = ["format", "clippy", "ebpf", "unit"];
 
-/// Run only when asked for: the first builds a kube-apiserver, which takes minutes, the second gives each of
-/// two servers ten minutes of work, the third makes hundreds of each of the trials of which `harm` makes some.
-const LONG: [&str; 3] = ["cluster", "soak", "harm-long"];
+/// Run only when asked for: the first builds a kube-apiserver, which takes minutes, the second runs the agent for two hours and gives each of
+/// two servers ten minutes of work, the third makes hundreds of each of the trials of which `harm` makes some, the fourth
+/// lets all system calls fail of which `robustness` takes a sample.
+const LONG: [&str; 4] = ["cluster", "soak", "harm-long", "faults-long"];
 
 /// The integration tests that `--test` names; empty for all of them.
 static CHOSEN: OnceLock<Vec<String>> = OnceLock::new();
 
+/// What needs nothing but a compiler, and runs beside the setup.
+const COMPILING: [&str; 3] = ["clippy", "docs", "build"];
+
+/// What runs beside `live`: what needs a processor, and nothing of this kernel.
+const BESIDE_LIVE: [&str; 2] = ["fuzz", "vm"];
+
 type Stage = (&'static str, &'static str, fn() -> Result<()>);
 
-const STAGES: [Stage; 14] = [
+const STAGES: [Stage; 17] = [
     ("setup", "install what is missing (some 10 min at first, then seconds)", setup::main),
     ("format", "rustfmt and gofmt", format),
     ("clippy", "clippy without warnings (some minutes at first)", clippy),
@@ -62,14 +75,18 @@ const STAGES: [Stage; 14] = [
     ),
     ("live", "live tests (about 20 min on two cores)", live),
     ("harm", "who is watched comes to no harm (about 5 min on two cores)", || harm("short")),
+    ("robustness", "gotrace stands whatever a node brings (about 4 min on two cores)", robustness),
+    ("fuzz", "libFuzzer on everything that parses, 10 s each (about 3 min on two cores)", fuzzing),
     ("vm", "kernels in virtual machines (some 10 min on two cores)", vm),
     (LONG[0], "a real kube-apiserver with etcd (10 min at first)", clusters),
-    (LONG[1], "real servers at work for long (20 min)", soak),
+    (LONG[1], "real servers at work for long, and a million goroutines (30 min)", soak),
     (LONG[2], "the same as harm, hundreds of times (hours)", || harm("long")),
+    (LONG[3], "every system call of gotrace's that can fail does, with every error (hours)", faults),
 ];
 
 /// Runs `cargo xtask test`.
 pub fn main(options: &Options) -> Result<()> {
+    heed_interrupts();
     for name in &options.only {
         if !STAGES.iter().any(|(n, ..)| n == name) {
             bail!("no stage {name}: there are {}", STAGES.map(|s| s.0).join(", "));
@@ -82,6 +99,8 @@ pub fn main(options: &Options) -> Result<()> {
     CHOSEN.get_or_init(|| options.test.clone());
     let mut times: Vec<(&str, Duration)> = Vec::new();
     let begin = Instant::now();
+    let whole = options.only.is_empty() && !options.quick;
+    let mut beside: Option<Beside> = None;
     for (name, what, stage) in STAGES {
         let wanted = if options.only.is_empty() {
             !LONG.contains(&name) && (!options.quick || QUICK.contains(&name))
@@ -91,6 +110,27 @@ pub fn main(options: &Options) -> Result<()> {
         if !wanted {
             println!("NOT RUN: {name}: {what}");
             continue;
+        }
+        if whole && COMPILING.contains(&name) {
+            // The first of them is where the lane's end is waited for; the others ran in it.
+            if let Some(lane) = beside.take() {
+                times.push(lane.finish()?);
+            }
+            continue;
+        }
+        if whole && BESIDE_LIVE.contains(&name) {
+            continue;
+        }
+        if whole && name == "setup" {
+            setup::compilers()?;
+            beside = Some(Beside::start(&COMPILING)?);
+        }
+        if whole && name == "live" {
+            beside = Some(Beside::start(&BESIDE_LIVE)?);
+        }
+        // Trials are races, and run by themselves.
+        if whole && name == "harm" {
+            times.push(beside.take().context("the lane beside the live tests was not begun")?.finish()?);
         }
         println!("\n=== {name}: {what}");
         let start = Instant::now();
@@ -116,6 +156,59 @@ pub fn main(options: &Options) -> Result<()> {
         println!("kernels, in virtual machines:{}", kernels_present());
     }
     Ok(())
+}
+
+/// A lane beside the one that goes on: some stages, run by this command in a process of their own.
+struct Beside {
+    stages: String,
+    start: Instant,
+    output: PathBuf,
+    child: Child,
+}
+
+impl Beside {
+    fn start(stages: &[&'static str]) -> Result<Self> {
+        let stages = stages.join(",");
+        let directory = root().join("target/xtask-test");
+        fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
+        let output = directory.join(format!("{stages}.log"));
+        let file = File::create(&output).with_context(|| format!("making {}", output.display()))?;
+        println!("\n=== {stages}: run beside what follows; what they print goes to {}", output.display());
+        // It yields to the lane that is waited for.
+        let child = Command::new("nice")
+            .args(["-n", "5"])
+            .arg(std::env::current_exe()?)
+            .args(["test", "--only", &stages])
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .spawn()
+            .context("starting a lane of its own")?;
+        Ok(Self { stages, start: Instant::now(), output, child })
+    }
+
+    /// Waits for its end, and shows what it printed.
+    fn finish(mut self) -> Result<(&'static str, Duration)> {
+        println!("\n=== {}: waiting for what ran beside", self.stages);
+        let status = self.child.wait()?;
+        let text = fs::read(&self.output).with_context(|| format!("reading {}", self.output.display()))?;
+        println!("{}", String::from_utf8_lossy(&text));
+        if !status.success() {
+            bail!("the stages {} failed: {status}", self.stages);
+        }
+        Ok((std::mem::take(&mut self.stages).leak(), self.start.elapsed()))
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        // After a failure elsewhere: it ends with all that it runs.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = Command::new("kill").args(["--", &format!("-{}", self.child.id())]).status();
+            let _ = self.child.wait();
+        }
+    }
 }
 
 /// Leaves something out, aloud; in CI, where everything is expected to run, that is a failure.
@@ -144,7 +237,7 @@ fn kernels_present() -> String {
 
 /// A cargo command in the workspace, for the statically linked target. Packages are chosen by `--workspace` and the
 /// names of their targets: with `-p` cargo takes other features of the dependencies, and compiles all of it again.
-fn cargo(arguments: &[&str]) -> Command {
+pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut cargo = Command::new("cargo");
     cargo.current_dir(root()).args(arguments);
     let target =
@@ -191,9 +284,15 @@ fn build() -> Result<()> {
 }
 
 fn unit() -> Result<()> {
+    if !is_root() {
+        // They say so themselves, which cargo shows of a test that fails only.
+        skip("some unit tests need root: files of other users, the verifier, what a hit costs")?;
+    }
     if CHOSEN.get().is_none_or(Vec::is_empty) {
         let single = ["--", "--test-threads=1"];
-        run(cargo(&["test", "--locked", "--workspace", "--lib", "--bins"]).args(single))?;
+        // Not `--bins`, which takes libFuzzer's program too, whatever its manifest says: it has a `main` of its own.
+        let bins = ["--bin", "gotrace", "--bin", "xtask"];
+        run(cargo(&["test", "--locked", "--workspace", "--lib"]).args(bins).args(single))?;
         run(&mut cargo(&["test", "--locked", "--workspace", "--test", "architecture"]))?;
     }
     // The command line's own tests run the command.
@@ -233,6 +332,8 @@ fn run_integration(names: &[String], threads: &str) -> Result<()> {
 }
 
 fn run_integration_with(names: &[String], threads: &str, environment: &[(&str, &str)]) -> Result<()> {
+    // They run the command, also where a single stage is asked for.
+    run(&mut cargo(&["build", "--locked", "--workspace", "--bin", "gotrace"]))?;
     let chosen = CHOSEN.get().map_or(&[][..], Vec::as_slice);
     let names: Vec<&String> = names.iter().filter(|n| chosen.is_empty() || chosen.contains(n)).collect();
     let tests: Vec<&str> = names.iter().flat_map(|name| ["--test", name.as_str()]).collect();
@@ -256,7 +357,7 @@ fn run_integration_with(names: &[String], threads: &str, environment: &[(&str, &
 }
 
 fn programs() -> Result<()> {
-    let elsewhere = ["live_", "vm_", "cli_", "soak_", "cluster_", "harm_"];
+    let elsewhere = ["live_", "vm_", "cli_", "soak_", "cluster_", "harm_", "robust_"];
     run_integration(&integration(|n| !elsewhere.iter().any(|e| n.starts_with(e)))?, "2")
 }
 
@@ -275,6 +376,27 @@ fn harm(extent: &str) -> Result<()> {
     }
     let names = integration(|n| n.starts_with("harm_"))?;
     run_integration_with(&names, "1", &[("GOTRACE_HARM", extent)])
+}
+
+/// Hostile programs, and systems that have little left.
+fn robustness() -> Result<()> {
+    if !is_root() {
+        return skip("the trials need root");
+    }
+    run_integration(&integration(|n| n.starts_with("robust_"))?, "1")
+}
+
+/// Every place from which gotrace calls the kernel, with every error.
+fn faults() -> Result<()> {
+    if !is_root() {
+        return skip("the trials need root");
+    }
+    run_integration_with(&["robust_faults".to_owned()], "1", &[("GOTRACE_FAULTS", "long")])
+}
+
+/// A short time of `cargo xtask fuzz`, with the same inputs each time: news are for those who ask for them.
+fn fuzzing() -> Result<()> {
+    fuzz::main(&fuzz::Options { only: Vec::new(), seconds: 10, seed: Some(1) })
 }
 
 fn clusters() -> Result<()> {
@@ -299,4 +421,13 @@ fn vm() -> Result<()> {
     }
     arm64::build()?;
     run_integration(&integration(|n| n.starts_with("vm_"))?, "1")
+}
+
+/// Who is started in the background by a script (`&`, nohup) ignores interrupts, and a Go program that is started so
+/// ignores them for good, which tests send to it.
+fn heed_interrupts() {
+    for signal in [libc::SIGINT, libc::SIGQUIT] {
+        // SAFETY: no handler is set.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
 }

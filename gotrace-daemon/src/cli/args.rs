@@ -3,35 +3,35 @@
 use std::{ffi::OsString, fmt, path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum, value_parser};
+use serde::{Deserialize, Serialize};
 
-use super::CliError;
-use crate::{
-    level::Level,
-    pipeline::{Budget, LeftBehind},
-    sink::otlp::{
-        ExportConfig, OtlpConfig, OtlpFlags, SeriesBounds, Temporality, config::metric_interval_from_env,
-    },
-    units as values,
+use super::{CliError, target::TargetArgs};
+use crate::units as values;
+use gotrace_agent::pipeline::{Budget, LeftBehind};
+use gotrace_export::otlp::{
+    ExportConfig, OtlpConfig, OtlpFlags, SeriesBounds, Temporality, config::metric_interval_from_env,
 };
+use gotrace_inspect::leak::Verdict;
+use gotrace_model::Level;
 
 /// Arguments of `attach`.
 #[derive(Clone, Debug, Args)]
-#[command(before_help = "\
-Examples:
-  gotrace attach --pid 1234
-  gotrace attach --pid 1234 --level full --duration 30s --format json > intervals.json
-  gotrace attach --pid 1234 --otlp http://localhost:4317
-  gotrace attach --pid 1234 --duration 1m --quiet --export spans.json
+#[command(after_help = "\
+The process keeps running; it is never stopped or modified. Ctrl-C (or q or Esc in the live
+table) detaches and prints a summary.
 
-The program keeps running, and is neither stopped nor changed. Ctrl-C (in the live table also q
-or Esc) detaches and prints a summary.")]
+Examples:
+  gotrace attach 1234
+  gotrace attach server --level full --duration 30s --format json > intervals.json
+  gotrace attach pod:shop/till-7f9 --otlp http://localhost:4317
+  gotrace attach 1234 --duration 1m --quiet --export spans.json")]
 pub struct AttachArgs {
-    /// The process to follow
-    #[arg(short, long, value_name = "PID", value_parser = value_parser!(u32).range(1..=i64::from(i32::MAX)))]
-    pub pid: u32,
-    /// Percent of the process's CPU time that its probes may take, but at least 5 ms of each second; none
-    /// for as much as they take. Beyond, less is traced (waits, lifecycle, then snapshots without
-    /// probes), which is said at once, and more again when there is room
+    /// Which process.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Limit the probes' overhead to this percentage of the process's CPU time (but allow at least 5 ms
+    /// per second), or none for no limit. Above it, the level is lowered to waits, to lifecycle and then
+    /// to snapshots without probes, and raised again when overhead drops; each change is reported
     #[arg(long, value_parser = percent, default_value = "5%", value_name = "PERCENT|none")]
     pub budget: BudgetArg,
     /// How to trace and what to do with it.
@@ -74,85 +74,117 @@ pub(super) fn share(text: &str) -> Result<BudgetArg, String> {
 
 /// Arguments of `exec`.
 #[derive(Clone, Debug, Args)]
-#[command(before_help = "\
+#[command(after_help = "\
+Signals, standard streams and the exit status of the command pass through. gotrace writes its own
+results to stderr; stdout belongs to the command.
+
 Examples:
   gotrace exec -- ./server --port 8080
   gotrace exec --export spans.json -- ./service.test -test.run TestPool
   gotrace exec --follow-children --export spans.json -- go test ./...
   gotrace exec --fail-on left_behind -- go test ./...
-
-Signals, standard streams and the exit status of the command pass through. gotrace's own results
-go to stderr, as stdout belongs to the command.")]
+  gotrace exec --fail-on left_behind --baseline leaks.json --junit leaks.xml -- go test ./...")]
 pub struct ExecArgs {
-    /// Trace the Go programs, too, that the command starts
+    /// Also trace Go programs that the command starts
     #[arg(long)]
     pub follow_children: bool,
-    /// Tell which goroutines the program leaves behind when it ends (left_behind, at level full), or which
-    /// were proven to be unreachable while it ran (unreachable), and end with exit code 10 if it succeeded but
-    /// there were some. With `go test` each test program is judged, from its goroutine 1 on
+    /// Exit with code 10 if the command succeeds but goroutines are still blocked when it exits
+    /// (left_behind, which traces at level full) or were proven leaked while it ran (unreachable), and
+    /// list them. Under `go test` every test binary is checked, from its first goroutine on
     #[arg(long, value_enum, value_delimiter = ',', hide_possible_values = true, value_name = "VERDICT,…")]
     pub fail_on: Vec<FailOn>,
-    /// Percent of the program's CPU time that its probes may take, but at least 5 ms of each second;
-    /// beyond, less is traced. What --fail-on asks for cannot be judged then: unless there are findings
-    /// all the same, exec ends with 1
+    /// Known findings.
+    #[command(flatten)]
+    pub baseline: BaselineArgs,
+    /// Also write the results of --fail-on to FILE as JUnit XML
+    #[arg(long, value_name = "FILE", requires = "fail_on")]
+    pub junit: Option<PathBuf>,
+    /// Also report failures as GitHub Actions annotations [default: github if GITHUB_ACTIONS is true and
+    /// --format is table]
+    #[arg(long, value_enum, value_name = "github|none", hide_possible_values = true, requires = "fail_on")]
+    pub annotations: Option<Annotations>,
+    /// Limit the probes' overhead to this percentage of the program's CPU time (but allow at least 5 ms
+    /// per second), or none for no limit. Above it the level is lowered; --fail-on is then inconclusive,
+    /// and exec exits with 1 unless there are findings anyway
     #[arg(long, value_parser = percent, default_value = "none", value_name = "PERCENT|none")]
     pub budget: BudgetArg,
-    /// Where to leave what was found, for the gotrace that started `go test`
+    /// Directory for findings, read by the gotrace that started `go test`
     #[arg(long, value_name = "DIRECTORY", hide = true, requires = "fail_on")]
     pub left_behind_to: Option<PathBuf>,
     /// How to trace and what to do with it.
     #[command(flatten)]
     pub trace: TraceArgs,
-    /// The command, and its arguments behind it
+    /// Command to run, and its arguments
     #[arg(value_name = "CMD", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<OsString>,
 }
 
-/// What fails a command that succeeded.
+/// What findings are held against.
+#[derive(Clone, Debug, Default, Args)]
+pub struct BaselineArgs {
+    /// Fail only on findings that are not in this baseline
+    #[arg(long, value_name = "FILE", requires = "fail_on")]
+    pub baseline: Option<PathBuf>,
+    /// Write this run's findings to FILE for use with --baseline, and do not fail on them
+    #[arg(long, value_name = "FILE", requires = "fail_on")]
+    pub write_baseline: Option<PathBuf>,
+}
+
+/// Who is told beside the user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Annotations {
+    /// GitHub Actions
+    Github,
+    /// No annotations
+    None,
+}
+
+/// What fails a command that succeeded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum FailOn {
-    /// Goroutines that are alive when the program ends
+    /// Goroutines still blocked when the program exits
     #[value(name = "left_behind")]
     LeftBehind,
-    /// Goroutines of which it was proven while the program ran that they can never run again
+    /// Goroutines proven leaked while the program ran
     #[value(name = "unreachable")]
     Unreachable,
 }
 
 /// Arguments of `inspect`.
 #[derive(Clone, Debug, Args)]
-#[command(before_help = "\
+#[command(after_help = "\
 Examples:
   gotrace inspect ./server
-  gotrace inspect --pid 1234 --level full
+  gotrace inspect 1234 --level full
   gotrace inspect ./server --format json | jq .probes")]
 pub struct InspectArgs {
-    /// The executable
-    #[arg(value_name = "PATH", required_unless_present = "pid", conflicts_with = "pid")]
+    /// Executable to inspect, or whose process: a pid, its name, or pod:[NAMESPACE/]POD[/CONTAINER]
+    #[arg(value_name = "PATH|TARGET", required_unless_present = "pid", conflicts_with = "pid")]
     pub path: Option<PathBuf>,
-    /// The process whose executable to look at
+    /// Inspect the executable of this process
     #[arg(short, long, value_name = "PID", value_parser = value_parser!(u32).range(1..=i64::from(i32::MAX)))]
     pub pid: Option<u32>,
-    /// Text for people, or one JSON object (schema gotrace.inspect/1)
+    /// Output format: text, or one JSON object (schema gotrace.inspect/1)
     #[arg(long, value_enum, default_value_t = TextOrJson::Text, value_name = "FORMAT")]
     pub format: TextOrJson,
-    /// The level whose probes to plan: lifecycle, waits, full
+    /// Show the probes of this level: lifecycle, waits or full
     #[arg(long, value_parser = values::level, default_value = "full", value_name = "LEVEL")]
     pub level: Level,
 }
 
 /// Arguments of `doctor`.
 #[derive(Clone, Debug, Args)]
-#[command(before_help = "\
+#[command(after_help = "\
+Checks by doing: creates a ring buffer, loads the eBPF programs, attaches a probe to gotrace itself
+and reads the memory of a child process. Exits with 0 if the events engine works on this host, with
+3 if only snapshots work, or nothing does.
+
 Examples:
   gotrace doctor
-  gotrace doctor --format json | jq '.checks[] | select(.state != \"ok\")'
-
-Tells by trying: makes a ring buffer, loads programs, puts a probe on gotrace itself, reads the
-memory of a child. Ends with 0 when the events engine works here, with 3 when only snapshots or
-nothing does.")]
+  gotrace doctor --format json | jq '.checks[] | select(.state != \"ok\")'")]
 pub struct DoctorArgs {
-    /// Text for people, or one JSON object (schema gotrace.doctor/1)
+    /// Output format: text, or one JSON object (schema gotrace.doctor/1)
     #[arg(long, value_enum, default_value_t = TextOrJson::Text, value_name = "FORMAT")]
     pub format: TextOrJson,
 }
@@ -160,92 +192,129 @@ pub struct DoctorArgs {
 /// What `attach` and `exec` have in common.
 #[derive(Clone, Debug, Args)]
 pub struct TraceArgs {
-    /// Detail: lifecycle (births, deaths), waits (and every wait), full (and wakers, scheduling
-    /// delay, system calls)
+    /// Level of detail: lifecycle (creation and exit), waits (plus every wait) or full (plus wakers,
+    /// scheduling latency and system calls)
     #[arg(long, value_parser = values::level, default_value = "waits", value_name = "LEVEL")]
     pub level: Level,
-    /// End after this time (10s, 2m, 1h30m)
+    /// Stop after this time (10s, 2m, 1h30m)
     #[arg(long, value_parser = values::duration_above_zero, value_name = "TIME")]
     pub duration: Option<Duration>,
-    /// Live table (plain lines where stdout is no terminal), or one JSON object a line (schema
-    /// gotrace.attach/1)
+    /// Output format: live table (plain lines if stdout is not a terminal), or one JSON object per line
+    /// (schema gotrace.attach/1)
     #[arg(long, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
     pub format: Format,
-    /// Record waits at least this long one by one; shorter ones are counted in histograms. 0 records
-    /// every wait
+    /// Record waits of at least this long individually; shorter ones are only counted in histograms. 0
+    /// records every wait
     #[arg(long, value_parser = values::duration, default_value = "1ms", value_name = "TIME")]
     pub min_wait: Duration,
-    /// Frames kept of the stack of a wait, 0 to 32
+    /// Stack frames to keep per wait, 0 to 32
     #[arg(long, value_parser = value_parser!(u8).range(0..=32), default_value_t = 8, value_name = "N")]
     pub stack_depth: u8,
-    /// Time between two reports
+    /// Report interval
     #[arg(long, value_parser = values::interval, default_value = "1s", value_name = "TIME")]
     pub interval: Duration,
-    /// Show nothing; with --format json the header and the summary only
+    /// Print nothing; with --format json only the header and the summary
     #[arg(short, long)]
     pub quiet: bool,
-    /// Write OTLP JSON lines to this file, as the OpenTelemetry file exporter does
+    /// Include the Go runtime's own goroutines; --format json always includes them
+    #[arg(long)]
+    pub system: bool,
+    /// Write OTLP JSON lines to FILE, in the format of the OpenTelemetry file exporter
     #[arg(long, value_name = "FILE")]
     pub export: Option<PathBuf>,
     /// Where to send OTLP.
     #[command(flatten)]
     pub otlp: OtlpArgs,
-    /// A goroutine made by one older than this begins a new trace
+    /// Start a new trace at goroutines whose creator is older than this
     #[arg(long, value_parser = values::duration, default_value = "10s", value_name = "TIME", help_heading = "Spans")]
     pub trace_root_age: Duration,
-    /// Share of the traces that are exported, 0 to 1
+    /// Fraction of traces to export, 0 to 1
     #[arg(long, value_parser = values::ratio, default_value = "1.0", value_name = "RATIO", help_heading = "Spans")]
     pub span_ratio: f64,
-    /// Export goroutines that lived at least so long in any case
+    /// Always export goroutines that lived at least this long
     #[arg(long, value_parser = values::duration, value_name = "TIME", help_heading = "Spans")]
     pub keep_longer_than: Option<Duration>,
-    /// Export waits of at least this, and the goroutines that waited so long, in any case
+    /// Always export waits of at least this long, and the goroutines that waited
     #[arg(long, value_parser = values::duration, value_name = "TIME", help_heading = "Spans")]
     pub keep_wait_over: Option<Duration>,
-    /// Export no more spans of a process in a second; beyond, the share of its traces is made smaller
+    /// Export at most this many spans per second and process; above it, fewer traces are sampled
     #[arg(long, value_parser = values::count, value_name = "N", help_heading = "Spans")]
     pub max_spans_per_second: Option<u32>,
-    /// Put the program's arguments into its resource. They can hold secrets
+    /// Export the program's arguments as a resource attribute. They can contain secrets
     #[arg(long, help_heading = "Spans")]
     pub resource_command_args: bool,
-    /// Where figures come from
+    /// Data source
     #[arg(long, value_enum, default_value_t = Engine::Auto, value_name = "ENGINE", help_heading = "Engine")]
     pub engine: Engine,
-    /// Time between two snapshots of all goroutines that the table is held against, so that what was lost
-    /// is mended; more when they take long, at most 1% of a core. 0 for the first one only
+    /// Interval between snapshots of all goroutines, which repair what lost events left out; longer if
+    /// snapshots are slow, so that they use at most 1% of a core. 0 takes only the first one
     #[arg(long, value_parser = values::duration, default_value = "10s", value_name = "TIME", help_heading = "Engine")]
     pub reconcile: Duration,
-    /// Look at where everybody stands this often, to tell who may never finish: growing, stuck, orphaned,
-    /// deadlock; longer where a look takes long. 0 for never
+    /// Interval between snapshots for suspected leaks: growing, stuck, stalled, orphaned and deadlock;
+    /// longer if a snapshot is slow. 0 turns them off
     #[arg(long, value_parser = values::duration, default_value = "15s", value_name = "TIME", help_heading = "Leaks")]
     pub suspect_every: Duration,
-    /// Prove from the heap which goroutines can never run again, where some have waited for others for this
-    /// long; the process is not stopped, and the passes take a twentieth of a core at most. Who stands
-    /// longer than this may also be called stuck
+    /// Scan the heap for leaked goroutines once some have been blocked for this long, without stopping
+    /// the process and with at most 5% of a core. Goroutines blocked for longer may also be reported as
+    /// stuck
     #[arg(long, value_parser = values::duration, default_value = "60s", value_name = "TIME", help_heading = "Leaks")]
     pub prove_after: Duration,
-    /// From the end of one proof to the beginning of the next
+    /// Interval between leak proofs
     #[arg(long, value_parser = values::duration_above_zero, default_value = "5m", value_name = "TIME", help_heading = "Leaks")]
     pub prove_every: Duration,
-    /// Read at most so much of the process's memory a second (64M, 1G)
+    /// Read at most this much of the process's memory per second (64M, 1G)
     #[arg(long, value_parser = values::bytes, value_name = "BYTES", help_heading = "Leaks")]
     pub max_read_rate: Option<u64>,
-    /// Do not prove leaks
+    /// Do not scan the heap for leaks
     #[arg(long, help_heading = "Leaks")]
     pub no_proof: bool,
-    /// Size of the ring buffer between kernel and gotrace (65536 or 64K to 1G)
+    /// YAML file of known findings, each with a reason: shown as suppressed, and never a failure
+    #[arg(long, value_name = "FILE", help_heading = "Leaks")]
+    pub suppress: Option<PathBuf>,
+    /// Size of the ring buffer between kernel and gotrace, a power of two from 64K to 1G
     #[arg(long, value_parser = values::ring_bytes, default_value = "8M", value_name = "BYTES", help_heading = "Engine")]
     pub ring_bytes: u32,
-    /// Write every record that the kernel delivered to this file
-    #[arg(long, value_name = "FILE", help_heading = "Engine")]
-    pub record: Option<PathBuf>,
-    /// Goroutines that waits are kept for at once
+    /// What to record.
+    #[command(flatten)]
+    pub recording: RecordingArgs,
+    /// Maximum number of goroutines whose waits are tracked at a time
     #[arg(long, value_parser = value_parser!(u32).range(1..=1 << 24), default_value_t = 1 << 17, value_name = "N", help_heading = "Engine")]
     pub max_goroutines: u32,
-    /// What the probes say of their own work, on stderr: 0 nothing (and free), 4 each event that is
-    /// dropped and why, 5 also hits in processes that are not traced
+    /// Log level of the probes, on stderr: 0 for none (at no cost), 4 for every dropped event and why, 5
+    /// for hits in processes that are not traced as well
     #[arg(long, value_parser = value_parser!(u8).range(0..=5), default_value_t = 0, value_name = "N", help_heading = "Engine")]
     pub kernel_log: u8,
+}
+
+/// What to record. Where there is none, the other flags make no sense ([`Self::check`]).
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Recording")]
+pub struct RecordingArgs {
+    /// Record the run to FILE, for `gotrace view` and `gotrace convert`; those need neither privileges nor
+    /// the program
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
+    /// Maximum size of the recording (64M, 1G)
+    #[arg(long, value_name = "BYTES", value_parser = values::bytes)]
+    pub max_size: Option<u64>,
+    /// What to do at --max-size: stop recording (stop), or drop the oldest half (drop-oldest)
+    #[arg(long, value_enum, default_value_t = WhenFull::Stop, hide_possible_values = true, value_name = "stop|drop-oldest")]
+    pub when_full: WhenFull,
+    /// Keep the recording in memory (256M, or --max-size), with at least this much of the recent past. It is
+    /// written when a leak is found, at the end, and (not under exec) on SIGUSR1: to FILE, then to FILE with
+    /// -2, -3, … in its name
+    #[arg(long, value_name = "TIME", value_parser = values::duration_above_zero)]
+    pub keep: Option<Duration>,
+}
+
+/// What happens to a recording that has its largest size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum WhenFull {
+    /// Stop recording.
+    #[default]
+    Stop,
+    /// Drop the oldest half.
+    DropOldest,
 }
 
 /// Where to send OTLP. What is left out comes from the `OTEL_EXPORTER_OTLP_*` variables.
@@ -256,29 +325,29 @@ pub struct OtlpArgs {
     /// OTEL_EXPORTER_OTLP_* variables work too; flags win
     #[arg(long, value_name = "ENDPOINT")]
     pub otlp: Option<String>,
-    /// How to speak to it: grpc or http/protobuf [default: grpc at port 4317 or without a port, else
+    /// OTLP protocol: grpc or http/protobuf [default: grpc for port 4317 or no port, otherwise
     /// http/protobuf]
     #[arg(long, value_name = "PROTOCOL", value_parser = ["grpc", "http/protobuf"], hide_possible_values = true)]
     pub otlp_protocol: Option<String>,
-    /// Send this header with each request; can be given several times
+    /// Header to send with each request; can be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = values::header)]
     pub otlp_header: Vec<String>,
-    /// none or gzip [default: none]
+    /// Compression: none or gzip [default: none]
     #[arg(long, value_name = "COMPRESSION", value_parser = ["none", "gzip"], hide_possible_values = true)]
     pub otlp_compression: Option<String>,
-    /// Time for one request [default: 10s]
+    /// Timeout of a request [default: 10s]
     #[arg(long, value_name = "TIME", value_parser = values::duration_above_zero)]
     pub otlp_timeout: Option<Duration>,
-    /// No TLS for an endpoint that names no scheme
+    /// Do not use TLS for an endpoint without a scheme
     #[arg(long)]
     pub otlp_insecure: bool,
-    /// PEM certificates to trust, instead of the system's
+    /// PEM file of CA certificates to trust instead of the system's
     #[arg(long, value_name = "FILE")]
     pub otlp_ca: Option<PathBuf>,
-    /// PEM certificate to show to the collector
+    /// PEM file of the client certificate
     #[arg(long, value_name = "FILE", requires = "otlp_key")]
     pub otlp_cert: Option<PathBuf>,
-    /// PEM key of that certificate
+    /// PEM file of the client key
     #[arg(long, value_name = "FILE", requires = "otlp_cert")]
     pub otlp_key: Option<PathBuf>,
 }
@@ -286,29 +355,29 @@ pub struct OtlpArgs {
 /// How `attach` and `exec` show intervals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// Refreshed in place on a terminal, plain lines into a pipe
+    /// Refreshed in place on a terminal, plain lines in a pipe
     Table,
-    /// One object a line
+    /// One JSON object per line
     Json,
 }
 
 /// How `inspect` and `doctor` answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TextOrJson {
-    /// For people
+    /// Human-readable
     Text,
-    /// For programs
+    /// Machine-readable
     Json,
 }
 
 /// Where figures come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Engine {
-    /// events, or where the kernel refuses eBPF, snapshot
+    /// events, or snapshot if eBPF does not work on this host
     Auto,
-    /// eBPF probes see each birth, wait and death; snapshots add who was there before
+    /// eBPF probes on every creation, wait and exit; snapshots add goroutines that already existed
     Events,
-    /// No eBPF: the process's memory is read each --interval; births and deaths are the differences
+    /// No eBPF: read the process's memory every --interval, and compute creations and exits from the differences
     Snapshot,
 }
 
@@ -330,17 +399,28 @@ impl ExecArgs {
     }
 }
 
+impl FailOn {
+    /// The verdict that does.
+    pub(super) const fn verdict(self) -> Verdict {
+        match self {
+            Self::LeftBehind => Verdict::LeftBehind,
+            Self::Unreachable => Verdict::Unreachable,
+        }
+    }
+
+    /// The name that outputs and arguments use.
+    pub(super) const fn name(self) -> &'static str {
+        self.verdict().name()
+    }
+}
+
 impl TraceArgs {
     /// Refuses what makes no sense, before anything is touched.
     ///
     /// # Errors
     /// When flags contradict each other, or a flag or variable of OTLP cannot be followed.
     pub fn check(&self) -> Result<(), CliError> {
-        if self.engine == Engine::Snapshot && self.record.is_some() {
-            return Err(
-                CliError::usage("--record needs the events engine").help("leave --engine snapshot out")
-            );
-        }
+        self.recording.check()?;
         self.export_config().map(|_| ())
     }
 
@@ -350,7 +430,7 @@ impl TraceArgs {
     /// When a flag or variable cannot be followed.
     pub fn export_config(&self) -> Result<ExportConfig, CliError> {
         let environment = |name: &str| std::env::var(name).ok();
-        let usage = |e: crate::sink::otlp::ConfigError| CliError::usage(e.to_string());
+        let usage = |e: gotrace_export::otlp::ConfigError| CliError::usage(e.to_string());
         Ok(ExportConfig {
             spool: None,
             series: SeriesBounds::default(),

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Write},
+    io::{self, Write},
     path::Path,
 };
 
@@ -12,38 +12,52 @@ use super::{
     CliError, Exit, InspectArgs,
     args::TextOrJson,
     output::{Stdout, is_broken_pipe},
+    target::TargetName,
 };
-use crate::{
-    gobin::{Binary, Offset, Probe, Source},
-    level::Level,
-    printable::write_json,
-    process::{MAX_EXECUTABLE_BYTES, Target},
-};
+use gotrace_go::{Binary, Offset, Probe, Source};
+use gotrace_model::{Level, printable::write_json};
+use gotrace_process::{Content, Executable, Target, Unreadable};
 
 /// Reads the binary and prints what was found.
 ///
 /// # Errors
 /// When it cannot be read (1), is no Go program (4), or the process is gone (5).
 pub fn run(args: InspectArgs) -> Result<Exit, CliError> {
-    let (name, bytes) = match (&args.path, args.pid) {
-        (Some(path), _) => (path.display().to_string(), read(path)?),
+    // What is no file is a process.
+    let process = |path: &Path| path.components().count() == 1 && !path.exists();
+    let pid = match (&args.path, args.pid) {
+        (Some(path), None) if process(path) => {
+            let target: TargetName = path.to_string_lossy().parse().map_err(CliError::usage)?;
+            Some(target.pid().map_err(|error| match error.exit() {
+                Exit::GONE => CliError::failure(format!(
+                    "cannot read {0}: there is no such file, and no Go program here is {0}",
+                    path.display()
+                )),
+                _ => error,
+            })?)
+        }
+        (_, pid) => pid,
+    };
+    let (name, parsed) = match (args.path.as_ref().filter(|_| pid.is_none()), pid) {
+        (Some(path), _) => (path.display().to_string(), Binary::parse(&read(path)?)),
         (None, Some(pid)) => {
             let target = Target::open(pid)?;
-            (format!("process {pid}: {}", target.executable.display()), target.exe_bytes()?)
+            let parsed = super::dump::parse(&target, &target.exe_bytes()?);
+            (format!("process {pid}: {}", target.executable.display()), parsed)
         }
-        (None, None) => return Err(CliError::usage("name an executable or a --pid")),
+        (None, None) => return Err(CliError::usage("no executable or --pid given")),
     };
-    let binary = Binary::parse(&bytes)
-        .map_err(|e| CliError::new(Exit::UNSUPPORTED, format!("{name}: {e}")).help(e.help()))?;
+    let binary =
+        parsed.map_err(|e| CliError::new(Exit::UNSUPPORTED, format!("{name}: {e}")).help(e.help()))?;
     let mut out = Stdout::lock();
     match render(&binary, args.level, args.format, &mut out).and_then(|()| out.flush()) {
-        Err(e) if !is_broken_pipe(&e) => Err(CliError::failure(format!("cannot write the result: {e}"))),
+        Err(e) if !is_broken_pipe(&e) => Err(CliError::failure(format!("cannot write results: {e}"))),
         _ => Ok(Exit::DONE),
     }
 }
 
 /// The file, if it is one and not too large: a pipe or device would never end.
-fn read(path: &Path) -> Result<Vec<u8>, CliError> {
+fn read(path: &Path) -> Result<Content, CliError> {
     let error = |e: std::io::Error| {
         let exit = match e.kind() {
             std::io::ErrorKind::PermissionDenied => Exit::PERMISSION,
@@ -54,21 +68,16 @@ fn read(path: &Path) -> Result<Vec<u8>, CliError> {
     let metadata = std::fs::metadata(path).map_err(error)?;
     if !metadata.is_file() {
         return Err(CliError::new(Exit::UNSUPPORTED, format!("{} is not a regular file", path.display()))
-            .help("name the executable of a Go program"));
+            .help("give the executable of a Go program"));
     }
-    if metadata.len() > MAX_EXECUTABLE_BYTES {
-        return Err(CliError::new(
+    let file = File::open(path).map_err(error)?;
+    Content::of(&Executable::of(file)).map_err(|e| match e {
+        Unreadable::Failed(e) => error(e),
+        Unreadable::TooLarge(size, limit) => CliError::new(
             Exit::UNSUPPORTED,
-            format!(
-                "{} has {} bytes; gotrace reads at most {MAX_EXECUTABLE_BYTES}",
-                path.display(),
-                metadata.len()
-            ),
-        ));
-    }
-    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
-    File::open(path).map_err(error)?.take(MAX_EXECUTABLE_BYTES).read_to_end(&mut bytes).map_err(error)?;
-    Ok(bytes)
+            format!("{} is too large: {size} bytes; the limit for such a file is {limit}", path.display()),
+        ),
+    })
 }
 
 /// Writes what is known of a binary: one JSON object and a line end, or a text.
@@ -159,19 +168,19 @@ fn render_text(binary: &Binary, level: Level, out: &mut dyn Write) -> io::Result
     line("trimpath", maybe(build.trimpath))?;
     line("build id", build.go_build_id.as_deref().unwrap_or(unknown))?;
 
-    writeln!(out, "\nwhere facts come from")?;
+    writeln!(out, "\nsources")?;
     let width = binary.sources().keys().map(|k| k.len()).max().unwrap_or_default();
     for (fact, source) in binary.sources() {
         writeln!(out, "  {fact:<width$}  {}", describe(*source))?;
     }
 
-    writeln!(out, "\noffsets in the runtime's structures, in bytes")?;
+    writeln!(out, "\noffsets in runtime structures, in bytes")?;
     let width = binary.offsets().0.keys().map(|k| k.len()).max().unwrap_or_default();
     for (field, Offset { value, source }) in &binary.offsets().0 {
         writeln!(out, "  {field:<width$}  {value:>4}  {source}")?;
     }
     if binary.layout_is_extrapolated() {
-        writeln!(out, "  taken from an older version of Go: used only after a check on the live process")?;
+        writeln!(out, "  from an older version of Go: used only if they match the live process")?;
     }
 
     writeln!(out, "\nprobes")?;
@@ -211,12 +220,12 @@ fn render_text(binary: &Binary, level: Level, out: &mut dyn Write) -> io::Result
 /// A source in words.
 fn describe(source: Source) -> &'static str {
     match source {
-        Source::Symtab => "symtab (the symbol table)",
-        Source::Pclntab => "pclntab (Go's own function table)",
+        Source::Symtab => "symtab (symbol table)",
+        Source::Pclntab => "pclntab (Go's function table)",
         Source::Dwarf => "dwarf (debug information)",
-        Source::Table => "table (gotrace's table of Go versions)",
+        Source::Table => "table (built into gotrace, by Go version)",
         Source::Code => "code (decoded instructions)",
         Source::Elf => "elf (file headers)",
-        Source::BuildInfo => "buildinfo (Go's build information)",
+        Source::BuildInfo => "buildinfo (Go build information)",
     }
 }

@@ -4,7 +4,9 @@
 //! configuration while it runs, and flushes at its end.
 
 use std::{
+    collections::BTreeMap,
     fs,
+    io::{self, Write as _},
     net::SocketAddr,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
@@ -19,47 +21,49 @@ use super::{
     surroundings::Surroundings,
     trace::Background,
 };
-use crate::{
-    config::{self, Config},
-    kernel,
-    pipeline::{Control, Engine, Line, NodeState, Observer, ProcessEvent, Stop},
-    process::drop_privileges,
-    sink::{
-        otlp::{ExportStats, Exporter, SpoolStats},
-        prometheus::{Agent, Board, Health, Server, Watched},
-    },
+use crate::config::{self, Config};
+use gotrace_agent::pipeline::{Control, Engine, Line, NodeState, Observer, ProcessEvent, Stop};
+use gotrace_export::{
+    otlp::{ExportStats, Exporter, SpoolStats},
+    prometheus::{Agent, Board, Health, Server, Watched},
 };
+use gotrace_kernel as kernel;
+use gotrace_model::{Coverage, Resource};
+use gotrace_process::{Threads, Trouble, drop_privileges};
 
 /// Time between two looks whether the configuration file has changed.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// The line turns at least ten times a second; so long without a turn it hangs.
-const HANGS_AFTER: Duration = Duration::from_secs(15);
+/// Time between two looks at gotrace's own threads, and how long the runtime and the page may be silent.
+const SUPERVISE_EVERY: Duration = Duration::from_secs(1);
+const SERVES_WITHIN: Duration = Duration::from_secs(30);
+/// Threads that a process may hold up: a restart would not mend that.
+const HELD_UP: [&str; 2] = ["snapshots", "proofs"];
 
 /// Arguments of `daemon`.
 #[derive(Clone, Debug, Args)]
-#[command(before_help = "\
+#[command(after_help = "\
+Discovers Go processes on this node, attaches to those that the configuration's rules match, and
+exports spans and metrics. SIGHUP or a change of the file reloads the configuration; SIGTERM sends
+the remaining data and exits. Without --config every Go process is traced, and only Prometheus
+metrics are served, on 127.0.0.1:9464.
+
 Examples:
   gotrace daemon
   gotrace daemon --config /etc/gotrace.yaml
   gotrace daemon --config gotrace.yaml --check-config
-  gotrace daemon --config gotrace.yaml --budget 0.5%
-
-Finds the Go programs of the node, attaches as the configuration's rules say, and exports spans and
-metrics. SIGHUP, or a change of the file, has the configuration read again; SIGTERM ends with the
-last data sent. Without --config everything that runs is traced, with nothing exported but the
-Prometheus page on 127.0.0.1:9464.")]
+  gotrace daemon --config gotrace.yaml --budget 0.5%")]
 pub struct DaemonArgs {
-    /// Configuration (YAML); deploy/gotrace.example.yaml shows every field
+    /// Configuration file (YAML); deploy/gotrace.example.yaml shows every field
     #[arg(short, long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Only say whether the configuration is right, and where it is not
+    /// Check the configuration and exit
     #[arg(long)]
     pub check_config: bool,
-    /// Share of a process's CPU time that its probes may take, at least 0.5% of a core; off for as
-    /// much as they take. Wins over the configuration's limits.budget [default: 1%]
+    /// Limit the probes' overhead to this share of each process's CPU time (but allow at least 0.5% of a
+    /// core), or off for no limit. Overrides the configuration's limits.budget [default: 1%]
     #[arg(long, value_name = "SHARE", value_parser = args::share)]
     pub budget: Option<BudgetArg>,
-    /// Where /livez, /readyz and /metrics are served, or off. Wins over the configuration's
+    /// Address that /livez, /readyz and /metrics are served on, or off. Overrides the configuration's
     /// http.listen [default: 127.0.0.1:9464]
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Option<String>,
@@ -70,7 +74,7 @@ impl From<config::Error> for CliError {
         match e {
             config::Error::Read { .. } => Self::failure(e.to_string()),
             config::Error::Wrong { .. } | config::Error::Otlp(_) => Self::usage(e.to_string())
-                .help("deploy/gotrace.example.yaml shows every field; --check-config tries a file"),
+                .help("deploy/gotrace.example.yaml shows every field; check a file with --check-config"),
         }
     }
 }
@@ -88,7 +92,7 @@ impl DaemonArgs {
     }
 
     /// The line's configuration, with what flags say.
-    fn line(&self, config: &Config) -> crate::pipeline::LineConfig {
+    fn line(&self, config: &Config) -> gotrace_agent::pipeline::LineConfig {
         let mut line = config.line();
         if let Some(budget) = self.budget {
             line.budget = budget.budget();
@@ -103,14 +107,14 @@ pub(super) fn run(args: &DaemonArgs) -> Result<Exit, CliError> {
     let export = config.export(&|name| std::env::var(name).ok())?;
     if args.check_config {
         if let Some(path) = &args.config {
-            println!("{}: good", path.display());
+            writeln!(io::stdout(), "{} is valid", path.display())?;
         }
         return Ok(Exit::DONE);
     }
     let perf_events = config.line().engine != Engine::Snapshot && kernel::settled_way().wants_admin();
     match drop_privileges(perf_events) {
-        Ok(left) => tracing::info!("capabilities kept: {left}"),
-        Err(error) => tracing::warn!(%error, "capabilities that are not needed could not be dropped"),
+        Ok(left) => tracing::info!("keeping capabilities: {left}"),
+        Err(error) => tracing::warn!(%error, "cannot drop capabilities that are not needed"),
     }
     let background = Background::with_export(export)?;
     let stop = Stop::default();
@@ -119,13 +123,13 @@ pub(super) fn run(args: &DaemonArgs) -> Result<Exit, CliError> {
     let mut line = Line::new(args.line(&config), background.exporter())?;
     if let Some(refusal) = line.fallback() {
         tracing::warn!(
-            "eBPF does not work here ({refusal}): the snapshot engine runs instead; goroutines that live shorter \
-             than trace.interval are missed, there are no spans and no durations of waits"
+            "eBPF does not work on this host ({refusal}): using the snapshot engine, without spans, wait durations and \
+             goroutines that live for less than trace.interval; `gotrace doctor` shows what is missing"
         );
     }
     let surroundings = Surroundings::default();
     let control = line.watch_node(config.rules(), Some(observer(&board, surroundings.clone())))?;
-    surroundings.start(&config, &control, background.runtime());
+    surroundings.follow(&config, &control, background.runtime());
     let server = match listen {
         None => None,
         Some(address) => {
@@ -134,28 +138,48 @@ pub(super) fn run(args: &DaemonArgs) -> Result<Exit, CliError> {
                 exporter: background.exporter(),
                 dropped: Mutex::default(),
             });
-            let server = Server::start(address, Arc::clone(&board), watched, background.runtime())
+            let beat = control.threads().register("page", SERVES_WITHIN);
+            let server = Server::start(address, Arc::clone(&board), watched, background.runtime(), beat)
                 .map_err(|e| CliError::failure(e.to_string()))?;
-            tracing::info!("health and metrics: http://{}/metrics", server.address());
+            tracing::info!("serving health and metrics on http://{}/metrics", server.address());
             Some(server)
         }
     };
-    follow_file(args, &control, &background)?;
+    follow_file(args, config.clone(), &control, surroundings, &background)?;
+    supervise(control.threads().clone(), &background);
     let result = line.run(&stop, None, &mut |interval| board.show(interval));
-    tracing::info!("ending: {}", stop.why().unwrap_or("the line failed"));
+    tracing::info!("shutting down: {}", stop.why().unwrap_or("tracing failed"));
     if let Some(server) = server {
         server.stop(background.runtime());
     }
     // The probes go while the last data is sent.
     line.let_exporter_go();
-    let detach = std::thread::spawn(move || line.finish().1);
+    let detach = gotrace_process::Background::start("gotrace-finish", move || drop(line.finish()));
     let stats = background.finish_within(config.grace());
+    say_coverage(&control.state().coverage);
     if let Some(stats) = stats {
         say_what_became(&stats);
     }
-    detach.join().map_err(|_| CliError::failure("removing the probes failed"))??;
+    detach.join().ok_or_else(|| CliError::failure("cannot remove the probes: the thread panicked"))?;
     result?;
     Ok(Exit::DONE)
+}
+
+/// What became of the programs that the node executed.
+fn say_coverage(coverage: &Coverage) {
+    let named = |counts: &mut dyn Iterator<Item = (&'static str, u64)>| -> String {
+        let named: Vec<String> =
+            counts.filter(|(_, n)| *n > 0).map(|(name, n)| format!("{name} {n}")).collect();
+        if named.is_empty() { "none".into() } else { named.join(", ") }
+    };
+    tracing::info!(
+        seen = coverage.seen,
+        lost = coverage.lost,
+        pending = coverage.pending(),
+        refused = named(&mut coverage.refused()),
+        "programs executed: {}",
+        named(&mut coverage.covered())
+    );
 }
 
 /// What is left for the next gotrace, and what did not arrive.
@@ -168,12 +192,15 @@ fn say_what_became(stats: &ExportStats) {
             points,
             records = logs,
             bytes,
-            "kept in {} for the next gotrace",
+            "unsent data kept in {} for the next start",
             directory.display()
         );
     }
     if !stats.spans_dropped.is_empty() {
         tracing::warn!(dropped = ?stats.spans_dropped, "spans were lost");
+    }
+    if !stats.points_dropped.is_empty() {
+        tracing::warn!(dropped = ?stats.points_dropped, "metric points were lost");
     }
     if !stats.logs_dropped.is_empty() {
         tracing::warn!(dropped = ?stats.logs_dropped, "log records were lost");
@@ -187,7 +214,7 @@ fn listen(config: &Config) -> Result<Option<SocketAddr>, CliError> {
     }
     text.parse().map(Some).map_err(|_| {
         CliError::usage(format!(
-            "--listen `{text}`: write an address and a port, such as 127.0.0.1:9464, or off"
+            "--listen `{text}`: expected an address and a port, such as 127.0.0.1:9464, or off"
         ))
     })
 }
@@ -205,12 +232,18 @@ fn observer(board: &Arc<Board>, surroundings: Surroundings) -> Observer {
 }
 
 /// Reads the configuration again on SIGHUP and when its file changes. One that is wrong changes nothing.
-fn follow_file(args: &DaemonArgs, control: &Control, background: &Background) -> Result<(), CliError> {
+fn follow_file(
+    args: &DaemonArgs,
+    started: Config,
+    control: &Control,
+    surroundings: Surroundings,
+    background: &Background,
+) -> Result<(), CliError> {
     use tokio::signal::unix::{SignalKind, signal};
-    let (args, control) = (args.clone(), control.clone());
+    let (args, control, runtime) = (args.clone(), control.clone(), background.runtime().clone());
     let _in_runtime = background.runtime().enter();
-    let mut hangups = signal(SignalKind::hangup())
-        .map_err(|e| CliError::failure(format!("cannot listen for signals: {e}")))?;
+    let mut hangups =
+        signal(SignalKind::hangup()).map_err(|e| CliError::failure(format!("cannot handle signals: {e}")))?;
     background.runtime().spawn(async move {
         let mut seen = args.config.as_deref().and_then(version_of);
         loop {
@@ -226,10 +259,17 @@ fn follow_file(args: &DaemonArgs, control: &Control, background: &Background) ->
             seen = now;
             match args.read() {
                 Ok(config) => {
-                    tracing::info!("configuration read again");
+                    tracing::info!("configuration reloaded");
+                    let waiting = started.changed_until_restart(&config);
+                    if !waiting.is_empty() {
+                        tracing::warn!("these changes take effect after a restart: {}", waiting.join(", "));
+                    }
+                    surroundings.follow(&config, &control, &runtime);
                     control.reconfigure(args.line(&config), config.rules());
                 }
-                Err(error) => tracing::error!("the configuration stays as it was: {error}"),
+                Err(error) => {
+                    tracing::error!("invalid configuration rejected, keeping the running one: {error}");
+                }
             }
         }
     });
@@ -263,42 +303,40 @@ impl Watched for Own {
             kept_bytes,
             kept_limit,
             looked_at,
+            coverage,
         } = self.control.state();
         let (cpu_seconds, resident_bytes) = own_usage();
         Agent {
             processes: [("events", traced.saturating_sub(sampled)), ("snapshot", sampled)].into(),
             totals: vec![
-                ("gotrace_processes_ended_total", "Processes that are not traced any more.", ended),
-                (
-                    "gotrace_processes_refused_total",
-                    "Go programs that could not be traced.",
-                    looked_at.refused,
-                ),
+                ("gotrace_processes_ended_total", "Processes whose tracing has ended.", ended),
                 (
                     "gotrace_processes_without_room_total",
-                    "Processes traced by snapshots as there was no room for probes.",
+                    "Processes traced by snapshots because limits.processes was reached.",
                     without_room,
                 ),
-                (
-                    "gotrace_programs_parsed_total",
-                    "Executables that were read whole.",
-                    looked_at.programs_parsed,
-                ),
+                ("gotrace_programs_parsed_total", "Executables parsed.", looked_at.programs_parsed),
                 (
                     "gotrace_level_changes_total",
-                    "Changes of levels, to keep within budget and memory.",
+                    "Level changes made to stay within the budget and memory limits.",
                     level_changes,
                 ),
             ],
             gauges: vec![
                 (
                     "gotrace_processes_without_memory",
-                    "Processes traced by snapshots for want of memory.",
+                    "Processes traced by snapshots because of limits.memory.",
                     cramped,
                 ),
-                ("gotrace_memory_kept_bytes", "Bytes that what is kept of all processes takes.", kept_bytes),
-                ("gotrace_memory_limit_bytes", "Bytes that it may take.", kept_limit),
+                ("gotrace_memory_kept_bytes", "Memory used for the state of all processes.", kept_bytes),
+                (
+                    "gotrace_memory_limit_bytes",
+                    "Limit of the memory used for the state of all processes.",
+                    kept_limit,
+                ),
             ],
+            coverage: Some(coverage),
+            threads: self.control.threads().state().iter().map(|(name, t)| (*name, t.is_none())).collect(),
             probed_files: places,
             export: self.exporter.as_ref().map(|e| e.stats()),
             cpu_seconds,
@@ -306,32 +344,66 @@ impl Watched for Own {
         }
     }
 
+    fn spans_dropped(&self, resource: &Arc<Resource>) -> BTreeMap<&'static str, u64> {
+        self.exporter.as_ref().map(|e| e.spans_dropped_of(resource)).unwrap_or_default()
+    }
+
     fn live(&self) -> Health {
-        match self.control.idle_for() {
-            Some(idle) if idle > HANGS_AFTER => {
-                Health::Bad(format!("the line has not moved for {} s", idle.as_secs()))
-            }
-            _ => Health::Good,
-        }
+        trouble_of(self.control.threads(), |name| !HELD_UP.contains(&name))
     }
 
     fn ready(&self) -> Health {
         if self.control.state().looked_at.scans == 0 {
-            return Health::Bad("the node's processes have not been looked at yet".into());
+            return Health::Bad("process discovery has not completed its first scan".into());
         }
         if let Some(stats) = self.exporter.as_ref().map(|e| e.stats()) {
             let total = stats.spans_dropped_total();
             let mut dropped = self.dropped.lock().unwrap_or_else(PoisonError::into_inner);
             let before = std::mem::replace(&mut *dropped, total);
             if let Some(trouble) = stats.collector_trouble.filter(|_| total > before) {
-                return Health::Bad(format!("spans are being lost: {trouble}"));
+                return Health::Bad(format!("spans are being dropped: {trouble}"));
             }
         }
-        self.live()
+        trouble_of(self.control.threads(), |_| true)
     }
+}
+
+/// What is wrong with threads of these names.
+fn trouble_of(threads: &Threads, of: impl Fn(&str) -> bool) -> Health {
+    let troubles: Vec<String> = threads
+        .state()
+        .into_iter()
+        .filter(|(name, _)| of(name))
+        .filter_map(|(name, trouble)| Some(format!("thread {name} {}", trouble?)))
+        .collect();
+    if troubles.is_empty() { Health::Good } else { Health::Bad(troubles.join("; ")) }
+}
+
+/// Says when a thread of gotrace itself is in trouble, and when it is well again; shows that the exporter's runtime moves.
+fn supervise(threads: Threads, background: &Background) {
+    background.runtime().spawn(async move {
+        let beat = threads.register("export", SERVES_WITHIN);
+        let mut said: BTreeMap<&'static str, Trouble> = BTreeMap::new();
+        loop {
+            beat.beat();
+            for (name, trouble) in threads.state() {
+                match trouble {
+                    Some(trouble) if !said.contains_key(name) => {
+                        tracing::error!("thread {name} {trouble}");
+                        said.insert(name, trouble);
+                    }
+                    None if said.remove(name).is_some() => {
+                        tracing::warn!("thread {name} has recovered");
+                    }
+                    _ => {}
+                }
+            }
+            tokio::time::sleep(SUPERVISE_EVERY).await;
+        }
+    });
 }
 
 /// CPU seconds and resident bytes of gotrace itself; 0 where `/proc` does not tell.
 fn own_usage() -> (f64, u64) {
-    crate::process::usage(std::process::id())
+    gotrace_process::usage(std::process::id())
 }

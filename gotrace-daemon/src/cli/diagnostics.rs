@@ -3,7 +3,7 @@
 //! Lines that would be written across the view are kept, up to a bound, and follow it; how many did not
 //! fit is told. Where stderr is no terminal nothing is held.
 //!
-//! What a field or a message holds is escaped here ([`crate::printable`]), whoever logs it: a path or a name
+//! What a field or a message holds is escaped here ([`gotrace_model::printable`]), whoever logs it: a path or a name
 //! that a program chose neither begins a line nor steers a terminal.
 
 use std::{
@@ -12,14 +12,16 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use tracing::{Subscriber, field::Field};
+use tracing::{Subscriber, field::Field, level_filters::LevelFilter};
 use tracing_subscriber::{
     EnvFilter,
     field::MakeExt as _,
     fmt::{MakeWriter, format::Writer, format::debug_fn},
 };
 
-use crate::printable::{printable, printable_lines};
+use gotrace_model::printable::{printable, printable_lines};
+
+use super::output::{say, say_bytes};
 
 /// Bytes that are held back.
 const HELD_BYTES: usize = 64 << 10;
@@ -40,7 +42,10 @@ impl Write for Diagnostics {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         // A poisoned lock still guards whole values: nothing in between can panic half way.
         let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(held) = held.as_mut() else { return io::stderr().write(bytes) };
+        let Some(held) = held.as_mut() else {
+            say_bytes(bytes);
+            return Ok(bytes.len());
+        };
         if held.bytes.len() + bytes.len() <= HELD_BYTES {
             held.bytes.extend_from_slice(bytes);
         } else {
@@ -59,8 +64,11 @@ pub fn log<W>(filter: EnvFilter, color: bool, writer: W) -> impl Subscriber + Se
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
+    // Where the messages are for users, no module is named.
+    let targets = filter.max_level_hint().is_none_or(|level| level > LevelFilter::INFO);
     tracing_subscriber::fmt()
         .with_ansi(color)
+        .with_target(targets)
         .with_env_filter(filter)
         .with_writer(writer)
         .compact()
@@ -99,10 +107,11 @@ impl Drop for HoldBack {
     fn drop(&mut self) {
         let held = HELD.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(Held { bytes, writes_dropped }) = held else { return };
-        // Nobody is left to be told where this fails.
-        let _ = io::stderr().write_all(&bytes);
+        say_bytes(&bytes);
         if writes_dropped > 0 {
-            let _ = writeln!(io::stderr(), "gotrace: {writes_dropped} more messages came during the view");
+            say(&format!(
+                "gotrace: {writes_dropped} more messages were dropped while the live table was shown\n"
+            ));
         }
     }
 }

@@ -8,15 +8,14 @@ use std::{
 use super::{
     CliError, DiffArgs, Exit, TextOrJson,
     dump::{Process, write_to},
+    target::TargetName,
 };
-use crate::{
-    sink::dump::{
-        Dump, Filter,
-        diff::{Diff, write_text},
-        read::{Places, ReadError, Tally},
-    },
-    snapshot::Options,
+use gotrace_export::dump::{
+    Dump, Filter,
+    diff::{Diff, write_text},
+    read::{Places, ReadError, Tally},
 };
+use gotrace_inspect::snapshot::Options;
 
 /// Reads two dumps and prints what differs. Ends with 0, whatever that is.
 ///
@@ -26,13 +25,13 @@ pub fn run(args: &DiffArgs) -> Result<Exit, CliError> {
     let after = match (&args.after, args.pid) {
         (Some(after), _) => after.clone(),
         (None, Some(pid)) => format!("pid:{pid}"),
-        (None, None) => return Err(CliError::usage("name a second dump or a --pid")),
+        (None, None) => return Err(CliError::usage("no second dump or --pid given")),
     };
     let mut places = Places::default();
     let before = load(&args.before, args.system, &mut places)?;
     let after = load(&after, args.system, &mut places)?;
     if before.filter != after.filter && !(before.filter.is_null() || after.filter.is_null()) {
-        tracing::warn!("the dumps were taken with different filters: what differs may be due to that alone");
+        tracing::warn!("the dumps were taken with different filters, which alone can explain differences");
     }
     let diff = Diff::new(&before, &after, &places);
     write_to(args.output.as_ref(), |out| match args.format {
@@ -44,11 +43,19 @@ pub fn run(args: &DiffArgs) -> Result<Exit, CliError> {
 
 /// A dump by what the command line calls it.
 fn load(name: &str, system: bool, places: &mut Places) -> Result<Tally, CliError> {
-    if let Some(pid) = name.strip_prefix("pid:") {
+    let pid = match name.strip_prefix("pid:") {
+        Some(pid) => Some(pid.to_owned()),
+        None if name.starts_with("pod:") => {
+            let pod: TargetName = name.parse().map_err(CliError::usage)?;
+            Some(pod.pid()?.to_string())
+        }
+        None => None,
+    };
+    if let Some(pid) = pid {
         let pid =
             pid.parse().ok().filter(|p| (1..=i32::MAX.unsigned_abs()).contains(p)).ok_or_else(|| {
                 CliError::usage(format!("{name}: {pid:?} is not a process id"))
-                    .help("write pid:1234; a file of such a name as ./pid:…")
+                    .help("use pid:1234, or ./pid:… for a file of that name")
             })?;
         let mut process = Process::open(pid)?;
         let options = Options { waits: false, labels: false, ..Options::default() };
@@ -64,11 +71,11 @@ fn load(name: &str, system: bool, places: &mut Places) -> Result<Tally, CliError
     };
     let file = File::open(name).map_err(|e| {
         CliError::new(exit(&e), format!("cannot read {name}: {e}"))
-            .help("name a file that `gotrace dump --format json` wrote, or a process as pid:1234")
+            .help("give a file written by `gotrace dump --format json`, or a process as pid:1234")
     })?;
     Tally::read(name, &mut BufReader::with_capacity(1 << 18, file), system, places).map_err(|e| match &e {
         ReadError::Io { error, .. } => CliError::new(exit(error), e.to_string()),
         ReadError::Line { .. } => CliError::failure(e.to_string())
-            .help("name a file that `gotrace dump --format json` wrote, or a process as pid:1234"),
+            .help("give a file written by `gotrace dump --format json`, or a process as pid:1234"),
     })
 }

@@ -14,7 +14,7 @@ use std::io::{self, IsTerminal, Write};
 use serde_json::json;
 
 use super::{CliError, DoctorArgs, Exit, Stdout, TextOrJson};
-use crate::{level::Level, printable::write_json};
+use gotrace_model::{Level, printable::write_json};
 
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +87,7 @@ pub(super) fn run(args: &DoctorArgs) -> Result<Exit, CliError> {
     let result = Engines { level: level.filter(|_| works), snapshots };
     let mut out = Stdout::lock();
     match args.format {
-        TextOrJson::Text => text(&mut out, &checks, result)?,
+        TextOrJson::Text => text(&mut out, &checks, result, host::lacks("CAP_SYS_PTRACE"))?,
         TextOrJson::Json => json(&mut out, &checks, result)?,
     }
     out.flush()?;
@@ -109,7 +109,8 @@ impl Engines {
     }
 }
 
-fn text(out: &mut impl Write, checks: &[Check], engines: Engines) -> io::Result<()> {
+/// `limited`: to processes that need no CAP_SYS_PTRACE.
+fn text(out: &mut impl Write, checks: &[Check], engines: Engines, limited: bool) -> io::Result<()> {
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
     let color = io::stdout().is_terminal() && !no_color;
     for check in checks {
@@ -124,33 +125,32 @@ fn text(out: &mut impl Write, checks: &[Check], engines: Engines) -> io::Result<
         if check.state != State::Ok {
             writeln!(out, "{:27} {}", "", check.meaning)?;
             if let Some(remedy) = &check.remedy {
-                writeln!(out, "{:27} do: {remedy}", "")?;
+                writeln!(out, "{:27} fix: {remedy}", "")?;
             }
         }
     }
     writeln!(out)?;
-    let whom = if host::lacks("CAP_SYS_PTRACE") {
-        ", for processes of gotrace's own user without privileges (CAP_SYS_PTRACE is missing)"
+    let whom = if limited {
+        ", only for unprivileged processes of the same user (CAP_SYS_PTRACE is missing)"
     } else {
         ""
     };
     match engines {
         Engines { level: Some(level), snapshots: true } => {
-            writeln!(out, "result   events engine (eBPF), up to level {level}, and snapshots{whom}")
+            writeln!(out, "result   ready: events engine (eBPF) up to level {level}, and snapshots{whom}")
         }
         Engines { level: Some(level), snapshots: false } => writeln!(
             out,
-            "result   events engine (eBPF), up to level {level}{whom}; without snapshots goroutines older than the \
-             attachment are known once they have waited, and `gotrace dump` does not work"
+            "result   ready: events engine (eBPF) up to level {level}{whom}; no snapshots, so that goroutines created before \
+             gotrace attaches appear only once they have waited, and `gotrace dump` does not work"
         ),
         Engines { level: None, snapshots: true } => writeln!(
             out,
-            "result   snapshot engine (no eBPF){whom}: --engine auto takes it. It samples: no spans, no durations of \
-             waits, nothing of goroutines that live shorter than --interval. For the events engine see what is \
-             missing above"
+            "result   snapshots only (no eBPF){whom}; --engine auto falls back to them. No spans, no wait durations, and \
+             goroutines that live for less than --interval are missed. See above for what the events engine needs"
         ),
         Engines { level: None, snapshots: false } => {
-            writeln!(out, "result   neither engine works here; see what is missing above")
+            writeln!(out, "result   gotrace cannot run on this host; see above for what is missing")
         }
     }
 }
@@ -180,4 +180,37 @@ fn json(out: &mut impl Write, checks: &[Check], engines: Engines) -> io::Result<
     });
     write_json(&mut *out, &report)?;
     writeln!(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::printed_tests::golden;
+    use gotrace_kernel::{Error, Way};
+
+    #[test]
+    fn doctor_prints_what_is_written_down() -> io::Result<()> {
+        let passed =
+            Check::ok("BTF", "/sys/kernel/btf/vmlinux is readable", "the kernel has type information");
+        let why = "this kernel has no uprobe links (Linux 6.6 and later)".to_owned();
+        let checks = [
+            passed.clone(),
+            trials::links(&Way::PerfEvents { why, refused: false, passing: false }),
+            trials::failure(
+                "ring buffer",
+                "needed to deliver events",
+                &[],
+                &Error::Permission { what: "create a ring buffer map (bpf(2))".into() },
+            ),
+        ];
+        let mut out = Vec::new();
+        text(&mut out, &checks, Engines { level: None, snapshots: false }, false)?;
+        for (level, snapshots) in [(None, true), (Some(Level::Waits), false), (Some(Level::Full), true)] {
+            for limited in [false, true] {
+                text(&mut out, std::slice::from_ref(&passed), Engines { level, snapshots }, limited)?;
+            }
+        }
+        golden("doctor.txt", &out);
+        Ok(())
+    }
 }

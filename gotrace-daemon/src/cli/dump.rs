@@ -9,16 +9,17 @@ use std::{
 
 use object::Object as _;
 
-use super::{CliError, DumpArgs, DumpFormat, Exit, output::Stdout};
-use crate::{
-    gobin::Binary,
-    private,
-    process::Target,
-    sink::dump::{
-        self, Dump, Filter, Header, Mapped, folded, json, pprof, select::MinAge, speedscope, svg, text,
-    },
-    snapshot::{Live, Names, Options, Snapshot, SnapshotError, Status},
+use super::{CliError, DumpArgs, DumpFormat, Exit, output::Stdout, say};
+use gotrace_export::dump::{
+    self, Dump, Filter, Header, Mapped, folded, json, pprof, select::MinAge, speedscope, svg, text,
 };
+use gotrace_go::Binary;
+use gotrace_inspect::snapshot::{Live, Names, Options, Snapshot, SnapshotError, Status};
+use gotrace_process::{ProcessError, Target, private};
+
+/// What is said where there are too many sockets.
+pub(super) const SOCKETS_CUT: &str =
+    "the network namespace has more than 10000 sockets of a kind: the peers of some sockets are not known";
 
 /// Takes a snapshot and writes it.
 ///
@@ -27,27 +28,42 @@ use crate::{
 pub fn run(args: &DumpArgs) -> Result<Exit, CliError> {
     let groupable = matches!(args.format, DumpFormat::Text | DumpFormat::Json);
     if args.group && !groupable {
-        return Err(CliError::usage("--group is for the formats text and json")
-            .help("the other formats count goroutines that are alike anyway"));
+        return Err(CliError::usage("--group works only with --format text or json")
+            .help("the other formats always group goroutines"));
     }
     if args.args && !groupable {
-        return Err(CliError::usage("--args is for the formats text and json")
-            .help("the other formats put goroutines together whatever they were called with"));
+        return Err(CliError::usage("--args works only with --format text or json")
+            .help("the other formats group goroutines regardless of arguments"));
     }
     if args.format == DumpFormat::Pprof && args.output.is_none() && io::stdout().is_terminal() {
-        return Err(
-            CliError::usage("a profile is not for a terminal").help("name a file: -o goroutines.pb.gz")
-        );
+        return Err(CliError::usage("not writing a binary profile to a terminal")
+            .help("write it to a file: -o goroutines.pb.gz"));
     }
-    let mut process = Process::open(args.pid)?;
+    let pid = args.target.pid()?;
+    let mut process = Process::open(pid)?;
     let filter = filter(args, &mut process)?;
-    let snapshot = process.take(Options { arguments: args.args, ..Options::default() })?;
+    let mut snapshot = process.take(Options { arguments: args.args, ..Options::default() })?;
     let mut names = process.names();
+    let goids: Vec<u64> = filter.select(&snapshot, &mut names).iter().map(|g| g.goid).collect();
+    if groupable && !args.group {
+        process.live.look_outside(&mut snapshot, goids);
+    }
+    if snapshot.outside.sockets_cut {
+        tracing::warn!(pid, "{SOCKETS_CUT}");
+    }
     let dump = Dump::new(process.header(), &snapshot, &filter, &mut names);
-    for goid in &filter.goids {
-        if snapshot.goroutine(*goid).is_none() {
-            tracing::warn!(pid = args.pid, goid, "there is no such goroutine");
-        }
+    let missing: Vec<String> =
+        filter.goids.iter().filter(|g| snapshot.goroutine(**g).is_none()).map(u64::to_string).collect();
+    let no_such = (!missing.is_empty()).then(|| {
+        let what = if missing.len() == 1 { "no goroutine" } else { "no goroutines" };
+        CliError::failure(format!("process {pid} has {what} {}", missing.join(", ")))
+            .help("`gotrace dump` lists all goroutines")
+    });
+    // Those of several that exist are shown.
+    if missing.len() == filter.goids.len()
+        && let Some(error) = no_such
+    {
+        return Err(error);
     }
     write_to(args.output.as_ref(), |out| match (args.format, args.group) {
         (DumpFormat::Text, false) => text::write(out, &dump, &mut names),
@@ -63,7 +79,7 @@ pub fn run(args: &DumpArgs) -> Result<Exit, CliError> {
         (DumpFormat::Speedscope, _) => speedscope::write(out, &dump, &mut names),
         (DumpFormat::Svg, _) => svg::write(out, &dump, &mut names),
     })?;
-    Ok(Exit::DONE)
+    no_such.map_or(Ok(Exit::DONE), Err)
 }
 
 /// What was asked for; takes its time when ages matter.
@@ -75,8 +91,8 @@ fn filter(args: &DumpArgs, process: &mut Process) -> Result<Filter, CliError> {
                 known.iter().filter(|r| !r.is_empty()).map(|r| format!("{r:?}")).collect();
             known.sort();
             let version = &process.live.binary().go_version().text;
-            return Err(CliError::usage(format!("--reason {reason:?}: {version} has no such wait reason"))
-                .help(format!("it has {}", known.join(", "))));
+            return Err(CliError::usage(format!("--reason {reason:?}: no such wait reason in {version}"))
+                .help(format!("its wait reasons are {}", known.join(", "))));
         }
     }
     let mut goids = args.goid.clone();
@@ -85,10 +101,11 @@ fn filter(args: &DumpArgs, process: &mut Process) -> Result<Filter, CliError> {
     let min_age = match args.min_age {
         None => None,
         Some(age) => {
-            let options = Options { stacks: false, waits: false, labels: false, arguments: false };
+            let options =
+                Options { stacks: false, waits: false, labels: false, arguments: false, callees: false };
             let first = process.take(options)?;
             if io::stderr().is_terminal() {
-                eprintln!("waiting {age:?} to see which goroutines are that old");
+                say(&format!("waiting {age:?} to find goroutines of that age\n"));
             }
             thread::sleep(age);
             Some(MinAge { age, goids: first.goroutines.iter().map(|g| g.goid).collect() })
@@ -122,8 +139,9 @@ impl Process {
         let target = Target::open(pid)?;
         let executable = target.executable.display().to_string();
         let bytes = target.exe_bytes()?;
-        let binary = Binary::parse(&bytes)
-            .map_err(|e| CliError::new(Exit::UNSUPPORTED, format!("process {pid}: {executable}: {e}")))?;
+        let binary = parse(&target, &bytes).map_err(|e| {
+            CliError::new(Exit::UNSUPPORTED, format!("cannot read process {pid}: {executable}: {e}"))
+        })?;
         for warning in binary.warnings() {
             tracing::warn!(pid, "{warning}");
         }
@@ -161,6 +179,11 @@ impl Process {
     }
 }
 
+/// Reads a process's executable; where it was started by the dynamic loader that is not the program.
+pub(super) fn parse(target: &Target, bytes: &[u8]) -> Result<Binary, gotrace_go::Error> {
+    Binary::parse(bytes).map_err(|error| if target.runs_loader() { error.of_loader() } else { error })
+}
+
 /// GNU build ids have 20 bytes; a longer one is none.
 fn build_id_text(id: &[u8]) -> String {
     hex::encode(id.get(..64).unwrap_or(id))
@@ -181,13 +204,17 @@ pub(super) fn write_to(
         write(&mut out)?;
         out.flush()
     });
-    done.map_err(|e| CliError::failure(format!("cannot write the results to {}: {e}", path.display())))
+    done.map_err(|e| CliError::failure(format!("cannot write results to {}: {e}", path.display())))
 }
 
 pub(super) fn error(pid: u32, e: &SnapshotError) -> CliError {
+    // Of a process that ends meanwhile much makes no sense.
+    if let Err(gone @ (ProcessError::Gone { .. } | ProcessError::Zombie { .. })) = Target::open(pid) {
+        return gone.into();
+    }
     let what = match e {
         SnapshotError::Process(_) => e.to_string(),
-        _ => format!("process {pid}: {e}"),
+        _ => format!("cannot read process {pid}: {e}"),
     };
     CliError::new(Exit(e.exit_code()), what).maybe_help(e.help())
 }

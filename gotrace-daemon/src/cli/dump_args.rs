@@ -5,44 +5,45 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, ValueEnum, builder::PossibleValuesParser, value_parser};
 use regex::Regex;
 
-use super::TextOrJson;
-use crate::snapshot::Status;
+use super::{TextOrJson, target::TargetArgs};
 use crate::units as values;
+use gotrace_inspect::snapshot::Status;
 
 /// Arguments of `dump`.
 #[derive(Clone, Debug, Args)]
-#[command(before_help = "\
-Examples:
-  gotrace dump --pid 1234
-  gotrace dump --pid 1234 --group
-  gotrace dump --pid 1234 --reason select,sleep --function main.worker
-  gotrace dump --pid 1234 --format json -o before.json
-  gotrace dump --pid 1234 --format pprof -o goroutines.pb.gz
-  go tool pprof goroutines.pb.gz
-  gotrace dump --pid 1234 --format svg -o goroutines.svg
+#[command(after_help = "\
+Reads the memory of the process, which is never stopped or modified; needs no eBPF.
 
-Reads the process's memory; it is neither stopped nor changed, and eBPF is not needed.")]
+Examples:
+  gotrace dump server
+  gotrace dump 1234 --group
+  gotrace dump 1234 --reason select,sleep --function main.worker
+  gotrace dump 1234 --format json -o before.json
+  gotrace dump 1234 --format pprof -o goroutines.pb.gz
+  go tool pprof goroutines.pb.gz
+  gotrace dump 1234 --format svg -o goroutines.svg")]
 pub struct DumpArgs {
-    /// The process whose goroutines to show
-    #[arg(short, long, value_name = "PID", value_parser = value_parser!(u32).range(1..=i64::from(i32::MAX)))]
-    pub pid: u32,
-    /// How to write them
+    /// Which process.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Output format
     #[arg(long, value_enum, default_value_t = DumpFormat::Text, value_name = "FORMAT")]
     pub format: DumpFormat,
-    /// Write to this file instead of stdout
+    /// Write to FILE instead of stdout
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// Count goroutines that are alike (stack, state, reason, creation), the most first; for text
-    /// and json
+    /// Group goroutines with the same stack, state, wait reason and creation site, largest group first;
+    /// for text and json
     #[arg(long)]
     pub group: bool,
-    /// What functions were called with, as Go's own traceback prints it; for text and json, not grouped
+    /// Print function arguments as Go's own traceback does; for text and json, not with --group
     #[arg(long, conflicts_with = "group")]
     pub args: bool,
-    /// The runtime's own goroutines too
+    /// Include the Go runtime's own goroutines
     #[arg(long, help_heading = "Filters")]
     pub system: bool,
-    /// Those in one of these states: running, runnable, waiting, syscall, preempted, copystack, leaked
+    /// Only goroutines in one of these states: running, runnable, waiting, syscall, preempted, copystack,
+    /// leaked
     #[arg(
         long,
         value_name = "STATE",
@@ -52,13 +53,13 @@ pub struct DumpArgs {
         help_heading = "Filters"
     )]
     pub state: Vec<String>,
-    /// Those that wait for one of these reasons, as tracebacks say it ("chan receive", select)
+    /// Only goroutines with one of these wait reasons, as in tracebacks ("chan receive", select)
     #[arg(long, value_name = "REASON", value_delimiter = ',', help_heading = "Filters")]
     pub reason: Vec<String>,
-    /// Those with a function in their stack that matches, or whose entry function does
+    /// Only goroutines with a function in their stack that matches, or their entry function
     #[arg(long, value_name = "REGEX", value_parser = regex, help_heading = "Filters")]
     pub function: Option<Regex>,
-    /// This one, the runtime's own too; can be given several times
+    /// Only this goroutine, even one of the runtime's own; can be repeated
     #[arg(
         long,
         value_name = "N",
@@ -67,7 +68,8 @@ pub struct DumpArgs {
         help_heading = "Filters"
     )]
     pub goid: Vec<u64>,
-    /// Those that are at least this old. Takes that long: looks who is there, waits, and looks again
+    /// Only goroutines that are at least this old. Takes that long: takes a snapshot, waits, and takes
+    /// another
     #[arg(long, value_name = "TIME", value_parser = min_age, help_heading = "Filters")]
     pub min_age: Option<Duration>,
 }
@@ -75,13 +77,13 @@ pub struct DumpArgs {
 /// How `dump` answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DumpFormat {
-    /// As Go's own traceback
+    /// The format of Go's own traceback
     Text,
-    /// One object a line (schema gotrace.dump/1)
+    /// One JSON object per line (schema gotrace.dump/1)
     Json,
     /// A goroutine profile for `go tool pprof`
     Pprof,
-    /// A line a stack, for flame graph tools
+    /// Folded stacks, one per line, for flame graph tools
     Folded,
     /// For <https://www.speedscope.app>
     Speedscope,
@@ -91,31 +93,31 @@ pub enum DumpFormat {
 
 /// Arguments of `diff`.
 #[derive(Clone, Debug, Args)]
-#[command(before_help = "\
+#[command(after_help = "\
+A dump is a file written by `gotrace dump --format json`, grouped or not, or pid:PID or
+pod:[NAMESPACE/]POD for the current state of a running process.
+
 Examples:
   gotrace diff before.json after.json
   gotrace diff before.json pid:1234
-  gotrace diff before.json --pid 1234 --format json
-
-Dumps are files that `gotrace dump --format json` wrote, grouped or not, or pid:PID for a running
-process now.")]
+  gotrace diff before.json --pid 1234 --format json")]
 pub struct DiffArgs {
-    /// The first dump: a file, or pid:PID
+    /// First dump: a file, pid:PID or pod:POD
     #[arg(value_name = "A")]
     pub before: String,
-    /// The second
+    /// Second dump: a file, pid:PID or pod:POD
     #[arg(value_name = "B", required_unless_present = "pid", conflicts_with = "pid")]
     pub after: Option<String>,
-    /// Compare with this process now
+    /// Compare with the current state of this process
     #[arg(short, long, value_name = "PID", value_parser = value_parser!(u32).range(1..=i64::from(i32::MAX)))]
     pub pid: Option<u32>,
-    /// Text for people, or one object a line (schema gotrace.diff/1)
+    /// Output format: text, or one JSON object per line (schema gotrace.diff/1)
     #[arg(long, value_enum, default_value_t = TextOrJson::Text, value_name = "FORMAT")]
     pub format: TextOrJson,
-    /// Write to this file instead of stdout
+    /// Write to FILE instead of stdout
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// The runtime's own goroutines too, where the dumps have them
+    /// Include the Go runtime's own goroutines, if the dumps have them
     #[arg(long)]
     pub system: bool,
 }
@@ -127,7 +129,7 @@ fn regex(text: &str) -> Result<Regex, String> {
 fn min_age(text: &str) -> Result<Duration, String> {
     let age = values::duration_above_zero(text)?;
     if age > Duration::from_secs(86400) {
-        return Err("it takes that long to find out, and a day is the limit".into());
+        return Err("the limit is one day, as the command takes that long".into());
     }
     Ok(age)
 }

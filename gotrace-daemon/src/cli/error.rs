@@ -3,11 +3,9 @@
 
 use std::{fmt, io, process::ExitCode};
 
-use crate::{
-    kernel,
-    printable::printable_lines,
-    process::{ProcessError, SpawnError},
-};
+use gotrace_kernel as kernel;
+use gotrace_model::printable::printable_lines;
+use gotrace_process::{ProcessError, SpawnError};
 
 /// An exit code of the command line's contract, or that of the command that `exec` ran.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +34,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Why a subcommand ended without its result. Printed as `gotrace: what` and `help: what to do`,
+/// Why a subcommand ended without its result. Printed as `error: what` and `help: what to do`,
 /// further lines of either indented: what others chose cannot look like a line of gotrace's own.
 #[derive(Debug)]
 pub struct CliError {
@@ -61,6 +59,11 @@ impl CliError {
         Self::new(Exit::USAGE, what)
     }
 
+    /// Says on stderr what the user should know of a run that goes on.
+    pub fn warn(what: &str) {
+        super::say(&format!("warning: {}\n", printable_lines(what)));
+    }
+
     /// Adds what the user can do.
     #[must_use]
     pub fn help(mut self, help: impl Into<String>) -> Self {
@@ -75,6 +78,12 @@ impl CliError {
         self
     }
 
+    /// What went wrong, without what to do.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        &self.what
+    }
+
     /// The exit code.
     #[must_use]
     pub fn exit(&self) -> Exit {
@@ -84,7 +93,7 @@ impl CliError {
 
 impl fmt::Display for CliError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "gotrace: {}", printable_lines(&self.what))?;
+        write!(f, "error: {}", printable_lines(&self.what))?;
         match &self.help {
             Some(help) => write!(f, "\nhelp: {}", printable_lines(help)),
             None => Ok(()),
@@ -119,7 +128,7 @@ impl From<io::Error> for CliError {
             // The reader has enough (`head`): no failure.
             return Self { what: String::new(), help: None, exit: Exit::DONE };
         }
-        Self::failure(format!("cannot write the results to stdout: {e}"))
+        Self::failure(format!("cannot write results to stdout: {e}"))
     }
 }
 

@@ -2,36 +2,30 @@
 //! of its own, by its flag `-exec`, so that nothing is missed from goroutine 1 on. A test program is over in
 //! milliseconds, before probes could be put in place from outside.
 //!
-//! Each of those gotraces leaves what it found in a directory of this run; this one tells it at the end.
+//! Each of those gotraces leaves what it knows of its programs in a directory of this run; this one tells it at the
+//! end ([`guard`]).
 //! Go's cache of test results is not used by a run with `-exec`, so that no test is passed over.
 
 use std::{
     ffi::{OsStr, OsString},
-    fs,
-    io::{self, Write as _},
+    fs, io,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use clap::ValueEnum as _;
-
 use super::{
     CliError, ExecArgs, Exit, Format,
-    args::{BudgetArg, FailOn},
+    baseline::absolute,
+    guard::{self, Program},
 };
-use crate::{
-    private,
-    process::{Forwarder, Spawned},
-};
+use gotrace_process::{Forwarder, Spawned, private};
 
 /// A run of `go test`.
 pub(super) struct Run<'a> {
     go: &'a OsStr,
     arguments: &'a [OsString],
-    fail_on: &'a [FailOn],
-    budget: BudgetArg,
-    format: Format,
+    args: &'a ExecArgs,
 }
 
 impl<'a> Run<'a> {
@@ -44,57 +38,59 @@ impl<'a> Run<'a> {
             .map_while(|a| a.to_str().filter(|a| *a != "-args"))
             .any(|a| a.trim_start_matches('-').split('=').next() == Some("exec") && a.starts_with('-'));
         let plain = !args.follow_children && args.trace.export.is_none() && args.trace.otlp.otlp.is_none();
-        (!args.fail_on.is_empty() && is_go_test && !has_exec && plain).then_some(Self {
-            go,
-            arguments,
-            fail_on: &args.fail_on,
-            budget: args.budget,
-            format: args.trace.format,
-        })
+        let judged = !args.fail_on.is_empty();
+        (judged && is_go_test && !has_exec && plain).then_some(Self { go, arguments, args })
     }
 
     /// Runs it and tells what was found.
     pub(super) fn run(self) -> Result<Exit, CliError> {
         let directory = Directory::make()?;
         let own = std::env::current_exe()
-            .map_err(|e| CliError::failure(format!("cannot find gotrace's own executable: {e}")))?;
-        let format = match self.format {
+            .map_err(|e| CliError::failure(format!("cannot find the executable of gotrace: {e}")))?;
+        let Self { go, arguments, args } = self;
+        let format = match args.trace.format {
             Format::Table => "table",
             Format::Json => "json",
         };
-        let fail_on: Vec<String> =
-            self.fail_on.iter().filter_map(|f| Some(f.to_possible_value()?.get_name().to_owned())).collect();
-        let fail_on = fail_on.join(",");
-        let exec = format!(
-            "{} exec --fail-on {fail_on} --budget {} --quiet --format {format} --left-behind-to {} --",
+        let fail_on: Vec<&str> = args.fail_on.iter().map(|f| f.name()).collect();
+        let mut exec = format!(
+            "{} exec --fail-on {} --budget {} --quiet --format {format} --left-behind-to {}",
             quoted(&own)?,
-            self.budget,
+            fail_on.join(","),
+            args.budget,
             quoted(&directory.0)?
         );
-        let mut arguments: Vec<OsString> = vec!["test".into(), "-exec".into(), exec.into()];
-        arguments.extend_from_slice(self.arguments);
+        // Test programs run in their packages' directories.
+        let files = [("--suppress", &args.trace.suppress), ("--baseline", &args.baseline.baseline)];
+        for (flag, file) in files {
+            if let Some(file) = file {
+                exec += &format!(" {flag} {}", quoted(&absolute(file)?)?);
+            }
+        }
+        exec += " --";
+        let mut words: Vec<OsString> = vec!["test".into(), "-exec".into(), exec.into()];
+        words.extend_from_slice(arguments);
         // Forks, so it comes before there are threads.
-        let mut child = Spawned::prepare(self.go, &arguments)?;
+        let mut child = Spawned::prepare(go, &words)?;
         let pid = child.pid();
         let forwarder = Forwarder::start(child.pidfd())
-            .map_err(|e| CliError::failure(format!("cannot pass signals on to the command: {e}")))?;
+            .map_err(|e| CliError::failure(format!("cannot forward signals to the command: {e}")))?;
         child.release()?;
         let status = child
             .wait()
-            .map_err(|e| CliError::failure(format!("cannot learn how process {pid} ended: {e}")))?;
+            .map_err(|e| CliError::failure(format!("cannot get the exit status of process {pid}: {e}")))?;
         drop(forwarder);
         let exit = Exit(Spawned::exit_code(status));
-        let found = directory.tell()?;
-        Ok(if exit == Exit::DONE && found { Exit::FINDINGS } else { exit })
+        guard::conclude(args, &directory.programs()?, exit)
     }
 }
 
-/// Leaves what was found for the gotrace that started `go test`.
-pub(super) fn leave(directory: &Path, pid: u32, text: &[u8]) -> Result<(), CliError> {
+/// Leaves what is known of programs for the gotrace that started `go test`.
+pub(super) fn leave(directory: &Path, pid: u32, programs: &[Program]) -> Result<(), CliError> {
     let file = directory.join(format!("{pid:010}"));
-    private::create(&file).and_then(|mut out| out.write_all(text)).map_err(|e| {
-        CliError::failure(format!("cannot write what was left behind to {}: {e}", file.display()))
-    })
+    private::create(&file)
+        .and_then(|out| serde_json::to_writer(out, programs).map_err(io::Error::from))
+        .map_err(|e| CliError::failure(format!("cannot write findings to {}: {e}", file.display())))
 }
 
 /// A directory of this run only; goes away with it.
@@ -105,40 +101,44 @@ impl Directory {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos());
         let path = std::env::temp_dir().join(format!("gotrace-{}-{now}", std::process::id()));
         fs::DirBuilder::new().mode(0o700).create(&path).map_err(|e| {
-            CliError::failure(format!("cannot make the directory {}: {e}", path.display()))
-                .help("name another directory for temporary files with TMPDIR")
+            CliError::failure(format!("cannot create temporary directory {}: {e}", path.display()))
+                .help("set TMPDIR to another directory")
         })?;
         Ok(Self(path))
     }
 
-    /// On stderr, as stdout belongs to the command.
-    fn tell(&self) -> Result<bool, CliError> {
-        let read = |e: io::Error| {
-            CliError::failure(format!("cannot read what was found from {}: {e}", self.0.display()))
-        };
+    /// What was left in it.
+    fn programs(&self) -> Result<Vec<Program>, CliError> {
+        let read =
+            |e: io::Error| CliError::failure(format!("cannot read findings from {}: {e}", self.0.display()));
         let entries: Result<Vec<_>, _> = fs::read_dir(&self.0).map_err(read)?.collect();
         let mut files: Vec<PathBuf> = entries.map_err(read)?.into_iter().map(|e| e.path()).collect();
         files.sort();
-        let mut out = io::stderr().lock();
+        let mut programs = Vec::new();
         for file in &files {
-            out.write_all(&fs::read(file).map_err(read)?)?;
+            let text = fs::read(file).map_err(read)?;
+            programs.extend(serde_json::from_slice::<Vec<Program>>(&text).map_err(|e| read(e.into()))?);
         }
-        Ok(!files.is_empty())
+        Ok(programs)
     }
 }
 
 impl Drop for Directory {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.0) {
-            tracing::warn!(directory = %self.0.display(), %error, "a temporary directory stays");
+            tracing::warn!(directory = %self.0.display(), %error, "cannot remove temporary directory");
         }
     }
 }
 
 /// A word as `go` takes the value of `-exec` apart (`cmd/internal/quoted`).
 fn quoted(path: &Path) -> Result<String, CliError> {
-    let odd =
-        || CliError::failure(format!("go test cannot be told to run {}: odd characters", path.display()));
+    let odd = || {
+        CliError::failure(format!(
+            "cannot pass {} to `go test -exec`: it contains unsupported characters",
+            path.display()
+        ))
+    };
     let text = path.to_str().ok_or_else(odd)?;
     match (text.contains([' ', '\t', '\n', '"', '\'']), text.contains('\''), text.contains('"')) {
         (false, ..) => Ok(text.to_owned()),
@@ -157,7 +157,7 @@ mod tests {
 
     fn is_run(line: &str) -> bool {
         let cli = Cli::try_parse_from(line.split(' ')).expect("valid arguments");
-        let Command::Exec(args) = cli.command else { panic!("exec") };
+        let Some(Command::Exec(args)) = cli.command else { panic!("exec") };
         Run::of(&args).is_some()
     }
 

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::{Args, CommandFactory};
+use clap::{Args, CommandFactory, builder::Resettable};
 use clap_mangen::Man;
 
 use super::{Cli, CliError, Exit};
@@ -13,7 +13,7 @@ use super::{Cli, CliError, Exit};
 /// Arguments of `man`.
 #[derive(Clone, Debug, Args)]
 pub struct ManArgs {
-    /// Directory to write the pages to; made when missing
+    /// Directory to write the pages to; created if missing
     directory: PathBuf,
 }
 
@@ -30,23 +30,24 @@ fn write_pages(directory: &Path) -> io::Result<()> {
     root.build();
     let shown = root.get_subcommands().filter(|c| !c.is_hide_set()).cloned();
     for command in std::iter::once(root.clone()).chain(shown) {
-        let examples = command.get_before_help().map(ToString::to_string);
-        let man = Man::new(command);
+        let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        let (notes, examples) = after.split_once("Examples:\n").unwrap_or((&after, ""));
+        let man = Man::new(command.after_help(Resettable::Reset));
         let mut page = Vec::new();
         man.render(&mut page)?;
-        if let Some(examples) = examples {
-            page.extend_from_slice(section(&examples).as_bytes());
-        }
+        page.extend_from_slice((section("NOTES", notes) + &section("EXAMPLES", examples)).as_bytes());
         fs::write(directory.join(man.get_filename()), page)?;
     }
     Ok(())
 }
 
-/// What the help shows before anything else, as it stands: lines are not filled.
-fn section(examples: &str) -> String {
-    let text = examples.strip_prefix("Examples:\n").unwrap_or(examples);
-    let mut section = String::from(".SH EXAMPLES\n.nf\n");
-    for line in text.lines() {
+/// What the help ends with, as it stands: lines are not filled. Nothing where there is nothing to say.
+fn section(title: &str, text: &str) -> String {
+    if text.is_empty() {
+        return String::new();
+    }
+    let mut section = format!(".SH {title}\n.nf\n");
+    for line in text.trim_end().lines() {
         let line = line.replace('\\', "\\e").replace('-', "\\-");
         // A line that begins so would be a request.
         if line.starts_with(['.', '\'']) {
@@ -75,6 +76,7 @@ mod tests {
 
     #[test]
     fn lines_stay_as_they_are() {
-        assert_eq!(section("Examples:\n.a \\ --b"), ".SH EXAMPLES\n.nf\n\\&.a \\e \\-\\-b\n.fi\n");
+        assert_eq!(section("NOTES", ".a \\ --b\n\n"), ".SH NOTES\n.nf\n\\&.a \\e \\-\\-b\n.fi\n");
+        assert_eq!(section("NOTES", ""), "");
     }
 }

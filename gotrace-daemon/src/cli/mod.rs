@@ -6,8 +6,11 @@
 
 mod args;
 mod attach;
+mod baseline;
 mod binary;
+mod check;
 mod completions;
+mod convert;
 mod daemon;
 mod diagnostics;
 mod diff;
@@ -15,17 +18,28 @@ mod doctor;
 mod dump;
 mod dump_args;
 mod error;
+mod examine;
 mod exec;
 mod go_test;
+mod guard;
 mod leaks;
 mod man;
 mod output;
+#[cfg(test)]
+mod printed_tests;
+mod programs;
+mod ps;
+mod recording;
 mod surroundings;
+mod target;
 mod top;
 mod trace;
+mod view;
 mod why;
 
-use clap::{ColorChoice, Parser, Subcommand};
+use std::io::{self, IsTerminal as _};
+
+use clap::{ColorChoice, CommandFactory as _, Parser, Subcommand};
 
 pub use args::{
     AttachArgs, DoctorArgs, Engine, ExecArgs, Format, InspectArgs, OtlpArgs, TextOrJson, TraceArgs,
@@ -35,93 +49,106 @@ pub use diagnostics::{Diagnostics, log};
 pub use dump_args::{DiffArgs, DumpArgs, DumpFormat};
 pub use error::{CliError, Exit};
 pub use leaks::{GraphFormat, LeaksArgs};
-pub use output::{Stdout, is_broken_pipe};
+pub use output::{Stdout, is_broken_pipe, say};
 pub use top::TopArgs;
 pub use why::{WhyArgs, WhyFormat};
 
-/// Shows and traces the goroutines of running Go programs, from outside
+/// Trace the goroutines of running Go programs, from outside
 ///
-/// No rebuild, no restart, no SDK in the program: gotrace puts eBPF probes on the Go runtime of a
-/// running process, and reports which goroutines it has, who created them, what they wait for and
-/// how long.
+/// No rebuild, no restart, no SDK: gotrace attaches eBPF probes to the Go runtime of a running
+/// process and reports its goroutines, what created them, what they wait for and for how long.
 #[derive(Debug, Parser)]
 #[command(
     name = "gotrace",
     version,
     color = ColorChoice::Auto,
-    before_help = EXAMPLES,
-    after_help = "Exit codes: 0 done, 1 failure, 2 usage, 3 permission or capability missing, \
-                  4 not a Go program or not supported, 5 the target is gone, \
-                  10 findings (with --fail-on).",
-    subcommand_required = true,
-    arg_required_else_help = true,
+    after_help = AFTER_HELP,
     max_term_width = 100
 )]
 pub struct Cli {
-    /// What gotrace says on stderr about its own work: error, warn, info, debug, trace, or a filter
-    /// by module such as `gotrace::kernel=debug` [env: GOTRACE_LOG] [default: warn, of daemon info]
+    /// Log level of gotrace itself, on stderr: error, warn, info, debug, trace, or a filter by module
+    /// such as `gotrace_kernel=debug` [env: GOTRACE_LOG] [default: warn, for daemon info]
     #[arg(long, global = true, env = "GOTRACE_LOG", value_name = "FILTER", hide_env = true)]
     pub log: Option<String>,
-    /// What to do.
+    /// What to do; on a terminal `ps` where nothing is said.
     #[command(subcommand)]
-    pub command: Command,
+    command: Option<Command>,
 }
 
 impl Cli {
     /// What is logged where nothing else is said.
     #[must_use]
     pub fn default_log(&self) -> &'static str {
-        if matches!(self.command, Command::Daemon(_)) { "info" } else { "warn" }
+        if matches!(self.command, Some(Command::Daemon(_))) { "info" } else { "warn" }
     }
 
     /// The log target of the kernel side's own messages, where they are asked for.
     #[must_use]
     pub fn probe_log_target(&self) -> Option<&'static str> {
-        let trace = match &self.command {
+        let trace = match self.command.as_ref()? {
             Command::Attach(args) => &args.trace,
             Command::Exec(args) => &args.trace,
+            Command::Record(args) => args.trace(),
             _ => return None,
         };
-        (trace.kernel_log > 0).then_some(crate::kernel::PROBE_LOG_TARGET)
+        (trace.kernel_log > 0).then_some(gotrace_kernel::PROBE_LOG_TARGET)
     }
 }
 
-const EXAMPLES: &str = "\
+const AFTER_HELP: &str = "\
+Exit codes: 0 success, 1 failure, 2 usage error, 3 permission or capability missing, 4 not a Go
+program or not supported, 5 the process is gone, 10 findings (check; others with --fail-on).
+
 Examples:
-  gotrace doctor                                what this host allows
-  gotrace attach --pid 1234                     live table of a running program
-  gotrace attach --pid 1234 --duration 10s --export spans.json
-  gotrace dump --pid 1234                       every goroutine now, without eBPF
-  gotrace leaks --pid 1234 --watch 60s          what will not finish, and why
-  gotrace why --pid 1234 --goid 51              who holds what a goroutine waits on
-  gotrace diff before.json pid:1234             what grew since that dump
-  gotrace exec -- ./server --port 8080          from goroutine 1 on
-  gotrace top                                   all Go programs of the node
-  gotrace daemon --config gotrace.yaml          the same as an agent: OTLP, Prometheus, rules, budget
-  gotrace inspect ./server                      what the binary tells";
+  gotrace                                    the Go programs here, and what is wrong with each
+  gotrace check server                       is something wrong? the verdict in ten seconds
+  gotrace attach server                      live table of a running process
+  gotrace attach 1234 --duration 10s --export spans.json
+  gotrace record 1234 -o run.gtr             for later: gotrace view, gotrace convert
+  gotrace dump pod:shop/till-7f9             print every goroutine, without eBPF
+  gotrace leaks 1234 --watch 60s             find leaked and stuck goroutines
+  gotrace why 1234 --goid 51                 what still references what a goroutine is blocked on
+  gotrace diff before.json pid:1234          what grew since that dump
+  gotrace exec -- ./server --port 8080       trace from the first goroutine on
+  gotrace top                                all Go processes on this node
+  gotrace daemon --config gotrace.yaml       node agent: OTLP, Prometheus, rules, budgets
+  gotrace inspect ./server                   build info and probe points
+  gotrace doctor                             check whether this host can run gotrace
+
+TARGET is a pid, the name of an executable, or pod:[NAMESPACE/]POD[/CONTAINER].";
 
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Follow a running Go program: live table, spans, metrics
+    /// Trace a running Go process: live table, spans, metrics
     Attach(AttachArgs),
-    /// Start a program with the probes already in place
+    /// Run a command and trace it from its first goroutine on
     Exec(ExecArgs),
-    /// Show every goroutine of a running Go program now
+    /// Record a running Go process to a file, to analyze later and anywhere
+    Record(recording::RecordArgs),
+    /// Replay a recording in the live table: play, pause, seek
+    View(view::ViewArgs),
+    /// Convert a recording to the OTLP or JSON that the run would have written
+    Convert(convert::ConvertArgs),
+    /// Print every goroutine of a running Go process
     Dump(DumpArgs),
-    /// Show goroutines that will not finish, and why that is believed
+    /// Check a running Go process for leaks, deadlocks and stuck goroutines: the verdict in ten seconds
+    Check(check::CheckArgs),
+    /// Find leaked and stuck goroutines
     Leaks(leaks::LeaksArgs),
-    /// Show who still holds what a goroutine waits on
+    /// Show what still references the channel or lock that a goroutine is blocked on
     Why(WhyArgs),
-    /// Compare two dumps: which goroutines are new, more, fewer, gone
+    /// Compare two dumps: which goroutines are new, more, fewer or gone
     Diff(DiffArgs),
-    /// Trace all Go programs of the node, now and as they start: the node agent
+    /// Run the node agent: trace all Go processes on this node, now and as they start
     Daemon(DaemonArgs),
-    /// Show all Go processes of the node in one table
+    /// List the Go processes on this node and what is wrong with each, at a glance
+    Ps(ps::PsArgs),
+    /// Show all Go processes on this node in one table
     Top(TopArgs),
-    /// Show what a Go binary tells, and where it would be probed
+    /// Show build info and probe points of a Go binary
     Inspect(InspectArgs),
-    /// Try what this host allows, and say what is missing and what to do
+    /// Check whether this host can run gotrace
     Doctor(DoctorArgs),
     /// Print shell completions
     #[command(hide = true)]
@@ -136,14 +163,27 @@ pub enum Command {
 /// # Errors
 /// What went wrong, what the user can do, and the exit code.
 pub fn run(cli: Cli) -> Result<Exit, CliError> {
-    match cli.command {
+    let command = match cli.command {
+        Some(command) => command,
+        None if io::stdout().is_terminal() => Command::Ps(ps::PsArgs::default()),
+        None => {
+            say(&Cli::command().render_help().to_string());
+            return Ok(Exit::USAGE);
+        }
+    };
+    match command {
         Command::Attach(args) => attach::run(args),
         Command::Exec(args) => exec::run(args),
+        Command::Record(args) => recording::run(args),
+        Command::View(args) => view::run(&args),
+        Command::Convert(args) => convert::run(&args),
         Command::Dump(args) => dump::run(&args),
+        Command::Check(args) => check::run(&args),
         Command::Leaks(args) => leaks::run(&args),
         Command::Why(args) => why::run(&args),
         Command::Diff(args) => diff::run(&args),
         Command::Daemon(args) => daemon::run(&args),
+        Command::Ps(args) => ps::run(&args),
         Command::Top(args) => top::run(&args),
         Command::Inspect(args) => binary::run(args),
         Command::Doctor(args) => doctor::run(&args),

@@ -20,55 +20,53 @@ use super::{
     is_broken_pipe,
     trace::Background,
 };
-use crate::{
-    config::Config,
-    level::Level,
-    pipeline::{Control, Counts, Engine, Line, LineConfig, ProcessEvent, Stop},
-    sink::{
-        otlp::ExportConfig,
-        prometheus::Board,
-        top::{self, Node},
-    },
-    ui::TopView,
-    units,
+use crate::config::Config;
+use crate::units;
+use gotrace_agent::pipeline::{Control, Counts, Engine, Line, LineConfig, NodeState, ProcessEvent, Stop};
+use gotrace_export::{
+    otlp::ExportConfig,
+    prometheus::Board,
+    top::{self, Node},
 };
+use gotrace_model::Level;
+use gotrace_ui::TopView;
 
 /// Arguments of `top`.
 #[derive(Clone, Debug, Args)]
-#[command(before_help = "\
+#[command(after_help = "\
+Lists all Go processes, those with the most goroutines first: goroutines created per second and net
+growth over the last interval, the most common wait reason, the probes' overhead, and lost events.
+
+Without --level no probes are attached: the processes' memory is read every interval, and goroutines
+that start and finish between two readings are missed. With --level, probes are attached to every
+program that the rules match, within the budget.
+
 Examples:
   gotrace top
   gotrace top --level waits --interval 5s
   gotrace top --duration 10s --format json | jq .processes
-  gotrace top --config gotrace.yaml
-
-All Go processes, those with most goroutines first: births and growth a second over the last
-interval, what most wait for, what the probes take of the process's CPU time, what was lost.
-
-Without --level no probe is put anywhere: every interval the processes' memory is read, and
-goroutines that live between two readings are missed. With --level there are probes in every
-program that the rules take, within the budget.")]
+  gotrace top --config gotrace.yaml")]
 pub struct TopArgs {
-    /// Whose rules and limits hold (YAML; its level does not: only --level puts probes in place);
+    /// Configuration (YAML) whose rules and limits apply, but not its level: only --level attaches probes.
     /// deploy/gotrace.example.yaml shows every field
     #[arg(short, long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Put probes in place, for this detail: lifecycle, waits, full [default: no probes, snapshots alone]
+    /// Attach probes for this level of detail: lifecycle, waits or full [default: no probes, snapshots only]
     #[arg(long, value_parser = units::level, value_name = "LEVEL")]
     pub level: Option<Level>,
-    /// With --level: percent of each process's CPU time that its probes may take, but at least 5 ms of
-    /// each second; none for as much as they take. Beyond, less is traced of that process, as the column
-    /// level says, and more again when there is room [default: 5%, or the configuration's]
+    /// With --level: limit the probes' overhead to this percentage of each process's CPU time (but allow at
+    /// least 5 ms per second), or none for no limit. Above it, the level of that process is lowered, and
+    /// raised again when overhead drops; see column level [default: 5%, or the configuration's]
     #[arg(long, value_parser = percent, value_name = "PERCENT|none")]
     pub budget: Option<BudgetArg>,
-    /// Time between two reports
+    /// Report interval
     #[arg(long, value_parser = units::interval, default_value = "2s", value_name = "TIME")]
     pub interval: Duration,
-    /// End after this time (10s, 2m, 1h30m)
+    /// Stop after this time (10s, 2m, 1h30m)
     #[arg(long, value_parser = units::duration_above_zero, value_name = "TIME")]
     pub duration: Option<Duration>,
-    /// Live table (plain lines where stdout is no terminal), or one JSON object an interval (schema
-    /// gotrace.top/1)
+    /// Output format: live table (plain lines if stdout is not a terminal), or one JSON object per interval
+    /// (schema gotrace.top/1)
     #[arg(long, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
     pub format: Format,
 }
@@ -97,7 +95,7 @@ pub(super) fn run(args: &TopArgs) -> Result<Exit, CliError> {
     let view = show(args, &board, control, &stop, deadline)?;
     let result = line.run(&stop, deadline, &mut |interval| board.show(interval));
     drop(view);
-    line.finish().1?;
+    drop(line.finish());
     result?;
     Ok(Exit::DONE)
 }
@@ -105,6 +103,8 @@ pub(super) fn run(args: &TopArgs) -> Result<Exit, CliError> {
 /// Probes only where a level is asked for here and now: whoever looks must not change what runs.
 fn line_config(args: &TopArgs, config: &Config) -> Result<LineConfig, CliError> {
     let mut line = config.line();
+    // What is remembered is the daemon's.
+    line.state = None;
     line.interval = args.interval;
     line.budget = match (args.budget, &args.config) {
         (Some(budget), _) => budget.budget(),
@@ -113,8 +113,8 @@ fn line_config(args: &TopArgs, config: &Config) -> Result<LineConfig, CliError> 
     };
     match args.level {
         Some(_) if line.engine == Engine::Snapshot => {
-            return Err(CliError::usage("--level needs probes, and the configuration has engine: snapshot")
-                .help("leave --level out, or the engine"));
+            return Err(CliError::usage("--level needs probes, but the configuration has engine: snapshot")
+                .help("remove --level, or engine from the configuration"));
         }
         Some(level) => line.level = level,
         None => line.engine = Engine::Snapshot,
@@ -135,7 +135,8 @@ fn show(
     let board = Arc::clone(board);
     let node = move || {
         let intervals = board.intervals();
-        let Counts { refused, unreadable, .. } = control.state().looked_at;
+        let NodeState { looked_at: Counts { unreadable, .. }, coverage, .. } = control.state();
+        let refused = coverage.refused_total();
         Node { rows: top::rows(intervals.iter().map(|i| &**i)), refused, unreadable }
     };
     if args.format == Format::Table && io::stdout().is_terminal() {
@@ -153,7 +154,7 @@ fn show(
         if let Err(error) = shown {
             stop.set();
             if !is_broken_pipe(&error) {
-                tracing::error!(%error, "results cannot be shown");
+                tracing::error!(%error, "cannot show results");
             }
         }
     })?;
@@ -190,7 +191,7 @@ mod tests {
 
     fn line_of(more: &[&str]) -> Result<LineConfig, CliError> {
         let cli = Cli::try_parse_from(["gotrace", "top"].iter().chain(more)).expect("valid arguments");
-        let Command::Top(args) = cli.command else { panic!("top") };
+        let Some(Command::Top(args)) = cli.command else { panic!("top") };
         let config =
             args.config.as_ref().map_or_else(Config::default, |path| Config::read(path).expect("right"));
         line_config(&args, &config)
@@ -206,7 +207,7 @@ mod tests {
         };
         let events = file("events.yaml", "trace: {level: full, engine: events}\nlimits: {budget: 2%}\n");
         let snapshot = file("snapshot.yaml", "trace: {engine: snapshot}\n");
-        let share = |line: &LineConfig| line.budget.map(crate::pipeline::Budget::share);
+        let share = |line: &LineConfig| line.budget.map(gotrace_agent::pipeline::Budget::share);
         let line = line_of(&[]).expect("right");
         assert_eq!((line.engine, share(&line)), (Engine::Snapshot, Some(0.05)));
         let line = line_of(&["--config", &events]).expect("right");

@@ -2,6 +2,8 @@
 
 use std::{
     io::{self, IsTerminal as _, Write},
+    panic,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -9,22 +11,22 @@ use std::{
 use tokio::runtime::Runtime;
 
 use super::{CliError, Format, TraceArgs, diagnostics::HoldBack, is_broken_pipe};
-use crate::{
-    level::Level,
-    pipeline::{
-        Budget, Engine, Follow, LeftBehind, Line, LineConfig, LineError, ProofPace, SpanSampling, Stop,
-        SuspicionPace, Traced,
-    },
-    printable::printable,
-    process::ResourceOptions,
-    sink::{
-        json,
-        model::{Interval, Resource, Summary},
-        otlp::{ExportConfig, ExportStats, Exporter},
-        text,
-    },
-    ui::View,
+use crate::config::read_suppressions;
+use gotrace_agent::pipeline::{
+    Budget, Engine, Follow, LeftBehind, Line, LineConfig, LineError, ProofPace, SpanSampling, Stop,
+    SuspicionPace, Traced,
 };
+use gotrace_agent::recording::{Recorder, RecordingError};
+use gotrace_export::{
+    json,
+    otlp::{ExportConfig, ExportStats, Exporter},
+    text,
+};
+use gotrace_inspect::leak::Suppressions;
+use gotrace_metadata::ResourceOptions;
+use gotrace_model::{Interval, Level, Resource, Summary, printable::printable};
+use gotrace_process::{again, contained, room_for};
+use gotrace_ui::View;
 
 /// Between two passes over the heap, in durations of a pass: a twentieth of a core at most.
 const PROOF_REST: u32 = 20;
@@ -78,15 +80,55 @@ impl TraceArgs {
                 max_read_rate: self.max_read_rate,
             }),
             left_behind,
-            record: self.record.clone(),
+            suppressions: Suppressions::default(),
+            state: None,
         }
     }
+}
+
+impl From<RecordingError> for CliError {
+    fn from(e: RecordingError) -> Self {
+        Self::failure(e.to_string()).help("free space on its file system, or choose another file")
+    }
+}
+
+/// Reads the file of suppressions, if there is one.
+pub(super) fn suppressions(file: Option<&Path>) -> Result<Suppressions, CliError> {
+    let help = "each entry of `suppressions` needs a function and a reason, and can have a list of verdicts";
+    let error = |e: crate::config::Error| CliError::usage(e.to_string()).help(help);
+    file.map_or_else(|| Ok(Suppressions::default()), |file| read_suppressions(file).map_err(error))
 }
 
 impl From<LineError> for CliError {
     fn from(e: LineError) -> Self {
         Self::new(super::Exit(e.exit_code()), e.to_string()).maybe_help(e.help())
     }
+}
+
+/// Descriptors that a runtime takes, with signals that are listened for.
+const RUNTIME_DESCRIPTORS: usize = 12;
+
+/// A runtime with so many threads.
+pub(super) fn runtime(name: &str, threads: usize) -> Result<Runtime, CliError> {
+    // Without them it panics.
+    let build = || room_for(threads, RUNTIME_DESCRIPTORS).and_then(|()| build_runtime(name, threads));
+    again("what a runtime needs", build).map_err(|e| LineError::Threads(e).into())
+}
+
+/// What the system did not give in spite of the room for it is an error too, and no panic.
+fn build_runtime(name: &str, threads: usize) -> io::Result<Runtime> {
+    let build = || {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(threads).thread_name(name).enable_all().build()
+    };
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(|_| {}));
+    let built = contained(build);
+    panic::set_hook(hook);
+    built.unwrap_or_else(|why| {
+        tracing::debug!("the runtime says {why}");
+        Err(io::Error::from_raw_os_error(libc::EAGAIN))
+    })
 }
 
 /// Background work of a run.
@@ -103,12 +145,7 @@ impl Background {
 
     /// The same for this export.
     pub(super) fn with_export(config: ExportConfig) -> Result<Self, CliError> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .thread_name("gotrace-export")
-            .enable_all()
-            .build()
-            .map_err(|e| CliError::failure(format!("cannot start gotrace's own threads: {e}")))?;
+        let runtime = runtime("gotrace-export", 2)?;
         let exporter = if config.otlp.is_some() || config.file.is_some() {
             let exporter =
                 Exporter::start(config, runtime.handle()).map_err(|e| CliError::failure(e.to_string()))?;
@@ -117,6 +154,20 @@ impl Background {
             None
         };
         Ok(Self { runtime, exporter })
+    }
+
+    /// Calls `then` at each signal of this kind.
+    pub(super) fn on_signal(&self, kind: i32, then: impl Fn() + Send + 'static) -> Result<(), CliError> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let _in_runtime = self.runtime.enter();
+        let mut signals = signal(SignalKind::from_raw(kind))
+            .map_err(|e| CliError::failure(format!("cannot handle signals: {e}")))?;
+        self.runtime.spawn(async move {
+            while signals.recv().await.is_some() {
+                then();
+            }
+        });
+        Ok(())
     }
 
     pub(super) fn exporter(&self) -> Option<Arc<Exporter>> {
@@ -135,17 +186,9 @@ impl Background {
 
     /// Sets `stop` at these signals.
     pub(super) fn stop_on(&self, stop: &Stop, kinds: &[i32]) -> Result<(), CliError> {
-        use tokio::signal::unix::{SignalKind, signal};
-        let _in_runtime = self.runtime.enter();
         for kind in kinds {
-            let mut signals = signal(SignalKind::from_raw(*kind))
-                .map_err(|e| CliError::failure(format!("cannot listen for signals: {e}")))?;
             let stop = stop.clone();
-            self.runtime.spawn(async move {
-                while signals.recv().await.is_some() {
-                    stop.set();
-                }
-            });
+            self.on_signal(*kind, move || stop.set())?;
         }
         Ok(())
     }
@@ -158,7 +201,7 @@ impl Background {
     /// The same in another time.
     pub(super) fn finish_within(self, time: Duration) -> Option<ExportStats> {
         let Self { runtime, exporter } = self;
-        let stats = Arc::into_inner(exporter?).map(|e| runtime.block_on(e.shutdown(time)));
+        let stats = exporter.map(|exporter| runtime.block_on(exporter.shutdown(time)));
         // What still hangs on a connection was counted as lost: nobody waits for it.
         runtime.shutdown_background();
         stats
@@ -169,6 +212,8 @@ impl Background {
 pub(super) struct Display {
     quiet: bool,
     format: Format,
+    /// Whether the runtime's own goroutines are shown.
+    system: bool,
     /// `exec` leaves stdout to the command.
     to_stderr: bool,
     /// The terminal's, while it is taken.
@@ -179,8 +224,8 @@ pub(super) struct Display {
 
 impl Display {
     pub(super) fn new(args: &TraceArgs, to_stderr: bool) -> Self {
-        let TraceArgs { quiet, format, .. } = *args;
-        Self { quiet, format, to_stderr, view: None, announced: Vec::new() }
+        let TraceArgs { quiet, format, system, .. } = *args;
+        Self { quiet, format, system, to_stderr, view: None, announced: Vec::new() }
     }
 
     fn out(&self) -> Box<dyn Write> {
@@ -233,12 +278,16 @@ impl Display {
             return Ok(());
         }
         if let Some((view, _)) = &self.view {
-            view.show(interval);
+            if self.system {
+                view.show(interval);
+            } else {
+                view.show(&Arc::new(interval.without_system()));
+            }
             return Ok(());
         }
         match self.format {
             Format::Table if self.to_stderr => Ok(()),
-            Format::Table => text::interval(&mut self.out(), interval),
+            Format::Table => text::interval(&mut self.out(), interval, self.system),
             Format::Json => {
                 self.announce(&interval.resource, interval.pid, interval.engine, interval.level)?;
                 json::interval(&mut self.out(), interval)
@@ -264,7 +313,7 @@ impl Display {
                     json::summary(&mut out, summary)?;
                 }
                 Format::Table if self.quiet => warn_of_losses(summary),
-                Format::Table => text::summary(&mut out, summary)?,
+                Format::Table => text::summary(&mut out, summary, self.system)?,
             }
         }
         out.flush()
@@ -276,25 +325,28 @@ pub(super) fn say_engine(line: &Line, args: &TraceArgs, follow_children: bool) {
     let Some(refusal) = line.fallback() else { return };
     let every = text::duration(u64::try_from(args.interval.as_nanos()).ok());
     let missed = format!(
-        "the snapshot engine runs instead, every {every}. Goroutines that live shorter are missed, there are no spans \
-         and no durations of waits"
+        "using the snapshot engine every {every}, without spans, wait durations and goroutines that live for less than that"
     );
     let what = if refusal.is_not_safe() {
         format!("{refusal}: {missed}")
     } else {
-        let children =
-            if follow_children { ", and programs that the command starts are not followed" } else { "" };
+        let children = if follow_children { "; programs that the command starts are not traced" } else { "" };
         format!(
-            "eBPF does not work here ({refusal}): {missed}{children}; `gotrace doctor` tells what is missing"
+            "eBPF does not work on this host ({refusal}): {missed}{children}; `gotrace doctor` shows what is missing"
         )
     };
-    eprintln!("{}", CliError::failure(what));
+    CliError::warn(&what);
 }
 
 /// Who wants to see nothing still wants to know that something is missing.
 fn warn_of_losses(summary: &Summary) {
-    let Summary { last, spans_dropped, .. } = summary;
-    for (what, lost) in [("events", &last.lost), ("spans", spans_dropped)] {
+    let Summary { last, spans_dropped, points_dropped, logs_dropped, .. } = summary;
+    for (what, lost) in [
+        ("events", &last.lost),
+        ("spans", spans_dropped),
+        ("metric points", points_dropped),
+        ("log records", logs_dropped),
+    ] {
         if !lost.is_empty() {
             tracing::warn!(pid = last.pid, ?lost, "{what} were lost");
         }
@@ -319,7 +371,7 @@ pub(super) fn run(
             broken = true;
             stop.set();
             if !is_broken_pipe(&error) {
-                tracing::error!(%error, "results cannot be shown");
+                tracing::error!(%error, "cannot show results");
             }
         }
     });
@@ -328,12 +380,20 @@ pub(super) fn run(
 }
 
 /// Adds the exporter's account to the summaries, shows them, and turns an incomplete export file or
-/// event log into an error.
-pub(super) fn finish(line: Line, background: Background, display: Display) -> Result<(), CliError> {
-    let (mut summaries, recorded) = line.finish();
+/// recording into an error.
+pub(super) fn finish(
+    line: Line,
+    background: Background,
+    display: Display,
+    recorder: Option<Recorder>,
+) -> Result<(), CliError> {
+    let mut summaries = line.finish();
+    let recorded = recorder.map_or(Ok(()), |recorder| recorder.finish());
     let stats = background.finish();
     if let (Some(stats), Some(last)) = (&stats, summaries.last_mut()) {
         last.spans_dropped.clone_from(&stats.spans_dropped);
+        last.points_dropped.clone_from(&stats.points_dropped);
+        last.logs_dropped.clone_from(&stats.logs_dropped);
     }
     match display.finish(&summaries) {
         Err(error) if !is_broken_pipe(&error) => return Err(error.into()),
@@ -341,8 +401,10 @@ pub(super) fn finish(line: Line, background: Background, display: Display) -> Re
     }
     recorded?;
     match stats.and_then(|s| s.file_error) {
-        Some(error) => Err(CliError::failure(format!("the export file is not complete: {error}"))
-            .help("free space on its file system, or choose another place with --export")),
+        Some(error) => {
+            Err(CliError::failure(format!("cannot write the export file, which is incomplete: {error}"))
+                .help("free space on its file system, or choose another file with --export"))
+        }
         None => Ok(()),
     }
 }

@@ -7,42 +7,44 @@ use std::{io::Write as _, sync::Arc};
 
 use clap::{Args, ValueEnum, value_parser};
 
-use super::{CliError, Exit, output::Stdout};
-use crate::{
-    gobin::Binary,
+use super::{CliError, Exit, output::Stdout, target::TargetArgs};
+use crate::units as values;
+use gotrace_export::leaks::why::{self, Answer, State};
+use gotrace_go::Binary;
+use gotrace_inspect::{
+    examine,
     heap::{HeapError, Holder, Prover, Throttled, Why},
-    process::Target,
-    sink::leaks::why::{self, Answer},
-    snapshot::{Live, Options},
-    units as values,
+    leak::Awaited,
+    snapshot::{Goroutine, Live, Options},
 };
+use gotrace_process::Target;
 
-/// Tries, where what was found had changed before it was followed.
+/// Tries, where what was found had changed before it was followed, and where the goroutine ran meanwhile.
 const TRIES: usize = 3;
 
 /// Arguments of `why`.
 #[derive(Clone, Debug, Args)]
-#[command(before_help = "\
+#[command(after_help = "\
+Prints the shortest chain of references from a variable, or from the stack of another goroutine, to
+the channel, lock or the like that the goroutine is blocked on. Whatever should have sent, received,
+closed or unlocked is along that chain. If there is no chain, see `gotrace leaks`.
+
+Reads the memory of the process, which is never stopped or modified; needs no eBPF.
+
 Examples:
-  gotrace why --pid 1234 --goid 51
-  gotrace why --pid 1234 --goid 51 --format dot | dot -Tsvg > why.svg
-
-For a goroutine that waits for a channel, a lock or the like: the shortest way from a variable or from
-the stack of another goroutine to what it waits on. Whoever should have closed the channel, sent,
-received or unlocked is found there. Goroutines that nothing leads to are told by `gotrace leaks`.
-
-Reads the process's memory; it is neither stopped nor changed, and eBPF is not needed.")]
+  gotrace why 1234 --goid 51
+  gotrace why 1234 --goid 51 --format dot | dot -Tsvg > why.svg")]
 pub struct WhyArgs {
-    /// The process to look at
-    #[arg(short, long, value_name = "PID", value_parser = value_parser!(u32).range(1..=i64::from(i32::MAX)))]
-    pub pid: u32,
-    /// The goroutine, as `gotrace dump` and `gotrace leaks` number it
+    /// Which process.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Goroutine id, as `gotrace dump` and `gotrace leaks` print it
     #[arg(short, long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
     pub goid: u64,
-    /// Text for people, one JSON object (schema gotrace.why/1), or for Graphviz
+    /// Output format: text, one JSON object (schema gotrace.why/1), or Graphviz
     #[arg(long, value_enum, default_value_t = WhyFormat::Text, value_name = "FORMAT")]
     pub format: WhyFormat,
-    /// Read the heap no faster than this many bytes a second (50M, 1G) [default: as fast as can be]
+    /// Read at most this much of the heap per second (50M, 1G) [default: no limit]
     #[arg(long, value_parser = values::bytes, value_name = "BYTES")]
     pub max_read_rate: Option<u64>,
 }
@@ -50,9 +52,9 @@ pub struct WhyArgs {
 /// How the answer is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum WhyFormat {
-    /// For people
+    /// Human-readable
     Text,
-    /// For programs
+    /// Machine-readable
     Json,
     /// For Graphviz
     Dot,
@@ -64,39 +66,53 @@ pub enum WhyFormat {
 /// When the process cannot be read (3), is no Go program or its heap is not understood (4), is gone (5), or
 /// has no such goroutine (1).
 pub fn run(args: &WhyArgs) -> Result<Exit, CliError> {
-    let target = Target::open(args.pid)?;
+    let pid = args.target.pid()?;
+    let target = Target::open(pid)?;
     let executable = target.executable.display().to_string();
     let bytes = target.exe_bytes()?;
-    let binary = Binary::parse(&bytes)
-        .map_err(|e| CliError::new(Exit::UNSUPPORTED, format!("process {}: {executable}: {e}", args.pid)))?;
+    let binary = super::dump::parse(&target, &bytes).map_err(|e| {
+        CliError::new(Exit::UNSUPPORTED, format!("cannot read process {pid}: {executable}: {e}"))
+    })?;
     for warning in binary.warnings() {
-        tracing::warn!(pid = args.pid, "{warning}");
+        tracing::warn!(pid, "{warning}");
     }
     let binary = Arc::new(binary);
-    let mut live = Live::new(&target, Arc::clone(&binary)).map_err(|e| super::dump::error(args.pid, &e))?;
+    let mut live = Live::new(&target, Arc::clone(&binary)).map_err(|e| super::dump::error(pid, &e))?;
     let mut names = live.names(&target);
-    let mut prover = Prover::new(Arc::clone(&binary), live.bias()).map_err(|e| error(args.pid, e))?;
+    let mut prover = Prover::new(Arc::clone(&binary), live.bias()).map_err(|e| error(pid, e))?;
     prover.keep_candidates();
     let memory = target.memory();
     let memory = Throttled::new(&memory, args.max_read_rate);
-    let mut found = Why::Unknown;
-    for _ in 0..TRIES {
-        prover.pass(&memory).map_err(|e| error(args.pid, e))?;
-        found = prover.why(&memory, args.goid).map_err(|e| error(args.pid, e))?;
-        let vague = match &found {
-            Why::Held(path) => path.as_ref().is_none_or(|p| matches!(p.holder, Holder::Runtime)),
-            found => *found == Why::Unknown,
-        };
-        if !vague {
-            break;
-        }
-    }
     let options = Options { labels: false, ..Options::default() };
-    let snapshot = live.take(options).map_err(|e| super::dump::error(args.pid, &e))?;
+    let reason = |g: &Goroutine| binary.wait_reasons().get(usize::from(g.wait_reason)).copied();
+    let ends_by_itself =
+        |g: &Goroutine| !g.status.is_waiting() || matches!(reason(g), Some("sleep" | "IO wait"));
+    let mut tries = 1;
+    let (first, found, mut snapshot) = loop {
+        let before = live.take(options).map_err(|e| super::dump::error(pid, &e))?;
+        prover.pass(&memory).map_err(|e| error(pid, e))?;
+        let found = prover.why(&memory, args.goid).map_err(|e| error(pid, e))?;
+        let after = live.take(options).map_err(|e| super::dump::error(pid, &e))?;
+        let is_done = match (before.goroutine(args.goid), after.goroutine(args.goid)) {
+            (_, None) => true,
+            (_, Some(after)) if found == Why::Other && ends_by_itself(after) => true,
+            (Some(before), Some(after)) => is_clear(&found, before) && stands(before, after),
+            (None, Some(_)) => false,
+        };
+        if tries == TRIES || is_done {
+            break (before, found, after);
+        }
+        tries += 1;
+    };
+    let holders = examine::holders(&mut prover, &memory, &mut names, &snapshot, args.goid);
+    let holders = holders.map_err(|e| error(pid, e))?;
+    let others = why::holding(&found).into_iter().chain(holders.iter().map(|h| h.goid));
+    live.look_outside(&mut snapshot, std::iter::once(args.goid).chain(others));
     let goroutine = snapshot.goroutine(args.goid);
-    if found == Why::Unknown && goroutine.is_none() {
-        return Err(CliError::failure(format!("process {}: there is no goroutine {}", args.pid, args.goid))
-            .help("`gotrace dump` shows all that there are"));
+    let before = first.goroutine(args.goid);
+    if found == Why::Unknown && goroutine.is_none() && before.is_none() {
+        return Err(CliError::failure(format!("process {pid} has no goroutine {}", args.goid))
+            .help("`gotrace dump` lists all goroutines"));
     }
     let address = match &found {
         Why::Held(Some(path)) => match path.holder {
@@ -108,15 +124,42 @@ pub fn run(args: &WhyArgs) -> Result<Exit, CliError> {
     };
     let variable = address.and_then(|a| Binary::variable_at(&bytes, a.wrapping_sub(live.bias())));
     let waits = goroutine.filter(|g| g.status.is_waiting());
+    let waited = before.filter(|g| g.status.is_waiting());
+    let moved_on = match (waited, goroutine) {
+        (Some(before), Some(now)) if stands(before, now) => None,
+        // A loop that sleeps: what it does now is told in any case.
+        (Some(before), Some(now))
+            if found == Why::Other && ends_by_itself(now) && reason(before) == reason(now) =>
+        {
+            None
+        }
+        (Some(before), _) => reason(before),
+        (None, _) => None,
+    };
+    // It waited only when the heap was marked.
+    let passing = waited.is_none() && waits.is_none() && goroutine.is_some() && found != Why::Unknown;
+    let found = if passing { Why::Other } else { found };
+    // Of one that has ended, what it was.
+    let (shown, stack) = match (goroutine, before) {
+        (Some(now), _) => (Some(now), snapshot.frames(now)),
+        (None, Some(before)) => (Some(before), first.frames(before)),
+        (None, None) => (None, &[][..]),
+    };
+    let place = examine::place(&mut names, stack).map(Awaited::text);
     let answer = Answer {
-        pid: args.pid,
+        pid,
         go_version: &binary.go_version().text,
         goid: args.goid,
-        entry_pc: goroutine.map_or(0, |g| g.entry_pc),
-        stack: goroutine.map_or(&[], |g| snapshot.frames(g)),
-        wait_reason: waits.and_then(|g| binary.wait_reasons().get(usize::from(g.wait_reason)).copied()),
+        entry_pc: shown.map_or(0, |g| g.entry_pc),
+        stack,
+        wait_reason: waits.and_then(reason),
+        place,
+        state: State::of(goroutine),
+        moved_on,
         why: &found,
+        holders: &holders,
         variable: variable.as_ref(),
+        snapshot: &snapshot,
     };
     let mut out = Stdout::lock();
     match args.format {
@@ -128,10 +171,30 @@ pub fn run(args: &WhyArgs) -> Result<Exit, CliError> {
     Ok(Exit::DONE)
 }
 
+/// Whether what was found tells something, of a wait that had begun before it was looked for.
+fn is_clear(found: &Why, before: &Goroutine) -> bool {
+    match found {
+        Why::Unknown => false,
+        Why::Other => true,
+        Why::Held(path) => {
+            path.as_ref().is_some_and(|p| !matches!(p.holder, Holder::Runtime)) && before.status.is_waiting()
+        }
+        Why::Variable(_) | Why::Unreached | Why::OnPurpose => before.status.is_waiting(),
+    }
+}
+
+/// Whether it has not run between two looks. Two states of one that stands have the same mark.
+fn stands(before: &Goroutine, after: &Goroutine) -> bool {
+    match (before.status.is_waiting(), after.status.is_waiting()) {
+        (true, true) => before.park_mark == after.park_mark || after.park_mark == 0,
+        (before, after) => before == after,
+    }
+}
+
 fn error(pid: u32, e: HeapError) -> CliError {
     match e {
         HeapError::Process(e) => e.into(),
         HeapError::Snapshot(e) => super::dump::error(pid, &e),
-        e => CliError::new(Exit::UNSUPPORTED, format!("process {pid}: {e}")),
+        e => CliError::new(Exit::UNSUPPORTED, format!("cannot read the heap of process {pid}: {e}")),
     }
 }

@@ -5,7 +5,7 @@ use std::{path::PathBuf, str::FromStr};
 use serde::Deserialize;
 
 use super::{RulesConfig, values::text};
-use crate::enrich::{CloudConfig, EnrichConfig, KubernetesConfig, Provider, Switch};
+use gotrace_metadata::{CloudConfig, EnrichConfig, KubernetesConfig, Provider, Switch};
 
 /// Section `metadata`.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]

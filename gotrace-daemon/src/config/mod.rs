@@ -6,6 +6,8 @@
 
 mod metadata;
 mod otlp;
+mod reload;
+mod suppressions;
 mod values;
 
 use std::{
@@ -15,21 +17,22 @@ use std::{
     time::Duration,
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 
 pub use metadata::{Asked, Cloud, Metadata};
 pub use otlp::{Otlp, Spool};
+pub use suppressions::{SuppressionConfig, read_suppressions};
 
-use crate::{
-    enrich::EnrichConfig,
-    level::Level,
-    pipeline::{self, Budget, Follow, LeftBehind, LineConfig, ProofPace, SpanSampling, SuspicionPace},
-    process::{Pattern, ResourceOptions, Rule, Rules},
-    sink::otlp::{ConfigError, Environment, ExportConfig},
+use gotrace_agent::pipeline::{
+    self, Budget, Follow, LeftBehind, LineConfig, ProofPace, SpanSampling, SuspicionPace,
 };
+use gotrace_export::otlp::{ConfigError, Environment, ExportConfig};
+use gotrace_metadata::{EnrichConfig, ResourceOptions};
+use gotrace_model::Level;
+use gotrace_process::{Pattern, Rule, Rules};
 use values::{Bound, Bytes, Count, Rate, Share, Size, Span, text};
 
-/// Largest configuration file.
+/// Largest file.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// The whole file.
@@ -46,10 +49,14 @@ pub struct Config {
     pub spans: Spans,
     /// Whom to ask about containers, pods and clouds.
     pub metadata: Metadata,
+    /// Findings that are known and may stay.
+    pub suppressions: Vec<SuppressionConfig>,
     /// Where OTLP goes.
     pub otlp: Otlp,
     /// The pages for health and Prometheus.
     pub http: Http,
+    /// What is remembered across restarts.
+    pub state: State,
 }
 
 /// How to trace.
@@ -176,7 +183,7 @@ pub struct Limits {
     /// Share of a process's CPU time that its probes may take, such as `1%`; `off` for as much as it takes.
     pub budget: Share,
     /// Processes that have probes at once; more are traced by snapshots. Each takes 75 KB of kernel memory
-    /// on each CPU.
+    /// for each copy of its histograms; CPUs share as many copies as fit into 20 MB for all.
     pub processes: u32,
     /// Goroutines that are kept of one process at once, some 200 bytes each.
     pub goroutines_per_process: usize,
@@ -203,7 +210,7 @@ impl Default for Limits {
             budget: Share(Some(0.01)),
             processes: 64,
             goroutines_per_process: 200_000,
-            memory: Size(64 << 20),
+            memory: Size(352 << 20),
             max_goroutines: 1 << 17,
             suspect_every: Span(Duration::from_secs(60)),
             prove_after: Span(Duration::from_secs(600)),
@@ -259,12 +266,32 @@ impl Default for Http {
     }
 }
 
+/// What is remembered across restarts.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct State {
+    /// A directory of gotrace's own, which is made where there is none, or `off`. It says which processes gotrace was
+    /// reading when it was killed.
+    pub directory: PathBuf,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self { directory: "/run/gotrace".into() }
+    }
+}
+
+impl State {
+    fn directory(&self) -> Option<PathBuf> {
+        Some(self.directory.clone()).filter(|directory| directory.as_os_str() != "off")
+    }
+}
+
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum Error {
     /// The file cannot be read.
-    #[error("cannot read the configuration {}: {error}", path.display())]
+    #[error("cannot read configuration {}: {error}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -294,11 +321,7 @@ impl Config {
     /// # Errors
     /// [`Error`], with the place of what is wrong.
     pub fn read(path: &Path) -> Result<Self, Error> {
-        let failed = |error| Error::Read { path: path.into(), error };
-        if fs::metadata(path).map_err(failed)?.len() > MAX_BYTES {
-            return Err(failed(io::Error::other(format!("larger than {MAX_BYTES} bytes"))));
-        }
-        Self::parse(&fs::read_to_string(path).map_err(failed)?, path)
+        Self::parse(&read(path)?, path)
     }
 
     /// Reads the text of a file.
@@ -306,22 +329,7 @@ impl Config {
     /// # Errors
     /// [`Error::Wrong`]
     pub fn parse(yaml: &str, path: &Path) -> Result<Self, Error> {
-        let empty = yaml.lines().all(|line| {
-            let line = line.trim();
-            line.is_empty() || line.starts_with('#') || line == "---"
-        });
-        if empty {
-            return Ok(Self::default());
-        }
-        let config: Self = serde_saphyr::from_str(yaml).map_err(|error| {
-            let place = error.location();
-            Error::Wrong {
-                path: path.into(),
-                line: place.map_or(0, |l| l.line()),
-                column: place.map_or(0, |l| l.column()),
-                what: values::message(&error),
-            }
-        })?;
+        let config: Self = parse(yaml, path)?;
         config.check().map_err(|(field, what)| {
             let (line, column) = values::place_of(yaml, field);
             Error::Wrong { path: path.into(), line, column, what }
@@ -331,7 +339,7 @@ impl Config {
 
     /// What the types alone do not tell: the field, and what is wrong with it.
     fn check(&self) -> Result<(), (&'static str, String)> {
-        let Self { trace, limits, spans, otlp, http, rules: _, metadata: _ } = self;
+        let Self { trace, limits, spans, otlp, http, state, rules: _, metadata: _, suppressions: _ } = self;
         within("stack_depth", trace.stack_depth.into(), 0, 32)?;
         within("kernel_log", trace.kernel_log.into(), 0, 5)?;
         within("processes", limits.processes.into(), 1, 4096)?;
@@ -351,6 +359,9 @@ impl Config {
                 "listen",
                 "listen must be an address and a port, such as 127.0.0.1:9464, or off".into(),
             ));
+        }
+        if state.directory().is_some_and(|directory| !directory.is_absolute()) {
+            return Err(("directory", "directory must be an absolute path, or off".into()));
         }
         otlp.check()
     }
@@ -415,7 +426,8 @@ impl Config {
                 max_read_rate: limits.max_read_rate.0,
             }),
             left_behind: LeftBehind::Nobody,
-            record: None,
+            suppressions: suppressions::of(&self.suppressions),
+            state: self.state.directory(),
         }
     }
 
@@ -432,6 +444,35 @@ impl Config {
     pub fn grace(&self) -> Duration {
         self.otlp.grace.map_or(Duration::from_secs(5), |grace| grace.0)
     }
+}
+
+/// The text of a file.
+fn read(path: &Path) -> Result<String, Error> {
+    let failed = |error| Error::Read { path: path.into(), error };
+    if fs::metadata(path).map_err(failed)?.len() > MAX_BYTES {
+        return Err(failed(io::Error::other(format!("file is larger than {MAX_BYTES} bytes"))));
+    }
+    fs::read_to_string(path).map_err(failed)
+}
+
+/// What YAML says; the default where it says nothing.
+fn parse<T: DeserializeOwned + Default>(yaml: &str, path: &Path) -> Result<T, Error> {
+    let empty = yaml.lines().all(|line| {
+        let line = line.trim();
+        line.is_empty() || line.starts_with('#') || line == "---"
+    });
+    if empty {
+        return Ok(T::default());
+    }
+    serde_saphyr::from_str(yaml).map_err(|error| {
+        let place = error.location();
+        Error::Wrong {
+            path: path.into(),
+            line: place.map_or(0, |l| l.line()),
+            column: place.map_or(0, |l| l.column()),
+            what: values::message(&error),
+        }
+    })
 }
 
 fn within(field: &'static str, value: u64, low: u64, high: u64) -> Result<(), (&'static str, String)> {

@@ -9,7 +9,7 @@ use super::{
     values::{Size, Span},
     within,
 };
-use crate::sink::otlp::{
+use gotrace_export::otlp::{
     Environment, ExportConfig, OtlpConfig, OtlpFlags, SeriesBounds, SpoolConfig, Temporality,
     config::metric_interval_from_env,
 };
@@ -137,9 +137,9 @@ impl Otlp {
         let Spool { directory, size } = &self.spool;
         match (directory, size) {
             (Some(directory), _) if !directory.is_absolute() => {
-                return Err(("directory", "directory must be a path from / on".into()));
+                return Err(("directory", "directory must be an absolute path".into()));
             }
-            (None, Some(_)) => return Err(("size", "size needs a directory beside it".into())),
+            (None, Some(_)) => return Err(("size", "size needs a directory".into())),
             (_, Some(Size(size))) if !(16 << 20..=1 << 40).contains(size) => {
                 return Err(("size", "size must be from 16M to 1024G".into()));
             }

@@ -1,7 +1,7 @@
 //! The example file, and what is said of files that are wrong.
 
 use super::*;
-use crate::enrich::{CloudConfig, Provider, Switch};
+use gotrace_metadata::{CloudConfig, Provider, Switch};
 
 fn parse(yaml: &str) -> Result<Config, Error> {
     Config::parse(yaml, Path::new("gotrace.yaml"))
@@ -80,12 +80,19 @@ fn the_example_names_every_field_and_is_what_holds_without_a_file() {
         "directory",
         "size",
         "listen",
+        "function",
+        "verdict",
+        "reason",
     ];
     for field in fields {
         assert!(text.contains(&format!("{field}:")), "{field} is not in the example");
     }
     example.otlp = Otlp::default();
     example.rules = RulesConfig::default();
+    let suppressed = example.line().suppressions;
+    assert_eq!(suppressed.0.len(), 1, "{suppressed:?}");
+    assert_eq!(suppressed.0[0].verdicts.len(), 2);
+    example.suppressions = Vec::new();
     assert_eq!(example, Config::default());
 }
 
@@ -99,33 +106,37 @@ fn nothing_is_a_configuration() {
 #[test]
 fn what_is_wrong_is_told_with_its_place() {
     for (yaml, expected) in [
-        ("trace:\n  level: most\n", "gotrace.yaml:2:10: no level named `most`: use lifecycle, waits or full"),
+        (
+            "trace:\n  level: most\n",
+            "gotrace.yaml:2:10: unknown level `most`: expected lifecycle, waits or full",
+        ),
         ("trace:\n  interval: 10\n", "gotrace.yaml:2:13: `10` has no unit"),
         ("trace:\n  levle: full\n", "gotrace.yaml:2:3: unknown field `levle`"),
         ("limits:\n  budget: 200%\n", "gotrace.yaml:2:11: "),
         ("limits:\n  processes: many\n", "gotrace.yaml:2:14: "),
-        ("spans:\n  max_per_second: 0\n", "gotrace.yaml:2:19: write a whole number above 0, or off"),
+        ("spans:\n  max_per_second: 0\n", "gotrace.yaml:2:19: expected a whole number above 0, or off"),
         ("otlp:\n  series_per_process: 20\n", "gotrace.yaml:2:3: series_per_process must be from "),
         ("otlp:\n  metric_interval: 1ms\n", "gotrace.yaml:2:3: metric_interval must be from 100ms to 1h"),
+        ("suppressions:\n- {function: a.f}\n", "gotrace.yaml:2:4: missing field `reason`"),
         ("limits:\n  processes: 0\n", "gotrace.yaml:2:3: processes must be from 1 to 4096"),
         ("otlp: {spool: {directory: /spool, size: 1M}}\n", "gotrace.yaml:1:35: size must be from"),
         ("limits: {budget: off, memory: 4M}\n", "gotrace.yaml:1:23: memory must be from"),
         ("limits:\n  memory: 4M\n", "gotrace.yaml:2:3: memory must be from 8M to 1024G"),
         ("http:\n\n  listen: everywhere\n", "gotrace.yaml:3:3: listen must be"),
-        ("rules:\n  include:\n  - executable: ['~(']\n", "gotrace.yaml:3:18: `~(` is no pattern"),
+        ("rules:\n  include:\n  - executable: ['~(']\n", "gotrace.yaml:3:18: `~(` is not a valid pattern"),
         ("trace: [\n", "gotrace.yaml:"),
         ("otlp:\n  endpoint: 'not an address'\n", "gotrace.yaml:1:1: otlp: "),
-        ("otlp:\n  spool:\n    directory: spool\n", "gotrace.yaml:3:5: directory must be a path from / on"),
+        ("otlp:\n  spool:\n    directory: spool\n", "gotrace.yaml:3:5: directory must be an absolute path"),
         (
             "otlp:\n  spool:\n    directory: /spool\n    size: 1M\n",
             "gotrace.yaml:4:5: size must be from 16M to 1024G",
         ),
-        ("otlp:\n  spool: {size: much}\n", "gotrace.yaml:2:17: write a number of bytes above 0"),
+        ("otlp:\n  spool: {size: much}\n", "gotrace.yaml:2:17: expected a number of bytes above 0"),
         ("otlp:\n  spool:\n    size: 1G\n", "gotrace.yaml:3:5: size needs a directory"),
         ("otlp:\n  spool: {dir: /spool}\n", "gotrace.yaml:2:11: unknown field `dir`"),
         (
             "metadata:\n  cloud: moon\n",
-            "gotrace.yaml:2:10: no cloud moon: there are aws, gcp, azure, alibaba",
+            "gotrace.yaml:2:10: unknown cloud moon: expected aws, gcp, azure or alibaba",
         ),
         ("metadata:\n  kubernetes: yes\n", "gotrace.yaml:2:15: "),
         ("a: b\n", "gotrace.yaml:1:1: unknown field `a`"),

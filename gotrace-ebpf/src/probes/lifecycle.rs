@@ -2,13 +2,13 @@
 
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use gotrace_common::{
-    CreateRecord, ExitRecord, GoroutineState, Header, Hit, LEVEL_FULL, LEVEL_LIFECYCLE, LEVEL_WAITS, Lost,
-    flags, kind,
+    CreateClosureRecord, CreateRecord, ExitRecord, GoroutineState, Header, Hit, LEVEL_FULL, LEVEL_LIFECYCLE,
+    LEVEL_WAITS, Lost, flags, kind,
 };
 
 use crate::{
     emit::{reserve, submit},
-    go_abi::{argument, current_g, read_word, read_words},
+    go_abi::{argument, current_g, read_into, read_word, read_words},
     maps::GOROUTINES,
     process::{Probe, Process},
 };
@@ -103,12 +103,9 @@ pub fn create(ctx: &Probe, g: u64, kind: u8) -> Option<()> {
             g,
             ..GoroutineState::default()
         };
-        if GOROUTINES.insert(process.key(goid), state, 0).is_err() {
-            process.lost(Lost::TableFull);
-        }
+        process.keep(goid, &state);
     }
-    let mut entry = reserve::<CreateRecord>(&process, Lost::RingCreate)?;
-    entry.write(CreateRecord {
+    let record = CreateRecord {
         header: Header {
             kind,
             arg: 0,
@@ -121,7 +118,44 @@ pub fn create(ctx: &Probe, g: u64, kind: u8) -> Option<()> {
         parent_goid,
         created_pc: words[1],
         entry_pc: words[3],
-    });
+    };
+    if kind == gotrace_common::kind::CREATE
+        && process.closures.may_have(record.entry_pc)
+        && let Some(variable) = first_variable(&process, g)
+    {
+        return create_with_closure(&process, record, variable);
+    }
+    let mut entry = reserve::<CreateRecord>(&process, Lost::RingCreate)?;
+    entry.write(record);
+    submit(entry);
+    Some(())
+}
+
+/// `gobuf.ctxt` behind `gobuf.pc` (runtime/runtime2.go): the closure that a goroutine begins with.
+const CONTEXT: u64 = 16;
+
+/// The first variable of a new goroutine's closure, behind the address of its code; `None` where it is no address.
+#[inline(always)]
+fn first_variable(process: &Process, g: u64) -> Option<u64> {
+    let closure = read_word(g + u64::from(process.layout.sched_pc) + CONTEXT)?;
+    read_word(closure + 8).filter(|variable| *variable != 0)
+}
+
+/// Sends a creation with what the first variable of the closure points to. Where it ends before all words do, the
+/// first one is all there is.
+#[inline(always)]
+fn create_with_closure(process: &Process, record: CreateRecord, variable: u64) -> Option<()> {
+    let mut entry = reserve::<CreateClosureRecord>(process, Lost::RingCreate)?;
+    let mut create = record;
+    create.header.kind = kind::CREATE_CLOSURE;
+    let to = entry.as_mut_ptr();
+    // SAFETY: the room that was reserved; what cannot be read is filled with 0 by the helper.
+    unsafe {
+        (&raw mut (*to).create).write(create);
+        if !read_into(&raw mut (*to).words, variable) {
+            read_into((&raw mut (*to).words).cast::<u64>(), variable);
+        }
+    }
     submit(entry);
     Some(())
 }
@@ -152,14 +186,13 @@ pub fn on_exit(ctx: &Probe, g: u64) -> Option<()> {
     let goid = process.read(read_word(g + u64::from(process.layout.goid)))?;
     let (mut wait_total_ns, mut schedule_total_ns, mut wait_count) = (0, 0, 0);
     if process.level >= LEVEL_WAITS {
-        let key = process.key(goid);
-        if let Some(state) = GOROUTINES.get_ptr(key) {
+        if let Some(state) = GOROUTINES.get_ptr(process.key(goid)) {
             // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
             let state = unsafe { &*state };
             wait_total_ns = state.wait_total_ns;
             schedule_total_ns = state.schedule_total_ns;
             wait_count = state.wait_count;
-            let _gone_already = GOROUTINES.remove(key);
+            process.forget(goid);
         }
     }
     let mut entry = reserve::<ExitRecord>(&process, Lost::RingExit)?;

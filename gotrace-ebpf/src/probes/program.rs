@@ -1,10 +1,10 @@
 //! Processes that execute another program.
 
 use aya_ebpf::{bindings::BPF_RB_FORCE_WAKEUP, macros::raw_tracepoint, programs::RawTracePointContext};
-use gotrace_common::{ExecRecord, Header, kind};
+use gotrace_common::{ExecRecord, Header, Lost, kind};
 
 use crate::{
-    maps::{EVENTS, EXECUTIONS, PROCESSES},
+    maps::{COUNTERS, EVENTS, EXECUTIONS, EXECUTIONS_LOST, PROCESSES},
     process::{current_pid, executions, increment},
 };
 
@@ -21,7 +21,8 @@ pub fn process_exec(_ctx: RawTracePointContext) -> i32 {
     if pid == 0 {
         return 0;
     }
-    let (process, generation) = match PROCESSES.get_ptr(pid) {
+    let config = PROCESSES.get_ptr(pid);
+    let (process, generation) = match config {
         Some(config) => {
             // SAFETY: values of a preallocated map stay readable while a program runs.
             let config = unsafe { &*config };
@@ -36,15 +37,25 @@ pub fn process_exec(_ctx: RawTracePointContext) -> i32 {
     };
     // Rare and awaited: wakes the reader, also when there are records that did not. When the ring is full the reader
     // finds out by looking.
-    if let Some(mut entry) = EVENTS.reserve::<ExecRecord>(0) {
-        // SAFETY: the helper has no precondition.
-        let time_ns = unsafe { aya_ebpf::helpers::bpf_ktime_get_ns() };
-        entry.write(ExecRecord {
-            header: Header { kind: kind::EXEC, arg: 0, count: 0, waker: 0, process, time_ns },
-            pid,
-            generation,
-        });
-        entry.submit(u64::from(BPF_RB_FORCE_WAKEUP));
-    }
+    let Some(mut entry) = EVENTS.reserve::<ExecRecord>(0) else {
+        if let Some(count) = EXECUTIONS_LOST.get_ptr_mut(0) {
+            increment(count, 1);
+        }
+        // SAFETY: as above.
+        if let Some(counters) = config.and_then(|config| COUNTERS.get_ptr_mut(unsafe { (*config).slot })) {
+            let lost = Lost::RingProcess as usize;
+            // SAFETY: a pointer to a map value; the index is a constant below the array's length.
+            increment(unsafe { (&raw mut (*counters).lost).cast::<u64>().add(lost) }, 1);
+        }
+        return 0;
+    };
+    // SAFETY: the helper has no precondition.
+    let time_ns = unsafe { aya_ebpf::helpers::bpf_ktime_get_ns() };
+    entry.write(ExecRecord {
+        header: Header { kind: kind::EXEC, arg: 0, count: 0, waker: 0, process, time_ns },
+        pid,
+        generation,
+    });
+    entry.submit(u64::from(BPF_RB_FORCE_WAKEUP));
     0
 }

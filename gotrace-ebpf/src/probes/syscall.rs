@@ -23,15 +23,11 @@ pub fn syscall_enter(ctx: ProbeContext) -> u32 {
 pub fn on_enter(ctx: &Probe, g: u64) -> Option<()> {
     let process = Process::hit(ctx, Hit::SyscallEnter, LEVEL_FULL)?;
     let goid = process.read(read_word(g + u64::from(process.layout.goid)))?;
-    let key = process.key(goid);
-    if let Some(state) = GOROUTINES.get_ptr_mut(key) {
+    if let Some(state) = GOROUTINES.get_ptr_mut(process.key(goid)) {
         // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
         unsafe { (*state).syscall_ns = process.now_ns };
     } else {
-        let state = GoroutineState { syscall_ns: process.now_ns, g, ..GoroutineState::default() };
-        if GOROUTINES.insert(key, state, 0).is_err() {
-            process.lost(Lost::TableFull);
-        }
+        process.keep(goid, &GoroutineState { syscall_ns: process.now_ns, g, ..GoroutineState::default() });
     }
     Some(())
 }

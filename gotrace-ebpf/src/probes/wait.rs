@@ -37,8 +37,7 @@ pub fn on_park(ctx: &Probe, g: u64) -> Option<()> {
 /// Notes that a goroutine waits from now on.
 #[inline(always)]
 pub fn begin(process: &Process, g: u64, goid: u64, reason: u8) {
-    let key = process.key(goid);
-    if let Some(state) = GOROUTINES.get_ptr_mut(key) {
+    if let Some(state) = GOROUTINES.get_ptr_mut(process.key(goid)) {
         // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
         let state = unsafe { &mut *state };
         state.park_ns = process.now_ns;
@@ -49,10 +48,7 @@ pub fn begin(process: &Process, g: u64, goid: u64, reason: u8) {
         state.waker = 0;
         return;
     }
-    let state = GoroutineState { park_ns: process.now_ns, g, reason, ..GoroutineState::default() };
-    if GOROUTINES.insert(key, state, 0).is_err() {
-        process.lost(Lost::TableFull);
-    }
+    process.keep(goid, &GoroutineState { park_ns: process.now_ns, g, reason, ..GoroutineState::default() });
 }
 
 /// `execute`: the g is the first argument and about to run.

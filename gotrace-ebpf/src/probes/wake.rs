@@ -126,17 +126,13 @@ pub fn give_way(ctx: ProbeContext) -> u32 {
 pub fn on_yield(ctx: &Probe, g: u64) -> Option<()> {
     let process = Process::hit(ctx, Hit::Yield, LEVEL_FULL)?;
     let goid = process.read(read_word(g + u64::from(process.layout.goid)))?;
-    let key = process.key(goid);
-    if let Some(state) = GOROUTINES.get_ptr_mut(key) {
+    if let Some(state) = GOROUTINES.get_ptr_mut(process.key(goid)) {
         // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
         let state = unsafe { &mut *state };
         state.wake_ns = process.now_ns;
         state.park_ns = 0;
     } else {
-        let state = GoroutineState { wake_ns: process.now_ns, ..GoroutineState::default() };
-        if GOROUTINES.insert(key, state, 0).is_err() {
-            process.lost(Lost::TableFull);
-        }
+        process.keep(goid, &GoroutineState { wake_ns: process.now_ns, ..GoroutineState::default() });
     }
     Some(())
 }

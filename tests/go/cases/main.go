@@ -1,4 +1,4 @@
-// The smallest programs that show what reported leaks do: `cases NAME`, for two minutes. What is to be said of each
+// The smallest programs that show what reported leaks do: `cases NAME`, for ten minutes. What is to be said of each
 // stands in tests/tests/live_cases.rs; a case that ends in _ok is a healthy twin, of which nothing is said.
 package main
 
@@ -24,7 +24,11 @@ var programs = map[string]func(){
 	"cap_ok":     timeouts,                        // time.After in a loop, by eight goroutines
 	"selflock":   func() { selflock(true) },       // a mutex locked twice by one goroutine, three more wait
 	"lock_ok":    func() { selflock(false) },      // the same lock, held for 50 ms at a time
+	"busy_ok":    busy,                            // a mutex held for 300 ms at a time, beside a goroutine that always runs
 	"rwlock":     rwlock,                          // RLock, a writer comes, RLock again: each waits for the other
+	"cond":       cond,                            // one waits for a mutex that main.(*box).fill holds, asleep; two others wait for its Cond
+	"crossed":    func() { crossed(true) },        // two lock two variables in two orders
+	"crossed_ok": func() { crossed(false) },       // five lock them in the same order, again and again
 	"holder":     holder,                          // eight wait for a mutex that main.flusher holds, asleep
 	"near":       func() { group(true, false) },   // a WaitGroup that lacks one Done, beside objects that are in use
 	"far":        func() { group(false, false) },  // the same with nothing near
@@ -36,7 +40,11 @@ var programs = map[string]func(){
 	"dry":        func() { dry(true) },            // database/sql: two connections, rows never closed, ten callers wait
 	"dry_ok":     func() { dry(false) },           // rows are closed
 	"idle_ok":    idle,                            // a server with 100 idle keep-alive connections from one peer
-	"names":      names,                           // goroutines started through a value, a method, an interface, a closure
+	"names":      func() { names() },              // goroutines started through a value, a method, an interface, a closure
+	"spawns":     spawns,                          // the same again and again
+	"clients_ok": clients,                         // more connections each second, from clients that are silent
+	"pool_ok":    pool,                            // more idle connections of an http.Transport each second
+	"later_ok":   func() { later(time.Minute) },   // as deadline, with a deadline that is still to come
 	"deadline":   deadline,                        // 40 reads without a deadline from a peer that is silent; more each second
 }
 
@@ -161,6 +169,6 @@ func main() {
 		os.Exit(2)
 	}
 	go programs[os.Args[1]]()
-	time.Sleep(2 * time.Minute)
+	time.Sleep(10 * time.Minute)
 	runtime.KeepAlive(keep)
 }

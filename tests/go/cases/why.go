@@ -9,6 +9,7 @@ import (
 func init() {
 	programs["signal"] = signal   // a timer far away signals a condition
 	programs["global"] = inGlobal // a goroutine waits for a channel in a variable
+	programs["moving"] = moving   // a goroutine waits for a WaitGroup again and again, some milliseconds each
 }
 
 type latch struct {
@@ -43,3 +44,17 @@ func inGlobal() {
 
 //go:noinline
 func connect(c chan int) { <-c }
+
+func moving() {
+	keep = append(keep, new(sync.WaitGroup))
+	go turn(keep[0].(*sync.WaitGroup))
+}
+
+//go:noinline
+func turn(group *sync.WaitGroup) {
+	for {
+		group.Add(1)
+		time.AfterFunc(5*time.Millisecond, group.Done)
+		group.Wait()
+	}
+}

@@ -1,6 +1,6 @@
 //! Measures parts of gotrace's line for `cargo xtask bench`, one JSON object a measurement on stdout.
 //!
-//! - `bench-line table LOG SECONDS`: records of an event log through decoder and table, on one core, and
+//! - `bench-line table RECORDING SECONDS`: the ring's records of a recording through decoder and table, on one core, and
 //!   the table's memory at a million goroutines.
 //! - `bench-line receive`: an OTLP collector (gRPC) that counts spans; prints its endpoint, then, when
 //!   standard input ends, how many came.
@@ -8,10 +8,11 @@
 use std::{io::Read as _, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use gotrace::{
+use gotrace_agent::{
     decode::{Create, Event, Wait, decode},
-    eventlog,
+    recording::{Block, Reader, inputs},
     table::Table,
+    tracee::Input,
 };
 use gotrace_common::{FRAMES, Header, WaitHead, WaitRecord, WakerKind, kind};
 use gotrace_tests::receiver::{Receiver, Wire};
@@ -28,13 +29,13 @@ fn main() -> Result<()> {
             memory()
         }
         ["receive"] => receive(),
-        _ => bail!("usage: bench-line table LOG SECONDS | bench-line receive"),
+        _ => bail!("usage: bench-line table RECORDING SECONDS | bench-line receive"),
     }
 }
 
-/// Passes the log through fresh tables until the time is over.
+/// Passes the records through fresh tables until the time is over.
 fn rate(path: &str, at_least: Duration) -> Result<()> {
-    let bytes = std::fs::read(path).with_context(|| format!("reading {path}"))?;
+    let records = records(path)?;
     let (mut passes, mut ended) = (Vec::new(), 0);
     let mut outputs = Vec::new();
     let begin = thread_cpu_time()?;
@@ -42,8 +43,8 @@ fn rate(path: &str, at_least: Duration) -> Result<()> {
         let mut table = Table::new(TRACE_ROOT_AGE_NS);
         let (mut count, mut kinds) = (0u64, [0u64; 3]);
         let start = thread_cpu_time()?;
-        for record in eventlog::records(&bytes)? {
-            let event = decode(record).context("a record of the log")?;
+        for record in &records {
+            let event = decode(record).context("a record of the recording")?;
             match event {
                 Event::Create(_) => kinds[0] += 1,
                 Event::Exit(_) => kinds[1] += 1,
@@ -71,6 +72,21 @@ fn rate(path: &str, at_least: Duration) -> Result<()> {
                "creates": creates, "exits": exits, "waits": waits, "outputs": ended})
     );
     Ok(())
+}
+
+/// The ring's records in a recording.
+fn records(path: &str) -> Result<Vec<Vec<u8>>> {
+    let file = std::fs::File::open(path).with_context(|| format!("reading {path}"))?;
+    let mut reader = Reader::new(std::io::BufReader::new(file))?;
+    let mut records = Vec::new();
+    while let Block::Inputs { at, bytes, .. } = reader.next_block()? {
+        for input in inputs(at, &bytes) {
+            if let (_, Input::Record(record)) = input? {
+                records.push(record.to_vec());
+            }
+        }
+    }
+    Ok(records)
 }
 
 /// A million goroutines from ten sites, and what the table takes: before any of them has waited, and when

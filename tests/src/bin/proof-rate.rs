@@ -13,12 +13,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use gotrace::{
-    gobin::Binary,
+use gotrace_go::Binary;
+use gotrace_inspect::{
     heap::{Prover, Throttled},
-    process::{Memory, Piece, ProcessError, ReadMemory, Target},
     snapshot::Live,
 };
+use gotrace_process::{Memory, Piece, ProcessError, ReadMemory, Target};
 use serde_json::json;
 
 /// Memory, and how much of it was asked for.
@@ -59,7 +59,7 @@ fn main() -> Result<()> {
         match line.trim() {
             "pass" => drop(prover.pass(&memory)?),
             "retained" => {
-                let goids = prover.proof().unreachable.keys().copied().collect();
+                let goids = prover.proof().unreachable.iter().map(|p| p.goid()).collect();
                 retained = prover.retained(&memory, &[goids])?.leaked_bytes;
             }
             other => bail!("it can make a pass or tell what is retained, not {other:?}"),

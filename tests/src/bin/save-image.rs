@@ -7,11 +7,9 @@
 use std::{fs::File, sync::Arc};
 
 use anyhow::{Context, Result, ensure};
-use gotrace::{
-    gobin::Binary,
-    process::Target,
-    snapshot::{Engine, Options, Recording},
-};
+use gotrace_go::Binary;
+use gotrace_inspect::snapshot::{Engine, Options, Recording};
+use gotrace_process::Target;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

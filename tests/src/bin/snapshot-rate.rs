@@ -7,11 +7,9 @@
 use std::{sync::Arc, time::Instant};
 
 use anyhow::{Context, Result, bail};
-use gotrace::{
-    gobin::Binary,
-    process::Target,
-    snapshot::{Live, Options},
-};
+use gotrace_go::Binary;
+use gotrace_inspect::snapshot::{Live, Options};
+use gotrace_process::Target;
 use serde_json::json;
 
 fn main() -> Result<()> {
@@ -22,7 +20,7 @@ fn main() -> Result<()> {
     let binary = Arc::new(Binary::parse(&target.exe_bytes()?)?);
     let mut live = Live::new(&target, binary)?;
     println!("{}", json!({ "prepare_ms": milliseconds(begin) }));
-    let heads = Options { stacks: false, waits: false, labels: false, arguments: false };
+    let heads = Options { stacks: false, waits: false, labels: false, arguments: false, callees: false };
     for line in std::io::stdin().lines() {
         let line = line?;
         let options = match line.trim() {

@@ -102,7 +102,7 @@ pub fn under_load(
     Ok(())
 }
 
-/// A log recorded from the program, through decoder and table on one core.
+/// A recording of the program, through decoder and table on one core.
 pub fn table(
     program: &mut GoProgram,
     binaries: &Binaries,
@@ -110,8 +110,8 @@ pub fn table(
     target: &Path,
     report: &mut Report,
 ) -> Result<()> {
-    let log = target.join("bench.log");
-    let path = log.to_str().context("the target directory's name is not UTF-8")?;
+    let recording = target.join("bench.gtr");
+    let path = recording.to_str().context("the target directory's name is not UTF-8")?;
     let more = ["--level", "full", "--min-wait", "0s", "--record", path];
     let gotrace = attach(&binaries.gotrace, program.pid(), &more)?;
     for work in ["churn 10000 2s", "births 500ms", "pingpong 500ms"] {
@@ -121,7 +121,7 @@ pub fn table(
     gotrace.end()?;
     let seconds = extent.load.as_secs_f64().to_string();
     let measured = capture(Command::new(&binaries.line).args(["table", path, &seconds]));
-    fs::remove_file(&log).with_context(|| format!("removing {path}"))?;
+    fs::remove_file(&recording).with_context(|| format!("removing {path}"))?;
     let measured = json_lines(&measured?)?;
     let of = |name: &str, field: &str| {
         measured

@@ -4,16 +4,17 @@
 use std::fs;
 
 use super::Check;
-use crate::kernel::{self, Error, Kernel, Options};
+use gotrace_kernel as kernel;
+use gotrace_kernel::{Error, Kernel, Options};
 
 /// Capabilities that tracing may need: name, number (`linux/capability.h`), what for.
 const CAPABILITIES: [(&str, u32, &str); 6] = [
     ("CAP_BPF", 39, "to load eBPF programs (or CAP_SYS_ADMIN)"),
-    ("CAP_PERFMON", 38, "to load those that trace (or CAP_SYS_ADMIN)"),
-    ("CAP_SYS_PTRACE", 19, "to read other users' processes"),
-    ("CAP_LEASE", 28, "to keep other users' executables as they are while probes are in them"),
-    ("CAP_SYS_ADMIN", 21, "to put uprobes in place by perf_event_open(2), where links cannot be had"),
-    ("CAP_SYS_RESOURCE", 24, "to raise the memory-lock limit before Linux 5.11"),
+    ("CAP_PERFMON", 38, "to load tracing programs (or CAP_SYS_ADMIN)"),
+    ("CAP_SYS_PTRACE", 19, "to read processes of other users"),
+    ("CAP_LEASE", 28, "to keep executables of other users from changing while they have probes"),
+    ("CAP_SYS_ADMIN", 21, "to attach uprobes with perf_event_open(2) where uprobe links do not work"),
+    ("CAP_SYS_RESOURCE", 24, "to raise the locked-memory limit before Linux 5.11"),
 ];
 
 /// Inode of the initial PID namespace (`PROC_PID_INIT_INO` of the kernel).
@@ -42,9 +43,9 @@ fn kernel() -> Check {
     let uname = rustix::system::uname();
     let found = format!("Linux {} on {}", uname.release().to_string_lossy(), arch());
     if matches!(arch(), "amd64" | "arm64") {
-        Check::ok("kernel", found, "the trials below decide, not the number")
+        Check::ok("kernel", found, "the checks below decide, not the version")
     } else {
-        Check::missing("kernel", found, "gotrace traces on amd64 and arm64", "use such a machine")
+        Check::missing("kernel", found, "gotrace runs on amd64 and arm64", "use an amd64 or arm64 host")
     }
 }
 
@@ -55,23 +56,23 @@ fn btf() -> Check {
         std::io::Read::read_exact(&mut f, &mut magic).map(|()| u16::from_ne_bytes(magic))
     }) {
         // BTF_MAGIC of linux/btf.h.
-        Ok(0xeb9f) => Check::ok("BTF", format!("{path} is readable"), "the kernel describes its own types"),
-        Ok(_) => Check::degraded("BTF", format!("{path} is not BTF"), NO_BTF, "none needed"),
+        Ok(0xeb9f) => Check::ok("BTF", format!("{path} is readable"), "the kernel has type information"),
+        Ok(_) => Check::degraded("BTF", format!("{path} is not BTF"), NO_BTF, "not needed"),
         Err(e) => Check::degraded(
             "BTF",
             format!("{path}: {e}"),
             NO_BTF,
-            "none needed; a kernel with CONFIG_DEBUG_INFO_BTF has it",
+            "not needed; kernels with CONFIG_DEBUG_INFO_BTF have it",
         ),
     }
 }
 
-const NO_BTF: &str = "gotrace's probes read user memory only and work without";
+const NO_BTF: &str = "not needed by gotrace, whose probes only read user memory";
 
 fn capabilities() -> Check {
     let missing = missing_capabilities();
     let has: Vec<&str> = CAPABILITIES.iter().map(|c| c.0).filter(|name| has_capability(name)).collect();
-    let found = if has.is_empty() { "none of those that help".into() } else { has.join(", ") };
+    let found = if has.is_empty() { "none".into() } else { has.join(", ") };
     if missing.is_empty() {
         return Check::ok("capabilities", found, "enough to trace every process");
     }
@@ -82,9 +83,9 @@ fn capabilities() -> Check {
         .collect();
     Check::degraded(
         "capabilities",
-        format!("{found}; missing {}", missing.join(", ")),
+        format!("{found}; missing: {}", missing.join(", ")),
         why.join("; "),
-        "run as root, or add them (setcap, docker --cap-add, securityContext.capabilities.add)",
+        "run as root, or add the missing capabilities (setcap, docker --cap-add, securityContext.capabilities.add)",
     )
 }
 
@@ -115,24 +116,24 @@ fn memory_lock() -> Check {
             match Kernel::load(&Options::default()) {
                 Ok(_) => Check::ok(
                     "memory-lock limit",
-                    format!("{found}, and the maps had room"),
-                    "this kernel does not count the maps against it, or they fit",
+                    format!("{found}, and the maps fit"),
+                    "the eBPF maps fit, or do not count against the limit",
                 ),
                 Err(Error::Permission { .. }) => Check::degraded(
                     "memory-lock limit",
                     found,
-                    "whether the maps fit below it could not be tried: see the eBPF object below",
+                    "not known whether the eBPF maps fit: see the eBPF object below",
                     "see the eBPF object below",
                 ),
                 Err(_) => Check::degraded(
                     "memory-lock limit",
                     found,
-                    "the maps may not fit below it, and gotrace may not raise it",
+                    "the eBPF maps do not fit, and gotrace may not raise the limit",
                     "ulimit -l unlimited, LimitMEMLOCK=infinity, or CAP_SYS_RESOURCE",
                 ),
             }
         }
-        _ => Check::ok("memory-lock limit", found, "the maps have room"),
+        _ => Check::ok("memory-lock limit", found, "the eBPF maps fit"),
     }
 }
 
@@ -141,41 +142,45 @@ fn seccomp() -> Check {
         Some("2") => Check::degraded(
             "seccomp",
             "a filter is active",
-            "it may refuse bpf(2), perf_event_open(2) or process_vm_readv(2); the trials tell",
-            "if they are refused: docker --security-opt seccomp=unconfined, or a profile that allows them",
+            "may deny bpf(2), perf_event_open(2) or process_vm_readv(2); see the checks below",
+            "if they are denied: docker --security-opt seccomp=unconfined, or a profile that allows them",
         ),
-        Some("0") => Check::ok("seccomp", "no filter", "no system call is refused by it"),
-        Some(mode) => Check::ok("seccomp", format!("mode {mode}"), "the trials tell"),
-        None => Check::ok("seccomp", "not in this kernel", "no system call is refused by it"),
+        Some("0") => Check::ok("seccomp", "no filter", "seccomp denies no system call"),
+        Some(mode) => Check::ok("seccomp", format!("mode {mode}"), "see the checks below"),
+        None => Check::ok("seccomp", "not in this kernel", "seccomp denies no system call"),
     }
 }
 
 fn lockdown() -> Check {
     let Ok(text) = fs::read_to_string("/sys/kernel/security/lockdown") else {
-        return Check::ok("lockdown", "not in this kernel, or securityfs is not mounted", "the trials tell");
+        return Check::ok(
+            "lockdown",
+            "not in this kernel, or securityfs is not mounted",
+            "see the checks below",
+        );
     };
     let mode = text.split(['[', ']']).nth(1).unwrap_or("unknown").to_owned();
     if mode == "confidentiality" {
         return Check::degraded(
             "lockdown",
             mode,
-            "the kernel keeps its memory from eBPF programs; the trials tell what is left",
+            "eBPF programs cannot read kernel memory; see the checks below",
             "boot without lockdown=confidentiality",
         );
     }
-    Check::ok("lockdown", mode, "eBPF programs may read")
+    Check::ok("lockdown", mode, "eBPF programs can read memory")
 }
 
 fn pid_namespace() -> Check {
     let own = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
     if own.as_os_str() == INITIAL_PID_NAMESPACE {
-        Check::ok("PID namespace", "the host's", "every process can be named")
+        Check::ok("PID namespace", "the host's", "every process is visible")
     } else {
         Check::degraded(
             "PID namespace",
-            format!("its own, {}", own.display()),
-            "only processes of this namespace can be named; pids are the namespace's",
-            "for others: docker --pid=host, hostPID: true, or shareProcessNamespace: true for a pod's",
+            format!("{}, not the host's", own.display()),
+            "only processes of this namespace are visible, by their pids in it",
+            "to see others: docker --pid=host, hostPID: true, or shareProcessNamespace: true within a pod",
         )
     }
 }
@@ -187,7 +192,7 @@ fn sysctls() -> Vec<Check> {
         checks.push(Check::ok(
             "unprivileged bpf",
             format!("kernel.unprivileged_bpf_disabled = {value}"),
-            "of no matter: uprobes always need capabilities",
+            "does not matter: uprobes always need capabilities",
         ));
     }
     if let Some(value) = sysctl("kernel/perf_event_paranoid") {
@@ -196,12 +201,7 @@ fn sysctls() -> Vec<Check> {
         checks.push(if privileged || value.parse().unwrap_or(2) < 2 {
             Check::ok("perf events", found, meaning)
         } else {
-            Check::degraded(
-                "perf events",
-                found,
-                "without CAP_PERFMON no probe can be attached",
-                "add CAP_PERFMON",
-            )
+            Check::degraded("perf events", found, "attaching probes needs CAP_PERFMON", "add CAP_PERFMON")
         });
     }
     if let Some(value) = sysctl("kernel/yama/ptrace_scope") {
@@ -211,8 +211,8 @@ fn sysctls() -> Vec<Check> {
             "3" => Check::degraded(
                 "ptrace scope",
                 found,
-                "no process's memory can be read, until the next boot",
-                "boot with another value of kernel.yama.ptrace_scope",
+                "the memory of other processes cannot be read until the next boot",
+                "reboot with another value of kernel.yama.ptrace_scope",
             ),
             _ if has_capability("CAP_SYS_PTRACE") => {
                 Check::ok("ptrace scope", found, "CAP_SYS_PTRACE overrides it")

@@ -3,11 +3,10 @@
 use std::{ffi::OsStr, fs::File};
 
 use super::{Check, host};
-use crate::{
-    kernel::{self, Error, Way, preflight},
-    level::Level,
-    process::{Guard, ProcessError, Spawned},
-};
+use gotrace_kernel as kernel;
+use gotrace_kernel::{Error, Way, preflight};
+use gotrace_model::Level;
+use gotrace_process::{Executable, Guard, ProcessError, Spawned};
 
 /// A value whose place in memory is the same in a forked child.
 static MARK: u64 = 0x676f_7472_6163_6521;
@@ -25,28 +24,18 @@ pub(super) struct Trials {
 pub(super) fn trials() -> Trials {
     let mut checks = Vec::new();
     let ring = preflight::try_ring_buffer();
-    checks.push(check(
-        "ring buffer",
-        "made one",
-        "records reach gotrace in order and without copies",
-        &["CAP_BPF"],
-        &ring,
-    ));
+    checks.push(check("ring buffer", "created one", "needed to deliver events", &["CAP_BPF"], &ring));
     let (programs, level) = programs();
     checks.extend(programs);
     checks.push(leases());
     let memory = memory();
     checks.push(match &memory {
-        Ok(()) => Check::ok(
-            "process memory",
-            "read a child's with process_vm_readv or /proc/PID/mem",
-            "snapshots work, and layouts can be checked",
-        ),
+        Ok(()) => Check::ok("process memory", "read the memory of a child process", "snapshots work"),
         Err(e) => Check::degraded(
             "process memory",
             e.to_string(),
-            "no snapshots, and the layout of a process is checked only as its events come",
-            e.help().unwrap_or_else(|| "allow process_vm_readv and /proc/PID/mem".into()),
+            "no snapshots; `gotrace dump`, `leaks` and `why` do not work",
+            e.help().unwrap_or_else(|| "allow process_vm_readv(2) or /proc/PID/mem".into()),
         ),
     });
     Trials { checks, level: level.filter(|_| ring.is_ok()), snapshots: memory.is_ok() }
@@ -56,18 +45,18 @@ fn programs() -> (Vec<Check>, Option<Level>) {
     let mut kernel = match preflight::try_load() {
         Ok(kernel) => kernel,
         Err(e) => {
-            let meaning = "no probe can be put in place";
+            let meaning = "no probe can be attached";
             return (vec![failure("eBPF object", meaning, &["CAP_BPF"], &e)], None);
         }
     };
-    let mut checks = vec![Check::ok("eBPF object", "loaded, with its maps", "tracing state can be kept")];
+    let mut checks = vec![Check::ok("eBPF object", "loaded, with its maps", "the eBPF maps can be created")];
     let way = kernel::way();
-    checks.push(links(way));
+    checks.push(links(&way));
     let uprobe = preflight::try_uprobe_on_self(&mut kernel);
     checks.push(check(
         "uprobe",
-        "put one on gotrace itself; it counted every call",
-        "the Go runtime's functions can be probed",
+        "a test probe on gotrace itself fired on every call",
+        "needed to probe the Go runtime",
         if way.wants_admin() { &["CAP_SYS_ADMIN", "CAP_PERFMON"] } else { &["CAP_BPF", "CAP_PERFMON"] },
         &uprobe,
     ));
@@ -79,24 +68,19 @@ fn programs() -> (Vec<Check>, Option<Level>) {
             match refused.first() {
                 None => checks.push(Check::ok(
                     "eBPF programs",
-                    format!("the kernel accepted all {accepted}"),
+                    format!("all {accepted} loaded"),
                     "every level works",
                 )),
                 Some((_, first @ Error::Permission { .. })) if accepted == 0 => {
-                    checks.push(failure(
-                        "eBPF programs",
-                        "no probe can do anything",
-                        &["CAP_PERFMON"],
-                        first,
-                    ));
+                    checks.push(failure("eBPF programs", "no level works", &["CAP_PERFMON"], first));
                 }
                 Some((_, first)) => {
                     let names: Vec<&str> = refused.iter().map(|(name, _)| name.as_str()).collect();
                     checks.push(Check::degraded(
                         "eBPF programs",
-                        format!("the kernel accepted {accepted} and refused {}: {first}", names.join(", ")),
+                        format!("{accepted} loaded; failed: {}: {first}", names.join(", ")),
                         "levels that need these programs do not work",
-                        "report it with the kernel's release; use a lower --level meanwhile",
+                        "please report it with the kernel release; use a lower --level meanwhile",
                     ));
                 }
             }
@@ -121,20 +105,19 @@ fn programs() -> (Vec<Check>, Option<Level>) {
 
 /// Whether a file can be kept as it is while probes are in it.
 fn leases() -> Check {
-    let meaning = "programs whose files can be written are traced by snapshots: probes go only into files that cannot \
-                   change meanwhile";
+    let meaning = "executables that can be written to are traced by snapshots, as probes go only into files that cannot change";
     let guarded = File::open("/proc/self/exe")
         .map_err(|e| e.to_string())
-        .and_then(|file| Guard::new(&file, || None).map_err(|e| e.to_string()));
+        .and_then(|file| Guard::new(&Executable::of(file)).map_err(|e| e.to_string()));
     match guarded {
-        Ok(guard) if guard.is_leased() => {
-            Check::ok("file lease", "took one on gotrace's own file", "files stay as they are")
-        }
-        Ok(_) => Check::ok(
+        Ok(guard) if guard.is_leased() => Check::ok(
             "file lease",
-            "gotrace's own file cannot be written",
-            "files that cannot change need none",
+            "took one on gotrace's own executable",
+            "executables with probes cannot change",
         ),
+        Ok(_) => {
+            Check::ok("file lease", "gotrace's own executable is read-only", "read-only files need no lease")
+        }
         Err(found) => Check::degraded(
             "file lease",
             found,
@@ -145,27 +128,26 @@ fn leases() -> Check {
 }
 
 /// How probes are put in place.
-fn links(way: &Way) -> Check {
+pub(super) fn links(way: &Way) -> Check {
     let (why, refused) = match way {
         Way::Links => {
             return Check::ok(
                 "uprobe links",
-                "one on gotrace itself counted the calls of another thread (uprobe_multi)",
-                "probes take no CAP_SYS_ADMIN, and are removed side by side",
+                "a link on gotrace itself counted the calls of another thread (uprobe_multi)",
+                "probes need no CAP_SYS_ADMIN, and detach in parallel",
             );
         }
-        Way::PerfEvents { why, refused } => (why, *refused),
+        Way::PerfEvents { why, refused, .. } => (why, *refused),
     };
     let remedy = if refused {
         remedy(&["CAP_BPF", "CAP_PERFMON"], &Error::Permission { what: why.clone() })
     } else {
-        "none needed; Linux has them since 6.6, and for all threads since 6.10".into()
+        "not needed; Linux 6.6 and later has uprobe links, and 6.10 and later for all threads".into()
     };
     Check::degraded(
         "uprobe links",
         why.clone(),
-        "probes are put in place by perf events instead: that takes CAP_SYS_ADMIN, and a tenth of a second for \
-         each to be removed",
+        "probes are attached by perf events instead, which needs CAP_SYS_ADMIN and takes about 0.1 s per probe to detach",
         remedy,
     )
 }
@@ -188,13 +170,13 @@ fn level(refused: &[String]) -> Option<Level> {
 fn memory() -> Result<(), ProcessError> {
     let error = |what: String, source| ProcessError::Io { pid: std::process::id(), what, source };
     let child = Spawned::prepare(OsStr::new("/proc/self/exe"), &[])
-        .map_err(|e| error(e.to_string(), std::io::Error::other("no child to read")))?;
+        .map_err(|e| error("start a child process".into(), std::io::Error::other(e)))?;
     let memory = child.target()?.memory();
     let value = memory.read_u64(&raw const MARK as u64)?;
     if value == MARK {
         Ok(())
     } else {
-        Err(error("read a child's memory".into(), std::io::Error::other("it is not what was written there")))
+        Err(error("read a child's memory".into(), std::io::Error::other("it differs from what was written")))
     }
 }
 
@@ -208,11 +190,11 @@ fn check(
 ) -> Check {
     match result {
         Ok(()) => Check::ok(name, found, meaning),
-        Err(e) => failure(name, &format!("without it this does not hold: {meaning}"), wanted, e),
+        Err(e) => failure(name, meaning, wanted, e),
     }
 }
 
-fn failure(name: &'static str, meaning: &str, wanted: &[&str], error: &Error) -> Check {
+pub(super) fn failure(name: &'static str, meaning: &str, wanted: &[&str], error: &Error) -> Check {
     Check::missing(name, error.to_string(), meaning, remedy(wanted, error))
 }
 
@@ -220,12 +202,12 @@ fn remedy(wanted: &[&str], error: &Error) -> String {
     let missing: Vec<&str> = wanted.iter().copied().filter(|c| host::lacks(c)).collect();
     match (error, missing.as_slice()) {
         (Error::Permission { .. }, []) => {
-            "the capabilities for it are there: a seccomp filter, a security module or lockdown refuses \
-             bpf(2) or perf_event_open(2); see above"
+            "gotrace has the capabilities, so that a seccomp filter, a security module or lockdown denies bpf(2) or \
+             perf_event_open(2); see above"
                 .into()
         }
         (Error::Permission { .. }, missing) => format!(
-            "give gotrace {}: run it as root, `setcap`, docker --cap-add, or securityContext.capabilities.add",
+            "give gotrace {}: run it as root, or use setcap, docker --cap-add or securityContext.capabilities.add",
             missing.join(" and ")
         ),
         _ => error.help().to_owned(),

@@ -1,0 +1,349 @@
+//! Records of the ring, from bytes to events.
+//!
+//! Total: no input can make it panic. An unknown kind or a wrong size is an error that the caller
+//! counts; the record after it is read as if nothing had happened.
+
+use gotrace_common::{
+    CLOSURE_WORDS, CreateClosureRecord, CreateRecord, DEEP_FRAMES, ExecRecord, ExitRecord, FRAMES,
+    OpenWaitRecord, WaitDeepRecord, WaitHead, WaitRecord, WakerKind, kind,
+};
+
+/// Why a record could not be decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// Shorter than a header.
+    #[error("a record of {0} bytes has no header")]
+    NoHeader(usize),
+    /// A kind that this version does not know.
+    #[error("unknown record kind {0}")]
+    UnknownKind(u8),
+    /// Not as long as its kind.
+    #[error("a record of kind {kind} has {length} bytes")]
+    WrongLength {
+        /// The kind.
+        kind: u8,
+        /// The length found.
+        length: usize,
+    },
+}
+
+/// Program counters of a wait, innermost first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Frames<'a>(&'a [u8]);
+
+impl Frames<'_> {
+    /// The program counters.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = u64> + '_ {
+        self.0.chunks_exact(8).map(|b| word(b, 0))
+    }
+}
+
+/// What the first variable of a closure points to ([`CreateClosureRecord::words`]).
+pub type ClosureWords = [u64; CLOSURE_WORDS];
+
+/// What a record says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// A goroutine was made.
+    Create(Create),
+    /// The same, with what may tell what it runs.
+    CreateClosure(Create, ClosureWords),
+    /// A goroutine ended.
+    Exit(Exit),
+    /// A wait ended.
+    Wait(Wait<'a>),
+    /// A goroutine waits.
+    OpenWait(OpenWait),
+    /// A process executed another program; `process` is 0 when it was not traced.
+    Exec {
+        /// Number of the process.
+        process: u32,
+        /// Its thread group id.
+        pid: u32,
+        /// When.
+        time_ns: u64,
+    },
+}
+
+impl Event<'_> {
+    /// Number of the process.
+    #[must_use]
+    pub fn process(&self) -> u32 {
+        match self {
+            Self::Create(e) | Self::CreateClosure(e, _) => e.process,
+            Self::Exit(e) => e.process,
+            Self::Wait(e) => e.process,
+            Self::OpenWait(e) => e.process,
+            Self::Exec { process, .. } => *process,
+        }
+    }
+}
+
+/// See [`CreateRecord`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are the record's")]
+pub struct Create {
+    pub process: u32,
+    pub time_ns: u64,
+    pub goid: u64,
+    pub parent_goid: u64,
+    pub created_pc: u64,
+    pub entry_pc: u64,
+    /// Made by `runtime.newcoro`.
+    pub coroutine: bool,
+}
+
+/// See [`ExitRecord`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are the record's")]
+pub struct Exit {
+    pub process: u32,
+    pub time_ns: u64,
+    pub goid: u64,
+    pub wait_total_ns: u64,
+    pub schedule_total_ns: u64,
+    pub wait_count: u64,
+}
+
+/// See [`WaitHead`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are the record's")]
+pub struct Wait<'a> {
+    pub process: u32,
+    pub goid: u64,
+    pub start_ns: u64,
+    pub end_ns: u64,
+    /// When it became runnable; 0 when not seen.
+    pub wake_ns: u64,
+    pub reason: u8,
+    pub waker: WakerKind,
+    pub waker_goid: u64,
+    pub frames: Frames<'a>,
+}
+
+/// See [`OpenWaitRecord`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are the record's")]
+pub struct OpenWait {
+    pub process: u32,
+    pub time_ns: u64,
+    pub goid: u64,
+    pub start_ns: u64,
+    pub reason: u8,
+    pub g: u64,
+}
+
+/// The word at `offset`; 0 beyond the end, which the length checks before it rule out.
+fn word(bytes: &[u8], offset: usize) -> u64 {
+    match bytes.get(offset..offset + 8).and_then(|b| b.try_into().ok()) {
+        Some(b) => u64::from_ne_bytes(b),
+        None => 0,
+    }
+}
+
+fn half(bytes: &[u8], offset: usize) -> u32 {
+    match bytes.get(offset..offset + 4).and_then(|b| b.try_into().ok()) {
+        Some(b) => u32::from_ne_bytes(b),
+        None => 0,
+    }
+}
+
+/// Decodes a record.
+///
+/// # Errors
+/// [`DecodeError`] when it is none that this version knows.
+pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
+    let [kind, arg, count, waker, ..] = *bytes else { return Err(DecodeError::NoHeader(bytes.len())) };
+    let expected = match kind {
+        kind::CREATE | kind::CREATE_COROUTINE => size_of::<CreateRecord>(),
+        kind::CREATE_CLOSURE => size_of::<CreateClosureRecord>(),
+        kind::EXIT => size_of::<ExitRecord>(),
+        kind::WAIT => size_of::<WaitRecord>(),
+        kind::WAIT_DEEP => size_of::<WaitDeepRecord>(),
+        kind::EXEC => size_of::<ExecRecord>(),
+        kind::OPEN_WAIT => size_of::<OpenWaitRecord>(),
+        other => return Err(DecodeError::UnknownKind(other)),
+    };
+    if bytes.len() != expected {
+        return Err(DecodeError::WrongLength { kind, length: bytes.len() });
+    }
+    let process = half(bytes, 4);
+    let time_ns = word(bytes, 8);
+    Ok(match kind {
+        kind::CREATE | kind::CREATE_COROUTINE => Event::Create(create(bytes)),
+        kind::CREATE_CLOSURE => {
+            let words = std::array::from_fn(|n| word(bytes, size_of::<CreateRecord>() + 8 * n));
+            Event::CreateClosure(create(bytes), words)
+        }
+        kind::EXIT => Event::Exit(Exit {
+            process,
+            time_ns,
+            goid: word(bytes, 16),
+            wait_total_ns: word(bytes, 24),
+            schedule_total_ns: word(bytes, 32),
+            wait_count: word(bytes, 40),
+        }),
+        kind::WAIT | kind::WAIT_DEEP => {
+            let room = if kind == kind::WAIT { FRAMES } else { DEEP_FRAMES };
+            let frames = size_of::<WaitHead>()..size_of::<WaitHead>() + 8 * room.min(usize::from(count));
+            Event::Wait(Wait {
+                process,
+                goid: word(bytes, 16),
+                start_ns: word(bytes, 24),
+                end_ns: time_ns,
+                wake_ns: word(bytes, 32),
+                reason: arg,
+                waker: WakerKind::from_u8(waker),
+                waker_goid: word(bytes, 40),
+                frames: Frames(bytes.get(frames).unwrap_or_default()),
+            })
+        }
+        kind::OPEN_WAIT => Event::OpenWait(OpenWait {
+            process,
+            time_ns,
+            goid: word(bytes, 16),
+            start_ns: word(bytes, 24),
+            reason: arg,
+            g: word(bytes, 32),
+        }),
+        _ => Event::Exec { process, pid: half(bytes, 16), time_ns },
+    })
+}
+
+/// What all records of a creation begin with.
+fn create(bytes: &[u8]) -> Create {
+    Create {
+        process: half(bytes, 4),
+        time_ns: word(bytes, 8),
+        goid: word(bytes, 16),
+        parent_goid: word(bytes, 24),
+        created_pc: word(bytes, 32),
+        entry_pc: word(bytes, 40),
+        coroutine: bytes.first() == Some(&kind::CREATE_COROUTINE),
+    }
+}
+
+/// The record of a creation, as if the kernel side had found this entry and nothing had to be looked for: without words
+/// of the process's memory.
+#[must_use]
+pub fn plain_creation(bytes: &[u8], entry_pc: u64) -> [u8; size_of::<CreateRecord>()] {
+    let mut plain = [0; size_of::<CreateRecord>()];
+    let kept = plain.len().min(bytes.len());
+    plain[..kept].copy_from_slice(&bytes[..kept]);
+    plain[0] = kind::CREATE;
+    plain[40..].copy_from_slice(&entry_pc.to_ne_bytes());
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn bytes_of<T>(record: &T) -> Vec<u8> {
+        // SAFETY: records are repr(C) without padding.
+        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(record).cast::<u8>(), size_of::<T>()) }
+            .to_vec()
+    }
+
+    fn header(kind: u8, count: u8) -> gotrace_common::Header {
+        gotrace_common::Header { kind, arg: 14, count, waker: 1, process: 3, time_ns: 99 }
+    }
+
+    #[test]
+    fn each_kind_is_read_field_by_field() {
+        let create = CreateRecord {
+            header: header(kind::CREATE, 0),
+            goid: 7,
+            parent_goid: 1,
+            created_pc: 0x10,
+            entry_pc: 0x20,
+        };
+        assert_eq!(
+            decode(&bytes_of(&create)),
+            Ok(Event::Create(Create {
+                process: 3,
+                time_ns: 99,
+                goid: 7,
+                parent_goid: 1,
+                created_pc: 0x10,
+                entry_pc: 0x20,
+                coroutine: false
+            }))
+        );
+        let mut frames = [0; FRAMES];
+        frames[0] = 5;
+        frames[1] = 6;
+        let head = WaitHead {
+            header: header(kind::WAIT, 2),
+            goid: 7,
+            start_ns: 50,
+            wake_ns: 90,
+            waker_goid: 8,
+            reserved: 0,
+        };
+        let bytes = bytes_of(&WaitRecord { head, frames });
+        let Ok(Event::Wait(wait)) = decode(&bytes) else { panic!("a wait") };
+        assert_eq!((wait.goid, wait.start_ns, wait.end_ns, wait.wake_ns, wait.reason), (7, 50, 99, 90, 14));
+        assert_eq!((wait.waker, wait.waker_goid), (WakerKind::Goroutine, 8));
+        assert_eq!(wait.frames.iter().collect::<Vec<_>>(), [5, 6]);
+        let exit = ExitRecord {
+            header: header(kind::EXIT, 0),
+            goid: 7,
+            wait_total_ns: 1,
+            schedule_total_ns: 2,
+            wait_count: 3,
+        };
+        assert_eq!(
+            decode(&bytes_of(&exit)),
+            Ok(Event::Exit(Exit {
+                process: 3,
+                time_ns: 99,
+                goid: 7,
+                wait_total_ns: 1,
+                schedule_total_ns: 2,
+                wait_count: 3
+            }))
+        );
+    }
+
+    #[test]
+    fn a_creation_with_words_becomes_a_plain_one() {
+        let create = CreateRecord {
+            header: header(kind::CREATE_CLOSURE, 0),
+            goid: 7,
+            parent_goid: 1,
+            created_pc: 0x10,
+            entry_pc: 0x20,
+        };
+        let words = std::array::from_fn(|n| 0x100 + n as u64);
+        let bytes = bytes_of(&CreateClosureRecord { create, words });
+        let Ok(Event::CreateClosure(made, found)) = decode(&bytes) else { panic!("a creation") };
+        assert_eq!((made.goid, made.entry_pc, found), (7, 0x20, words));
+        let plain = plain_creation(&bytes, 0x30);
+        assert_eq!(decode(&plain), Ok(Event::Create(Create { entry_pc: 0x30, ..made })));
+        assert_eq!(
+            decode(&bytes[..48]),
+            Err(DecodeError::WrongLength { kind: kind::CREATE_CLOSURE, length: 48 })
+        );
+        let _ = plain_creation(&[], 1);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_an_event_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let _ = decode(&bytes);
+        }
+
+        #[test]
+        fn any_count_of_frames_stays_within_the_record(count: u8, deep: bool) {
+            let (kind, length) = if deep { (kind::WAIT_DEEP, 312) } else { (kind::WAIT, 120) };
+            let mut bytes = vec![0; length];
+            bytes[0] = kind;
+            bytes[2] = count;
+            let Ok(Event::Wait(wait)) = decode(&bytes) else { panic!("a wait") };
+            let room = if deep { DEEP_FRAMES } else { FRAMES };
+            prop_assert!(wait.frames.iter().len() <= room);
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Reports on traced processes, each interval and at the end of each: what the kernel side and the system have counted
+//! is read here, and what it comes to is the tracee's to say. Input: traced processes. Output: intervals, to whoever
+//! shows them and to the exporter, and summaries.
+
+use std::{sync::Arc, time::Duration};
+
+use gotrace_common::{Histogram, ROW_OTHER, ROW_SCHEDULE, ROW_SYSCALL};
+use gotrace_kernel::{HitCost, Kernel};
+use gotrace_model::{Interval, Level};
+use gotrace_process::Clock;
+
+use super::{CALIBRATION_WITHIN, Line, Traced, probes::read_open_waits};
+use crate::tracee::{Counted, Input};
+
+impl Line {
+    pub(super) fn end(&mut self, mut traced: Traced, why: &str, report: &mut dyn FnMut(&Arc<Interval>)) {
+        self.forget(traced.pid());
+        read_open_waits(self.probes.as_ref(), std::slice::from_mut(&mut traced));
+        let cost = self.cost(CALIBRATION_WITHIN);
+        let last = traced.report(self.count(&traced, cost));
+        traced.tracee.tell(&Input::End { why: why.into() });
+        report(&last);
+        if let Some(exporter) = &self.exporter {
+            exporter.interval(&last);
+        }
+        if self.node.is_none() && self.config.proofs.is_some() {
+            self.proven.push(traced.proven(&last));
+        }
+        if let Some(behind) = traced.behind.take().filter(|_| traced.has_ended()) {
+            self.left.push(behind.conclude(&traced, &last));
+        }
+        if self.node.is_some() {
+            tracing::info!(
+                pid = traced.pid(),
+                created = last.born_total,
+                alive = last.alive,
+                "stopped tracing: {why}"
+            );
+        } else {
+            self.summaries.push(traced.tracee.summary(&last, why));
+        }
+        if let (Some(probes), Some(slot)) = (&mut self.probes, traced.slot) {
+            probes.remove(&traced);
+            probes.give_slot_back(slot);
+        }
+        if traced.has_ended() {
+            let identity = &traced.target().identity;
+            self.executions.remove(&(identity.pid, identity.start_ticks));
+        }
+        self.note_end(&traced);
+    }
+
+    /// Follows the wall clock: when it was set, dates are by the new one from the next record on.
+    pub(super) fn tend_clock(&mut self) {
+        if !self.clock.tick() {
+            return;
+        }
+        let clock = self.clock.clock();
+        tracing::debug!(offset_ns = clock.offset_ns(), "the wall clock was set, or has drifted");
+        self.traced.iter_mut().for_each(|traced| traced.set_clock(clock));
+    }
+
+    /// Reports on those that are `wanted`.
+    pub(super) fn report(
+        &mut self,
+        wanted: impl Fn(&mut Traced) -> bool,
+        report: &mut dyn FnMut(&Arc<Interval>),
+    ) {
+        let wanted: Vec<bool> = self.traced.iter_mut().map(wanted).collect();
+        if !wanted.contains(&true) {
+            return;
+        }
+        if self.traced.iter().any(|t| t.tracee.level() > Level::Lifecycle || t.is_sampled()) {
+            read_open_waits(self.probes.as_ref(), &mut self.traced);
+        }
+        let cost = self.cost(Duration::ZERO);
+        let mut traced = std::mem::take(&mut self.traced);
+        for (traced, _) in traced.iter_mut().zip(wanted).filter(|(_, wanted)| *wanted) {
+            let interval = traced.report(self.count(traced, cost));
+            if let Some(exporter) = &self.exporter {
+                exporter.interval(&interval);
+            }
+            report(&interval);
+        }
+        self.traced = traced;
+    }
+
+    /// What the kernel side and the system have counted of a process.
+    fn count(&self, traced: &Traced, cost: Option<HitCost>) -> Counted {
+        let cost = cost.map(|cost| cost.among(traced.neighbours));
+        let kernel = self.probes.as_ref().map(|p| &p.kernel).zip(traced.slot);
+        let counters = kernel.map_or_else(Default::default, |(kernel, slot)| {
+            kernel.counters(slot).unwrap_or_else(|error| {
+                tracing::warn!(%error, "cannot read kernel counters");
+                Default::default()
+            })
+        });
+        Counted {
+            hits: counters.hits.to_vec(),
+            lost: counters.lost.to_vec(),
+            histograms: kernel
+                .map(|(kernel, slot)| histograms(kernel, slot, traced.tracee.highest()))
+                .unwrap_or_default(),
+            cost_ns: cost.map(|cost| (cost.emulated_ns, cost.stepped_ns)),
+            cpu_ns: traced.watch.cpu_time_ns(),
+            undecodable: self.undecodable,
+            stray: self.stray,
+            now_ns: Clock::now_monotonic_ns(),
+        }
+    }
+}
+
+/// The kernel side's histograms of a process that are not empty, as far as its levels had any.
+fn histograms(kernel: &Kernel, slot: u32, highest: Level) -> Vec<(u8, Histogram)> {
+    if highest < Level::Waits {
+        return Vec::new();
+    }
+    let rows = kernel.histograms(slot).unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot read the kernel's histograms");
+        Vec::new()
+    });
+    let is_of_level = |row: u8| match u32::from(row) {
+        ROW_SYSCALL | ROW_SCHEDULE => highest >= Level::Full,
+        row => row < ROW_OTHER,
+    };
+    (0..).zip(rows).filter(|(row, histogram)| histogram.count > 0 && is_of_level(*row)).collect()
+}

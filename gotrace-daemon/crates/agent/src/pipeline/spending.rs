@@ -1,0 +1,291 @@
+//! What probes take, held against the budget: reads the kernel side's counts and the processes' CPU times
+//! twice a second, asks the governors, and has probes put in place or removed as they decide.
+//!
+//! Processes that share the probes of their file share their step too: the one that is most over its budget decides
+//! for all.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use gotrace_common::Hit;
+
+use super::{
+    Line,
+    budget::{Budget, Change, Governor, Step, Usage},
+    probes::{Probes, SharedFile},
+    retry::Failed,
+    traced::Traced,
+};
+use crate::tracee::{Input, Lowered, Outputs, StepChange, Why, percent};
+use gotrace_kernel::{HitCost, Kernel};
+use gotrace_model::{Interval, Level};
+use gotrace_process::Clock;
+
+/// Time between two looks.
+const EVERY: Duration = Duration::from_millis(500);
+
+/// Who shares probes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Group {
+    File(SharedFile),
+    Process(u32),
+}
+
+/// What the line knows of spending.
+pub(super) struct Spending {
+    began: Instant,
+    next: Instant,
+    governors: HashMap<Group, Governor>,
+    /// Steps that could not be taken, by pid; without a budget.
+    pub failed: HashMap<u32, Failed>,
+    /// Steps that were changed since the beginning.
+    pub changes: u64,
+}
+
+impl Default for Spending {
+    fn default() -> Self {
+        let now = Instant::now();
+        Self { began: now, next: now, governors: HashMap::new(), failed: HashMap::new(), changes: 0 }
+    }
+}
+
+/// A process's counts at the last look.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Look {
+    at: Instant,
+    hits: [u64; Hit::COUNT],
+    /// `None` when nothing happened that would have made it worth reading.
+    cpu_ns: Option<u64>,
+}
+
+impl Line {
+    /// Holds what the probes take against the budget, when it is time. Where single processes are followed, a
+    /// change is reported at once.
+    pub(super) fn tend_budget(&mut self, now: Instant, report: &mut dyn FnMut(&Arc<Interval>)) {
+        let Some(budget) = self.config.budget else { return self.try_again(now) };
+        if now < self.spending.next {
+            return;
+        }
+        self.spending.next = now + EVERY;
+        let cost = self.cost(Duration::ZERO);
+        let Some(probes) = &self.probes else { return };
+        let mut worst: HashMap<Group, (Option<Usage>, u32)> = HashMap::new();
+        // A group that is new is at the step of who is in it.
+        let mut steps: HashMap<Group, Step> = HashMap::new();
+        for traced in &mut self.traced {
+            if traced.slot.is_none() || traced.cramped || traced.tracee.lowered() == Some(Lowered::Neighbours)
+            {
+                continue;
+            }
+            let lowered = traced.step() != Step::Probes(self.config.level);
+            let group = group_of(traced, probes);
+            steps.entry(group).or_insert(traced.step());
+            let usage = traced.usage(&probes.kernel, cost, now, lowered);
+            let Some(usage) = usage else {
+                // Not known yet; the others decide, and the governor stays.
+                worst.entry(group).or_insert((None, traced.pid()));
+                continue;
+            };
+            let step = traced.step();
+            let entry = worst.entry(group).or_insert((None, traced.pid()));
+            if entry.0.is_none_or(|most| usage.of_budget(step, budget) > most.of_budget(step, budget)) {
+                *entry = (Some(usage), traced.pid());
+            }
+        }
+        self.spending.governors.retain(|group, _| worst.contains_key(group));
+        let since = now.duration_since(self.spending.began);
+        let mut changes = Vec::new();
+        for (group, (usage, pid)) in &worst {
+            let most = self.config.level;
+            let governor = self.spending.governors.entry(*group).or_insert_with(|| match steps.get(group) {
+                Some(step) if *step != Step::Probes(most) => Governor::lowered(most, *step, since),
+                _ => Governor::new(most),
+            });
+            if let Some(usage) = usage
+                && let Some(change) = governor.observe(since, usage, budget)
+            {
+                changes.push((*group, change, *pid));
+            }
+        }
+        if changes.is_empty() {
+            return;
+        }
+        for (group, change, pid) in changes {
+            self.change_step(group, change, pid, budget);
+        }
+        if self.node.is_none() {
+            self.report(|traced| traced.tracee.has_changed(), report);
+        }
+    }
+
+    fn change_step(&mut self, group: Group, change: Change, decided_by: u32, budget: Budget) {
+        let Some(probes) = &self.probes else { return };
+        let pids: Vec<u32> = self
+            .traced
+            .iter()
+            .filter(|t| t.slot.is_some() && !t.cramped && group_of(t, probes) == group)
+            .map(Traced::pid)
+            .collect();
+        for pid in &pids {
+            self.set_step(*pid, change.to);
+        }
+        // Of those that are to have the same step, one that has it not yet holds for all.
+        let reached = self.traced.iter().filter(|t| pids.contains(&t.pid())).map(Traced::step).min();
+        if let Some(reached) = reached.filter(|reached| *reached < change.to)
+            && let Some(governor) = self.spending.governors.get_mut(&group)
+        {
+            governor.failed(reached, self.spending.began.elapsed());
+            if reached == change.from {
+                return;
+            }
+        }
+        self.spending.changes += 1;
+        let Change { from, to, cost_share } = change;
+        let (cost, allowed) = (percent(cost_share), percent(budget.share()));
+        tracing::info!(
+            pid = decided_by,
+            processes = pids.len(),
+            from = from.name(),
+            to = to.name(),
+            cost,
+            budget = allowed,
+            "level changed"
+        );
+        if self.node.is_none() {
+            self.note_change(&pids, change, budget);
+        }
+        let (now_ns, why) = (Clock::now_monotonic_ns(), Why::Budget { cost_share, share: budget.share() });
+        let mut out = Outputs::default();
+        for traced in self.traced.iter_mut().filter(|t| pids.contains(&t.pid())) {
+            traced.tracee.apply(&Input::TellChange { now_ns, from, to, why }, &mut out);
+        }
+        self.hand_on(out);
+    }
+
+    /// Whoever follows these processes is told of the change; what was given up also in the log.
+    fn note_change(&mut self, pids: &[u32], Change { from, to, cost_share }: Change, budget: Budget) {
+        let traced = self.traced.iter_mut().filter(|t| pids.contains(&t.pid()) && t.step() == to);
+        for traced in traced {
+            traced.tracee.tell(&Input::Changed(StepChange { from, to, cost_share }));
+            if to < from {
+                tracing::warn!(
+                    pid = traced.pid(),
+                    "level lowered from {} to {}: overhead about {} of the CPU time, budget {} (--budget none lifts it); \
+                     until it is raised again, {}",
+                    from.level_name(),
+                    to.level_name(),
+                    percent(cost_share),
+                    percent(budget.share()),
+                    match to {
+                        Step::Snapshot =>
+                            "there are no spans and no wait durations, and goroutines that live between two snapshots are \
+                             missed",
+                        Step::Probes(Level::Lifecycle) => "waits are not recorded",
+                        Step::Probes(_) => "wakers, scheduling latency and system calls are not recorded",
+                    }
+                );
+            }
+        }
+    }
+
+    /// Traces a process at another step.
+    pub(super) fn set_step(&mut self, pid: u32, step: Step) {
+        let Self { probes: Some(probes), traced, config, .. } = self else { return };
+        let Some(traced) = traced.iter_mut().find(|t| t.pid() == pid) else { return };
+        let wanted = step == Step::Probes(config.level);
+        let lowered =
+            if traced.cramped { Some(Lowered::Memory) } else { (!wanted).then_some(Lowered::Budget) };
+        traced.lower(lowered);
+        match (traced.step(), step) {
+            (before, after) if before == after => {}
+            (_, Step::Snapshot) => {
+                probes.remove(traced);
+                traced.stop_events(config);
+            }
+            (Step::Snapshot, Step::Probes(level)) => {
+                traced.tracee.tell(&Input::Level(level));
+                match probes.put_in_place(traced) {
+                    Ok(()) => traced.resume_events(Clock::now_monotonic_ns(), config),
+                    Err(error) => {
+                        tracing::warn!(pid, "still using snapshots: {error}");
+                        self.note_failure(pid, step, &error);
+                    }
+                }
+            }
+            (Step::Probes(before), Step::Probes(level)) => {
+                traced.tracee.tell(&Input::Level(level));
+                match probes.change_level(traced, before) {
+                    Ok(()) => traced.level_changed(before, config),
+                    Err(error) if error.is_passing() => {
+                        tracing::warn!(pid, "cannot change the level from {before}: {error}");
+                        self.note_failure(pid, step, &error);
+                    }
+                    Err(error) => {
+                        tracing::warn!(pid, "cannot change the level from {before}: {error}");
+                        traced.tracee.tell(&Input::Level(before));
+                        // None of its probes is left in place.
+                        if let Err(error) = probes.put_in_place(traced) {
+                            tracing::warn!(pid, "falling back to snapshots: {error}");
+                            traced.lower(Some(Lowered::File));
+                            traced.stop_events(config);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The step that the group of a process that joins is at.
+    pub(super) fn step_for(&self, traced: &Traced) -> Option<Step> {
+        let file =
+            traced.shared_file().filter(|file| self.probes.as_ref().is_some_and(|p| p.is_shared(*file)))?;
+        self.spending.governors.get(&Group::File(file)).map(Governor::step)
+    }
+}
+
+fn group_of(traced: &Traced, probes: &Probes) -> Group {
+    probes.shares(traced).map_or(Group::Process(traced.number()), Group::File)
+}
+
+impl Traced {
+    /// How it is traced now.
+    pub(super) fn step(&self) -> Step {
+        self.tracee.step()
+    }
+
+    /// What it used since the last look, a second; `None` at the first, and when it is gone. `lowered`: what
+    /// it does counts though no probe is hit.
+    fn usage(
+        &mut self,
+        kernel: &Kernel,
+        cost: Option<HitCost>,
+        now: Instant,
+        lowered: bool,
+    ) -> Option<Usage> {
+        // Until it is known what a hit costs, the first look is the one to begin from.
+        if cost.is_none() && self.looked.is_some() {
+            return None;
+        }
+        let hits = kernel.counters(self.slot?).ok()?.hits;
+        if !lowered && self.looked.is_some_and(|before| before.hits == hits) {
+            self.looked = Some(Look { at: now, hits, cpu_ns: None });
+            return Some(Usage::default());
+        }
+        let cpu_ns = self.watch.cpu_time_ns()?;
+        let before = self.looked.replace(Look { at: now, hits, cpu_ns: Some(cpu_ns) })?;
+        let seconds = now.duration_since(before.at).as_secs_f64();
+        if seconds <= 0.0 {
+            return None;
+        }
+        let cost = cost.map(|cost| cost.among(self.neighbours));
+        let mut new = hits;
+        new.iter_mut().zip(before.hits).for_each(|(now, before)| *now = now.saturating_sub(before));
+        Some(Usage {
+            cpu_ns: cpu_ns.saturating_sub(before.cpu_ns?) as f64 / seconds,
+            added_ns: self.tracee.cost().by_level(&new, cost?).map(|ns| ns / seconds),
+        })
+    }
+}

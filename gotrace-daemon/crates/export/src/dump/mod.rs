@@ -1,0 +1,128 @@
+//! A snapshot written down, one file a format, and two of them compared.
+//!
+//! Input: a [`Dump`] (a [`Snapshot`] and what of it is wanted) and [`Names`] for its addresses. Output:
+//! bytes, written as they come: nothing here grows with the number of goroutines but the list of which are
+//! wanted. Refuses nothing; what is not known is left out or `null`, as each format has it.
+
+pub mod diff;
+mod diff_text;
+mod flame;
+pub mod folded;
+pub mod group;
+pub mod json;
+pub mod pprof;
+pub mod read;
+pub mod select;
+pub mod speedscope;
+pub mod svg;
+pub mod text;
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Cow;
+
+pub use group::Group;
+pub use select::Filter;
+
+use gotrace_inspect::snapshot::{Goroutine, Names, Snapshot};
+
+/// What a dump says of the process.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Header<'a> {
+    /// The executable's path, as its own mount namespace has it.
+    pub executable: &'a str,
+    /// As the binary has it, experiments included.
+    pub go_version: &'a str,
+    /// Where its code is mapped.
+    pub mapping: Option<Mapped>,
+    /// The executable's GNU build id in hexadecimal digits; empty when it has none.
+    pub build_id: &'a str,
+}
+
+/// A piece of the executable in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapped {
+    /// First address.
+    pub start: u64,
+    /// Address behind the last.
+    pub end: u64,
+    /// Offset in the file of what is at `start`.
+    pub file_offset: u64,
+}
+
+/// What is to be written.
+#[derive(Debug)]
+pub struct Dump<'a> {
+    /// Of which process.
+    pub header: Header<'a>,
+    /// Everything that was read.
+    pub snapshot: &'a Snapshot,
+    /// What was asked for.
+    pub filter: &'a Filter,
+    /// What of it is written, by ascending goid.
+    pub goroutines: Vec<&'a Goroutine>,
+}
+
+impl<'a> Dump<'a> {
+    /// The goroutines that a filter lets through.
+    #[must_use]
+    pub fn new(header: Header<'a>, snapshot: &'a Snapshot, filter: &'a Filter, names: &mut Names) -> Self {
+        let goroutines = filter.select(snapshot, names);
+        Self { header, snapshot, filter, goroutines }
+    }
+}
+
+/// Why a goroutine waits, as Go's traceback says it; `None` when it does not wait, or for no reason.
+fn wait_reason(goroutine: &Goroutine, names: &Names) -> Option<Cow<'static, str>> {
+    if !goroutine.status.is_waiting() {
+        return None;
+    }
+    match names.binary().wait_reasons().get(usize::from(goroutine.wait_reason)) {
+        Some(&"") => None,
+        Some(&name) => Some(name.into()),
+        None => Some(format!("reason {}", goroutine.wait_reason).into()),
+    }
+}
+
+/// The wait reason, or else the state: what a traceback has between brackets.
+fn doing(goroutine: &Goroutine, names: &Names) -> Cow<'static, str> {
+    wait_reason(goroutine, names).unwrap_or_else(|| goroutine.status.name().into())
+}
+
+/// Bytes of [`Rendered`] texts that are kept.
+const KEPT_BYTES: usize = 64 << 20;
+
+/// A text for each distinct stack: many goroutines share one. Those beyond [`KEPT_BYTES`] are made anew
+/// each time.
+struct Rendered {
+    kept: Vec<Option<Box<str>>>,
+    bytes: usize,
+    last: String,
+}
+
+impl Rendered {
+    fn new(snapshot: &Snapshot) -> Self {
+        Self { kept: vec![None; snapshot.stacks.len()], bytes: 0, last: String::new() }
+    }
+
+    /// The text of the n-th stack.
+    fn get(&mut self, n: usize, make: impl FnOnce() -> String) -> &str {
+        let Self { kept, bytes, last } = self;
+        match kept.get_mut(n) {
+            Some(Some(text)) => text,
+            slot => {
+                *last = make();
+                match slot {
+                    Some(slot) if *bytes + last.len() <= KEPT_BYTES => {
+                        *bytes += last.len();
+                        slot.insert(std::mem::take(last).into_boxed_str())
+                    }
+                    _ => last,
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! Where results go. Each room takes the types of `gotrace-model` and writes them down in one format.
+
+pub mod check;
+pub mod dump;
+pub mod json;
+pub mod leaks;
+pub mod otlp;
+mod outside;
+pub mod prometheus;
+pub mod ps;
+pub mod text;
+pub mod top;
+
+#[cfg(test)]
+mod printed_tests;

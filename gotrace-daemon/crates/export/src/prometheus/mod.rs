@@ -1,0 +1,132 @@
+//! The daemon's pages: `/metrics` for Prometheus, `/livez` and `/readyz` for whoever starts and stops it.
+//!
+//! Input: each process's last [`Interval`], what the line says of itself ([`Agent`]), the exporter's account.
+//! Output: text over HTTP. Names are those of the OTLP metrics by OpenTelemetry's usual rule for Prometheus.
+//! Refuses to let the line wait: the page is made when it is asked for, from what was left here.
+
+mod page;
+mod server;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+pub use page::{MAX_SERIES, MAX_SERIES_OF_NODE};
+pub use server::{ServeError, Server};
+
+use gotrace_model::{
+    Coverage, Interval, Resource,
+    metrics::admission::{Admitted, Room},
+};
+
+use crate::otlp::ExportStats;
+use page::Shown;
+
+/// What gotrace says of itself.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Agent {
+    /// Processes traced now, by engine.
+    pub processes: BTreeMap<&'static str, u64>,
+    /// Totals since the beginning, by name of their metric without `_total`, with their help.
+    pub totals: Vec<(&'static str, &'static str, u64)>,
+    /// Figures of now, by name of their metric, with their help.
+    pub gauges: Vec<(&'static str, &'static str, u64)>,
+    /// The account of executions; `None` where there is none.
+    pub coverage: Option<Coverage>,
+    /// Its long-lived threads by name, and whether each moves.
+    pub threads: BTreeMap<&'static str, bool>,
+    /// Files, or processes of their own, that have probes.
+    pub probed_files: u64,
+    /// Of the exporter; `None` when nothing is exported.
+    pub export: Option<ExportStats>,
+    /// gotrace's own CPU time, in seconds.
+    pub cpu_seconds: f64,
+    /// gotrace's own resident memory.
+    pub resident_bytes: u64,
+}
+
+/// Whether gotrace does what it is there for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It does.
+    Good,
+    /// It does not: why.
+    Bad(String),
+}
+
+/// Whatever knows how gotrace is.
+pub trait Watched: Send + Sync {
+    /// What it says of itself now.
+    fn agent(&self) -> Agent;
+    /// What the exporter dropped of a process's spans, by why.
+    fn spans_dropped(&self, resource: &Arc<Resource>) -> BTreeMap<&'static str, u64>;
+    /// Whether the line moves.
+    fn live(&self) -> Health;
+    /// Whether processes are traced, and what comes of it gets out or is kept.
+    fn ready(&self) -> Health;
+}
+
+/// The processes' last states. Shared by the line, which fills it, and the server.
+#[derive(Debug)]
+pub struct Board {
+    /// By the resource's process. Held for as long as it takes to put a state in, or to take them out.
+    processes: Mutex<BTreeMap<u64, Arc<Interval>>>,
+    /// Which series there are; only what makes the page takes it, and may hold it long.
+    series: Mutex<(Room, BTreeMap<u64, Admitted>)>,
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        Self { processes: Mutex::default(), series: Mutex::new((page::room(), BTreeMap::new())) }
+    }
+}
+
+impl Board {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Interval>>> {
+        // Whole values: a panic elsewhere leaves none half written.
+        self.processes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A process's state.
+    pub fn show(&self, interval: &Arc<Interval>) {
+        self.lock().insert(interval.resource.process(), Arc::clone(interval));
+    }
+
+    /// The process with this pid is not traced any more.
+    pub fn remove(&self, pid: u32) {
+        self.lock().retain(|_, interval| interval.pid != pid);
+    }
+
+    /// All processes' last states.
+    #[must_use]
+    pub fn intervals(&self) -> Vec<Arc<Interval>> {
+        self.lock().values().map(Arc::clone).collect()
+    }
+
+    /// The text for Prometheus. `spans_dropped`: what the exporter dropped of a process's spans, by why.
+    #[must_use]
+    pub fn page(
+        &self,
+        agent: &Agent,
+        spans_dropped: impl Fn(&Arc<Resource>) -> BTreeMap<&'static str, u64>,
+    ) -> String {
+        let intervals = self.intervals();
+        let mut series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
+        let (room, processes) = &mut *series;
+        let mut before = std::mem::take(processes);
+        let mut admitted: Vec<Admitted> = intervals
+            .iter()
+            .map(|interval| before.remove(&interval.resource.process()).unwrap_or_default())
+            .collect();
+        before.values().for_each(|ended| room.give_back(ended));
+        let shown = intervals.iter().zip(&mut admitted).map(|(interval, admitted)| Shown {
+            interval,
+            spans_dropped: spans_dropped(&interval.resource),
+            admitted,
+        });
+        let text = page::page(shown, room, agent);
+        *processes = intervals.iter().map(|interval| interval.resource.process()).zip(admitted).collect();
+        text
+    }
+}

@@ -1,0 +1,310 @@
+//! The pages over HTTP, on loopback unless another address is given. Answers GET alone, reads no bodies.
+//!
+//! Whoever may connect takes no more than a bound: of connections (one that is new has the oldest give way, so that
+//! those who ask at once are answered whatever others hold open), of bytes of a request, of time for it and its answer.
+//! One request a connection.
+
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use bytes::Bytes;
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::TcpListener,
+    runtime::Handle,
+    task::{AbortHandle, JoinHandle, JoinSet},
+    time::timeout,
+};
+
+use super::{Board, Health, Watched};
+use gotrace_process::Beat;
+
+/// How long ending waits for answers that are under way.
+const END_WITHIN: Duration = Duration::from_millis(200);
+
+/// Connections at once.
+const MAX_CONNECTIONS: usize = 64;
+/// Bytes of a request's head.
+const MAX_HEAD: usize = 16 << 10;
+/// From the connection until its request is there, and until its answer is gone.
+const READ_WITHIN: Duration = Duration::from_secs(10);
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// With more connections than this, the same page serves all who ask within this time.
+const FEW_CONNECTIONS: usize = 8;
+const PAGE_FOR: Duration = Duration::from_secs(1);
+/// Between two beats, and after a connection that could not be had.
+const BEAT_EVERY: Duration = Duration::from_secs(1);
+const REST: Duration = Duration::from_millis(50);
+
+/// Why the pages cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address} for health and metrics: {error}; choose another http.listen, or off")]
+pub struct ServeError {
+    address: SocketAddr,
+    error: std::io::Error,
+}
+
+/// The pages, while they are served.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+struct Pages {
+    board: Arc<Board>,
+    watched: Arc<dyn Watched>,
+    open: Arc<AtomicUsize>,
+    /// The page that was made last while there were many connections.
+    recent: Mutex<Option<(Instant, Bytes)>>,
+}
+
+impl Server {
+    /// Begins to serve, and to beat.
+    ///
+    /// # Errors
+    /// When the address cannot be had.
+    pub fn start(
+        address: SocketAddr,
+        board: Arc<Board>,
+        watched: Arc<dyn Watched>,
+        runtime: &Handle,
+        beat: Beat,
+    ) -> Result<Self, ServeError> {
+        let failed = |error| ServeError { address, error };
+        let listener = runtime.block_on(TcpListener::bind(address)).map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let open = Arc::new(AtomicUsize::new(0));
+        let router = Router::new()
+            .route("/metrics", get(metrics))
+            .route("/livez", get(livez))
+            .route("/readyz", get(readyz))
+            .with_state(Arc::new(Pages {
+                board,
+                watched,
+                open: Arc::clone(&open),
+                recent: Mutex::default(),
+            }));
+        let task = runtime.spawn(serve(listener, router, open, beat, READ_WITHIN));
+        Ok(Self { address, task })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Ends it.
+    pub fn stop(self, runtime: &Handle) {
+        self.task.abort();
+        // A timer needs the runtime around it when it is made.
+        let _ = runtime.block_on(async { tokio::time::timeout(END_WITHIN, self.task).await });
+    }
+}
+
+/// Takes connections until it is dropped, and all of them with it.
+async fn serve(
+    listener: TcpListener,
+    router: Router,
+    open: Arc<AtomicUsize>,
+    beat: Beat,
+    read_within: Duration,
+) {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(read_within).max_buf_size(MAX_HEAD).keep_alive(false);
+    let mut tasks = JoinSet::new();
+    let mut oldest: VecDeque<AbortHandle> = VecDeque::new();
+    loop {
+        beat.beat();
+        let accepted = timeout(BEAT_EVERY, listener.accept()).await;
+        while tasks.try_join_next().is_some() {}
+        oldest.retain(|connection| !connection.is_finished());
+        open.store(oldest.len(), Ordering::Relaxed);
+        let stream = match accepted {
+            Err(_) => continue,
+            Ok(Ok((stream, _))) => stream,
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "cannot accept a connection");
+                tokio::time::sleep(REST).await;
+                continue;
+            }
+        };
+        if oldest.len() >= MAX_CONNECTIONS
+            && let Some(connection) = oldest.pop_front()
+        {
+            connection.abort();
+        }
+        let service = TowerToHyperService::new(router.clone());
+        let connection = http.serve_connection(TokioIo::new(stream), service);
+        // What is wrong with a connection is its client's affair.
+        oldest.push_back(tasks.spawn(async move {
+            let _ = timeout(ANSWER_WITHIN, connection).await;
+        }));
+    }
+}
+
+impl Pages {
+    fn page(&self) -> Bytes {
+        let make = || {
+            let dropped = |resource: &_| self.watched.spans_dropped(resource);
+            Bytes::from(self.board.page(&self.watched.agent(), dropped))
+        };
+        if self.open.load(Ordering::Relaxed) <= FEW_CONNECTIONS {
+            return make();
+        }
+        // A panic elsewhere leaves a whole value.
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*recent {
+            Some((made, page)) if made.elapsed() < PAGE_FOR => page.clone(),
+            _ => {
+                let page = make();
+                *recent = Some((Instant::now(), page.clone()));
+                page
+            }
+        }
+    }
+}
+
+async fn metrics(State(pages): State<Arc<Pages>>) -> Response {
+    let text = pages.page();
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}
+
+async fn livez(State(pages): State<Arc<Pages>>) -> Response {
+    answer(pages.watched.live())
+}
+
+async fn readyz(State(pages): State<Arc<Pages>>) -> Response {
+    answer(pages.watched.ready())
+}
+
+fn answer(health: Health) -> Response {
+    match health {
+        Health::Good => (StatusCode::OK, "ok\n").into_response(),
+        Health::Bad(why) => (StatusCode::SERVICE_UNAVAILABLE, why + "\n").into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{ErrorKind, Read as _, Write as _},
+        net::TcpStream,
+    };
+
+    use super::*;
+    use crate::prometheus::Agent;
+    use gotrace_process::Threads;
+
+    /// Longer than any of this takes unless it hangs.
+    const PATIENCE: Duration = Duration::from_secs(120);
+
+    struct Well;
+
+    impl Watched for Well {
+        fn agent(&self) -> Agent {
+            Agent::default()
+        }
+
+        fn spans_dropped(
+            &self,
+            _: &Arc<gotrace_model::Resource>,
+        ) -> std::collections::BTreeMap<&'static str, u64> {
+            std::collections::BTreeMap::new()
+        }
+
+        fn live(&self) -> Health {
+            Health::Good
+        }
+
+        fn ready(&self) -> Health {
+            Health::Bad("a reason".into())
+        }
+    }
+
+    fn connect(address: SocketAddr) -> TcpStream {
+        let stream = TcpStream::connect(address).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time");
+        stream
+    }
+
+    fn get(address: SocketAddr, path: &str) -> String {
+        let mut stream = connect(address);
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: gotrace\r\n\r\n").expect("it reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer, and the end");
+        answer
+    }
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime")
+    }
+
+    #[test]
+    fn who_asks_is_answered_whatever_others_hold_open() {
+        let runtime = runtime();
+        let beat = Threads::default().register("page", PATIENCE);
+        let address = "127.0.0.1:0".parse().expect("an address");
+        let server = Server::start(address, Arc::default(), Arc::new(Well), runtime.handle(), beat);
+        let server = server.expect("it serves");
+        let address = server.address();
+        let mut halves: Vec<TcpStream> = Vec::new();
+        for _ in 0..3 * MAX_CONNECTIONS {
+            let mut stream = connect(address);
+            // One that gave way already may be closed.
+            let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: ");
+            halves.push(stream);
+        }
+        assert!(get(address, "/livez").starts_with("HTTP/1.1 200 OK\r\n"));
+        assert!(get(address, "/readyz").ends_with("a reason\n"));
+        assert!(get(address, "/metrics").contains("gotrace_probed_files 0"));
+        // The first have given way: their ends come at once.
+        let ended = |stream: &mut TcpStream| match stream.read(&mut [0; 64]) {
+            Ok(0) => true,
+            Ok(_) => false,
+            Err(error) => error.kind() == ErrorKind::ConnectionReset,
+        };
+        assert!(halves.iter_mut().take(MAX_CONNECTIONS).all(ended));
+        server.stop(runtime.handle());
+    }
+
+    #[test]
+    fn a_request_without_end_is_cut_off() {
+        let runtime = runtime();
+        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let beat = Threads::default().register("page", PATIENCE);
+        let open = Arc::default();
+        runtime.spawn(serve(listener, Router::new(), open, beat, Duration::from_millis(50)));
+        let mut half = connect(address);
+        half.write_all(b"GET / HTTP/1.1\r\nHost: ").expect("it reads");
+        let mut answer = Vec::new();
+        let _ = half.read_to_end(&mut answer);
+        assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 408"), "in time");
+        let mut large = connect(address);
+        let _ = large.write_all(format!("GET / HTTP/1.1\r\nHost: {}", "x".repeat(200 << 10)).as_bytes());
+        answer.clear();
+        let _ = large.read_to_end(&mut answer);
+        let said = String::from_utf8_lossy(&answer);
+        assert!(answer.is_empty() || said.starts_with("HTTP/1.1 431"), "{said}");
+    }
+}

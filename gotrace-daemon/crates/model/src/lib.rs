@@ -1,0 +1,18 @@
+//! What results are: ids, places in the source, spans, intervals, findings, levels, and how text that others
+//! chose is written. No I/O, no clock.
+
+mod coverage;
+pub mod ids;
+pub mod level;
+mod levels;
+pub mod metrics;
+pub mod printable;
+mod quantile;
+mod results;
+pub mod samples;
+
+pub use coverage::{Coverage, Covered, Refused};
+pub use level::Level;
+pub use levels::{LevelChange, Levels};
+pub use quantile::Quantile;
+pub use results::*;

@@ -1,0 +1,162 @@
+//! Which series a process may have: at most so many ([`SeriesBounds`]), first come, first served, and for good, so
+//! that a cumulative series never changes its meaning. What finds no room is summed up in one series a
+//! metric, marked `otel.metric.overflow=true`.
+//!
+//! A wait reason costs two series, a creation site four ([`Weights`]); the fixed metrics have their own share. All
+//! processes together have a bound too: where these are given away a process has fewer reasons and sites of
+//! its own, and where not even its fixed metrics fit, its most important figures only.
+
+use std::{collections::HashSet, sync::Arc};
+
+use crate::{Location, Site};
+
+/// How many series there may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SeriesBounds {
+    /// Of one process; at least [`Self::LEAST`].
+    pub per_process: usize,
+    /// Of all processes together.
+    pub all: usize,
+}
+
+impl SeriesBounds {
+    /// A process's fixed metrics, and what is beyond, in OTLP.
+    pub const LEAST: usize = Weights::OTLP.base();
+}
+
+impl Default for SeriesBounds {
+    fn default() -> Self {
+        Self { per_process: 200, all: 20_000 }
+    }
+}
+
+/// Series of a metric whose label is one of gotrace's own names (kinds of events, of loss), the one for what is
+/// beyond included. Four metrics are of the kind, of some 40 names in all.
+pub(super) const MAX_NAMES: usize = 16;
+/// Leaks of a process that have series of their own, and as many suspected ones.
+pub(super) const LEAKS: usize = 8;
+/// What series cost on an output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Weights {
+    /// A histogram; other series are one.
+    pub histogram: usize,
+    /// Whether lifetimes are told by creation site, or of all together.
+    pub lifetimes_by_site: bool,
+    /// Figures that the output has beside the catalogue's.
+    pub more: usize,
+    /// Reasons that find room however many sites there are.
+    pub reasons_kept: usize,
+    /// Sites that find room however many reasons there are.
+    pub sites_kept: usize,
+}
+
+impl Weights {
+    /// OTLP: each series is one.
+    pub const OTLP: Self =
+        Self { histogram: 1, lifetimes_by_site: true, more: 0, reasons_kept: 12, sites_kept: 0 };
+
+    const fn reason(self) -> usize {
+        1 + self.histogram
+    }
+
+    const fn site(self) -> usize {
+        3 + if self.lifetimes_by_site { self.histogram } else { 0 }
+    }
+
+    /// What a process has beside reasons and sites of its own: count, cost, engine and level; scheduling delays and
+    /// snapshots; metrics by name; leaks that are proven and those that are suspected, two metrics each with the one
+    /// for what is beyond (growth has none), and those refuted; what is beyond of reasons and sites.
+    #[must_use]
+    pub const fn base(self) -> usize {
+        let lifetimes = if self.lifetimes_by_site { 0 } else { self.histogram };
+        let durations = 2 * self.histogram + lifetimes;
+        4 + durations + 3 * MAX_NAMES + (4 * LEAKS + 3) + 1 + self.reason() + self.site() + self.more
+    }
+}
+
+/// A creation site by value.
+pub type SiteKey = (Arc<Location>, Option<Arc<Location>>);
+
+/// What is left for all processes.
+#[derive(Debug)]
+pub struct Room {
+    weights: Weights,
+    left: usize,
+    /// What reasons and sites of one process share, their overflow series taken off.
+    pool: usize,
+}
+
+impl Room {
+    /// All of it.
+    #[must_use]
+    pub fn new(bounds: SeriesBounds, weights: Weights) -> Self {
+        Self { weights, left: bounds.all, pool: bounds.per_process.saturating_sub(weights.base()) }
+    }
+
+    fn take(&mut self, series: usize) -> bool {
+        let left = self.left.checked_sub(series);
+        self.left = left.unwrap_or(self.left);
+        left.is_some()
+    }
+
+    /// A process has ended.
+    pub fn give_back(&mut self, admitted: &Admitted) {
+        let Admitted { entered, reasons, sites } = admitted;
+        self.left += usize::from(*entered) * self.weights.base()
+            + self.weights.reason() * reasons.len()
+            + self.weights.site() * sites.len();
+    }
+}
+
+/// What one process has been given.
+#[derive(Debug, Default)]
+pub struct Admitted {
+    entered: bool,
+    reasons: HashSet<Arc<str>>,
+    sites: HashSet<SiteKey>,
+}
+
+impl Admitted {
+    /// Whether there is room for more than a process's most important figures; once there was, for good.
+    pub fn enter(&mut self, room: &mut Room) -> bool {
+        self.entered = self.entered || room.take(room.weights.base());
+        self.entered
+    }
+
+    /// Whether it has more than its most important figures.
+    #[must_use]
+    pub fn has_entered(&self) -> bool {
+        self.entered
+    }
+
+    /// Whether a reason has series of its own; gives it some while there is room.
+    pub fn reason(&mut self, reason: &Arc<str>, room: &mut Room) -> bool {
+        if self.reasons.contains(reason) {
+            return true;
+        }
+        let weights = room.weights;
+        let fits = weights.reason() * (self.reasons.len() + 1)
+            + weights.site() * self.sites.len().max(weights.sites_kept)
+            <= room.pool
+            && room.take(weights.reason());
+        if fits {
+            self.reasons.insert(Arc::clone(reason));
+        }
+        fits
+    }
+
+    /// Whether a site has series of its own; gives it some while there is room.
+    pub fn site(&mut self, site: &Site, room: &mut Room) -> Option<SiteKey> {
+        let key = (Arc::clone(&site.entry), site.created_by.clone());
+        if self.sites.contains(&key) {
+            return Some(key);
+        }
+        let weights = room.weights;
+        let reasons = weights.reason() * self.reasons.len().max(weights.reasons_kept);
+        if weights.site() * (self.sites.len() + 1) + reasons > room.pool || !room.take(weights.site()) {
+            return None;
+        }
+        self.sites.insert(key.clone());
+        Some(key)
+    }
+}

@@ -1,0 +1,192 @@
+//! Sample values of what results are, as a program would give them: for tests of what writes them down.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use gotrace_common::Histogram;
+
+use crate::{
+    GoroutineSpan, Interval, Levels, Location, LogRecord, Resource, Severity, Site, Span, SpanContext, Value,
+    WaitSpan, Waker, ids::ProcessKey,
+};
+
+/// When the samples begin, Unix epoch in nanoseconds.
+pub const START: u64 = 1_700_000_000_000_000_000;
+
+/// A place in the source.
+#[must_use]
+pub fn location(function: &str, file: &str, line: u32) -> Arc<Location> {
+    Arc::new(Location { function: function.into(), file: file.into(), line })
+}
+
+/// A small resource.
+#[must_use]
+pub fn resource() -> Arc<Resource> {
+    Arc::new(Resource::new(BTreeMap::from([
+        ("process.pid".into(), Value::Int(7)),
+        ("service.name".into(), Value::Text("shop".into())),
+        ("process.command_args".into(), Value::List(vec!["shop".into(), "-v".into()])),
+    ])))
+}
+
+/// A log record.
+#[must_use]
+pub fn log(resource: &Arc<Resource>) -> LogRecord {
+    LogRecord {
+        resource: Arc::clone(resource),
+        name: "gotrace.leak.confirmed",
+        time_unix_nano: START,
+        severity: Severity::Warn,
+        body: "3 goroutines of main.worker can never run again".into(),
+        attributes: vec![
+            ("code.function.name", Value::Text("main.worker".into())),
+            ("gotrace.leak.proven", Value::Int(3)),
+            ("gotrace.probe.cost", Value::Double(0.25)),
+        ],
+    }
+}
+
+/// A goroutine's span address.
+#[must_use]
+pub fn context(root: u64, goid: u64) -> SpanContext {
+    ProcessKey::new("boot", 7, 100, 0, 0).context(root, goid)
+}
+
+/// A goroutine's life.
+#[must_use]
+pub fn goroutine(resource: &Arc<Resource>, goid: u64) -> Span {
+    Span::Goroutine(GoroutineSpan {
+        resource: Arc::clone(resource),
+        context: context(18, goid),
+        parent: (goid != 18).then(|| context(18, 18).span_id),
+        creator_link: (goid == 18).then(|| context(1, 1)),
+        start_unix_nano: START,
+        end_unix_nano: START + 5_000_000,
+        entry: location("main.worker", "/src/main.go", 12),
+        created_by: Some(location("main.main", "/src/main.go", 30)),
+        goid,
+        parent_goid: if goid == 18 { 1 } else { 18 },
+        wait_total_ns: Some(3_000_000),
+        run_total_ns: Some(2_000_000),
+        wait_count: Some(4),
+        waits_by_reason: vec![("chan receive".into(), 2_500_000), ("select".into(), 0)],
+    })
+}
+
+/// A goroutine's life of which nothing optional is known.
+#[must_use]
+pub fn bare_goroutine(resource: &Arc<Resource>) -> Span {
+    Span::Goroutine(GoroutineSpan {
+        resource: Arc::clone(resource),
+        context: context(2, 2),
+        parent: None,
+        creator_link: None,
+        start_unix_nano: START,
+        end_unix_nano: START,
+        entry: location("?0x47ab12", "", 0),
+        created_by: None,
+        goid: 2,
+        parent_goid: 0,
+        wait_total_ns: None,
+        run_total_ns: None,
+        wait_count: None,
+        waits_by_reason: Vec::new(),
+    })
+}
+
+/// A wait.
+#[must_use]
+pub fn wait(resource: &Arc<Resource>, waker: Waker) -> Span {
+    Span::Wait(WaitSpan {
+        resource: Arc::clone(resource),
+        context: SpanContext { span_id: [9; 8], ..context(18, 18) },
+        parent: context(18, 18).span_id,
+        goid: 18,
+        reason: "chan receive".into(),
+        start_unix_nano: START + 1_000,
+        end_unix_nano: START + 2_001_000,
+        scheduling_delay_ns: matches!(waker, Waker::Goroutine(..)).then_some(700),
+        site: (waker != Waker::Unknown).then(|| location("main.worker", "/src/main.go", 15)),
+        waker,
+    })
+}
+
+/// One of each shape.
+/// Spans of each kind.
+#[must_use]
+pub fn all(resource: &Arc<Resource>) -> Vec<Span> {
+    vec![
+        goroutine(resource, 18),
+        goroutine(resource, 19),
+        bare_goroutine(resource),
+        wait(resource, Waker::Goroutine(1, context(1, 1))),
+        wait(resource, Waker::Netpoll),
+        wait(resource, Waker::Timer),
+        wait(resource, Waker::Gc),
+        wait(resource, Waker::Unknown),
+    ]
+}
+
+/// A sample: histogram
+#[must_use]
+pub fn histogram(durations: &[u64]) -> Histogram {
+    let mut h = Histogram::default();
+    for d in durations {
+        h.add(*d);
+    }
+    h
+}
+
+/// A creation site.
+#[must_use]
+pub fn site(name: &str, born: u64, died: u64) -> Site {
+    Site {
+        entry: location(name, "/src/main.go", 12),
+        created_by: Some(location("main.main", "/src/main.go", 30)),
+        alive: born - died,
+        born,
+        died,
+        born_total: born,
+        died_total: died,
+        waiting: BTreeMap::from([("chan receive".into(), born - died)]),
+        waits: histogram(&[1_000_000, 3_000_000]),
+        lifetimes: histogram(&vec![5_000_000; usize::try_from(died).expect("small")]),
+        oldest_ns: (born > died).then_some(9_000_000),
+        oldest_is_lower_bound: false,
+    }
+}
+
+/// A state of the process.
+#[must_use]
+pub fn interval(resource: &Arc<Resource>, seconds: u64, sites: Vec<Site>) -> Interval {
+    let sum = |f: fn(&Site) -> u64| sites.iter().map(f).sum();
+    Interval {
+        resource: Arc::clone(resource),
+        pid: 7,
+        start_unix_nano: START + seconds * 1_000_000_000,
+        end_unix_nano: START + (seconds + 1) * 1_000_000_000,
+        alive: sum(|s| s.alive),
+        alive_is_lower_bound: false,
+        born: sum(|s| s.born),
+        died: sum(|s| s.died),
+        born_total: sum(|s| s.born_total),
+        died_total: sum(|s| s.died_total),
+        lost: BTreeMap::from([("ring_wait", 3)]),
+        repaired: BTreeMap::from([("death", 2)]),
+        sampled_out: BTreeMap::from([("ratio", 9)]),
+        events: BTreeMap::from([("create", sum(|s| s.born_total)), ("exit", sum(|s| s.died_total))]),
+        waiting: BTreeMap::from([("chan receive".into(), 2), ("syscall".into(), 1)]),
+        waits: BTreeMap::from([("chan receive".into(), histogram(&[900, 1_000_000, 3_000_000]))]),
+        schedule: histogram(&[1_200, 4_000]),
+        syscalls: histogram(&[50_000]),
+        sites,
+        snapshots: histogram(&[2_000_000]),
+        engine: "events",
+        level: "full",
+        level_reason: None,
+        levels: Levels::default(),
+        leaks: Vec::new(),
+        leaks_refuted: 0,
+        suspects: Vec::new(),
+        probe_cost_share: Some(0.0125),
+    }
+}

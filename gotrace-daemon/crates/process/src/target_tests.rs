@@ -1,0 +1,113 @@
+//! A process is opened as what it is, and the parts of it are read; what it is not has its own error.
+
+use std::process::Command;
+
+use super::*;
+
+#[test]
+fn describes_this_process() {
+    let target = Target::open(std::process::id()).expect("this process lives");
+    let exe = std::env::current_exe().expect("it has an executable");
+    assert_eq!(target.executable, exe);
+    assert!(!target.executable_deleted);
+    assert_eq!(target.other_pid_namespace, Some(false));
+    assert!(*target.exe_bytes().expect("readable") == *std::fs::read(&exe).expect("readable"));
+    let code = describes_this_process as fn() as usize as u64;
+    let mappings = target.executable_mappings().expect("readable");
+    assert_eq!(mappings[0].file_offset, 0);
+    assert!(mappings.iter().any(|m| m.executable && (m.start..m.end).contains(&code)));
+    assert!(target.threads().expect("has threads").contains(&std::process::id()));
+    assert_eq!(target.arguments().expect("readable")[0], std::env::args().next().expect("has a name"));
+    assert_eq!(target.environment_variable("PATH"), std::env::var("PATH").ok());
+}
+
+#[test]
+fn refuses_what_is_not_a_living_program() {
+    assert!(matches!(Target::open(0), Err(ProcessError::Gone { pid: 0 })));
+    assert!(matches!(Target::open(u32::MAX), Err(ProcessError::Gone { .. })));
+    assert!(matches!(Target::open(1 << 30), Err(ProcessError::Gone { .. })));
+    let mut child = Command::new("true").spawn().expect("true starts");
+    while read_stat(&open_directory(child.id()), child.id()).expect("not collected").state != 'Z' {
+        std::thread::yield_now();
+    }
+    assert!(matches!(Target::open(child.id()), Err(ProcessError::Zombie { .. })));
+    child.wait().expect("true ends");
+    assert!(matches!(Target::open(child.id()), Err(ProcessError::Gone { .. })));
+}
+
+extern "C" fn stay(_: *mut libc::c_void) -> *mut libc::c_void {
+    // SAFETY: it takes no arguments.
+    unsafe { libc::pause() };
+    std::ptr::null_mut()
+}
+
+#[test]
+fn a_process_whose_first_thread_ended_is_no_zombie() {
+    // SAFETY: the child of this process with threads makes a thread and ends the first; the pointers are of values
+    // that live.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        // SAFETY: as above.
+        unsafe {
+            let mut thread = std::mem::zeroed();
+            libc::pthread_create(&raw mut thread, std::ptr::null(), stay, std::ptr::null_mut());
+            libc::syscall(libc::SYS_exit, 0);
+        }
+    }
+    let target = loop {
+        match Target::open(pid.unsigned_abs()) {
+            Ok(_) => std::thread::yield_now(),
+            Err(error) => break error,
+        }
+    };
+    // SAFETY: a child of this test, which nobody else waits for.
+    unsafe {
+        libc::kill(pid, libc::SIGKILL);
+        libc::waitpid(pid, std::ptr::null_mut(), 0);
+    }
+    assert!(matches!(target, ProcessError::LeaderEnded { others: 1, .. }), "{target}");
+}
+
+#[test]
+fn names_the_process_of_a_thread() {
+    let (send, receive) = std::sync::mpsc::channel();
+    let (end, wait) = std::sync::mpsc::channel::<()>();
+    let thread = std::thread::spawn(move || {
+        send.send(rustix::thread::gettid().as_raw_pid().cast_unsigned()).expect("received");
+        let _ = wait.recv();
+    });
+    let tid = receive.recv().expect("sent");
+    match Target::open(tid) {
+        Err(ProcessError::Thread { tgid, .. }) => assert_eq!(tgid, std::process::id()),
+        other => panic!("{other:?}"),
+    }
+    drop(end);
+    thread.join().expect("the thread ends");
+}
+
+#[test]
+fn a_deleted_executable_and_an_odd_name_are_read() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let name = std::ffi::OsStr::from_bytes(b"sl\xffe\nep");
+    let path = directory.path().join(name);
+    std::fs::copy("/bin/sleep", &path).expect("copied");
+    let mut child = Command::new(&path).arg("60").spawn().expect("sleep starts");
+    crate::wait_for_program(child.id());
+    std::fs::remove_file(&path).expect("removed");
+    let target = Target::open(child.id());
+    let found = target
+        .as_ref()
+        .map(|t| (t.executable.clone(), t.executable_deleted, t.exe_bytes(), t.executable_mappings()));
+    child.kill().expect("sleep can be ended");
+    child.wait().expect("sleep ends");
+    let (executable, deleted, bytes, mappings) = found.expect("opens");
+    assert_eq!(executable, path);
+    assert!(deleted);
+    assert!(*bytes.expect("readable") == *std::fs::read("/bin/sleep").expect("readable"));
+    assert!(!mappings.expect("readable").is_empty());
+    assert!(matches!(target.expect("opens").threads(), Err(ProcessError::Gone { .. })));
+}
+
+fn open_directory(pid: u32) -> OwnedFd {
+    openat(CWD, format!("/proc/{pid}"), DIRECTORY, Mode::empty()).expect("the process exists")
+}

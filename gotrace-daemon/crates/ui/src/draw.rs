@@ -1,0 +1,285 @@
+//! Drawing the state into a frame of any size. No logic but what fits.
+
+use ratatui::{
+    Frame,
+    layout::{Constraint, Layout, Rect},
+    style::{Color, Modifier, Style},
+    text::{Line, Span, Text},
+    widgets::{Cell, Paragraph, Row as TableRow, Table},
+};
+
+use super::{
+    format,
+    state::{Row, State},
+};
+
+/// Which columns give way to each other where there is no room for all.
+#[derive(Clone, Copy, PartialEq)]
+enum Group {
+    Always,
+    Rates,
+    Durations,
+}
+
+/// A column of fixed width, and the least width of the screen that it is shown at.
+struct Column {
+    title: &'static str,
+    from_width: u16,
+    group: Group,
+    text: fn(&Row) -> &str,
+}
+
+const NUMBERS: [Column; 7] = [
+    Column { title: "alive", from_width: 0, group: Group::Always, text: |r| &r.alive },
+    Column { title: "new/s", from_width: 34, group: Group::Rates, text: |r| &r.born },
+    Column { title: "exit/s", from_width: 40, group: Group::Rates, text: |r| &r.died },
+    Column { title: "≤p50", from_width: 40, group: Group::Durations, text: |r| &r.p50 },
+    Column { title: "≤p99", from_width: 34, group: Group::Durations, text: |r| &r.p99 },
+    Column { title: "max", from_width: 46, group: Group::Durations, text: |r| &r.max },
+    Column { title: "oldest", from_width: 54, group: Group::Always, text: |r| &r.oldest },
+];
+/// Width of each of them.
+const NUMBER: u16 = 6;
+/// From this width on all columns have room.
+const ALL_FROM: u16 = 110;
+const WAITING_FROM: u16 = 72;
+
+pub(super) fn draw(frame: &mut Frame<'_>, state: &mut State) {
+    let [top, body, bottom] =
+        Layout::vertical([Constraint::Length(4), Constraint::Min(0), Constraint::Length(1)])
+            .areas(frame.area());
+    header(frame, top, state);
+    state.visible = usize::from(body.height.saturating_sub(1));
+    state.clamp();
+    table(frame, body, state);
+    frame.render_widget(Line::styled(footer(state, bottom.width), dim(state)), bottom);
+}
+
+fn footer(state: &State, width: u16) -> String {
+    let mut line = String::from("q quit · ↑↓ scroll");
+    if state.with_waits && width < ALL_FROM {
+        line += if state.durations { " · w rates" } else { " · w durations" };
+    }
+    let hidden = state.rows.len().saturating_sub(state.top + state.visible);
+    if hidden > 0 {
+        line += &format!(" · {hidden} more below");
+    }
+    if state.with_waits && (width >= ALL_FROM || state.durations) {
+        line += " · p50 p99 (at most) max: waits of at least --min-wait";
+    }
+    if !state.note.is_empty() {
+        line = format!("{} · {line}", state.note);
+    }
+    line
+}
+
+fn header(frame: &mut Frame<'_>, area: Rect, state: &State) {
+    let bold = Style::new().add_modifier(Modifier::BOLD);
+    let width = usize::from(area.width);
+    let Some(header) = &state.header else {
+        let lines = vec![
+            Line::styled(format::shorten(&state.about, width), bold),
+            Line::styled("waiting for the first interval …", dim(state)),
+        ];
+        frame.render_widget(Paragraph::new(lines), area);
+        return;
+    };
+    let rates = format!("   created/s {}   exited/s {}", header.born, header.died);
+    let mut losses = if header.lost.is_empty() {
+        vec![Span::styled("lost 0", dim(state))]
+    } else {
+        let mut alarm = Style::new().add_modifier(Modifier::BOLD);
+        if state.color {
+            alarm = alarm.fg(Color::Red);
+        }
+        vec![Span::styled(format!("lost {}", header.lost), alarm)]
+    };
+    if !header.cost.is_empty() {
+        losses.push(Span::styled(format!("   overhead about {}", header.cost), dim(state)));
+    }
+    if !header.lowered.is_empty() {
+        losses.push(Span::styled(format!("   {}", header.lowered), bold));
+    }
+    if !header.leaked.is_empty() {
+        let mut alarm = Style::new().add_modifier(Modifier::BOLD);
+        if state.color {
+            alarm = alarm.fg(Color::Red);
+        }
+        losses.push(Span::styled(format!("   leaked {}", header.leaked), alarm));
+    }
+    let mut lines = vec![
+        Line::styled(header.process(width), bold),
+        Line::from(vec![Span::styled(format!("alive {}", header.alive), bold), Span::raw(rates)]),
+        Line::from(losses),
+    ];
+    if state.with_waits {
+        let waiting = if header.waiting.is_empty() { "none" } else { &header.waiting };
+        lines.push(Line::raw(cut(&format!("waiting: {waiting}"), width)));
+    }
+    frame.render_widget(Paragraph::new(lines), area);
+}
+
+/// The first `width` characters: lists begin with what matters most.
+fn cut(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_owned();
+    }
+    text.chars().take(width.saturating_sub(1)).chain(['…']).take(width).collect()
+}
+
+fn table(frame: &mut Frame<'_>, area: Rect, state: &State) {
+    let width = area.width;
+    let hidden = match (state.with_waits, state.durations) {
+        (false, _) => Some(Group::Durations),
+        _ if width >= ALL_FROM => None,
+        (true, true) => Some(Group::Rates),
+        (true, false) => Some(Group::Durations),
+    };
+    let numbers: Vec<&Column> =
+        NUMBERS.iter().filter(|c| width >= c.from_width && Some(c.group) != hidden).collect();
+    let with_created_by = width >= ALL_FROM;
+    let with_waiting = state.with_waits && width >= WAITING_FROM && (width >= ALL_FROM || !state.durations);
+    let taken: u16 = numbers.iter().map(|_| NUMBER + 1).sum();
+    let free = width.saturating_sub(taken);
+    let created_by_width = if with_created_by { free / 5 } else { 0 };
+    let waiting_width = if with_waiting { free * 2 / 5 } else { 0 };
+    let gaps = u16::from(with_created_by) + u16::from(with_waiting);
+    let entry_width = free.saturating_sub(created_by_width + waiting_width + gaps);
+
+    let mut constraints = vec![Constraint::Length(entry_width)];
+    let mut titles =
+        vec![Cell::from(if entry_width < 28 { "entry function" } else { "goroutines by entry function" })];
+    if with_created_by {
+        constraints.push(Constraint::Length(created_by_width));
+        titles.push("created at".into());
+    }
+    for column in &numbers {
+        constraints.push(Constraint::Length(NUMBER));
+        titles.push(Text::from(column.title).right_aligned().into());
+    }
+    if with_waiting {
+        constraints.push(Constraint::Length(waiting_width));
+        titles.push("waiting".into());
+    }
+    let rows = state.rows.iter().skip(state.top).take(state.visible).map(|row| {
+        let mut cells = vec![Cell::from(format::shorten(&row.entry, usize::from(entry_width)))];
+        if with_created_by {
+            cells.push(format::shorten(&row.created_by, usize::from(created_by_width)).into());
+        }
+        for column in &numbers {
+            cells.push(Text::from((column.text)(row)).right_aligned().into());
+        }
+        if with_waiting {
+            cells.push(Cell::from(cut(&row.waiting, usize::from(waiting_width))));
+        }
+        TableRow::new(cells)
+    });
+    let head = TableRow::new(titles).style(Style::new().add_modifier(Modifier::BOLD | Modifier::UNDERLINED));
+    frame.render_widget(Table::new(rows, constraints).column_spacing(1).header(head), area);
+}
+
+fn dim(state: &State) -> Style {
+    if state.color { Style::new().fg(Color::DarkGray) } else { Style::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use ratatui::{Terminal, backend::TestBackend, buffer::Buffer};
+
+    use super::*;
+    use crate::state::tests::interval;
+    use gotrace_model::Interval;
+
+    fn screen(width: u16, height: u16, color: bool) -> (Buffer, String) {
+        screen_of(State::new("gotrace".into(), color), width, height)
+    }
+
+    fn screen_of(state: State, width: u16, height: u16) -> (Buffer, String) {
+        show(state, &interval(), width, height)
+    }
+
+    fn show(mut state: State, interval: &Interval, width: u16, height: u16) -> (Buffer, String) {
+        state.update(interval);
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).expect("in memory");
+        terminal.draw(|frame| draw(frame, &mut state)).expect("in memory");
+        let buffer = terminal.backend().buffer().clone();
+        let text = (0..height)
+            .map(|y| {
+                let line: String = (0..width).map(|x| buffer[(x, y)].symbol()).collect();
+                line.trim_end().to_owned() + "\n"
+            })
+            .collect();
+        (buffer, text)
+    }
+
+    #[test]
+    fn a_wide_screen_shows_everything() {
+        let (_, text) = screen(140, 10, true);
+        for part in [
+            "pid 1234 · /srv/shop/server · go1.24.3 · engine events · level waits · 2.0s",
+            "alive ≥1250   created/s 50.0   exited/s 25.0",
+            "lost ring_wait 7   overhead about 0.42%",
+            "waiting: chan receive 900, select 100",
+            "net/http.(*conn).serve",
+            "main.go:30",
+            "100ms",
+            "1m05s",
+            "select 5, sleep 3",
+            "chan receive 250",
+            "at least --min-wait",
+        ] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn what_the_budget_took_away_stands_above_the_table() {
+        let mut lowered = interval();
+        (lowered.level, lowered.level_reason) = ("lifecycle", Some("budget"));
+        lowered.probe_cost_share = Some(0.28);
+        (lowered.levels.wanted, lowered.levels.budget) = ("waits", Some(0.05));
+        let (_, text) = show(State::new("gotrace".into(), true), &lowered, 100, 10);
+        let line =
+            "lost ring_wait 7   overhead about 28% (budget 5.00%)   level lifecycle instead of waits: budget";
+        assert!(text.contains(line), "{text}");
+    }
+
+    #[test]
+    fn a_narrow_screen_keeps_what_matters() {
+        let (_, text) = screen(60, 8, true);
+        let line = text.lines().find(|l| l.contains("func1")).expect("the second site");
+        assert!(line.contains('…') && line.contains("250"), "{text}");
+        assert!(text.contains("new/s") && !text.contains("p50"), "{text}");
+        let (_, text) = screen(40, 10, true);
+        for part in ["pid 1234", "alive ≥1250", "lost ring_wait 7", "waiting: chan receive 900", "exit/s"] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_key_switches_to_the_columns_without_room() {
+        let mut state = State::new(String::new(), true);
+        state.durations = true;
+        let (_, text) = screen_of(state, 80, 10);
+        for part in ["p50", "p99", "max", "100ms", "w rates", "oldest"] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn no_size_is_too_small() {
+        for width in 0..40 {
+            for height in 0..8 {
+                screen(width, height, false);
+            }
+        }
+    }
+
+    #[test]
+    fn losses_are_red_only_where_colour_is_wanted() {
+        let red = |buffer: &Buffer| buffer.content().iter().any(|c| c.fg == Color::Red);
+        assert!(red(&screen(100, 10, true).0));
+        let (buffer, _) = screen(100, 10, false);
+        assert!(buffer.content().iter().all(|c| c.fg == Color::Reset && c.bg == Color::Reset));
+    }
+}

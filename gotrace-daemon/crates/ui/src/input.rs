@@ -1,0 +1,120 @@
+//! The terminal itself: taking it, giving it back, and what the user does.
+
+use std::{
+    io,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use crossterm::{
+    cursor,
+    event::{self, Event, KeyCode, KeyEventKind, KeyModifiers},
+    execute, terminal,
+};
+
+/// Whether the terminal is taken: giving back what was not taken would garble it.
+static TAKEN: AtomicBool = AtomicBool::new(false);
+
+/// Rows of a page.
+pub(super) const PAGE: isize = 10;
+
+/// What the user wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    /// To end.
+    Quit,
+    /// Rows further down (or up, when negative).
+    Scroll(isize),
+    /// Back to the first row.
+    Top,
+    /// The other columns, where not all fit.
+    SwitchColumns,
+    /// A page further down, or, of a recording, to play or pause.
+    PageOrPause,
+    /// Back (negative) or on in a recording.
+    Seek(i8),
+    /// A recording faster.
+    Faster,
+    /// A recording slower.
+    Slower,
+    /// The size has changed.
+    Redraw,
+    /// A key without a meaning.
+    Nothing,
+}
+
+pub(super) fn enter() -> io::Result<()> {
+    terminal::enable_raw_mode()?;
+    TAKEN.store(true, Ordering::Release);
+    // Cleared here: ratatui's way to clear asks the terminal where the cursor is, and waits for an answer
+    // that not every terminal gives.
+    execute!(
+        io::stdout(),
+        terminal::EnterAlternateScreen,
+        terminal::Clear(terminal::ClearType::All),
+        cursor::Hide
+    )
+    .inspect_err(|_| leave())
+}
+
+/// Gives the terminal back; does nothing when it was not taken. Errors mean that it is gone.
+pub(super) fn leave() {
+    if TAKEN.swap(false, Ordering::AcqRel) {
+        let _ = execute!(io::stdout(), terminal::LeaveAlternateScreen, cursor::Show);
+        let _ = terminal::disable_raw_mode();
+    }
+}
+
+/// The next thing that the user does within `timeout`.
+pub(super) fn next(timeout: Duration) -> io::Result<Option<Action>> {
+    if !event::poll(timeout)? {
+        return Ok(None);
+    }
+    Ok(Some(action(&event::read()?)))
+}
+
+fn action(event: &Event) -> Action {
+    match event {
+        Event::Resize(..) => Action::Redraw,
+        Event::Key(key) if key.kind != KeyEventKind::Release => match key.code {
+            KeyCode::Char('c' | 'd') if key.modifiers.contains(KeyModifiers::CONTROL) => Action::Quit,
+            KeyCode::Char('l') if key.modifiers.contains(KeyModifiers::CONTROL) => Action::Redraw,
+            KeyCode::Char('q') | KeyCode::Esc => Action::Quit,
+            KeyCode::Down | KeyCode::Char('j') => Action::Scroll(1),
+            KeyCode::Up | KeyCode::Char('k') => Action::Scroll(-1),
+            KeyCode::PageDown => Action::Scroll(PAGE),
+            KeyCode::Char(' ') => Action::PageOrPause,
+            KeyCode::PageUp => Action::Scroll(-PAGE),
+            KeyCode::Right | KeyCode::Char('l') => Action::Seek(1),
+            KeyCode::Left | KeyCode::Char('h') => Action::Seek(-1),
+            KeyCode::Char('+' | '=' | '>') => Action::Faster,
+            KeyCode::Char('-' | '<') => Action::Slower,
+            KeyCode::Home => Action::Top,
+            KeyCode::Tab | KeyCode::Char('w') => Action::SwitchColumns,
+            _ => Action::Nothing,
+        },
+        _ => Action::Nothing,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crossterm::event::KeyEvent;
+
+    use super::*;
+
+    #[test]
+    fn keys_mean_what_the_help_line_says() {
+        let key = |code, modifiers| action(&Event::Key(KeyEvent::new(code, modifiers)));
+        assert_eq!(key(KeyCode::Char('q'), KeyModifiers::NONE), Action::Quit);
+        assert_eq!(key(KeyCode::Char('c'), KeyModifiers::CONTROL), Action::Quit);
+        assert_eq!(key(KeyCode::Char('c'), KeyModifiers::NONE), Action::Nothing);
+        assert_eq!(key(KeyCode::Up, KeyModifiers::NONE), Action::Scroll(-1));
+        assert_eq!(key(KeyCode::Char(' '), KeyModifiers::NONE), Action::PageOrPause);
+        assert_eq!(key(KeyCode::Left, KeyModifiers::NONE), Action::Seek(-1));
+        assert_eq!(key(KeyCode::Char('+'), KeyModifiers::NONE), Action::Faster);
+        assert_eq!(key(KeyCode::Esc, KeyModifiers::NONE), Action::Quit);
+        assert_eq!(key(KeyCode::Char('w'), KeyModifiers::NONE), Action::SwitchColumns);
+        assert_eq!(action(&Event::Resize(1, 1)), Action::Redraw);
+    }
+}

@@ -1,0 +1,157 @@
+//! The live view on a terminal: input, state and drawing apart. The only room that names ratatui.
+//!
+//! Takes [`Interval`]s and the user's keys; gives back only the wish to end. The terminal is put back
+//! on every way out: [`View::finish`], drop, panic. In raw mode Ctrl-C is a key like `q`; signals from
+//! elsewhere are for whoever owns the [`View`], and end it by dropping it.
+
+mod draw;
+mod format;
+mod input;
+mod play;
+mod state;
+mod top;
+mod view;
+
+use std::{io, os::fd::AsFd as _, time::Duration};
+
+use ratatui::{Terminal, backend::CrosstermBackend};
+
+pub use play::{Film, play};
+pub use top::TopView;
+pub use view::View;
+
+use gotrace_model::Interval;
+use input::Action;
+use state::State;
+
+/// The view, for as long as it owns the terminal.
+struct Ui {
+    terminal: Terminal<CrosstermBackend<io::Stdout>>,
+    state: State,
+    restored: bool,
+}
+
+impl Ui {
+    /// Takes the terminal of stdout: alternate screen, raw mode, no cursor.
+    ///
+    /// # Errors
+    /// When stdout is not a terminal that can be set up so, or is another job's.
+    fn start(about: String) -> io::Result<Self> {
+        refuse_background()?;
+        restore_on_panic();
+        input::enter()?;
+        let terminal = Terminal::new(CrosstermBackend::new(io::stdout()));
+        let terminal = terminal.inspect_err(|_| input::leave())?;
+        let mut this = Self { terminal, state: State::new(about, color_wanted()), restored: false };
+        this.redraw()?;
+        Ok(this)
+    }
+
+    /// Shows an interval.
+    ///
+    /// # Errors
+    /// When the terminal is gone.
+    fn draw(&mut self, interval: &Interval) -> io::Result<()> {
+        self.state.update(interval);
+        self.redraw()
+    }
+
+    /// Waits at most `timeout` for the user, follows scrolling and a changed size. Returns whether the
+    /// user wants to end (`q`, Escape, Ctrl-C).
+    ///
+    /// # Errors
+    /// When the terminal is gone.
+    fn poll_quit(&mut self, timeout: Duration) -> io::Result<bool> {
+        let mut wait = timeout;
+        while let Some(action) = self.poll(wait)? {
+            wait = Duration::ZERO;
+            match action {
+                Action::Quit => return Ok(true),
+                Action::PageOrPause => self.state.scroll(input::PAGE),
+                Action::Top => self.state.scroll(isize::MIN),
+                _ => continue,
+            }
+            self.redraw()?;
+        }
+        Ok(false)
+    }
+
+    /// Waits at most `timeout` for the user, follows scrolling and a changed size, and gives back what else is wanted.
+    ///
+    /// # Errors
+    /// When the terminal is gone.
+    fn poll(&mut self, timeout: Duration) -> io::Result<Option<Action>> {
+        let action = input::next(timeout)?;
+        match action {
+            Some(Action::Scroll(by)) => self.state.scroll(by),
+            Some(Action::SwitchColumns) => self.state.durations = !self.state.durations,
+            Some(Action::Redraw) => {}
+            other => return Ok(other),
+        }
+        self.redraw()?;
+        Ok(Some(Action::Nothing))
+    }
+
+    /// What stands at the end of the last line.
+    fn note(&mut self, note: String) {
+        self.state.note = note;
+    }
+
+    /// Gives the terminal back.
+    fn finish(mut self) {
+        self.restore();
+    }
+
+    fn redraw(&mut self) -> io::Result<()> {
+        self.terminal.draw(|frame| draw::draw(frame, &mut self.state))?;
+        Ok(())
+    }
+
+    fn restore(&mut self) {
+        if !self.restored {
+            self.restored = true;
+            input::leave();
+        }
+    }
+}
+
+impl Drop for Ui {
+    fn drop(&mut self) {
+        self.restore();
+    }
+}
+
+impl std::fmt::Debug for Ui {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ui").field("restored", &self.restored).finish_non_exhaustive()
+    }
+}
+
+/// A job in the background must not touch the terminal's settings: the system would stop it.
+fn refuse_background() -> io::Result<()> {
+    match rustix::termios::tcgetpgrp(io::stdout().as_fd()) {
+        Ok(foreground) if foreground != rustix::process::getpgrp() => {
+            Err(io::Error::other("gotrace runs in the background"))
+        }
+        // A terminal without jobs has no background.
+        _ => Ok(()),
+    }
+}
+
+/// Whether colour may be used: not with `NO_COLOR` (no-color.org) nor on a dumb terminal.
+fn color_wanted() -> bool {
+    let set = |name: &str| std::env::var_os(name).is_some_and(|v| !v.is_empty());
+    !set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|t| t != "dumb")
+}
+
+/// A panic's message belongs on the user's screen, not on the one that disappears.
+fn restore_on_panic() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let next = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            input::leave();
+            next(info);
+        }));
+    });
+}

@@ -1,0 +1,340 @@
+//! What is shown, made of an interval: plain text in rows, no terminal.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::format;
+use gotrace_model::{Interval, Location, Quantile, Resource, Site, Value, printable::printable};
+
+/// A creation site as a row.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Row {
+    /// Entry function.
+    pub entry: String,
+    /// Where the `go` statement is: `file.go:12 in main.main`.
+    pub created_by: String,
+    pub alive: String,
+    pub born: String,
+    pub died: String,
+    /// Reasons with their numbers, most first.
+    pub waiting: String,
+    /// At most.
+    pub p50: String,
+    /// At most.
+    pub p99: String,
+    pub max: String,
+    pub oldest: String,
+}
+
+/// The totals above the rows.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Header {
+    pub pid: u32,
+    /// Path of the executable.
+    pub path: String,
+    pub go_version: String,
+    pub engine: &'static str,
+    pub level: &'static str,
+    pub elapsed: String,
+    pub alive: String,
+    pub born: String,
+    pub died: String,
+    /// Losses by kind; empty when nothing was lost.
+    pub lost: String,
+    /// All that wait, by reason.
+    pub waiting: String,
+    /// What the probes cost, as a share of the process's CPU time, and what they may; empty while not known.
+    pub cost: String,
+    /// Why the level is lower than is wanted; empty where it is not.
+    pub lowered: String,
+    /// Goroutines that are proven or suspected to be leaked; empty while there are none.
+    pub leaked: String,
+}
+
+impl Header {
+    /// The process in at most `width` characters: its path gives way first.
+    pub(super) fn process(&self, width: usize) -> String {
+        let Self { pid, path, go_version, engine, level, elapsed, .. } = self;
+        let full = |path: &str| {
+            format!("pid {pid} · {path} · {go_version} · engine {engine} · level {level} · {elapsed}")
+        };
+        let for_path = width.saturating_sub(full("").chars().count());
+        if for_path >= path.chars().count().min(16) {
+            return full(&format::shorten(path, for_path));
+        }
+        let name = path.rsplit('/').next().unwrap_or(path);
+        let short = |name: &str| format!("pid {pid} · {name} · {engine}/{level} · {elapsed}");
+        let for_name = width.saturating_sub(short("").chars().count());
+        format::shorten(&short(&format::shorten(name, for_name)), width)
+    }
+}
+
+/// The view's state.
+#[derive(Debug)]
+pub(super) struct State {
+    /// Shown until there is a header.
+    pub about: String,
+    pub header: Option<Header>,
+    pub rows: Vec<Row>,
+    pub with_waits: bool,
+    /// First row shown.
+    pub top: usize,
+    /// Rows that the last drawing had room for.
+    pub visible: usize,
+    pub color: bool,
+    /// Whether durations of waits are shown where there is no room for all columns.
+    pub durations: bool,
+    /// What the last line begins with.
+    pub note: String,
+    began_unix_nano: Option<u64>,
+}
+
+impl State {
+    pub(super) fn new(about: String, color: bool) -> Self {
+        Self {
+            about,
+            header: None,
+            rows: Vec::new(),
+            with_waits: true,
+            top: 0,
+            visible: 0,
+            color,
+            durations: false,
+            note: String::new(),
+            began_unix_nano: None,
+        }
+    }
+
+    pub(super) fn update(&mut self, interval: &Interval) {
+        let began = *self.began_unix_nano.get_or_insert(interval.start_unix_nano);
+        self.header = Some(header(interval, began));
+        self.rows = rows(interval);
+        self.with_waits = interval.level != "lifecycle";
+        self.clamp();
+    }
+
+    /// Moves the rows; `isize::MIN` is the top.
+    pub(super) fn scroll(&mut self, by: isize) {
+        self.top = self.top.saturating_add_signed(by);
+        self.clamp();
+    }
+
+    pub(super) fn clamp(&mut self) {
+        self.top = self.top.min(self.rows.len().saturating_sub(self.visible.max(1)));
+    }
+}
+
+pub(super) fn header(interval: &Interval, began_unix_nano: u64) -> Header {
+    let length_ns = interval.end_unix_nano.saturating_sub(interval.start_unix_nano);
+    let path = text(&interval.resource, "process.executable.path").unwrap_or("?");
+    let path = printable(path);
+    let version = text(&interval.resource, "process.runtime.version").unwrap_or("Go version unknown");
+    Header {
+        pid: interval.pid,
+        path: path.into(),
+        go_version: version.into(),
+        engine: interval.engine,
+        level: interval.level,
+        elapsed: format::duration(interval.end_unix_nano.saturating_sub(began_unix_nano)),
+        alive: format!(
+            "{}{}",
+            if interval.alive_is_lower_bound { "≥" } else { "" },
+            format::count(interval.alive)
+        ),
+        born: format::rate(interval.born, length_ns),
+        died: format::rate(interval.died, length_ns),
+        lost: interval
+            .lost
+            .iter()
+            .filter(|(_, n)| **n > 0)
+            .map(|(kind, n)| format!("{kind} {}", format::count(*n)))
+            .collect::<Vec<_>>()
+            .join(", "),
+        waiting: reasons(&interval.waiting, usize::MAX),
+        cost: interval.probe_cost_share.map_or_else(String::new, |share| {
+            let budget = interval.levels.budget.map(|b| format!(" (budget {})", format::share(b)));
+            let at_most = if share < 1.0 { "" } else { "≤" };
+            format!("{at_most}{}{}", format::share(share), budget.unwrap_or_default())
+        }),
+        lowered: interval.level_reason.map_or_else(String::new, |why| {
+            format!("level {} instead of {}: {why}", interval.level, interval.levels.wanted)
+        }),
+        leaked: gotrace_export::top::leaked(interval.leaked()).unwrap_or_default(),
+    }
+}
+
+pub(super) fn rows(interval: &Interval) -> Vec<Row> {
+    let length_ns = interval.end_unix_nano.saturating_sub(interval.start_unix_nano);
+    let or_dash = |ns: Option<u64>| ns.map_or_else(|| "-".into(), format::duration);
+    interval
+        .sites
+        .iter()
+        .map(|site| Row {
+            entry: site.entry.function.to_string(),
+            created_by: site.created_by.as_deref().map_or_else(|| "-".into(), place),
+            alive: format::count(site.alive),
+            born: format::rate(site.born, length_ns),
+            died: format::rate(site.died, length_ns),
+            waiting: reasons(&site.waiting, 3),
+            p50: or_dash(Quantile::of(&site.waits, 0.5).map(|p| p.at_most_ns)),
+            p99: or_dash(Quantile::of(&site.waits, 0.99).map(|p| p.at_most_ns)),
+            max: or_dash((site.waits.count > 0).then_some(site.waits.max_ns)),
+            oldest: oldest(site),
+        })
+        .collect()
+}
+
+/// `2m05s`; `2m05s+` when it may be more.
+fn oldest(site: &Site) -> String {
+    let more = if site.oldest_is_lower_bound { "+" } else { "" };
+    site.oldest_ns.map_or_else(|| "-".into(), |ns| format!("{}{more}", format::duration(ns)))
+}
+
+/// `pool.go:12`, which is short and found at once.
+fn place(location: &Location) -> String {
+    if location.file.is_empty() || location.line == 0 {
+        return location.function.to_string();
+    }
+    let file = location.file.rsplit('/').next().unwrap_or(&location.file);
+    format!("{file}:{}", location.line)
+}
+
+/// `chan receive 12, select 3`, most first; what is left out is counted.
+fn reasons(waiting: &BTreeMap<Arc<str>, u64>, most: usize) -> String {
+    let mut sorted: Vec<_> = waiting.iter().filter(|(_, n)| **n > 0).collect();
+    sorted.sort_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
+    let rest: u64 = sorted.iter().skip(most).map(|(_, n)| **n).sum();
+    let mut parts: Vec<String> =
+        sorted.iter().take(most).map(|(reason, n)| format!("{reason} {}", format::count(**n))).collect();
+    if rest > 0 {
+        parts.push(format!("other {}", format::count(rest)));
+    }
+    parts.join(", ")
+}
+
+fn text<'a>(resource: &'a Resource, key: &str) -> Option<&'a str> {
+    match resource.attributes.get(key) {
+        Some(Value::Text(text)) => Some(text),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use gotrace_common::Histogram;
+
+    use super::*;
+    use gotrace_model::Levels;
+
+    pub(crate) fn interval() -> Interval {
+        let location = |function: &str, file: &str, line| {
+            Arc::new(Location { function: function.into(), file: file.into(), line })
+        };
+        let mut resource = Resource::default();
+        for (key, value) in
+            [("process.executable.path", "/srv/shop/server"), ("process.runtime.version", "go1.24.3")]
+        {
+            resource.attributes.insert(key.into(), Value::Text(value.into()));
+        }
+        let mut waits = Histogram::default();
+        for ms in 1..=100 {
+            waits.add(ms * 1_000_000);
+        }
+        let site = |entry: &str, alive, waiting: &[(&str, u64)], waits: Histogram| Site {
+            entry: location(entry, "/src/main.go", 10),
+            created_by: Some(location("main.main", "/src/cmd/main.go", 30)),
+            alive,
+            born: 50,
+            died: 25,
+            born_total: 500,
+            died_total: 250,
+            waiting: waiting.iter().map(|(r, n)| ((*r).into(), *n)).collect(),
+            waits,
+            lifetimes: Histogram::default(),
+            oldest_ns: Some(65_000_000_000),
+            oldest_is_lower_bound: entry.starts_with("net/http"),
+        };
+        Interval {
+            resource: Arc::new(resource),
+            pid: 1234,
+            start_unix_nano: 1_000_000_000_000,
+            end_unix_nano: 1_002_000_000_000,
+            alive: 1250,
+            alive_is_lower_bound: true,
+            born: 100,
+            died: 50,
+            born_total: 1000,
+            died_total: 500,
+            lost: BTreeMap::from([("ring_wait", 7)]),
+            repaired: BTreeMap::new(),
+            sampled_out: BTreeMap::new(),
+            events: BTreeMap::new(),
+            waiting: BTreeMap::from([("chan receive".into(), 900), ("select".into(), 100)]),
+            waits: BTreeMap::new(),
+            schedule: Histogram::default(),
+            syscalls: Histogram::default(),
+            sites: vec![
+                site(
+                    "net/http.(*conn).serve",
+                    1000,
+                    &[("IO wait", 1), ("select", 5), ("sleep", 3), ("x", 2)],
+                    waits,
+                ),
+                site(
+                    "github.com/example/shop/internal/inventory.(*Pool).worker.func1",
+                    250,
+                    &[("chan receive", 250)],
+                    Histogram::default(),
+                ),
+            ],
+            snapshots: Histogram::default(),
+            engine: "events",
+            level: "waits",
+            level_reason: None,
+            levels: Levels::default(),
+            leaks: Vec::new(),
+            leaks_refuted: 0,
+            suspects: Vec::new(),
+            probe_cost_share: Some(0.0042),
+        }
+    }
+
+    #[test]
+    fn an_interval_becomes_text() {
+        let interval = interval();
+        let header = header(&interval, 990_000_000_000);
+        assert_eq!(
+            header.process(80),
+            "pid 1234 · /srv/shop/server · go1.24.3 · engine events · level waits · 12s"
+        );
+        assert_eq!(header.process(40), "pid 1234 · server · events/waits · 12s");
+        assert_eq!(header.process(36), "pid 1234 · se…r · events/waits · 12s");
+        assert!((0..80).all(|width| header.process(width).chars().count() <= width));
+        assert_eq!(header.cost, "0.42%");
+        let all = Interval { probe_cost_share: Some(1.0), ..interval.clone() };
+        assert_eq!(super::header(&all, 990_000_000_000).cost, "≤100%");
+        assert_eq!((header.elapsed.as_str(), header.alive.as_str()), ("12s", "≥1250"));
+        assert_eq!((header.born.as_str(), header.died.as_str()), ("50.0", "25.0"));
+        assert_eq!(header.lost, "ring_wait 7");
+        assert_eq!(header.waiting, "chan receive 900, select 100");
+        let rows = rows(&interval);
+        assert_eq!(rows[0].waiting, "select 5, sleep 3, x 2, other 1");
+        assert_eq!(rows[0].created_by, "main.go:30");
+        assert_eq!((rows[0].max.as_str(), rows[0].oldest.as_str()), ("100ms", "1m05s+"));
+        assert_eq!(rows[1].oldest, "1m05s");
+        assert_eq!(rows[1].p99, "-");
+    }
+
+    #[test]
+    fn scrolling_stays_within_the_rows() {
+        let mut state = State::new(String::new(), false);
+        state.update(&interval());
+        state.visible = 1;
+        state.scroll(50);
+        assert_eq!(state.top, 1);
+        state.scroll(isize::MIN);
+        assert_eq!(state.top, 0);
+        state.visible = 10;
+        state.scroll(1);
+        assert_eq!(state.top, 0);
+    }
+}

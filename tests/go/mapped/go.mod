@@ -1,0 +1,3 @@
+module gotrace.test/mapped
+
+go 1.19

@@ -1,0 +1,3 @@
+module gotrace.test/outside
+
+go 1.19

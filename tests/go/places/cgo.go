@@ -1,0 +1,9 @@
+package main
+
+// #include <unistd.h>
+import "C"
+
+//go:noinline
+func inC() { C.sleep(600) }
+
+func cgo() { go inC() }
