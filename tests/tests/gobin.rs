@@ -458,7 +458,7 @@ fn every_frame_has_a_map_of_its_pointers() {
             for pc in sample(&binary) {
                 let Some(unwind) = binary.unwind(pc).filter(|u| u.stack_delta.is_some()) else { continue };
                 let function = binary.function_at(pc).expect("a function").name;
-                let Some(map) = binary.stack_map(pc, false) else {
+                let Some(map) = binary.stack_map(pc) else {
                     without.insert(function);
                     continue;
                 };
@@ -512,7 +512,7 @@ fn packed_tables_give_the_same_answers() {
                 (
                     binary.lookup(pc, pc % 2 == 0),
                     binary.unwind(pc),
-                    binary.stack_map(pc, pc % 3 == 0),
+                    binary.stack_map(pc),
                     binary.argument_tables(pc, true),
                     binary.function_at(pc).map(|f| (f.entry, f.end, f.name)),
                 )

@@ -123,8 +123,6 @@ pub(super) struct Func {
     name: u32,
     /// Bytes of arguments and results on the caller's stack, or `abi.ArgsSizeUnknown`.
     pub args: u32,
-    /// Where it goes on after a recovered panic, relative to its entry; 0: nowhere.
-    pub defer_return: u32,
     pc_stack: u32,
     pc_file: u32,
     pc_line: u32,
@@ -184,7 +182,6 @@ impl<'a> View<'a> {
             end,
             name: word(1)?,
             args: word(2)?,
-            defer_return: word(3)?,
             pc_stack: word(4)?,
             pc_file: word(5)?,
             pc_line: word(6)?,

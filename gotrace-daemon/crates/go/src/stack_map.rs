@@ -60,24 +60,24 @@ pub struct StackObject {
 
 impl Binary {
     /// The pointers of the frame whose program counter this is (link-time address): where the function goes on
-    /// when its callee returns, or where a goroutine was stopped. `panicked`: the frame inside of it is
-    /// `runtime.sigpanic`'s, so that it goes on with its deferred calls only.
+    /// when its callee returns, or where a goroutine was stopped. A function that faulted goes on elsewhere
+    /// (its callee is `runtime.sigpanic`): this is not for it.
     ///
     /// `None` where there is no exact answer: outside of Go code, in assembly and stubs that do not say what
     /// arguments they have, at `runtime.asyncPreempt` and `runtime.debugCallV2`, whose frames hold their
     /// caller's registers, and where the tables do not fit together. Every word of such a frame **and of its
     /// caller's** may be a pointer.
     #[must_use]
-    pub fn stack_map(&self, pc: u64, panicked: bool) -> Option<FrameMap> {
+    pub fn stack_map(&self, pc: u64) -> Option<FrameMap> {
         let view = self.view();
         let pc = self.relative(pc)?;
         let f = view.func(view.index_at(pc)?)?;
-        view.stack_map(&f, pc, panicked, self.arch)
+        view.stack_map(&f, pc, self.arch)
     }
 }
 
 impl View<'_> {
-    fn stack_map(&self, f: &Func, pc: u32, panicked: bool, arch: Arch) -> Option<FrameMap> {
+    fn stack_map(&self, f: &Func, pc: u32, arch: Arch) -> Option<FrameMap> {
         if matches!(&*self.name(f), b"runtime.asyncPreempt" | b"runtime.debugCallV2")
             || f.args == ARGS_UNKNOWN
         {
@@ -91,19 +91,13 @@ impl View<'_> {
             Arch::Amd64 => argp,
             Arch::Arm64 => delta,
         };
-        let dead = FrameMap { end, ..FrameMap::default() };
-        let next = match (panicked, f.defer_return) {
-            (false, _) => pc,
-            (true, 0) => return Some(dead),
-            (true, offset) => f.entry.checked_add(offset)?.checked_add(1)?,
-        };
-        let index = if next == f.entry {
+        let index = if pc == f.entry {
             0
         } else {
             let value = match self.pcdata(f, PCDATA_STACK_MAP) {
                 // No table: the same as a value of -1 everywhere.
                 None | Some(0) => -1,
-                Some(table) => self.value_at(table, f, next.checked_sub(1)?)?,
+                Some(table) => self.value_at(table, f, pc.checked_sub(1)?)?,
             };
             // -1: in the prologue, where the map of the entry holds.
             u32::try_from(if value == -1 { 0 } else { value }).ok()?

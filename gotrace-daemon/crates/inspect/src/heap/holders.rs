@@ -169,7 +169,10 @@ impl Prover {
             if hit.is_empty() || failed.is_err() {
                 return;
             }
-            let frames = prover.engine.used_by_frame(&mut prover.maps, standing, bytes);
+            let frames = match prover.engine.live_frames(memory, standing, bytes) {
+                Ok(live) => live.by_frame(),
+                Err(e) => return failed = Err(e),
+            };
             for n in hit {
                 let own = waits.get(&standing.goid) == Some(&sought[n].address);
                 match prover.holder(memory, &spans, &mut code, sought[n], standing, &frames, own) {

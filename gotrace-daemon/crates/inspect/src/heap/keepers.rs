@@ -81,7 +81,7 @@ pub struct Pool {
 
 /// What a goroutine's frames will still use.
 struct Stack {
-    goid: u64,
+    standing: Standing,
     frames: Vec<(StackFrame, Vec<u64>)>,
 }
 
@@ -136,14 +136,17 @@ impl Prover {
         let mut known: HashMap<StackFrame, bool, FixedState> = HashMap::default();
         let mut takes =
             |frame: StackFrame| *known.entry(frame).or_insert_with(|| (of.takes)(&function(frame)));
+        let mut failed = Ok(());
         self.each_stack(memory, &standings, &mut |prover, standing, bytes| {
             if !waits(standing.goid) {
-                let frames = prover.engine.used_by_frame(&mut prover.maps, standing, bytes);
-                stacks.push(Stack { goid: standing.goid, frames });
+                match prover.engine.live_frames(memory, standing, bytes) {
+                    Ok(live) => stacks.push(Stack { standing: *standing, frames: live.by_frame() }),
+                    Err(e) => failed = Err(e),
+                }
                 return;
             }
             let first = || {
-                let found = prover.engine.first_arguments(&mut prover.maps, standing, bytes, &mut takes);
+                let found = prover.engine.first_arguments(standing, bytes, &mut takes);
                 let (frame, [first, second]) = found?;
                 // Up to Go 1.19 a generic method is called with its dictionary first.
                 let dictionary = object(&spans, first).is_none() && function(frame).contains("[...]");
@@ -155,13 +158,18 @@ impl Prover {
                 None => pools.push(Pool { address, waiters: vec![standing.goid], keepers: Vec::new() }),
             }
         })?;
+        failed?;
+        // A stack that was run on while it was read holds what never was there together.
+        let standings: Vec<Standing> = stacks.iter().map(|s| s.standing).collect();
+        let mut unmoved = self.engine.unmoved(memory, &standings)?.into_iter();
+        stacks.retain(|_| unmoved.next().unwrap_or(false));
         for pool in &mut pools {
             pool.waiters.sort_unstable();
             let Some(address) = pool.address else { continue };
             let pool_object = object(&spans, address).unwrap_or((address, 1));
             for first in [true, false] {
                 let of_these: Vec<&Stack> =
-                    stacks.iter().filter(|s| (of.may_keep)(s.goid) == first).collect();
+                    stacks.iter().filter(|s| (of.may_keep)(s.standing.goid) == first).collect();
                 pool.keepers = match of.members {
                     Members::Itself if first => candidates(memory, &spans, pool_object, &of_these)?,
                     Members::Itself => break,
@@ -174,7 +182,7 @@ impl Prover {
             pool.keepers.truncate(MAX_TOLD);
             for keeper in &mut pool.keepers {
                 // What a function of the runtime still uses, its caller gave it.
-                let frames = stacks.iter().find(|s| s.goid == keeper.goid).map_or(&[][..], |s| &s.frames);
+                let frames = stacks.iter().find(|s| s.standing.goid == keeper.goid).map_or(&[][..], |s| &s.frames);
                 let mut callers = frames.iter().map(|(frame, _)| *frame).skip_while(|f| *f != keeper.frame);
                 let own = callers.find(|frame| !function(*frame).starts_with("runtime."));
                 keeper.frame = own.unwrap_or(keeper.frame);
@@ -227,7 +235,7 @@ fn keeping(
     for stack in stacks {
         for (frame, words) in &stack.frames {
             let label = reached.sources.len() as u32;
-            reached.sources.push(Source { goid: stack.goid, frame: *frame });
+            reached.sources.push(Source { goid: stack.standing.goid, frame: *frame });
             words.iter().for_each(|&word| reached.reach(word, label));
         }
     }
@@ -283,7 +291,7 @@ fn candidates(
     let mut found: Vec<LockHolder> = Vec::new();
     for stack in stacks {
         if let Some((frame, _)) = stack.frames.iter().find(|(_, words)| words.iter().any(|&w| of_pool(w))) {
-            found.push(LockHolder { goid: stack.goid, frame: *frame, evidence: Evidence::Candidate });
+            found.push(LockHolder { goid: stack.standing.goid, frame: *frame, evidence: Evidence::Candidate });
         }
     }
     if found.is_empty() {
@@ -296,7 +304,7 @@ fn candidates(
                         && bytes.chunks_exact(8).any(|b| of_pool(word_at(b, 0)))
                     {
                         let evidence = Evidence::Candidate;
-                        found.push(LockHolder { goid: stack.goid, frame: *frame, evidence });
+                        found.push(LockHolder { goid: stack.standing.goid, frame: *frame, evidence });
                         break 'frames;
                     }
                 }

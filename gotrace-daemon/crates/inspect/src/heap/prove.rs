@@ -16,7 +16,7 @@ use super::{
     CandidateEvidence, HeapError, PassEvidence, holders::object, layout::Layout, modules, pass::Marked,
     spans, types::Types, waiting::Candidate,
 };
-use crate::snapshot::{Engine, FrameMaps, Standing, Stood};
+use crate::snapshot::{Engine, Standing, Stood};
 use gotrace_go::Binary;
 use gotrace_process::ReadMemory;
 
@@ -164,8 +164,6 @@ pub struct Prover {
     pub(super) random: fastrand::Rng,
     /// Descriptions of the program's types, as far as they were needed.
     pub(super) types: Arc<Types>,
-    /// Maps of the program's frames, as far as they were needed.
-    pub(super) maps: FrameMaps,
     proof: Proof,
     evidence: Vec<PassEvidence>,
     /// Those of the last pass, if they are to be told.
@@ -194,7 +192,6 @@ impl Prover {
             engine: Engine::new(binary, bias)?,
             list: None,
             random: fastrand::Rng::new(),
-            maps: FrameMaps::default(),
             proof: Proof::default(),
             evidence: Vec::new(),
             keeps_candidates: false,

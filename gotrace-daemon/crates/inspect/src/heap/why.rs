@@ -278,17 +278,12 @@ impl Prover {
         if !memory.read_at(from, &mut bytes)? {
             return Ok(None);
         }
-        let mut found = None;
-        let begin = bytes.as_ptr().addr();
-        self.engine.used_words(&mut self.maps, standing, &bytes, &mut |words| {
-            for chunk in words.chunks_exact(8) {
-                let word = word_at(chunk, 0);
-                if found.is_none() && holds(word).is_some() {
-                    found = Some((from + (chunk.as_ptr().addr() - begin) as u64, word));
-                }
-            }
-        });
-        Ok(found)
+        let live = self.engine.live_frames(memory, standing, &bytes)?;
+        if live.frames.is_empty() {
+            return Ok(first_word(memory, from, len, holds)?);
+        }
+        let found = live.words.iter().filter(|w| holds(w.word).is_some());
+        Ok(found.filter_map(|w| Some((w.address?, w.word))).next())
     }
 }
 

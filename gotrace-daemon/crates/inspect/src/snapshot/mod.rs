@@ -14,7 +14,6 @@ mod coroutines;
 mod descriptors;
 mod engine;
 mod error;
-mod frames;
 mod image;
 mod labels;
 mod layout;
@@ -40,10 +39,9 @@ pub use arguments::Arguments;
 pub(crate) use builder::Builder;
 pub use engine::Engine;
 pub use error::SnapshotError;
-pub use frames::FrameMaps;
 pub use image::{Image, Recording};
 pub use live::Live;
-pub use live_words::G_HEAD;
+pub use live_words::{G_HEAD, LiveFrames, LiveWord};
 pub use model::{
     Counts, Goroutine, LabelSet, LabelsId, ObjectId, ObjectKind, Op, Snapshot, StackFrame, StackId, Stacks,
     Status, Wait, WaitObject, WaitRange,

@@ -227,11 +227,6 @@ impl Places {
         End::Incomplete
     }
 
-    /// Whether a frame is that of a fault (`runtime.sigpanic`), which its caller did not call.
-    pub fn is_fault(&mut self, binary: &Binary, pc: u64) -> bool {
-        self.get(binary, pc).flags & EXACT_CALLER != 0
-    }
-
     /// Roles of the innermost frames of a stack ([`roles`]).
     pub fn roles(&mut self, binary: &Binary, frames: &[StackFrame]) -> u16 {
         frames.iter().take(ROLE_FRAMES).fold(0, |bits, f| bits | self.get(binary, f.pc()).roles)
@@ -255,7 +250,7 @@ impl Places {
         let mut inner = frames.iter().zip(bases).take(ROLE_FRAMES);
         let found = inner.find(|(f, _)| self.get(binary, f.pc()).roles & role != 0);
         let Some((frame, &base)) = found else { return Vec::new() };
-        let Some(map) = binary.stack_map(frame.pc().wrapping_sub(self.bias), false) else {
+        let Some(map) = binary.stack_map(frame.pc().wrapping_sub(self.bias)) else {
             return Vec::new();
         };
         // The arguments are behind the return address: amd64 counts it to the frame.
