@@ -182,7 +182,8 @@ impl Prover {
             pool.keepers.truncate(MAX_TOLD);
             for keeper in &mut pool.keepers {
                 // What a function of the runtime still uses, its caller gave it.
-                let frames = stacks.iter().find(|s| s.standing.goid == keeper.goid).map_or(&[][..], |s| &s.frames);
+                let frames =
+                    stacks.iter().find(|s| s.standing.goid == keeper.goid).map_or(&[][..], |s| &s.frames);
                 let mut callers = frames.iter().map(|(frame, _)| *frame).skip_while(|f| *f != keeper.frame);
                 let own = callers.find(|frame| !function(*frame).starts_with("runtime."));
                 keeper.frame = own.unwrap_or(keeper.frame);
@@ -291,7 +292,11 @@ fn candidates(
     let mut found: Vec<LockHolder> = Vec::new();
     for stack in stacks {
         if let Some((frame, _)) = stack.frames.iter().find(|(_, words)| words.iter().any(|&w| of_pool(w))) {
-            found.push(LockHolder { goid: stack.standing.goid, frame: *frame, evidence: Evidence::Candidate });
+            found.push(LockHolder {
+                goid: stack.standing.goid,
+                frame: *frame,
+                evidence: Evidence::Candidate,
+            });
         }
     }
     if found.is_empty() {
