@@ -251,8 +251,7 @@ impl Engine {
         let maps = &mut self.maps;
         maps.objects.clear();
         let (mut from, mut whole) = (sp, false);
-        let mut n = 0;
-        for (frame, &base) in frames.iter().zip(bases) {
+        for (n, (frame, &base)) in (0..).zip(frames.iter().zip(bases)) {
             let pc = frame.pc();
             let known = maps.known.entry(pc).or_insert_with(|| {
                 let pc = pc.wrapping_sub(self.bias);
@@ -286,7 +285,6 @@ impl Engine {
                 }
             }
             from = to;
-            n += 1;
         }
         if whole {
             let rest = (from..standing.stack.1).step_by(8);
