@@ -1,7 +1,7 @@
 //! What user space tells the kernel side about a process, and what the kernel side keeps of each
 //! goroutine.
 
-/// Births and deaths.
+/// Births and deaths, and what the collector costs.
 pub const LEVEL_LIFECYCLE: u8 = 1;
 /// And waits.
 pub const LEVEL_WAITS: u8 = 2;
@@ -18,6 +18,8 @@ pub mod flags {
     pub const PARENT_GOID: u32 = 1;
     /// Most of what the ring holds is this process's: it must leave the upper half of it to others.
     pub const FLOODS: u32 = 2;
+    /// Who stops the world says why (Go 1.21 and later).
+    pub const STOP_REASON: u32 = 4;
 }
 
 /// Programs by number: the lower half of a probe's cookie, by which the programs `dispatch_…` choose. [`program::NAMES`]
@@ -59,9 +61,19 @@ pub mod program {
     pub const SYSCALL_ENTER: u32 = 16;
     /// `syscall_exit`
     pub const SYSCALL_EXIT: u32 = 17;
+    /// `stop_world`
+    pub const STOP_WORLD: u32 = 18;
+    /// `start_world`
+    pub const START_WORLD: u32 = 19;
+    /// `world_started`
+    pub const WORLD_STARTED: u32 = 20;
+    /// `assist_begin`
+    pub const ASSIST_BEGIN: u32 = 21;
+    /// `assist_end`
+    pub const ASSIST_END: u32 = 22;
 
     /// Names of the programs, by number.
-    pub const NAMES: [&str; 18] = [
+    pub const NAMES: [&str; 23] = [
         "create_0",
         "create_1",
         "create_2",
@@ -80,6 +92,11 @@ pub mod program {
         "coroutine_switch",
         "syscall_enter",
         "syscall_exit",
+        "stop_world",
+        "start_world",
+        "world_started",
+        "assist_begin",
+        "assist_end",
     ];
 }
 

@@ -26,13 +26,21 @@ pub enum Hit {
     SyscallEnter = 9,
     /// A goroutine left a system call.
     SyscallExit = 10,
+    /// The world was stopped.
+    StopWorld = 11,
+    /// The world was started again: two hits each time.
+    StartWorld = 12,
+    /// A goroutine that allocates began to do the collector's work.
+    AssistBegin = 13,
+    /// It has done its share.
+    AssistEnd = 14,
 }
 
 impl Hit {
     /// How many there are.
     pub const COUNT: usize = 16;
     /// Name of each, as outputs show it.
-    pub const NAMES: [&'static str; 11] = [
+    pub const NAMES: [&'static str; 15] = [
         "create",
         "exit",
         "park",
@@ -44,6 +52,10 @@ impl Hit {
         "coroutine",
         "syscall_enter",
         "syscall_exit",
+        "stop_world",
+        "start_world",
+        "assist_begin",
+        "assist_end",
     ];
 }
 
@@ -65,13 +77,15 @@ pub enum Lost {
     ReadFailed = 5,
     /// A list of woken goroutines was longer than is followed.
     ListTooLong = 6,
+    /// A pause or an assist of the collector that found no room in the ring.
+    RingCollector = 7,
 }
 
 impl Lost {
     /// How many there are.
     pub const COUNT: usize = 8;
     /// Name of each, as outputs show it.
-    pub const NAMES: [&'static str; 7] = [
+    pub const NAMES: [&'static str; 8] = [
         "ring_create",
         "ring_exit",
         "ring_wait",
@@ -79,6 +93,7 @@ impl Lost {
         "table_full",
         "read_failed",
         "list_too_long",
+        "ring_collector",
     ];
 }
 

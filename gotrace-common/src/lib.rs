@@ -23,6 +23,7 @@ pub use histogram::{
     BUCKETS, Histogram, REASON_ROWS, ROW_OTHER, ROW_SCHEDULE, ROW_SYSCALL, bucket_of, bucket_upper_bound_ns,
 };
 pub use record::{
-    CLOSURE_WORDS, CoroutineRecord, CreateClosureRecord, CreateRecord, DEEP_FRAMES, ExecRecord, ExitRecord,
-    FRAMES, Header, OpenWaitRecord, WaitDeepRecord, WaitHead, WaitRecord, WakerKind, kind,
+    AssistRecord, CLOSURE_WORDS, CoroutineRecord, CreateClosureRecord, CreateRecord, DEEP_FRAMES, ExecRecord,
+    ExitRecord, FRAMES, Header, OpenWaitRecord, PauseRecord, WaitDeepRecord, WaitHead, WaitRecord, WakerKind,
+    kind,
 };

@@ -23,6 +23,10 @@ pub mod kind {
     pub const CREATE_COROUTINE: u8 = 8;
     /// [`super::CreateClosureRecord`]: a goroutine whose closure may tell what it runs.
     pub const CREATE_CLOSURE: u8 = 9;
+    /// [`super::PauseRecord`]
+    pub const PAUSE: u8 = 10;
+    /// [`super::AssistRecord`]
+    pub const ASSIST: u8 = 11;
 }
 
 /// Frames in a [`WaitRecord`].
@@ -191,7 +195,42 @@ pub struct OpenWaitRecord {
     pub g: u64,
 }
 
+/// The world was stopped and runs again (104 bytes).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct PauseRecord {
+    /// `kind` is [`kind::PAUSE`]; `time_ns` is when all processors were woken again, `arg` the runtime's reason
+    /// (0 before Go 1.21), `count` the number of frames.
+    pub header: Header,
+    /// The goroutine that stopped it; 0 when none did.
+    pub goid: u64,
+    /// When it began to stop the others.
+    pub start_ns: u64,
+    /// When goroutines that still had a processor could go on.
+    pub restart_ns: u64,
+    /// Program counters of that goroutine, innermost first: return addresses.
+    pub frames: [u64; FRAMES],
+}
+
+/// A goroutine that allocated has done some of the collector's work (48 bytes).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct AssistRecord {
+    /// `kind` is [`kind::ASSIST`]; `time_ns` is the end.
+    pub header: Header,
+    /// The goroutine.
+    pub goid: u64,
+    /// When it began.
+    pub start_ns: u64,
+    /// Return address of the `go` statement that made the goroutine (`g.gopc`).
+    pub created_pc: u64,
+    /// Entry of its function (`g.startpc`).
+    pub entry_pc: u64,
+}
+
 const _: () = {
+    assert!(size_of::<PauseRecord>() == 104);
+    assert!(size_of::<AssistRecord>() == 48);
     assert!(size_of::<Header>() == 16);
     assert!(size_of::<CreateRecord>() == 48);
     assert!(size_of::<CreateClosureRecord>() == 176);

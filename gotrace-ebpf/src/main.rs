@@ -19,6 +19,7 @@ mod go_abi;
 mod maps;
 mod process;
 mod probes {
+    pub mod collector;
     pub mod coroutine;
     pub mod dispatch;
     pub mod lifecycle;

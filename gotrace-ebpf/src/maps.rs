@@ -4,7 +4,9 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
-use gotrace_common::{Counters, GoroutineKey, GoroutineState, Histogram, ProcessConfig, REASON_ROWS};
+use gotrace_common::{
+    Counters, GoroutineKey, GoroutineState, Histogram, PauseRecord, ProcessConfig, REASON_ROWS,
+};
 
 /// Traced processes, by thread group id in the agent's PID namespace.
 #[map]
@@ -30,6 +32,15 @@ pub static HELD: Array<u64> = Array::with_max_entries(1, 0);
 /// How many it may hold of the process in each slot, so that no process takes the room of others. Set by user space.
 #[map]
 pub static SHARES: Array<u64> = Array::with_max_entries(1, 0);
+
+/// The pause that the process in each slot is in, or was in: one at a time, as only one goroutine can stop the world.
+/// `start_ns` is 0 outside of one.
+#[map]
+pub static PAUSES: Array<PauseRecord> = Array::with_max_entries(1, 0);
+
+/// When goroutines that do the collector's work began to. As many at once as there are processors.
+#[map]
+pub static ASSISTS: HashMap<GoroutineKey, u64> = HashMap::with_max_entries(4096, 0);
 
 /// Counters, one row a process slot.
 #[map]

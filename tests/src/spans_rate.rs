@@ -12,7 +12,8 @@ use std::{
 use gotrace_common::{Histogram, Hit};
 use gotrace_export::otlp::{ExportConfig, ExportStats, Exporter, OtlpConfig, OtlpFlags};
 use gotrace_model::{
-    GoroutineSpan, Interval, Levels, Location, Resource, Site, Span, Value, WaitSpan, Waker, ids::ProcessKey,
+    Collector, GoroutineSpan, Interval, Levels, Location, Resource, Site, Span, Value, WaitSpan, Waker,
+    ids::ProcessKey,
 };
 use opentelemetry::{
     InstrumentationScope, KeyValue, SpanId, TraceFlags, TraceId,
@@ -125,6 +126,7 @@ pub fn interval(resource: &Arc<Resource>) -> Interval {
         leaks: Vec::new(),
         leaks_refuted: 0,
         suspects: Vec::new(),
+        collector: Collector::default(),
         probe_cost_share: None,
     }
 }

@@ -185,6 +185,7 @@ fn page() -> String {
             place: None,
             holders: Vec::new(),
         }],
+        collector: gotrace_model::samples::collector(),
         probe_cost_share: Some(0.01),
     };
     let agent = Agent {

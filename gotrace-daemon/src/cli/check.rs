@@ -7,6 +7,8 @@
 mod coverage;
 mod scans;
 
+pub(super) use coverage::throttling;
+
 use std::{
     path::{Path, PathBuf},
     time::Duration,

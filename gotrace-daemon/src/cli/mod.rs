@@ -20,6 +20,7 @@ mod dump_args;
 mod error;
 mod examine;
 mod exec;
+mod gc;
 mod go_test;
 mod guard;
 mod leaks;
@@ -109,6 +110,7 @@ Examples:
   gotrace leaks 1234 --watch 60s             find leaked and stuck goroutines
   gotrace why 1234 --goid 51                 what still references what a goroutine is blocked on
   gotrace diff before.json pid:1234          what grew since that dump
+  gotrace gc 1234 --duration 1m              what the garbage collector costs
   gotrace exec -- ./server --port 8080       trace from the first goroutine on
   gotrace top                                all Go processes on this node
   gotrace daemon --config gotrace.yaml       node agent: OTLP, Prometheus, rules, budgets
@@ -140,6 +142,8 @@ pub enum Command {
     Why(WhyArgs),
     /// Compare two dumps: which goroutines are new, more, fewer or gone
     Diff(DiffArgs),
+    /// Show what the garbage collector costs, what else stops the world, and CPU throttling
+    Gc(gc::GcArgs),
     /// Run the node agent: trace all Go processes on this node, now and as they start
     Daemon(DaemonArgs),
     /// List the Go processes on this node and what is wrong with each, at a glance
@@ -183,6 +187,7 @@ pub fn run(cli: Cli) -> Result<Exit, CliError> {
         Command::Why(args) => why::run(&args),
         Command::Diff(args) => diff::run(&args),
         Command::Daemon(args) => daemon::run(&args),
+        Command::Gc(args) => gc::run(&args),
         Command::Ps(args) => ps::run(&args),
         Command::Top(args) => top::run(&args),
         Command::Inspect(args) => binary::run(args),

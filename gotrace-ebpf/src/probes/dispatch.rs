@@ -7,11 +7,11 @@ use gotrace_common::{kind, program};
 
 use crate::{
     go_abi::{argument, closure_context, current_g, read_word},
-    probes::{coroutine, lifecycle, syscall, wait, wake},
+    probes::{collector, coroutine, lifecycle, syscall, wait, wake},
     process::Probe,
 };
 
-/// Births and deaths.
+/// Births and deaths, and what the collector costs.
 #[uprobe]
 pub fn dispatch_lifecycle(ctx: ProbeContext) -> u32 {
     let (ctx, number) = &Probe::dispatched(ctx);
@@ -24,6 +24,11 @@ pub fn dispatch_lifecycle(ctx: ProbeContext) -> u32 {
         program::CREATE_COROUTINE_0 => lifecycle::create(ctx, argument::<0>(ctx), kind::CREATE_COROUTINE),
         program::CREATE_COROUTINE_1 => lifecycle::create(ctx, argument::<1>(ctx), kind::CREATE_COROUTINE),
         program::CREATE_COROUTINE_2 => lifecycle::create(ctx, argument::<2>(ctx), kind::CREATE_COROUTINE),
+        program::ASSIST_BEGIN => collector::on_assist_begin(ctx, argument::<0>(ctx)),
+        program::ASSIST_END => collector::on_assist_end(ctx),
+        program::STOP_WORLD => collector::on_stop(ctx),
+        program::START_WORLD => collector::on_start(ctx),
+        program::WORLD_STARTED => collector::on_started(ctx),
         _ => None,
     };
     0

@@ -2,7 +2,7 @@
 //! calls are not).
 
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
-use gotrace_common::{GoroutineState, Header, Hit, LEVEL_FULL, Lost, ROW_SYSCALL, WaitHead, WakerKind, kind};
+use gotrace_common::{GoroutineState, Header, Hit, LEVEL_FULL, ROW_SYSCALL, WaitHead, WakerKind, kind};
 
 use crate::{
     go_abi::{current_g, frame_pointer, read_word},

@@ -143,7 +143,7 @@ pub fn send(process: &Process, mut head: WaitHead, pc: u64, fp: u64) -> Option<(
 /// # Safety
 /// `frames` must have room for `N` words.
 #[inline(always)]
-unsafe fn walk<const N: usize>(frames: *mut u64, depth: u8, pc: u64, mut fp: u64) -> u8 {
+pub unsafe fn walk<const N: usize>(frames: *mut u64, depth: u8, pc: u64, mut fp: u64) -> u8 {
     let mut count = 0u8;
     let mut next_pc = pc;
     for i in 0..N {

@@ -4,8 +4,8 @@
 //! counts; the record after it is read as if nothing had happened.
 
 use gotrace_common::{
-    CLOSURE_WORDS, CreateClosureRecord, CreateRecord, DEEP_FRAMES, ExecRecord, ExitRecord, FRAMES,
-    OpenWaitRecord, WaitDeepRecord, WaitHead, WaitRecord, WakerKind, kind,
+    AssistRecord, CLOSURE_WORDS, CreateClosureRecord, CreateRecord, DEEP_FRAMES, ExecRecord, ExitRecord,
+    FRAMES, OpenWaitRecord, PauseRecord, WaitDeepRecord, WaitHead, WaitRecord, WakerKind, kind,
 };
 
 /// Why a record could not be decoded.
@@ -31,7 +31,13 @@ pub enum DecodeError {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Frames<'a>(&'a [u8]);
 
-impl Frames<'_> {
+impl<'a> Frames<'a> {
+    /// Program counters, 8 bytes each.
+    #[cfg(test)]
+    pub(crate) fn of(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
     /// The program counters.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = u64> + '_ {
         self.0.chunks_exact(8).map(|b| word(b, 0))
@@ -54,6 +60,10 @@ pub enum Event<'a> {
     Wait(Wait<'a>),
     /// A goroutine waits.
     OpenWait(OpenWait),
+    /// The world was stopped and runs again.
+    Pause(Pause<'a>),
+    /// A goroutine has done some of the collector's work.
+    Assist(Assist),
     /// A process executed another program; `process` is 0 when it was not traced.
     Exec {
         /// Number of the process.
@@ -74,6 +84,8 @@ impl Event<'_> {
             Self::Exit(e) => e.process,
             Self::Wait(e) => e.process,
             Self::OpenWait(e) => e.process,
+            Self::Pause(e) => e.process,
+            Self::Assist(e) => e.process,
             Self::Exec { process, .. } => *process,
         }
     }
@@ -133,6 +145,32 @@ pub struct OpenWait {
     pub g: u64,
 }
 
+/// See [`PauseRecord`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are the record's")]
+pub struct Pause<'a> {
+    pub process: u32,
+    pub goid: u64,
+    /// The runtime's number; 0 before Go 1.21.
+    pub reason: u8,
+    pub start_ns: u64,
+    pub restart_ns: u64,
+    pub woken_ns: u64,
+    pub frames: Frames<'a>,
+}
+
+/// See [`AssistRecord`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are the record's")]
+pub struct Assist {
+    pub process: u32,
+    pub goid: u64,
+    pub start_ns: u64,
+    pub end_ns: u64,
+    pub created_pc: u64,
+    pub entry_pc: u64,
+}
+
 /// The word at `offset`; 0 beyond the end, which the length checks before it rule out.
 fn word(bytes: &[u8], offset: usize) -> u64 {
     match bytes.get(offset..offset + 8).and_then(|b| b.try_into().ok()) {
@@ -162,6 +200,8 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
         kind::WAIT_DEEP => size_of::<WaitDeepRecord>(),
         kind::EXEC => size_of::<ExecRecord>(),
         kind::OPEN_WAIT => size_of::<OpenWaitRecord>(),
+        kind::PAUSE => size_of::<PauseRecord>(),
+        kind::ASSIST => size_of::<AssistRecord>(),
         other => return Err(DecodeError::UnknownKind(other)),
     };
     if bytes.len() != expected {
@@ -205,6 +245,28 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
             start_ns: word(bytes, 24),
             reason: arg,
             g: word(bytes, 32),
+        }),
+        kind::PAUSE => {
+            let begin = size_of::<PauseRecord>() - 8 * FRAMES;
+            Event::Pause(Pause {
+                process,
+                goid: word(bytes, 16),
+                reason: arg,
+                start_ns: word(bytes, 24),
+                restart_ns: word(bytes, 32),
+                woken_ns: time_ns,
+                frames: Frames(
+                    bytes.get(begin..begin + 8 * FRAMES.min(usize::from(count))).unwrap_or_default(),
+                ),
+            })
+        }
+        kind::ASSIST => Event::Assist(Assist {
+            process,
+            goid: word(bytes, 16),
+            start_ns: word(bytes, 24),
+            end_ns: time_ns,
+            created_pc: word(bytes, 32),
+            entry_pc: word(bytes, 40),
         }),
         _ => Event::Exec { process, pid: half(bytes, 16), time_ns },
     })
@@ -287,6 +349,33 @@ mod tests {
         assert_eq!((wait.goid, wait.start_ns, wait.end_ns, wait.wake_ns, wait.reason), (7, 50, 99, 90, 14));
         assert_eq!((wait.waker, wait.waker_goid), (WakerKind::Goroutine, 8));
         assert_eq!(wait.frames.iter().collect::<Vec<_>>(), [5, 6]);
+        let pause =
+            PauseRecord { header: header(kind::PAUSE, 1), goid: 7, start_ns: 50, restart_ns: 90, frames };
+        let bytes = bytes_of(&pause);
+        let Ok(Event::Pause(pause)) = decode(&bytes) else { panic!("a pause") };
+        assert_eq!(
+            (pause.goid, pause.reason, pause.start_ns, pause.restart_ns, pause.woken_ns),
+            (7, 14, 50, 90, 99)
+        );
+        assert_eq!(pause.frames.iter().collect::<Vec<_>>(), [5]);
+        let assist = AssistRecord {
+            header: header(kind::ASSIST, 0),
+            goid: 7,
+            start_ns: 50,
+            created_pc: 0x10,
+            entry_pc: 0x20,
+        };
+        assert_eq!(
+            decode(&bytes_of(&assist)),
+            Ok(Event::Assist(Assist {
+                process: 3,
+                goid: 7,
+                start_ns: 50,
+                end_ns: 99,
+                created_pc: 0x10,
+                entry_pc: 0x20
+            }))
+        );
         let exit = ExitRecord {
             header: header(kind::EXIT, 0),
             goid: 7,

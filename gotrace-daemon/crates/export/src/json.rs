@@ -10,6 +10,7 @@ use std::{
 use gotrace_common::Histogram;
 use serde_json::{Value as Json, json};
 
+use crate::collector;
 use gotrace_model::printable::write_json;
 use gotrace_model::{
     Holder, Interval, Leak, LeakPart, Location, Quantile, Resource, Site, Summary, Suspected, Value,
@@ -51,8 +52,20 @@ pub fn header_at(
     (engine, level): (&str, &str),
     time_unix_nano: u64,
 ) -> io::Result<()> {
+    header_of(out, SCHEMA, resource, pid, (engine, level), time_unix_nano)
+}
+
+/// The same of another schema.
+pub(crate) fn header_of(
+    out: &mut impl Write,
+    schema: &str,
+    resource: &Resource,
+    pid: u32,
+    (engine, level): (&str, &str),
+    time_unix_nano: u64,
+) -> io::Result<()> {
     let line = json!({
-        "schema": SCHEMA,
+        "schema": schema,
         "time_unix_nano": time_unix_nano,
         "pid": pid,
         "executable": attribute(resource, "process.executable.path"),
@@ -112,6 +125,7 @@ fn state(interval: &Interval) -> Json {
         "schedule_delay_ns": counted(&interval.schedule),
         "syscall_ns": counted(&interval.syscalls),
         "snapshot_ns": counted(&interval.snapshots),
+        "gc": collector::to_json(&interval.collector),
         "probe_cost_share": interval.probe_cost_share,
         "budget": interval.levels.budget,
         "engine": interval.engine,
@@ -221,7 +235,7 @@ fn suspected(suspected: &Suspected) -> Json {
     })
 }
 
-fn location(location: &Location) -> Json {
+pub(crate) fn location(location: &Location) -> Json {
     json!({
         "function": location.function,
         "file": (!location.file.is_empty()).then_some(&location.file),
@@ -240,7 +254,7 @@ fn quantiles(histogram: &Histogram) -> Json {
     })
 }
 
-fn counted(histogram: &Histogram) -> Json {
+pub(crate) fn counted(histogram: &Histogram) -> Json {
     let mut line = quantiles(histogram);
     if let Json::Object(fields) = &mut line {
         fields.insert("count".into(), histogram.count.into());
@@ -249,7 +263,7 @@ fn counted(histogram: &Histogram) -> Json {
     line
 }
 
-fn write(out: &mut impl Write, line: &Json) -> io::Result<()> {
+pub(crate) fn write(out: &mut impl Write, line: &Json) -> io::Result<()> {
     write_json(out, line)?;
     out.write_all(b"\n")?;
     // A reader waits for each line.

@@ -1,6 +1,7 @@
 //! Where results go. Each room takes the types of `gotrace-model` and writes them down in one format.
 
 pub mod check;
+pub mod collector;
 pub mod dump;
 pub mod json;
 pub mod leaks;

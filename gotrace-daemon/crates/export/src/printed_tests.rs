@@ -11,10 +11,11 @@ use gotrace_inspect::{
     leak::{Accepted, AtLeastAtMost, Finding, Growth, Holder as LockHolder, Verdict},
     snapshot::{Goroutine, Names, Snapshot, Status},
 };
-use gotrace_model::{Interval, Leak, Summary, Suspected};
+use gotrace_model::{Interval, Leak, Summary, Suspected, samples};
 
 use crate::{
     check::{self, Coverage, NotChecked},
+    collector,
     dump::testing::{demo, golden},
     leaks::{self, Header, When, why::Answer, why::State},
     text::{self, tests::lowered, tests::sample},
@@ -59,6 +60,7 @@ fn leaking() -> Interval {
         });
     }
     leaking.leaks_refuted = 1;
+    leaking.collector = samples::collector();
     leaking
 }
 
@@ -72,6 +74,35 @@ fn summary_of(last: Interval, ended: &str) -> Summary {
         logs_dropped: [].into(),
         ended: ended.into(),
     }
+}
+
+#[test]
+fn gc_prints_what_is_written_down() -> io::Result<()> {
+    let mut out = Vec::new();
+    let mut interval = leaking();
+    collector::header(&mut out, &interval.resource, 42)?;
+    let mut called = interval.collector.recent[0].clone();
+    called.number = 4;
+    called.trigger = "call";
+    called.called_from = Some(samples::location("main.collectNow", "/src/stats.go", 46));
+    (called.assist_ns, called.mark_ns, called.sweep_pause_ns) = (0, None, None);
+    called.assisted_by.clear();
+    let mut unknown = interval.collector.longest[0].clone();
+    (unknown.reason, unknown.goid, unknown.function, unknown.called_from) = ("GOMAXPROCS", 0, None, None);
+    interval.collector.recent.push(called);
+    interval.collector.longest.push(unknown);
+    interval.collector.recent_left_out = 3;
+    collector::interval(&mut out, &interval)?;
+    let quota = check::Throttling::Quota { group: "/pod".into(), cpus: 0.5, periods: 80, throttled: 31 };
+    interval.levels = lowered().levels;
+    interval.levels.ns.insert("sampled", 500_000_000);
+    collector::interval(&mut out, &interval)?;
+    let summary = summary_of(interval, "duration");
+    for (cpu_ns, throttling) in [(Some(50_000_000), Some(quota)), (None, None)] {
+        collector::Run { summary: &summary, cpu_ns, throttling }.write_text(&mut out)?;
+    }
+    golden("golden/gc.txt", &out);
+    Ok(())
 }
 
 #[test]

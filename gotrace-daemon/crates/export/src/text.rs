@@ -10,6 +10,7 @@ use std::{
 };
 
 pub use self::leaks::{bytes, held_by, leaks};
+use crate::collector;
 use gotrace_common::Histogram;
 use gotrace_go::is_system_reason;
 use gotrace_model::printable::printable;
@@ -62,6 +63,7 @@ pub fn interval(out: &mut impl Write, interval: &Interval, system: bool) -> io::
     if more > 0 {
         writeln!(out, "  and {more} more creation sites")?;
     }
+    collector::in_interval(out, &interval.collector)?;
     leaks(out, interval)?;
     out.flush()
 }
@@ -180,6 +182,7 @@ pub fn summary(out: &mut impl Write, summary: &Summary, system: bool) -> io::Res
             )?;
         }
     }
+    collector::in_summary(out, &last.collector)?;
     leaks(out, last)?;
     incomplete(out, last)?;
     if last.levels.ns.contains_key("sampled") {
@@ -266,7 +269,7 @@ fn lowered(interval: &Interval) -> String {
     format!(", level {} instead of {} ({why})", interval.level, interval.levels.wanted)
 }
 
-fn changed(change: &LevelChange, budget: Option<f64>) -> String {
+pub(crate) fn changed(change: &LevelChange, budget: Option<f64>) -> String {
     let LevelChange { from, to, probe_cost_share } = change;
     let budget = budget.map_or_else(|| "none".into(), percent);
     if change.is_lower() {
@@ -302,7 +305,7 @@ fn incomplete(out: &mut impl Write, last: &Interval) -> io::Result<()> {
 }
 
 /// `0.42%`, `28%`.
-fn percent(share: f64) -> String {
+pub(crate) fn percent(share: f64) -> String {
     if share < 0.0995 { format!("{:.1}%", share * 100.0) } else { format!("{:.0}%", share * 100.0) }
 }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use gotrace_common::Histogram;
-use gotrace_model::{Leak, Levels, Resource, Suspected};
+use gotrace_model::{Collector, Leak, Levels, Resource, Suspected};
 
 /// A state with a little of everything.
 pub(crate) fn sample() -> Interval {
@@ -69,6 +69,7 @@ pub(crate) fn sample() -> Interval {
         leaks: Vec::new(),
         leaks_refuted: 0,
         suspects: Vec::new(),
+        collector: Collector::default(),
         probe_cost_share: None,
     }
 }

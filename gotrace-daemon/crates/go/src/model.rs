@@ -165,11 +165,21 @@ pub enum Event {
     SyscallEnter,
     /// A goroutine leaves a system call.
     SyscallExit,
+    /// The world is about to be stopped. The operand is the reason (Go 1.21).
+    StopWorld,
+    /// Goroutines that have a processor may go on.
+    StartWorld,
+    /// All processors are woken.
+    WorldStarted,
+    /// A goroutine that allocates begins to do the collector's work. The operand is its `g`.
+    AssistBegin,
+    /// It has done its share.
+    AssistEnd,
 }
 
 impl Event {
     /// All events, in the order of a goroutine's life.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 17] = [
         Self::Create,
         Self::CreateCoroutine,
         Self::Exit,
@@ -182,6 +192,11 @@ impl Event {
         Self::Coroutine,
         Self::SyscallEnter,
         Self::SyscallExit,
+        Self::StopWorld,
+        Self::StartWorld,
+        Self::WorldStarted,
+        Self::AssistBegin,
+        Self::AssistEnd,
     ];
 
     /// The name that outputs use.
@@ -200,6 +215,11 @@ impl Event {
             Self::Coroutine => "coroutine",
             Self::SyscallEnter => "syscall_enter",
             Self::SyscallExit => "syscall_exit",
+            Self::StopWorld => "stop_world",
+            Self::StartWorld => "start_world",
+            Self::WorldStarted => "world_started",
+            Self::AssistBegin => "assist_begin",
+            Self::AssistEnd => "assist_end",
         }
     }
 }

@@ -84,6 +84,7 @@ impl Planner<'_> {
         ] {
             self.plain(&mut plans, full, event, name, current, "system calls");
         }
+        self.collector(&mut plans);
         plans
     }
 
@@ -341,6 +342,57 @@ impl Planner<'_> {
                     others.join(", ")
                 ),
             ));
+        }
+    }
+
+    /// Pauses and assists. A pause has ended for all where `startTheWorldWithSema` wakes another processor, and an
+    /// assist where `gcAssistAlloc1` reads the clock last.
+    fn collector(&self, plans: &mut Plans) {
+        let level = Level::Lifecycle;
+        let current = Operand::CurrentG;
+        let (stop, start) = ("runtime.stopTheWorldWithSema", "runtime.startTheWorldWithSema");
+        let reason = Operand::Argument(0);
+        self.plain(plans, level, Event::StopWorld, stop, reason, "pauses");
+        if self.plain(plans, level, Event::StartWorld, start, current, "ends of pauses") {
+            self.at_call(plans, (Event::WorldStarted, start), &["runtime.wakep"], "pauses");
+        }
+        let assist = "runtime.gcAssistAlloc1";
+        if self.plain(
+            plans,
+            level,
+            Event::AssistBegin,
+            assist,
+            Operand::Argument(0),
+            "assists of the collector",
+        ) {
+            // Without inlining it asks by another name.
+            let clock = ["runtime.nanotime1", "runtime.nanotime"];
+            self.at_call(plans, (Event::AssistEnd, assist), &clock, "assists of the collector");
+        }
+    }
+
+    /// A probe at the last call of the first of some functions that is called.
+    fn at_call(
+        &self,
+        plans: &mut Plans,
+        (event, name): (Event, &'static str),
+        targets: &[&str],
+        hidden: &str,
+    ) {
+        let level = Level::Lifecycle;
+        let name_of = |a| self.name_of(a);
+        let place = self.address(name).and_then(|entry| {
+            let code = self.code(entry, &name_of)?;
+            let called = targets.iter().filter_map(|target| self.address(target));
+            let (place, _) = called.filter_map(|target| code.calls(target).pop()).next()?;
+            Some((entry, place))
+        });
+        let done = place.is_some_and(|(entry, place)| {
+            self.add(plans, level, event, name, entry, (place, Operand::CurrentG))
+        });
+        if !done {
+            let called = targets.first().copied().unwrap_or_default();
+            plans.warnings.push((level, format!("{hidden} are not seen: {name} does not call {called}")));
         }
     }
 

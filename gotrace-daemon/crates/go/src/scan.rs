@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use super::{Error, bytes::cstr, moduledata::Found, names, pclntab::View};
 
 /// Functions that are probed, or whose calls are, or that tell where the runtime's variables are.
-pub(super) const WANTED: [&str; 26] = [
+pub(super) const WANTED: [&str; 32] = [
     "runtime.newproc.func1",
     "runtime.newproc1",
     "runtime.runqput",
@@ -29,6 +29,12 @@ pub(super) const WANTED: [&str; 26] = [
     "runtime.entersyscall",
     "runtime.entersyscallblock",
     "runtime.exitsyscall",
+    "runtime.stopTheWorldWithSema",
+    "runtime.startTheWorldWithSema",
+    "runtime.wakep",
+    "runtime.gcAssistAlloc1",
+    "runtime.nanotime1",
+    "runtime.nanotime",
     "runtime.forEachGRace",
     "runtime.atomicAllG",
     "runtime.semacquire1",

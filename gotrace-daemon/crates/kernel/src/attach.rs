@@ -189,7 +189,7 @@ fn uprobe<'a>(ebpf: &'a mut aya::Ebpf, name: &'static str) -> Result<&'a mut UPr
     program.try_into()
 }
 
-/// Programs that run each place's own: of births and deaths, of waits, of all else.
+/// Programs that run each place's own: of births, deaths and the collector, of waits, of all else.
 const DISPATCHERS: [&str; 3] = ["dispatch_lifecycle", "dispatch_waits", "dispatch_full"];
 
 fn dispatcher_of(program: u32) -> usize {
@@ -238,6 +238,11 @@ fn program_for(probe: &Probe) -> Result<u32, Error> {
         (Event::Coroutine, Operand::Argument(0)) => program::COROUTINE_SWITCH,
         (Event::SyscallEnter, Operand::CurrentG) => program::SYSCALL_ENTER,
         (Event::SyscallExit, Operand::CurrentG) => program::SYSCALL_EXIT,
+        (Event::StopWorld, Operand::Argument(0)) => program::STOP_WORLD,
+        (Event::StartWorld, Operand::CurrentG) => program::START_WORLD,
+        (Event::WorldStarted, Operand::CurrentG) => program::WORLD_STARTED,
+        (Event::AssistBegin, Operand::Argument(0)) => program::ASSIST_BEGIN,
+        (Event::AssistEnd, Operand::CurrentG) => program::ASSIST_END,
         (event, operand) => return Err(Error::Object(format!("program for {event:?} with {operand:?}"))),
     })
 }

@@ -133,6 +133,7 @@ impl Kernel {
             .map_max_entries("GOROUTINES", options.goroutines.max(1))
             .map_max_entries("HELD", processes)
             .map_max_entries("SHARES", processes)
+            .map_max_entries("PAUSES", processes)
             .map_max_entries("COUNTERS", processes)
             .map_max_entries("EXECUTIONS", processes)
             .map_max_entries("HISTOGRAMS", processes * copies * REASON_ROWS)

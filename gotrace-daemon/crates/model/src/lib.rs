@@ -1,6 +1,7 @@
 //! What results are: ids, places in the source, spans, intervals, findings, levels, and how text that others
 //! chose is written. No I/O, no clock.
 
+mod collector;
 mod coverage;
 pub mod ids;
 pub mod level;
@@ -11,6 +12,7 @@ mod quantile;
 mod results;
 pub mod samples;
 
+pub use collector::{Assists, Collector, Cycle, STOP_REASONS, TRIGGERS, WorldStop};
 pub use coverage::{Coverage, Covered, Refused};
 pub use level::Level;
 pub use levels::{LevelChange, Levels};

@@ -12,7 +12,7 @@ use std::{
 use gotrace_common::Histogram;
 use serde::{Deserialize, Serialize};
 
-use crate::Levels;
+use crate::{Collector, Levels};
 
 /// A place in the source of the traced program.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -299,6 +299,8 @@ pub struct Interval {
     pub leaks_refuted: u64,
     /// Goroutines that may never finish, the worst first; without those of `leaks`.
     pub suspects: Vec<Suspected>,
+    /// What the collector took, and what else stopped the world. Empty without events.
+    pub collector: Collector,
     /// Estimated cost of the probes as a share of the target's CPU time over the interval: hits times
     /// what calibration found for one. `None` when not known.
     pub probe_cost_share: Option<f64>,

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use gotrace_common::Histogram;
 
 use crate::{
-    GoroutineSpan, Interval, Levels, Location, LogRecord, Resource, Severity, Site, Span, SpanContext, Value,
-    WaitSpan, Waker, ids::ProcessKey,
+    Assists, Collector, Cycle, GoroutineSpan, Interval, Levels, Location, LogRecord, Resource, Severity,
+    Site, Span, SpanContext, Value, WaitSpan, Waker, WorldStop, ids::ProcessKey,
 };
 
 /// When the samples begin, Unix epoch in nanoseconds.
@@ -155,6 +155,40 @@ pub fn site(name: &str, born: u64, died: u64) -> Site {
     }
 }
 
+/// A collector at work.
+#[must_use]
+pub fn collector() -> Collector {
+    let (entry, created_by) = (location("main.decode", "/src/main.go", 12), None);
+    Collector {
+        cycles: BTreeMap::from([("call", 1), ("heap", 2)]),
+        marking: histogram(&[18_000_000, 2_000_000, 3_000_000]),
+        pauses: histogram(&[90_000, 60_000, 80_000, 50_000, 70_000, 40_000]),
+        stops: BTreeMap::from([("read mem stats", histogram(&[41_000_000]))]),
+        assists: histogram(&[700_000, 300_000]),
+        assists_by: vec![Assists { entry: Arc::clone(&entry), created_by, count: 2, total_ns: 1_000_000 }],
+        recent: vec![Cycle {
+            number: 3,
+            trigger: "heap",
+            called_from: None,
+            end_unix_nano: START,
+            mark_ns: Some(3_000_000),
+            sweep_pause_ns: Some(70_000),
+            mark_pause_ns: 40_000,
+            assist_ns: 300_000,
+            assisted_by: vec![(entry, 300_000)],
+        }],
+        recent_left_out: 0,
+        longest: vec![WorldStop {
+            reason: "read mem stats",
+            start_unix_nano: START,
+            duration_ns: 41_000_000,
+            goid: 17,
+            function: Some(location("runtime.ReadMemStats", "/go/src/runtime/mstats.go", 350)),
+            called_from: Some(location("main.collectStats", "/src/stats.go", 31)),
+        }],
+    }
+}
+
 /// A state of the process.
 #[must_use]
 pub fn interval(resource: &Arc<Resource>, seconds: u64, sites: Vec<Site>) -> Interval {
@@ -187,6 +221,7 @@ pub fn interval(resource: &Arc<Resource>, seconds: u64, sites: Vec<Site>) -> Int
         leaks: Vec::new(),
         leaks_refuted: 0,
         suspects: Vec::new(),
+        collector: Collector::default(),
         probe_cost_share: Some(0.0125),
     }
 }

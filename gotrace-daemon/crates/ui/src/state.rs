@@ -294,6 +294,7 @@ pub(super) mod tests {
             leaks: Vec::new(),
             leaks_refuted: 0,
             suspects: Vec::new(),
+            collector: gotrace_model::samples::collector(),
             probe_cost_share: Some(0.0042),
         }
     }

@@ -120,7 +120,10 @@ pub(super) fn of(fail_on: &[Verdict], examined: &Examined<'_>) -> Coverage {
 }
 
 /// What quotas did between two looks at them: that which cost most. `None` where they are not known.
-pub(super) fn throttling(before: Option<Vec<CpuQuota>>, after: Option<Vec<CpuQuota>>) -> Option<Throttling> {
+pub(in crate::cli) fn throttling(
+    before: Option<Vec<CpuQuota>>,
+    after: Option<Vec<CpuQuota>>,
+) -> Option<Throttling> {
     let (before, after) = (before?, after?);
     let since = |now: CpuQuota| {
         let first = before.iter().find(|b| b.group == now.group)?;

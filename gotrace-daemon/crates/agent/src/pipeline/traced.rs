@@ -135,7 +135,8 @@ impl Traced {
             stack_depth: line.stack_depth,
             coroutine_reason: binary.coroutine_reason().unwrap_or(0),
             reserved: 0,
-            flags: if binary.has_parent_goid_before_gopc() { flags::PARENT_GOID } else { 0 },
+            flags: u32::from(binary.has_parent_goid_before_gopc()) * flags::PARENT_GOID
+                + u32::from(binary.go_version().minor >= 21) * flags::STOP_REASON,
             min_wait_ns: u64::try_from(line.min_wait.as_nanos()).unwrap_or(u64::MAX),
             layout: binary.g_layout(),
             gc_reasons: binary.gc_reasons(),

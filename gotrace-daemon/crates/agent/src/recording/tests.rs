@@ -100,6 +100,11 @@ fn wait(goid: u64, start_ns: u64, end_ns: u64, reason: u8) -> Input<'static> {
     record(record_kind::WAIT, reason, 3, 1, end_ns, &[&head[..], &frames].concat())
 }
 
+fn pause(reason: u8, time_ns: u64) -> Input<'static> {
+    let words = [1, time_ns - 100_000, time_ns - 5_000, 5, 33, 48, 0, 0, 0, 0, 0];
+    record(record_kind::PAUSE, reason, 3, 0, time_ns, &words)
+}
+
 fn counted(now_ns: u64, hits: u64) -> Input<'static> {
     let mut histogram = Histogram::default();
     histogram.add(900);
@@ -146,6 +151,11 @@ fn script(seconds: u64) -> Vec<Input<'static>> {
             wait(goid(2), now + 3 * MS, now + 9 * MS, 14),
             wait(goid(3), now + 3 * MS, now + 5 * MS, 3),
             Input::Wrappers(vec![64]),
+            pause(2, now + 3 * MS),
+            record(record_kind::ASSIST, 0, 0, 0, now + 4 * MS, &[goid(2), now + 3 * MS, 19, 16]),
+            pause(1, now + 5 * MS),
+            pause(7, now + 6 * MS),
+            pause(2, now + 7 * MS),
             Input::WatchExits,
             exit(goid(3), now + 10 * MS),
             Input::SnapshotTook(3 * MS),

@@ -181,6 +181,13 @@ impl Table {
         self.missing.shrink_to_fit();
     }
 
+    /// The creation site of a goroutine; `None` where that is not known.
+    #[must_use]
+    pub fn creation_site(&self, goid: u64) -> Option<SiteKey> {
+        let site = self.goroutines.get(&goid)?.site;
+        self.sites.get(site as usize).filter(|_| site != UNKNOWN_SITE).map(|site| site.key)
+    }
+
     /// Takes an event of this process; what ended goes to `out`.
     pub fn apply(&mut self, event: &Event<'_>, out: &mut Vec<Output>) {
         match event {
@@ -188,7 +195,7 @@ impl Table {
             Event::Exit(exit) => self.exit(exit, out),
             Event::Wait(wait) => self.wait(wait, out),
             Event::OpenWait(wait) => self.open_wait(wait),
-            Event::Exec { .. } => {}
+            Event::Pause(_) | Event::Assist(_) | Event::Exec { .. } => {}
         }
     }
 

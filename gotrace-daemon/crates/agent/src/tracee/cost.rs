@@ -40,6 +40,7 @@ impl ProbeCost {
             let of_one = if stepped { stepped_ns } else { emulated_ns };
             let level = match hit {
                 hit if hit == Hit::Create as usize || hit == Hit::Exit as usize => 0,
+                hit if hit >= Hit::StopWorld as usize => 0,
                 hit if hit == Hit::Park as usize || hit == Hit::Run as usize => 1,
                 _ => 2,
             };
@@ -108,6 +109,10 @@ fn hit_of(event: Event) -> Hit {
         Event::Coroutine => Hit::Coroutine,
         Event::SyscallEnter => Hit::SyscallEnter,
         Event::SyscallExit => Hit::SyscallExit,
+        Event::StopWorld => Hit::StopWorld,
+        Event::StartWorld | Event::WorldStarted => Hit::StartWorld,
+        Event::AssistBegin => Hit::AssistBegin,
+        Event::AssistEnd => Hit::AssistEnd,
     }
 }
 

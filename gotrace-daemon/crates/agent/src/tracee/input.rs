@@ -14,7 +14,7 @@ use gotrace_inspect::{
 use gotrace_model::{Level, Value, ids::ProcessKey};
 use serde::{Deserialize, Serialize};
 
-use super::{Lowered, SpanSampling, Step, StepChange, Symbol, TraceeState, serial};
+use super::{CollectorState, Lowered, SpanSampling, Step, StepChange, Symbol, TraceeState, serial};
 use crate::table::{GoroutineState, Look, Sighting};
 
 /// Something that reaches a tracee.
@@ -148,6 +148,8 @@ pub enum Input<'a> {
     /// Entries that are wrappers whose callee only a goroutine's closure or stack tells: one that was met while neither
     /// could be read has such an entry, until a snapshot tells more.
     Wrappers(Vec<u64>),
+    /// What is known of its collector, behind [`Self::State`].
+    Collector(Box<CollectorState>),
 }
 
 /// A finding that is known and may stay ([`gotrace_inspect::leak::Suppression`]).

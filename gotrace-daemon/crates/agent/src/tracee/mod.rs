@@ -5,6 +5,7 @@
 //! living process gives them or a recording ([`crate::recording`]). Nothing changes a tracee but [`Tracee::apply`] and
 //! its faster form for decoded records, `Tracee::event`. No input makes it fail.
 
+mod collector;
 mod cost;
 mod findings;
 mod input;
@@ -24,9 +25,10 @@ use gotrace_process::Clock;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    decode::{Event, OpenWait, decode},
-    table::{GoroutineState, Output, Table, TableState},
+    decode::{Assist, Event, OpenWait, decode},
+    table::{GoroutineState, Output, SiteKey, Table, TableState},
 };
+pub use collector::CollectorState;
 pub(crate) use cost::ProbeCost;
 pub use findings::identity;
 use findings::{Findings, suppressions};
@@ -84,6 +86,7 @@ pub struct Tracee {
     table: Table,
     symbols: Symbols,
     findings: Findings,
+    collector: Box<CollectorState>,
     suppressions: Suppressions,
     /// For what the table gives out, so that nothing is allocated for it.
     outputs: Vec<Output>,
@@ -167,6 +170,7 @@ impl Tracee {
             table,
             symbols: Symbols::default(),
             findings: Findings::default(),
+            collector: Box::default(),
             suppressions,
             outputs: Vec::new(),
         }
@@ -184,6 +188,7 @@ impl Tracee {
             table: Table::from_state(table),
             symbols: known,
             findings,
+            collector: Box::default(),
             suppressions: suppressions(&all),
             outputs: Vec::new(),
         }
@@ -202,6 +207,9 @@ impl Tracee {
         let wrappers: Vec<u64> = self.table.wrappers().collect();
         if !wrappers.is_empty() {
             write(&Input::Wrappers(wrappers));
+        }
+        if *self.collector != CollectorState::default() {
+            write(&Input::Collector(self.collector.clone()));
         }
         let mut part: Vec<GoroutineState> = Vec::new();
         for goroutine in self.table.goroutines() {
@@ -299,6 +307,7 @@ impl Tracee {
             Input::End { .. } => {}
             Input::Suppressions(all) => self.suppressions = suppressions(all),
             Input::Wrappers(entries) => table.set_wrappers(entries),
+            Input::Collector(state) => self.collector = state.clone(),
             Input::Clock { offset_ns, error_ns } => facts.clock = Clock::from_offset(*offset_ns, *error_ns),
         }
     }
@@ -310,6 +319,19 @@ impl Tracee {
         {
             self.facts.implausible += 1;
             return false;
+        }
+        match event {
+            Event::Pause(pause) => {
+                self.collector.pause(pause, &mut self.symbols, names);
+                return true;
+            }
+            Event::Assist(assist) => {
+                let Assist { created_pc, entry_pc, .. } = *assist;
+                let site = self.table.creation_site(assist.goid).unwrap_or(SiteKey { created_pc, entry_pc });
+                self.collector.assist(assist, site);
+                return true;
+            }
+            _ => {}
         }
         let mut outputs = std::mem::take(&mut self.outputs);
         self.table.apply(event, &mut outputs);

@@ -18,6 +18,7 @@ impl Tracee {
             std::mem::replace(&mut self.facts.reported, (totals.born, totals.died));
         let sites = self.sites(now_ns, names);
         let (leaks, suspects) = self.leaks_and_suspects(names);
+        let collector = self.collector.told(&mut self.symbols, names, &self.facts.clock);
         let mut hits = [0; Hit::COUNT];
         hits.iter_mut().zip(&counted.hits).for_each(|(hits, counted)| *hits = *counted);
         let cost = counted.cost_ns.map(|(emulated_ns, stepped_ns)| HitCost {
@@ -58,6 +59,7 @@ impl Tracee {
             leaks,
             leaks_refuted: self.findings.refuted,
             suspects,
+            collector,
             probe_cost_share: self.facts.cost.interval(&hits, counted.cpu_ns, cost),
         };
         self.facts.mode.change = None;

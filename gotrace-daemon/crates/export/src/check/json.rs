@@ -34,12 +34,7 @@ pub fn write(out: &mut impl Write, report: Report<'_>, names: &mut Names) -> io:
         .not_checked
         .iter()
         .map(|n| json!({ "what": n.what, "why": n.why, "inconclusive": n.inconclusive }));
-    let throttling = coverage.throttling.as_ref().map(|throttling| match throttling {
-        Throttling::NoQuota => json!({ "quota": false }),
-        Throttling::Quota { group, cpus, periods, throttled } => json!({
-            "quota": true, "group": group, "cpus": cpus, "periods": periods, "throttled_periods": throttled,
-        }),
-    });
+    let throttling = coverage.throttling.as_ref().map(Throttling::to_json);
     for (name, value) in [
         ("throttling", throttling.into()),
         ("problems", problems.into()),

@@ -66,8 +66,18 @@ impl Throttling {
         matches!(self, Self::Quota { throttled: 1.., .. })
     }
 
+    /// As JSON has it.
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        match self {
+            Self::NoQuota => serde_json::json!({ "quota": false }),
+            Self::Quota { group, cpus, periods, throttled } => serde_json::json!({
+                "quota": true, "group": group, "cpus": cpus, "periods": periods, "throttled_periods": throttled,
+            }),
+        }
+    }
+
     /// In a sentence.
-    fn sentence(&self) -> String {
+    pub(crate) fn sentence(&self) -> String {
         let Self::Quota { group, cpus, periods, throttled } = self else {
             return "no CPU quota".to_owned();
         };

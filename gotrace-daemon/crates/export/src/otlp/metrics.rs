@@ -170,6 +170,7 @@ impl Report<'_> {
             value: Some(match value {
                 Value::Int(count) => number_data_point::Value::AsInt(convert::clamp(*count)),
                 Value::Double(number) => number_data_point::Value::AsDouble(*number),
+                Value::Nanoseconds(ns) => number_data_point::Value::AsDouble(*ns as f64 / 1e9),
                 // The catalogue gives durations to histograms alone.
                 Value::Durations(h) => number_data_point::Value::AsInt(convert::clamp(h.count)),
             }),
@@ -178,14 +179,17 @@ impl Report<'_> {
     }
 
     fn counter(&mut self, name: &'static str, series: Series, value: &Value, delta: bool) -> NumberDataPoint {
-        let total = if let Value::Int(total) = value { *total } else { 0 };
+        let total = if let Value::Int(total) | Value::Nanoseconds(total) = value { *total } else { 0 };
         let mut point = self.number(&series, value, Some(self.start(delta)));
         let last = self.process.counters.entry((name, series)).or_default();
         let earlier = *last;
         // A total never goes back, whatever the table lost.
         *last = total.max(earlier);
-        let value = if delta { *last - earlier } else { *last };
-        point.value = Some(number_data_point::Value::AsInt(convert::clamp(value)));
+        let told = if delta { *last - earlier } else { *last };
+        point.value = Some(match value {
+            Value::Nanoseconds(_) => number_data_point::Value::AsDouble(told as f64 / 1e9),
+            _ => number_data_point::Value::AsInt(convert::clamp(told)),
+        });
         point
     }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::otlp::SeriesBounds;
-use gotrace_model::samples;
+use gotrace_model::{Assists, samples};
 
 fn report(
     metrics: &mut Metrics,
@@ -133,6 +133,41 @@ fn every_metric_of_a_full_interval() {
 }
 
 #[test]
+fn a_collectors_work_is_told_in_seconds() {
+    let resource = samples::resource();
+    let mut metrics = Metrics::new(Temporality::Delta, SeriesBounds::default());
+    let mut interval = samples::interval(&resource, 0, Vec::new());
+    interval.collector = samples::collector();
+    let entry = Arc::clone(&interval.collector.assists_by[0].entry);
+    for n in 0..5 {
+        let created_by = Some(samples::location("main.main", "/src/main.go", n));
+        let assists = Assists { entry: Arc::clone(&entry), created_by, count: 1, total_ns: 500_000_000 };
+        interval.collector.assists_by.push(assists);
+    }
+    let got = report(&mut metrics, &interval, &[]);
+    assert_eq!(
+        numbers(&got["gotrace.gc.cycles"]),
+        owned(&[("gotrace.gc.reason=call", 1), ("gotrace.gc.reason=heap", 2)])
+    );
+    assert_eq!(exponential(&got["gotrace.gc.pause.duration"]).data_points[0].count, 6);
+    let seconds = |metric: &Metric| -> Vec<f64> {
+        let points = sum(metric).data_points.iter();
+        points
+            .map(|p| match p.value {
+                Some(number_data_point::Value::AsDouble(seconds)) => seconds,
+                ref other => panic!("{other:?}"),
+            })
+            .collect()
+    };
+    // Two sites have series of their own, the others share one.
+    assert_eq!(seconds(&got["gotrace.gc.assist.time"]), [0.001, 0.5, 2.0]);
+    assert_eq!(seconds(&got["gotrace.stop_the_world.time"]), [0.041]);
+    interval.collector.assists_by[0].total_ns += 250_000_000;
+    let again = report(&mut metrics, &interval, &[]);
+    assert_eq!(seconds(&again["gotrace.gc.assist.time"]), [0.25, 0.0, 0.0], "what is new");
+}
+
+#[test]
 fn lower_levels_say_only_what_they_know() {
     let resource = samples::resource();
     let mut interval = samples::interval(&resource, 0, vec![samples::site("main.worker", 10, 0)]);
@@ -227,7 +262,7 @@ fn a_site_has_room_beside_many_reasons_and_a_reason_beside_many_sites() {
     let many = (0..500).map(|i| samples::site(&format!("main.f{i}"), 3, 1)).collect();
     let interval = samples::interval(&resource, 0, many);
     let got = report(&mut metrics, &interval, &[]);
-    assert!(numbers(&got["gotrace.goroutine.created"]).len() > 20);
+    assert!(numbers(&got["gotrace.goroutine.created"]).len() > 16);
     assert_eq!(numbers(&got["gotrace.goroutine.count"]).len(), 2);
 }
 

@@ -168,6 +168,7 @@ impl Page {
             match value {
                 Value::Int(count) => self.sample(&name, help, kind, &labels, count as f64),
                 Value::Double(number) => self.sample(&name, help, kind, &labels, number),
+                Value::Nanoseconds(ns) => self.sample(&name, help, kind, &labels, ns as f64 / 1e9),
                 Value::Durations(durations) => self.histogram(&name, help, &labels, &durations),
             }
         }

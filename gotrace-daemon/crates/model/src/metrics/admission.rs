@@ -8,7 +8,7 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use crate::{Location, Site};
+use crate::{Assists, Location, Site, TRIGGERS};
 
 /// How many series there may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,10 +31,15 @@ impl Default for SeriesBounds {
 }
 
 /// Series of a metric whose label is one of gotrace's own names (kinds of events, of loss), the one for what is
-/// beyond included. Four metrics are of the kind, of some 40 names in all.
+/// beyond included.
 pub(super) const MAX_NAMES: usize = 16;
+/// Names that such metrics have in all: 15 events, 13 kinds of loss, 8 of spans that were dropped, 2 that were sampled
+/// out, 2 of repairs.
+const NAMES: usize = 40;
 /// Leaks of a process that have series of their own, and as many suspected ones.
 pub(super) const LEAKS: usize = 8;
+/// Creation sites of a process whose assists of the collector have series of their own.
+pub(super) const ASSISTS: usize = 2;
 /// What series cost on an output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Weights {
@@ -63,14 +68,15 @@ impl Weights {
         3 + if self.lifetimes_by_site { self.histogram } else { 0 }
     }
 
-    /// What a process has beside reasons and sites of its own: count, cost, engine and level; scheduling delays and
-    /// snapshots; metrics by name; leaks that are proven and those that are suspected, two metrics each with the one
+    /// What a process has beside reasons and sites of its own: count, cost, engine and level; scheduling delays,
+    /// snapshots and pauses; cycles, assists and stops of the world; metrics by name; leaks that are proven and those that are suspected, two metrics each with the one
     /// for what is beyond (growth has none), and those refuted; what is beyond of reasons and sites.
     #[must_use]
     pub const fn base(self) -> usize {
         let lifetimes = if self.lifetimes_by_site { 0 } else { self.histogram };
-        let durations = 2 * self.histogram + lifetimes;
-        4 + durations + 3 * MAX_NAMES + (4 * LEAKS + 3) + 1 + self.reason() + self.site() + self.more
+        let durations = 3 * self.histogram + lifetimes;
+        let collector = TRIGGERS.len() + (ASSISTS + 1) + 1;
+        4 + durations + collector + NAMES + (4 * LEAKS + 3) + 1 + self.reason() + self.site() + self.more
     }
 }
 
@@ -101,7 +107,7 @@ impl Room {
 
     /// A process has ended.
     pub fn give_back(&mut self, admitted: &Admitted) {
-        let Admitted { entered, reasons, sites } = admitted;
+        let Admitted { entered, reasons, sites, assists: _ } = admitted;
         self.left += usize::from(*entered) * self.weights.base()
             + self.weights.reason() * reasons.len()
             + self.weights.site() * sites.len();
@@ -114,6 +120,7 @@ pub struct Admitted {
     entered: bool,
     reasons: HashSet<Arc<str>>,
     sites: HashSet<SiteKey>,
+    assists: HashSet<SiteKey>,
 }
 
 impl Admitted {
@@ -143,6 +150,16 @@ impl Admitted {
             self.reasons.insert(Arc::clone(reason));
         }
         fits
+    }
+
+    /// Whether a site's assists have a series of their own; those of the first few have, which a process's own share has
+    /// room for.
+    pub fn assists(&mut self, assists: &Assists) -> Option<SiteKey> {
+        let key = (Arc::clone(&assists.entry), assists.created_by.clone());
+        if self.assists.len() < ASSISTS {
+            self.assists.insert(key.clone());
+        }
+        self.assists.contains(&key).then_some(key)
     }
 
     /// Whether a site has series of its own; gives it some while there is room.

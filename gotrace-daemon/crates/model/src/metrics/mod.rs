@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use gotrace_common::Histogram;
 
-use crate::{Interval, Leak, Location, Site, Suspected};
+use crate::{Collector, Interval, Leak, Location, Site, Suspected};
 use admission::{Admitted, LEAKS, MAX_NAMES, Room, SiteKey};
 
 /// What a metric's values are.
@@ -85,6 +85,12 @@ catalogue! {
     WAITS = "gotrace.goroutine.wait.duration", "s", Histogram, "Duration of all waits, from park to the next run.";
     SCHEDULE = "go.schedule.duration", "s", Histogram,
         "The time goroutines have spent in the scheduler in a runnable state before actually running.";
+    GC_CYCLES = "gotrace.gc.cycles", "{cycle}", Counter, "Cycles of the garbage collector.";
+    GC_PAUSE = "gotrace.gc.pause.duration", "s", Histogram, "Pauses of the garbage collector.";
+    GC_ASSIST = "gotrace.gc.assist.time", "s", Counter,
+        "Time that goroutines spent assisting the garbage collector.";
+    WORLD_STOPS = "gotrace.stop_the_world.time", "s", Counter,
+        "Time that the world was stopped for other reasons than the garbage collector.";
     EVENTS = "gotrace.events", "{event}", Counter, "Events seen by the probes.";
     LOST = "gotrace.events.lost", "{event}", Counter, "Events lost before they reached the goroutine table.";
     REPAIRED = "gotrace.table.repaired", "{goroutine}", Counter,
@@ -246,6 +252,8 @@ pub enum Value {
     Int(u64),
     /// A share, or a rate.
     Double(f64),
+    /// A total of time, told in seconds.
+    Nanoseconds(u64),
     /// Durations.
     Durations(Box<Histogram>),
 }
@@ -328,12 +336,14 @@ impl Samples<'_> {
             leaks,
             leaks_refuted,
             suspects,
+            collector,
             probe_cost_share: _,
         } = interval;
         self.states(waiting);
         self.sites(sites);
         self.waits(waits, syscalls);
         self.durations(&SCHEDULE, schedule);
+        self.collector(collector);
         self.kinds(&EVENTS, "gotrace.event.kind", events);
         self.kinds(&LOST, "gotrace.lost.kind", lost);
         self.kinds(&REPAIRED, "gotrace.repaired.kind", repaired);
@@ -345,6 +355,26 @@ impl Samples<'_> {
         self.suspects(suspects, growth);
         self.kinds(&SPANS_DROPPED, "gotrace.dropped.reason", spans_dropped);
         self.kinds(&SAMPLED_OUT, "gotrace.sampled_out.reason", sampled_out);
+    }
+
+    fn collector(&mut self, collector: &Collector) {
+        self.kinds(&GC_CYCLES, "gotrace.gc.reason", &collector.cycles);
+        self.durations(&GC_PAUSE, &collector.pauses);
+        let (mut series, mut beyond) = (Vec::new(), 0);
+        for assists in &collector.assists_by {
+            match self.admitted.assists(assists) {
+                Some(key) => series.push((Series::Site(key), Value::Nanoseconds(assists.total_ns))),
+                None => beyond += assists.total_ns,
+            }
+        }
+        if beyond > 0 {
+            series.push((Series::Overflow, Value::Nanoseconds(beyond)));
+        }
+        self.push(&GC_ASSIST, series);
+        if !collector.stops.is_empty() {
+            let total_ns = collector.stops.values().map(|stops| stops.sum_ns).sum();
+            self.one(&WORLD_STOPS, Series::Only, Value::Nanoseconds(total_ns));
+        }
     }
 
     fn durations(&mut self, metric: &'static Metric, histogram: &Histogram) {

@@ -1,0 +1,120 @@
+//! What the collector takes of a process, and what else stops its world.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use gotrace_common::Histogram;
+
+use crate::Location;
+
+/// What began a cycle, as outputs name it, by number.
+pub const TRIGGERS: [&str; 4] = ["unknown", "heap", "time", "call"];
+
+/// Why the world is stopped, by the runtime's number (`runtime/proc.go`, `stwReason`, Go 1.21 to 1.27). 1 and 2 are the
+/// collector's.
+pub const STOP_REASONS: [&str; 12] = [
+    "unknown",
+    "GC mark termination",
+    "GC sweep termination",
+    "write heap dump",
+    "goroutine profile",
+    "goroutine profile cleanup",
+    "all goroutines stack trace",
+    "read mem stats",
+    "AllThreadsSyscall",
+    "GOMAXPROCS",
+    "start trace",
+    "stop trace",
+];
+
+/// The collector's work and the stops of the world of a process since attaching, and the last ones.
+///
+/// A pause is counted as the runtime counts it (`/sched/pauses/total`): from the call that stops the world until the
+/// processors are woken, at mark termination until the first may go on.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Collector {
+    /// Cycles that ended, by what began them ([`TRIGGERS`]).
+    pub cycles: BTreeMap<&'static str, u64>,
+    /// Mark phases, of cycles that were seen from their beginning.
+    pub marking: Histogram,
+    /// The collector's pauses.
+    pub pauses: Histogram,
+    /// Other stops of the world, by reason ([`STOP_REASONS`]).
+    pub stops: BTreeMap<&'static str, Histogram>,
+    /// Assists: goroutines that allocate and do the collector's work for that.
+    pub assists: Histogram,
+    /// Assists by creation site, the most time first.
+    pub assists_by: Vec<Assists>,
+    /// Cycles that ended within the interval, in their order.
+    pub recent: Vec<Cycle>,
+    /// Cycles of the interval that are not among them.
+    pub recent_left_out: u64,
+    /// The longest stops within the interval that were not the collector's, the longest first.
+    pub longest: Vec<WorldStop>,
+}
+
+impl Collector {
+    /// Whether nothing was seen of it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.cycles.is_empty() && self.pauses.count == 0 && self.stops.is_empty() && self.assists.count == 0
+    }
+
+    /// Cycles that ended since attaching.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.cycles.values().sum()
+    }
+}
+
+/// Assists of goroutines of one creation site since attaching.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Assists {
+    /// Their entry function.
+    pub entry: Arc<Location>,
+    /// The `go` statement; `None` when unknown.
+    pub created_by: Option<Arc<Location>>,
+    /// How many.
+    pub count: u64,
+    /// How long they took together.
+    pub total_ns: u64,
+}
+
+/// A cycle of the collector.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cycle {
+    /// Its number among those that were seen, from 1.
+    pub number: u64,
+    /// What began it ([`TRIGGERS`]).
+    pub trigger: &'static str,
+    /// Where in the program it was asked for, where it was.
+    pub called_from: Option<Arc<Location>>,
+    /// When its mark phase had ended, Unix epoch.
+    pub end_unix_nano: u64,
+    /// How long it marked; `None` where its beginning was not seen.
+    pub mark_ns: Option<u64>,
+    /// The pause with which it began; `None` where that was not seen.
+    pub sweep_pause_ns: Option<u64>,
+    /// The pause with which marking ended.
+    pub mark_pause_ns: u64,
+    /// Assists meanwhile.
+    pub assist_ns: u64,
+    /// The same by entry function, the most first; at most three.
+    pub assisted_by: Vec<(Arc<Location>, u64)>,
+}
+
+/// The world was stopped, not for the collector.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorldStop {
+    /// Why ([`STOP_REASONS`]).
+    pub reason: &'static str,
+    /// When, Unix epoch.
+    pub start_unix_nano: u64,
+    /// For how long.
+    pub duration_ns: u64,
+    /// The goroutine that did it; 0 when that is not known.
+    pub goid: u64,
+    /// The runtime's function that was asked to, `runtime.ReadMemStats`.
+    pub function: Option<Arc<Location>>,
+    /// Where in the program it was called.
+    pub called_from: Option<Arc<Location>>,
+}

@@ -1,0 +1,3 @@
+module gotrace.test/collector
+
+go 1.19
