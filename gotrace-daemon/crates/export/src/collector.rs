@@ -34,8 +34,18 @@ const SITES: usize = 5;
 
 /// As the field `gc` has it.
 pub(crate) fn to_json(collector: &Collector) -> Json {
-    let Collector { cycles, marking, pauses, stops, assists, assists_by, recent, recent_left_out, longest } =
-        collector;
+    let Collector {
+        cycles,
+        marking,
+        pauses,
+        stops,
+        assists,
+        assists_by,
+        recent,
+        recent_left_out,
+        longest,
+        longest_left_out,
+    } = collector;
     json!({
         "cycles": cycles,
         "mark_ns": counted(marking),
@@ -46,6 +56,7 @@ pub(crate) fn to_json(collector: &Collector) -> Json {
         "ended": recent.iter().map(cycle_json).collect::<Vec<_>>(),
         "ended_left_out": recent_left_out,
         "longest_stops": longest.iter().map(stop_json).collect::<Vec<_>>(),
+        "longest_stops_left_out": longest_left_out,
     })
 }
 
@@ -99,8 +110,8 @@ pub(crate) fn in_interval(out: &mut impl Write, collector: &Collector) -> io::Re
             if assists > 0 { format!(", assists {}", duration(Some(assists))) } else { String::new() },
         )?;
     }
-    for stop in longest.iter().filter(|s| s.duration_ns >= LEAST_NS) {
-        writeln!(out, "  {}", stopped(stop))?;
+    for line in stopped(longest.iter().filter(|s| s.duration_ns >= LEAST_NS)) {
+        writeln!(out, "  {line}")?;
     }
     Ok(())
 }
@@ -156,22 +167,47 @@ fn stops(stops: &BTreeMap<&'static str, Histogram>) -> String {
     told.collect::<Vec<_>>().join(", ")
 }
 
-/// `world stopped for 41ms by runtime.ReadMemStats, called by main.collectStats (stats.go:31) in goroutine 17`.
-fn stopped(stop: &WorldStop) -> String {
-    let mut text = format!("world stopped for {}", duration(Some(stop.duration_ns)));
-    match &stop.function {
+/// Stops of one kind by one goroutine: `world stopped 3 times for 41ms (max 40ms) by runtime.ReadMemStats, called by
+/// main.collectStats (stats.go:31) in goroutine 17`.
+fn stopped<'a>(longest: impl Iterator<Item = &'a WorldStop>) -> Vec<String> {
+    let mut kinds: Vec<(&WorldStop, u64, u64)> = Vec::new();
+    for stop in longest {
+        let same = |s: &WorldStop| {
+            (s.reason, s.goid, &s.function, &s.called_from)
+                == (stop.reason, stop.goid, &stop.function, &stop.called_from)
+        };
+        match kinds.iter_mut().find(|(first, ..)| same(first)) {
+            Some((_, count, total_ns)) => {
+                *count += 1;
+                *total_ns += stop.duration_ns;
+            }
+            None => kinds.push((stop, 1, stop.duration_ns)),
+        }
+    }
+    kinds.into_iter().map(|(longest, count, total_ns)| stopped_by(longest, count, total_ns)).collect()
+}
+
+/// The same of so many, of which this was the longest.
+fn stopped_by(longest: &WorldStop, count: u64, total_ns: u64) -> String {
+    let mut text = match (count, duration(Some(total_ns))) {
+        (1, total) => format!("world stopped for {total}"),
+        (n, total) => {
+            format!("world stopped {n} times for {total} (max {})", duration(Some(longest.duration_ns)))
+        }
+    };
+    match &longest.function {
         Some(function) => {
             let _ = write!(text, " by {}", printable(&function.function));
         }
         None => {
-            let _ = write!(text, ": {}", stop.reason);
+            let _ = write!(text, ": {}", longest.reason);
         }
     }
-    if let Some(at) = &stop.called_from {
+    if let Some(at) = &longest.called_from {
         let _ = write!(text, ", called by {}", place(at));
     }
-    if stop.goid != 0 {
-        let _ = write!(text, " in goroutine {}", stop.goid);
+    if longest.goid != 0 {
+        let _ = write!(text, " in goroutine {}", longest.goid);
     }
     text
 }
@@ -208,7 +244,7 @@ pub fn header(out: &mut impl Write, resource: &Resource, pid: u32) -> io::Result
 /// # Errors
 /// What the writer says.
 pub fn interval(out: &mut impl Write, interval: &Interval) -> io::Result<()> {
-    let Collector { recent, recent_left_out, longest, .. } = &interval.collector;
+    let Collector { recent, recent_left_out, longest, longest_left_out, .. } = &interval.collector;
     if let Some(change) = &interval.levels.change {
         writeln!(out, "  {}", changed(change, interval.levels.budget))?;
     }
@@ -240,8 +276,11 @@ pub fn interval(out: &mut impl Write, interval: &Interval) -> io::Result<()> {
     if more > 0 {
         writeln!(out, "  and {} within this interval", many(more, "more cycle"))?;
     }
-    for stop in longest {
-        writeln!(out, "  {}", stopped(stop))?;
+    for line in stopped(longest.iter()) {
+        writeln!(out, "  {line}")?;
+    }
+    if *longest_left_out > 0 {
+        writeln!(out, "  and {longest_left_out} shorter stops of the world within this interval")?;
     }
     out.flush()
 }

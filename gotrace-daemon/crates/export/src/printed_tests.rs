@@ -11,7 +11,7 @@ use gotrace_inspect::{
     leak::{Accepted, AtLeastAtMost, Finding, Growth, Holder as LockHolder, Verdict},
     snapshot::{Goroutine, Names, Snapshot, Status},
 };
-use gotrace_model::{Interval, Leak, Summary, Suspected, samples};
+use gotrace_model::{Interval, Leak, Summary, Suspected, WorldStop, samples};
 
 use crate::{
     check::{self, Coverage, NotChecked},
@@ -90,8 +90,9 @@ fn gc_prints_what_is_written_down() -> io::Result<()> {
     let mut unknown = interval.collector.longest[0].clone();
     (unknown.reason, unknown.goid, unknown.function, unknown.called_from) = ("GOMAXPROCS", 0, None, None);
     interval.collector.recent.push(called);
-    interval.collector.longest.push(unknown);
-    interval.collector.recent_left_out = 3;
+    let shorter = WorldStop { duration_ns: 9_000, ..interval.collector.longest[0].clone() };
+    interval.collector.longest.extend([unknown, shorter]);
+    (interval.collector.recent_left_out, interval.collector.longest_left_out) = (3, 2);
     collector::interval(&mut out, &interval)?;
     let quota = check::Throttling::Quota { group: "/pod".into(), cpus: 0.5, periods: 80, throttled: 31 };
     interval.levels = lowered().levels;

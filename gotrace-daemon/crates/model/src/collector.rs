@@ -50,6 +50,8 @@ pub struct Collector {
     pub recent_left_out: u64,
     /// The longest stops within the interval that were not the collector's, the longest first.
     pub longest: Vec<WorldStop>,
+    /// Stops of the interval that are not among them.
+    pub longest_left_out: u64,
 }
 
 impl Collector {

@@ -186,6 +186,7 @@ pub fn collector() -> Collector {
             function: Some(location("runtime.ReadMemStats", "/go/src/runtime/mstats.go", 350)),
             called_from: Some(location("main.collectStats", "/src/stats.go", 31)),
         }],
+        longest_left_out: 0,
     }
 }
 

@@ -66,6 +66,7 @@ pub struct CollectorState {
     recent: Vec<Ended>,
     left_out: u64,
     longest: Vec<Stopped>,
+    longest_left_out: u64,
 }
 
 /// A cycle that marks.
@@ -151,20 +152,19 @@ impl CollectorState {
                     }
                 }
                 let at = self.longest.partition_point(|s| s.duration_ns >= woken_ns);
-                if at < MAX_LONGEST {
-                    let function = stack.iter().take_while(|l| is_of_runtime(&l.function)).last().cloned();
-                    self.longest.insert(
-                        at,
-                        Stopped {
-                            reason,
-                            start_ns: pause.start_ns,
-                            duration_ns: woken_ns,
-                            goid: pause.goid,
-                            function,
-                            called_from: symbols.wait_site(&frames, names),
-                        },
-                    );
-                    self.longest.truncate(MAX_LONGEST);
+                if at >= MAX_LONGEST {
+                    self.longest_left_out += 1;
+                    return;
+                }
+                let function = stack.iter().take_while(|l| is_of_runtime(&l.function)).last().cloned();
+                let called_from = symbols.wait_site(&frames, names);
+                let (start_ns, goid) = (pause.start_ns, pause.goid);
+                let stopped =
+                    Stopped { reason, start_ns, duration_ns: woken_ns, goid, function, called_from };
+                self.longest.insert(at, stopped);
+                if self.longest.len() > MAX_LONGEST {
+                    self.longest.pop();
+                    self.longest_left_out += 1;
                 }
             }
         }
@@ -287,6 +287,7 @@ impl CollectorState {
             assists_by,
             recent: (1..).zip(recent).map(told).collect(),
             recent_left_out: std::mem::take(&mut self.left_out),
+            longest_left_out: std::mem::take(&mut self.longest_left_out),
             longest: std::mem::take(&mut self.longest)
                 .into_iter()
                 .map(|s| WorldStop {
@@ -483,5 +484,6 @@ mod tests {
         assert_eq!((told.recent.len(), told.recent_left_out), (MAX_RECENT, MAX_RECENT as u64));
         assert_eq!(told.recent[0].number, 1);
         assert_eq!((told.count(), told.longest.len()), (2 * MAX_RECENT as u64, MAX_LONGEST));
+        assert_eq!(told.longest_left_out, (2 * MAX_RECENT - MAX_LONGEST) as u64);
     }
 }
