@@ -7,16 +7,12 @@ use gotrace_tests::{gobuild::cache_dir, gotrace::binary, manifests};
 use serde_json::Value;
 
 /// Arguments of a rendering, and what it is for.
-const VARIANTS: [&[&str]; 8] = [
+const VARIANTS: [&[&str]; 9] = [
     &[],
     &["--set", "snapshotOnly=true"],
     &["--set", "securityContext.sysAdmin=false"],
-    &[
-        "--set",
-        "metrics.networkPolicy.create=true",
-        "--set-json",
-        r#"metrics.networkPolicy.from=[{"namespaceSelector":{"matchLabels":{"a":"b"}}}]"#,
-    ],
+    &["--set", "metrics.prometheusRule.create=true", "--set", "metrics.dashboard.create=true"],
+    &["--set-json", r#"metrics.networkPolicy.from=[{"namespaceSelector":{"matchLabels":{"a":"b"}}}]"#],
     &["--set", "spool.enabled=false"],
     &["--set", "metrics.podMonitor.create=true", "--set", "metrics.podMonitor.labels.release=prometheus"],
     &[
@@ -49,6 +45,11 @@ const VARIANTS: [&[&str]; 8] = [
 
 /// What `helm` prints.
 fn helm(arguments: &[&str]) -> String {
+    try_helm(arguments).unwrap_or_else(|error| panic!("helm {arguments:?}: {error}"))
+}
+
+/// The same, or why it refuses.
+fn try_helm(arguments: &[&str]) -> Result<String, String> {
     let program = cache_dir().join("cluster/helm");
     assert!(program.exists(), "{} is not there: `cargo xtask setup` puts it there", program.display());
     let output = Command::new(program)
@@ -57,12 +58,13 @@ fn helm(arguments: &[&str]) -> String {
         .args(["--kube-version", "1.36.3"])
         .output()
         .expect("helm runs");
-    assert!(output.status.success(), "helm {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("text")
+    let text = |bytes| String::from_utf8(bytes).expect("text");
+    if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
 }
 
 fn render(variant: &[&str]) -> Vec<Value> {
-    let arguments = [&["template", "gotrace", "chart", "--namespace", "gotrace"], variant].concat();
+    let arguments =
+        [&["template", "gotrace", "chart", "--namespace", "gotrace", "--skip-tests"], variant].concat();
     manifests::parse(&helm(&arguments)).expect("YAML")
 }
 
@@ -76,6 +78,70 @@ fn the_chart_is_accepted_by_helm() {
         helm(&[&["lint", "--strict", "chart"], variant].concat());
         assert!(!render(variant).is_empty());
     }
+}
+
+#[test]
+fn values_that_are_none_are_refused() {
+    for (value, why) in [
+        ("metrcis.port=9464", "metrcis"),
+        ("metrics.port=0", "/metrics/port"),
+        ("snapshotOnly=maybe", "/snapshotOnly"),
+        ("image.pullPolicy=Often", "/image/pullPolicy"),
+        ("otlp.endpoint=collector:4317", "/otlp/endpoint"),
+        ("resources.limits.memory=lots", "/resources/limits/memory"),
+    ] {
+        let refused = try_helm(&["template", "gotrace", "chart", "--set", value]).expect_err(value);
+        assert!(refused.contains(why), "{value}: {refused}");
+    }
+    // All that the chart knows is in the schema, or nobody could set it.
+    let read = |file: &str| fs::read_to_string(manifests::directory().join("kubernetes/chart").join(file));
+    let values = manifests::parse(&read("values.yaml").expect("values")).expect("YAML");
+    let schema: Value = serde_json::from_str(&read("values.schema.json").expect("a schema")).expect("JSON");
+    fn unknown(values: &Value, schema: &Value, at: &str, found: &mut Vec<String>) {
+        let Some(properties) = schema["properties"].as_object() else { return };
+        for (key, value) in values.as_object().into_iter().flatten() {
+            match properties.get(key) {
+                Some(schema) => unknown(value, schema, &format!("{at}/{key}"), found),
+                None => found.push(format!("{at}/{key}")),
+            }
+        }
+    }
+    let mut missing = Vec::new();
+    unknown(&values[0], &schema, "", &mut missing);
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[test]
+fn the_chart_brings_rules_dashboard_and_a_test() {
+    let read = |file: &str| fs::read(manifests::directory().join(file)).expect("a file");
+    for (copy, file) in [("gotrace.rules.yaml", "prometheus"), ("gotrace.json", "grafana")] {
+        let copied = read(&format!("kubernetes/chart/files/{copy}"));
+        assert!(copied == read(&format!("{file}/{copy}")), "copy deploy/{file}/{copy} to the chart's files/");
+    }
+    let objects = render(VARIANTS[3]);
+    let rules = &find(&objects, "PrometheusRule")["spec"];
+    assert_eq!(
+        Some(rules),
+        manifests::read(Path::new("prometheus/gotrace.rules.yaml")).expect("rules").first()
+    );
+    let dashboard =
+        objects.iter().find(|o| o["metadata"]["name"] == "gotrace-dashboard").expect("a dashboard");
+    let text = dashboard["data"]["gotrace.json"].as_str().expect("a file");
+    assert_eq!(text.as_bytes(), read("grafana/gotrace.json"));
+    // Nobody reaches anything but the page.
+    let objects = render(&[]);
+    let policy = &find(&objects, "NetworkPolicy")["spec"];
+    assert_eq!(policy["ingress"].as_array().map(Vec::len), Some(1));
+    assert_eq!(policy["ingress"][0]["ports"], serde_json::json!([{"port": "metrics", "protocol": "TCP"}]));
+    // The test has the rights of the DaemonSet, and no more.
+    let objects = manifests::parse(&helm(&["template", "gotrace", "chart"])).expect("YAML");
+    let [test, daemon] =
+        [&find(&objects, "Pod")["spec"], &find(&objects, "DaemonSet")["spec"]["template"]["spec"]];
+    assert_eq!(test["containers"][0]["securityContext"], daemon["containers"][0]["securityContext"]);
+    assert_eq!(
+        (&test["containers"][0]["args"], &test["volumes"]),
+        (&serde_json::json!(["doctor"]), &Value::Null)
+    );
 }
 
 #[test]

@@ -36,3 +36,33 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- end -}}
 {{- toYaml (mergeOverwrite $spool (deepCopy .Values.config) $engine $listen) -}}
 {{- end -}}
+
+{{- /* What the container may do. */ -}}
+{{- define "gotrace.securityContext" -}}
+# Another user cannot use what capabilities would let it: they are given to root.
+runAsUser: 0
+privileged: false
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+  add:
+    {{- if .Values.snapshotOnly }}
+    - SYS_PTRACE
+    - DAC_READ_SEARCH
+    {{- else }}
+    {{- toYaml .Values.securityContext.capabilities.add | nindent 4 }}
+    {{- if .Values.securityContext.sysAdmin }}
+    - SYS_ADMIN
+    {{- end }}
+    {{- end }}
+seccompProfile:
+  {{- if .Values.snapshotOnly }}
+  type: RuntimeDefault
+  {{- else }}
+  {{- toYaml .Values.securityContext.seccompProfile | nindent 2 }}
+  {{- end }}
+{{- with .Values.securityContext.appArmorProfile }}
+appArmorProfile: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
