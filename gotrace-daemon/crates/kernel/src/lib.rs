@@ -85,6 +85,7 @@ pub struct Kernel {
     executions_lost: Array<MapData, u64>,
     held: Array<MapData, u64>,
     shares: Array<MapData, u64>,
+    assists: BpfHashMap<MapData, GoroutineKey, u64>,
     /// Kept as it is, for commands that aya lacks.
     histograms: MapData,
     /// Copies of each process's histograms.
@@ -149,7 +150,7 @@ impl Kernel {
         let maps = ["PROCESSES", "GOROUTINES", "COUNTERS", "EXECUTIONS", "EXECUTIONS_LOST", "HISTOGRAMS"];
         let [of_processes, goroutines, counters, executions, executions_lost, histograms] =
             maps.map(&mut take);
-        let [held, shares] = ["HELD", "SHARES"].map(&mut take);
+        let [held, shares, assists] = ["HELD", "SHARES", "ASSISTS"].map(&mut take);
         let mut kernel = Self {
             ebpf,
             processes: typed(of_processes?, "PROCESSES")?,
@@ -159,6 +160,7 @@ impl Kernel {
             executions_lost: typed(executions_lost?, "EXECUTIONS_LOST")?,
             held: typed(held?, "HELD")?,
             shares: typed(shares?, "SHARES")?,
+            assists: typed(assists?, "ASSISTS")?,
             histograms: data(histograms?)?,
             copies,
             loaded: HashMap::new(),
@@ -350,7 +352,7 @@ impl Kernel {
     ///
     /// # Errors
     /// [`Error::Failed`] when the kernel refuses to read its map.
-    pub fn forget_goroutines(&self, gone: impl Fn(u32) -> bool) -> Result<usize, Error> {
+    pub fn forget_goroutines(&mut self, gone: impl Fn(u32) -> bool) -> Result<usize, Error> {
         let mut keys = Vec::new();
         self.goroutines(|key, _| {
             if gone(key.process) {
@@ -360,6 +362,12 @@ impl Kernel {
         for key in &keys {
             // One that has ended meanwhile is gone already.
             batch::delete(self.goroutines.fd().as_fd(), key);
+        }
+        // Of a process that was killed some had begun to do the collector's work.
+        let assisting = self.assists.keys().filter_map(Result::ok).filter(|key| gone(key.process));
+        for key in assisting.collect::<Vec<_>>() {
+            // One that is done by now is gone already.
+            let _ = self.assists.remove(&key);
         }
         Ok(keys.len())
     }

@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::{Kernel, Options, copies, preflight};
-use gotrace_common::Histogram;
+use gotrace_common::{GoroutineKey, Histogram};
 
 /// What a node's agent has by default.
 const PROCESSES: u32 = 64;
@@ -111,4 +111,19 @@ fn live_kernel_memory_is_bounded_for_many_processes_and_cpus() {
     let bytes: u64 = new.iter().map(MapInfo::bytes_there).sum();
     eprintln!("{PROCESSES} processes, {CPUS} CPUs: {bytes} bytes");
     assert!((30_000_000..=MOST).contains(&bytes), "{bytes} bytes: {new:#?}");
+}
+
+#[test]
+fn live_what_a_killed_process_was_about_is_forgotten() {
+    if !is_root("that what is kept of an ended process goes") {
+        return;
+    }
+    let mut kernel = Kernel::load(&OPTIONS).expect("it loads");
+    let key = |process, goid| GoroutineKey { goid, process, reserved: 0 };
+    for (process, goid) in [(5, 1), (5, 2), (6, 1)] {
+        kernel.assists.insert(key(process, goid), 7, 0).expect("room");
+    }
+    kernel.forget_goroutines(|process| process == 5).expect("it is read");
+    let left: Vec<_> = kernel.assists.keys().filter_map(Result::ok).collect();
+    assert_eq!(left, [key(6, 1)]);
 }

@@ -60,6 +60,10 @@ pub struct CollectorState {
     /// How many and how long.
     assists_by: BTreeMap<SiteKey, (u64, u64)>,
     open: Option<Open>,
+    /// Whether its pauses have all been seen since a cycle began or ended.
+    whole: bool,
+    /// Pauses that began earlier are another time's: their end was not seen then.
+    since_ns: u64,
     /// The cycle that ended last, which goes on where marking turns out not to be done.
     last: Option<Ended>,
     /// Those before, of this interval.
@@ -107,6 +111,9 @@ struct Stopped {
 impl CollectorState {
     /// The world was stopped and runs again.
     pub(super) fn pause(&mut self, pause: &Pause<'_>, symbols: &mut Symbols, names: &dyn Names) {
+        if pause.start_ns < self.since_ns {
+            return;
+        }
         let frames: Vec<u64> = pause.frames.iter().collect();
         let stack: Vec<Arc<Location>> = frames.iter().map(|pc| symbols.call(*pc, names)).collect();
         let has = |function: &str| stack.iter().any(|l| is_in(&l.function, function));
@@ -129,6 +136,7 @@ impl CollectorState {
                     () => 0,
                 };
                 let called_from = (trigger == 3).then(|| symbols.wait_site(&frames, names)).flatten();
+                self.whole = true;
                 self.open = Some(Open {
                     trigger,
                     called_from,
@@ -180,7 +188,7 @@ impl CollectorState {
                 last.end_ns = pause.restart_ns;
                 return;
             }
-            if self.cycles.iter().any(|n| *n > 0) {
+            if std::mem::replace(&mut self.whole, true) {
                 // The same, of a cycle that was told already.
                 return;
             }
@@ -206,6 +214,18 @@ impl CollectorState {
             mark_pause_ns: pause_ns,
             assists,
         });
+    }
+
+    /// Nothing is seen of it from now on, for a while.
+    pub(super) fn interrupt(&mut self) {
+        self.close();
+        self.open = None;
+        self.whole = false;
+    }
+
+    /// It is seen again.
+    pub(super) fn resume(&mut self, now_ns: u64) {
+        self.since_ns = now_ns;
     }
 
     /// The last cycle goes on no more.
@@ -442,6 +462,24 @@ mod tests {
         // What was told already is not counted anew.
         fed.pause(1, 7_000, &MARKED);
         assert_eq!((fed.told().count(), fed.told().pauses.count), (2, 5));
+    }
+
+    #[test]
+    fn what_was_not_seen_is_not_made_up() {
+        let mut fed = Fed::new();
+        fed.pause(2, 1_000, &HEAP);
+        fed.pause(1, 2_000, &MARKED);
+        fed.pause(2, 3_000, &HEAP);
+        // Without probes meanwhile, and in the middle of a cycle afterwards.
+        fed.state.interrupt();
+        fed.state.resume(8_000_000);
+        // One whose end was not seen before.
+        fed.pause(7, 4_000, &STATS);
+        fed.pause(1, 9_000_000, &MARKED);
+        let told = fed.told();
+        assert_eq!(told.cycles, BTreeMap::from([("heap", 1), ("unknown", 1)]));
+        assert_eq!((told.marking.count, told.marking.max_ns, told.stops.len()), (1, 900, 0));
+        assert_eq!((told.recent[1].mark_ns, told.recent[1].sweep_pause_ns), (None, None));
     }
 
     #[test]

@@ -275,16 +275,19 @@ impl Tracee {
                 facts.mode.mark(*now_ns);
             }
             Input::Sampled => {
+                self.collector.interrupt();
                 facts.mode.sampled = true;
                 table.become_sampled();
             }
             Input::EventsStopped { now_ns } => {
+                self.collector.interrupt();
                 facts.mode.sampled = true;
                 table.become_sampled();
                 table.forget_parks();
                 facts.mode.mark(*now_ns);
             }
             Input::EventsResumed { now_ns } => {
+                self.collector.resume(*now_ns);
                 facts.mode.sampled = false;
                 table.become_traced(*now_ns);
                 facts.mode.mark(*now_ns);
