@@ -20,7 +20,7 @@ use gotrace_model::{
 use crate::{
     check::Throttling,
     json::{self, counted, location},
-    text::{changed, duration, percent},
+    text::{changed, duration, percent, stopped as ended},
 };
 
 /// The schema of the JSON lines.
@@ -306,7 +306,7 @@ impl Run<'_> {
         let last = &summary.last;
         let collector = &last.collector;
         let seconds = last.end_unix_nano.saturating_sub(last.start_unix_nano) as f64 / 1e9;
-        writeln!(out, "\n{seconds:.1} s: {}", sums(collector))?;
+        writeln!(out, "\n{seconds:.1} s ({}): {}", ended(&summary.ended), sums(collector))?;
         let share = |ns: u64| match cpu_ns.filter(|cpu| *cpu > 0) {
             Some(cpu) => format!(" = {:.1}% of its CPU time", ns as f64 / cpu as f64 * 100.0),
             None => String::new(),

@@ -230,7 +230,7 @@ pub fn summary(out: &mut impl Write, summary: &Summary, system: bool) -> io::Res
 }
 
 /// Why the run ended, as a clause; results say it as [`Summary::ended`] has it.
-fn stopped(ended: &str) -> &str {
+pub(crate) fn stopped(ended: &str) -> &str {
     match ended {
         "duration" => "stopped after --duration",
         "the process ended" => "the process exited",
