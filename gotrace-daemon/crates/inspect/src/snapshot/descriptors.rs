@@ -15,6 +15,8 @@ use gotrace_process::{ProcessError, ReadMemory};
 
 /// Words from the stack pointer on among which it is: the frames of `gopark` and `netpollblock` are shorter.
 const WORDS: usize = 32;
+/// What was the stack's before, below where it is used.
+const BELOW: u64 = 1 << 12;
 /// No process has as many.
 const MAX_DESCRIPTOR: u64 = 1 << 31;
 
@@ -55,11 +57,16 @@ impl Descriptors {
         self.found.clear();
     }
 
-    /// The n-th goroutine of the batch waits for a descriptor, and this is its stack.
-    pub fn note(&mut self, n: usize, stack: &[u8]) {
+    /// The n-th goroutine of the batch waits for a descriptor, and this is its stack from `sp` on, which ends at `hi`.
+    pub fn note(&mut self, n: usize, stack: &[u8], (sp, hi): (u64, u64)) {
+        // No `pollDesc` is there, but places that hold the `g` are.
+        let own = sp.saturating_sub(BELOW)..hi;
         let mut words = [0; WORDS];
         for (word, bytes) in words.iter_mut().zip(stack.chunks_exact(8)) {
             *word = bytes.first_chunk().map_or(0, |b| u64::from_le_bytes(*b));
+            if own.contains(word) {
+                *word = 0;
+            }
         }
         self.noted.push((n, words));
     }
@@ -163,5 +170,20 @@ impl Descriptors {
         let at = self.found.binary_search_by_key(&n, |&(of, _)| of).ok()?;
         let found = self.found.get(at)?.1;
         if writes { found.writer } else { found.reader }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_on_the_own_stack_are_no_descriptors() {
+        let words = [0x7f00_0000_1010, 0xc000_2100, 0xc000_1f00, 0xc000_3000, 0xc000_0f00];
+        let stack: Vec<u8> = words.iter().flat_map(|w: &u64| w.to_le_bytes()).collect();
+        let mut descriptors = Descriptors::default();
+        descriptors.note(3, &stack, (0xc000_2000, 0xc000_3000));
+        let (n, noted) = descriptors.noted[0];
+        assert_eq!((n, &noted[..6]), (3, &[0x7f00_0000_1010, 0, 0, 0xc000_3000, 0xc000_0f00, 0][..]));
     }
 }

@@ -307,7 +307,7 @@ impl Reader {
                     }
                     if batch.gs[n].1.is_some_and(|s| self.family(&s) == Family::Io) {
                         let bytes = self.pieces.item(i, len as usize).unwrap_or_default();
-                        self.descriptors.note(n, bytes);
+                        self.descriptors.note(n, bytes, (start.sp, hi));
                     }
                     let begin = batch.frames.len();
                     batch.frames.extend_from_slice(&self.scratch);
