@@ -227,6 +227,11 @@ fn many(n: u64, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
 
+/// Who assisted: creation sites that found no room are told together.
+fn assisting(entry: &Location) -> String {
+    if entry.is_known() { printable(&entry.function).into_owned() } else { "other functions".to_owned() }
+}
+
 /// The first lines of `gotrace gc`.
 ///
 /// # Errors
@@ -263,7 +268,7 @@ pub fn interval(out: &mut impl Write, interval: &Interval) -> io::Result<()> {
             let by = cycle
                 .assisted_by
                 .iter()
-                .map(|(entry, ns)| format!("{} {}", printable(&entry.function), duration(Some(*ns))));
+                .map(|(entry, ns)| format!("{} {}", assisting(entry), duration(Some(*ns))));
             let by = by.collect::<Vec<_>>().join(", ");
             write!(out, "  assists {} ({by})", duration(Some(cycle.assist_ns)))?;
         }
@@ -321,7 +326,7 @@ impl Run<'_> {
             )?;
         }
         for assists in collector.assists_by.iter().take(SITES) {
-            let entry = printable(&assists.entry.function).into_owned();
+            let entry = assisting(&assists.entry);
             writeln!(out, "  {:>8}  {entry}", duration(Some(assists.total_ns)))?;
         }
         let more = collector.assists_by.len().saturating_sub(SITES);

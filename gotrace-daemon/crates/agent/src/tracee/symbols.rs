@@ -93,6 +93,16 @@ impl Symbols {
         location
     }
 
+    /// The same of an address that the process itself may have made up: nothing is kept of what is no code of the program.
+    pub fn known_call(&mut self, address: u64, names: &dyn Names) -> Option<Arc<Location>> {
+        if let Some(location) = self.calls.get(&address) {
+            return Some(Arc::clone(location));
+        }
+        let location = Arc::new(names.call(address)?);
+        self.learn(Symbol::Call(address, Arc::clone(&location)));
+        Some(location)
+    }
+
     /// The `go` statement of a goroutine; `None` where that is not known, and of the main goroutine, which has none.
     pub fn created_by(&mut self, address: u64, names: &dyn Names) -> Option<Arc<Location>> {
         (address != 0).then(|| self.call(address, names)).filter(|made| has_go_statement(&made.function))

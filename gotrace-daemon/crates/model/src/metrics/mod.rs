@@ -362,7 +362,8 @@ impl Samples<'_> {
         self.durations(&GC_PAUSE, &collector.pauses);
         let (mut series, mut beyond) = (Vec::new(), 0);
         for assists in &collector.assists_by {
-            match self.admitted.assists(assists) {
+            // Those that found no room among the sites are nobody's.
+            match self.admitted.assists(assists).filter(|_| assists.entry.is_known()) {
                 Some(key) => series.push((Series::Site(key), Value::Nanoseconds(assists.total_ns))),
                 None => beyond += assists.total_ns,
             }
