@@ -468,6 +468,11 @@ impl Target {
     }
 
     pub(super) fn error(&self, what: &str, source: io::Error) -> ProcessError {
+        // Its memory goes before it does, and files of its `/proc` directory with it.
+        let gone = || has_ended(&self.pidfd) || self.image.as_ref().is_some_and(Image::is_gone);
+        if source.raw_os_error() == Some(libc::ENOENT) && gone() {
+            return ProcessError::Gone { pid: self.identity.pid };
+        }
         ProcessError::from_io(self.identity.pid, self.identity.uid, what, source)
     }
 

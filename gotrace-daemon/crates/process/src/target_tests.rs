@@ -108,6 +108,23 @@ fn a_deleted_executable_and_an_odd_name_are_read() {
     assert!(matches!(target.expect("opens").threads(), Err(ProcessError::Gone { .. })));
 }
 
+#[test]
+fn what_is_asked_of_one_that_has_ended_says_that_it_is_gone() {
+    let mut child = Command::new("/bin/sleep").arg("60").spawn().expect("sleep starts");
+    crate::wait_for_program(child.id());
+    let target = Target::open(child.id()).expect("opens");
+    child.kill().expect("sleep can be ended");
+    assert!(target.watch().expect("watched").wait_timeout(std::time::Duration::from_secs(60)));
+    // First a zombie, whose directory is there still, then nothing.
+    for _ in 0..2 {
+        assert!(matches!(target.executable_mappings(), Err(ProcessError::Gone { .. })));
+        child.wait().expect("sleep ends");
+    }
+    // What it was asked for besides keeps its own reason.
+    let other = std::io::Error::from_raw_os_error(libc::EMFILE);
+    assert!(matches!(target.cannot("be looked at", other), ProcessError::Io { .. }));
+}
+
 fn open_directory(pid: u32) -> OwnedFd {
     openat(CWD, format!("/proc/{pid}"), DIRECTORY, Mode::empty()).expect("the process exists")
 }
