@@ -20,7 +20,12 @@ pub mod flags {
     pub const FLOODS: u32 = 2;
     /// Who stops the world says why (Go 1.21 and later).
     pub const STOP_REASON: u32 = 4;
+    /// Thread switches are watched: what goroutines use of the processors is counted, from [`super::LEVEL_WAITS`] on.
+    pub const CPU_TIME: u32 = 8;
 }
+
+/// Processor time of a goroutine that is not told yet, at which a record tells it.
+pub const CPU_TOLD_NS: u64 = 1_000_000;
 
 /// Programs by number: the lower half of a probe's cookie, by which the programs `dispatch_…` choose. [`program::NAMES`]
 /// has the program that does the same alone.
@@ -213,7 +218,8 @@ pub struct GoroutineKey {
     pub reserved: u32,
 }
 
-/// Value of the map `GOROUTINES` (72 bytes): made at a goroutine's first park, removed at its exit.
+/// Value of the map `GOROUTINES` (88 bytes): made at a goroutine's first park, or run where processor time is counted;
+/// removed at its exit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct GoroutineState {
@@ -231,6 +237,10 @@ pub struct GoroutineState {
     pub schedule_total_ns: u64,
     /// Number of its waits.
     pub wait_count: u64,
+    /// Processor time that it has used, up to its last park, yield or change of thread.
+    pub cpu_ns: u64,
+    /// What of that was told.
+    pub cpu_told_ns: u64,
     /// Address of its `g` at the park.
     pub g: u64,
     /// Wait reason of the park.
@@ -241,12 +251,36 @@ pub struct GoroutineState {
     pub reserved: [u8; 6],
 }
 
+/// Value of the map `THREADS`, keyed by the thread's id in the initial PID namespace (56 bytes): made when the thread of a
+/// traced process first runs a goroutine or does the collector's work, removed at its exit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ThreadState {
+    /// The goroutine that it runs; 0 for none.
+    pub goid: u64,
+    /// Processor time that it has used since it is known, up to [`Self::since_ns`].
+    pub cpu_ns: u64,
+    /// Since when it has the processor that it has; 0 without one, and where that was not told.
+    pub since_ns: u64,
+    /// What the scheduler had counted for it when it last gave up a processor; 0 where it has not since it is known.
+    pub counted_ns: u64,
+    /// Its processor time when it began to run the goroutine.
+    pub from_ns: u64,
+    /// Since when it does the collector's work for a goroutine that allocates; 0 where it does not.
+    pub assist_ns: u64,
+    /// [`ProcessConfig::process`]
+    pub process: u32,
+    /// [`ProcessConfig::slot`]
+    pub slot: u32,
+}
+
 const _: () = {
     assert!(size_of::<GLayout>() == 24);
     assert!(size_of::<EntryFilter>() == 64);
     assert!(size_of::<ProcessConfig>() == 128);
     assert!(size_of::<GoroutineKey>() == 16);
-    assert!(size_of::<GoroutineState>() == 72);
+    assert!(size_of::<GoroutineState>() == 88);
+    assert!(size_of::<ThreadState>() == 56);
 };
 
 #[cfg(feature = "user")]
@@ -257,6 +291,8 @@ mod pod {
     unsafe impl aya::Pod for super::GoroutineKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::GoroutineState {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::ThreadState {}
 }
 
 #[cfg(test)]

@@ -34,13 +34,15 @@ pub enum Hit {
     AssistBegin = 13,
     /// It has done its share.
     AssistEnd = 14,
+    /// A thread that is known was switched away from its processor: no probe, but a call at the kernel's own.
+    Switch = 15,
 }
 
 impl Hit {
     /// How many there are.
     pub const COUNT: usize = 16;
     /// Name of each, as outputs show it.
-    pub const NAMES: [&'static str; 15] = [
+    pub const NAMES: [&'static str; 16] = [
         "create",
         "exit",
         "park",
@@ -56,6 +58,7 @@ impl Hit {
         "start_world",
         "assist_begin",
         "assist_end",
+        "switch",
     ];
 }
 
@@ -79,13 +82,15 @@ pub enum Lost {
     ListTooLong = 6,
     /// A pause or an assist of the collector that found no room in the ring.
     RingCollector = 7,
+    /// A thread that found no room in the table of threads: what its goroutines use of the processors, or an assist.
+    ThreadsFull = 8,
 }
 
 impl Lost {
     /// How many there are.
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 9;
     /// Name of each, as outputs show it.
-    pub const NAMES: [&'static str; 8] = [
+    pub const NAMES: [&'static str; 9] = [
         "ring_create",
         "ring_exit",
         "ring_wait",
@@ -94,10 +99,11 @@ impl Lost {
         "read_failed",
         "list_too_long",
         "ring_collector",
+        "threads_full",
     ];
 }
 
-/// Value of the per-CPU map `COUNTERS`, one row a process slot (200 bytes).
+/// Value of the per-CPU map `COUNTERS`, one row a process slot (208 bytes).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Counters {
@@ -109,7 +115,7 @@ pub struct Counters {
     pub short_waits: u64,
 }
 
-const _: () = assert!(size_of::<Counters>() == 200);
+const _: () = assert!(size_of::<Counters>() == 208);
 
 #[cfg(feature = "user")]
 // SAFETY: repr(C), no padding (size asserted above), every bit pattern valid.

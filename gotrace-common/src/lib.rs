@@ -15,15 +15,15 @@ mod histogram;
 mod record;
 
 pub use config::{
-    EntryFilter, GLayout, GoroutineKey, GoroutineState, LEVEL_FULL, LEVEL_LIFECYCLE, LEVEL_WAITS,
-    MAX_WAKE_LIST, ProcessConfig, flags, program,
+    CPU_TOLD_NS, EntryFilter, GLayout, GoroutineKey, GoroutineState, LEVEL_FULL, LEVEL_LIFECYCLE,
+    LEVEL_WAITS, MAX_WAKE_LIST, ProcessConfig, ThreadState, flags, program,
 };
 pub use counters::{Counters, Hit, Lost};
 pub use histogram::{
     BUCKETS, Histogram, REASON_ROWS, ROW_OTHER, ROW_SCHEDULE, ROW_SYSCALL, bucket_of, bucket_upper_bound_ns,
 };
 pub use record::{
-    AssistRecord, CLOSURE_WORDS, CoroutineRecord, CreateClosureRecord, CreateRecord, DEEP_FRAMES, ExecRecord,
-    ExitRecord, FRAMES, Header, OpenWaitRecord, PauseRecord, WaitDeepRecord, WaitHead, WaitRecord, WakerKind,
-    kind,
+    AssistRecord, CLOSURE_WORDS, CoroutineRecord, CpuRecord, CreateClosureRecord, CreateRecord, DEEP_FRAMES,
+    ExecRecord, ExitRecord, FRAMES, Header, OpenWaitRecord, PauseRecord, WaitDeepRecord, WaitHead,
+    WaitRecord, WakerKind, kind,
 };

@@ -27,6 +27,8 @@ pub mod kind {
     pub const PAUSE: u8 = 10;
     /// [`super::AssistRecord`]
     pub const ASSIST: u8 = 11;
+    /// [`super::CpuRecord`]
+    pub const CPU: u8 = 12;
 }
 
 /// Frames in a [`WaitRecord`].
@@ -114,7 +116,7 @@ pub struct CreateClosureRecord {
 /// A coroutine's creation has the shape of any other.
 pub type CoroutineRecord = CreateRecord;
 
-/// A goroutine ended (48 bytes).
+/// A goroutine ended (56 bytes; 48 in recordings of gotrace 0.1, without the last field).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct ExitRecord {
@@ -128,6 +130,8 @@ pub struct ExitRecord {
     pub schedule_total_ns: u64,
     /// Number of all its waits, short ones included.
     pub wait_count: u64,
+    /// Processor time that it has used; 0 where that is not known.
+    pub cpu_ns: u64,
 }
 
 /// What both wait records begin with (56 bytes).
@@ -145,8 +149,8 @@ pub struct WaitHead {
     pub wake_ns: u64,
     /// The goroutine that woke it; 0 unless `waker` is [`WakerKind::Goroutine`].
     pub waker_goid: u64,
-    /// Reserved, 0.
-    pub reserved: u64,
+    /// Processor time that it has used up to then; 0 where that is not known.
+    pub cpu_ns: u64,
 }
 
 /// A wait of at least the threshold, with up to [`FRAMES`] frames (120 bytes).
@@ -228,13 +232,26 @@ pub struct AssistRecord {
     pub entry_pc: u64,
 }
 
+/// A goroutine has used the processors for a while without a wait that is told (32 bytes).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct CpuRecord {
+    /// [`kind::CPU`]
+    pub header: Header,
+    /// The goroutine.
+    pub goid: u64,
+    /// Processor time that it has used, since it is known.
+    pub cpu_ns: u64,
+}
+
 const _: () = {
+    assert!(size_of::<CpuRecord>() == 32);
     assert!(size_of::<PauseRecord>() == 104);
     assert!(size_of::<AssistRecord>() == 48);
     assert!(size_of::<Header>() == 16);
     assert!(size_of::<CreateRecord>() == 48);
     assert!(size_of::<CreateClosureRecord>() == 176);
-    assert!(size_of::<ExitRecord>() == 48);
+    assert!(size_of::<ExitRecord>() == 56);
     assert!(size_of::<WaitHead>() == 56);
     assert!(size_of::<WaitRecord>() == 120);
     assert!(size_of::<WaitDeepRecord>() == 312);

@@ -19,15 +19,20 @@ static WAKEUP_BYTES: u64 = 1 << 19;
 /// half, which is the others'.
 #[inline(always)]
 pub fn reserve<T: 'static>(process: &Process, lost: Lost) -> Option<RingBufEntry<T>> {
-    if process.flags & flags::FLOODS != 0 && is_half_full() {
-        process.lost(lost);
-        return None;
-    }
-    let entry = EVENTS.reserve::<T>(0);
+    let entry = room(process);
     if entry.is_none() {
         process.lost(lost);
     }
     entry
+}
+
+/// Room for a record of which nothing is lost where there is none: a later one tells the same.
+#[inline(always)]
+pub fn room<T: 'static>(process: &Process) -> Option<RingBufEntry<T>> {
+    if process.flags & flags::FLOODS != 0 && is_half_full() {
+        return None;
+    }
+    EVENTS.reserve::<T>(0)
 }
 
 /// Sends a record that has been written in full.

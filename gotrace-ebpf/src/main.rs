@@ -21,6 +21,7 @@ mod process;
 mod probes {
     pub mod collector;
     pub mod coroutine;
+    pub mod cpu;
     pub mod dispatch;
     pub mod lifecycle;
     pub mod program;

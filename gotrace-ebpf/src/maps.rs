@@ -5,7 +5,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use gotrace_common::{
-    Counters, GoroutineKey, GoroutineState, Histogram, PauseRecord, ProcessConfig, REASON_ROWS,
+    Counters, GoroutineKey, GoroutineState, Histogram, PauseRecord, ProcessConfig, REASON_ROWS, ThreadState,
 };
 
 /// Traced processes, by thread group id in the agent's PID namespace.
@@ -38,9 +38,13 @@ pub static SHARES: Array<u64> = Array::with_max_entries(1, 0);
 #[map]
 pub static PAUSES: Array<PauseRecord> = Array::with_max_entries(1, 0);
 
-/// When goroutines that do the collector's work began to. As many at once as there are processors.
+/// Threads of traced processes that run goroutines, by their ids in the initial PID namespace. Preallocated.
 #[map]
-pub static ASSISTS: HashMap<GoroutineKey, u64> = HashMap::with_max_entries(4096, 0);
+pub static THREADS: HashMap<u32, ThreadState> = HashMap::with_max_entries(1024, 0);
+
+/// How many threads `THREADS` holds of the process in each slot. User space sets it to 0 for a new process.
+#[map]
+pub static THREADS_HELD: Array<u64> = Array::with_max_entries(1, 0);
 
 /// Counters, one row a process slot.
 #[map]

@@ -73,6 +73,7 @@ pub fn sample(resource: &Arc<Resource>, count: usize) -> Vec<Span> {
                     wait_total_ns: Some(900_000),
                     run_total_ns: Some(100_000),
                     wait_count: Some(3),
+                    cpu_ns: Some(1_250_000),
                     waits_by_reason: vec![(Arc::clone(&reason), 900_000)],
                 })
             } else {
@@ -127,6 +128,8 @@ pub fn interval(resource: &Arc<Resource>) -> Interval {
         leaks_refuted: 0,
         suspects: Vec::new(),
         collector: Collector::default(),
+        process_cpu_ns: None,
+        process_cpu_total_ns: None,
         probe_cost_share: None,
     }
 }
@@ -266,6 +269,8 @@ fn server(resource: &Arc<Resource>, report: u64) -> Interval {
         died: 40,
         born_total: 40 * (report + 1),
         died_total: 40 * (report + 1) - 20,
+        cpu_ns: 1_000_000,
+        cpu_total_ns: 2_000_000,
         waiting: BTreeMap::new(),
         waits: times,
         lifetimes: times,

@@ -123,6 +123,8 @@ fn page() -> String {
         died: 1,
         born_total: 9,
         died_total: 6,
+        cpu_ns: 1_000_000,
+        cpu_total_ns: 2_000_000,
         waiting: BTreeMap::new(),
         waits: Histogram::default(),
         lifetimes: histogram(1_000),
@@ -186,6 +188,8 @@ fn page() -> String {
             holders: Vec::new(),
         }],
         collector: gotrace_model::samples::collector(),
+        process_cpu_ns: None,
+        process_cpu_total_ns: None,
         probe_cost_share: Some(0.01),
     };
     let agent = Agent {

@@ -8,8 +8,8 @@ use gotrace_common::{AssistRecord, FRAMES, Header, Hit, LEVEL_LIFECYCLE, Lost, P
 use crate::{
     emit::{reserve, submit},
     go_abi::{argument, current_g, read_word, read_words},
-    maps::{ASSISTS, PAUSES},
-    probes::wait::walk,
+    maps::PAUSES,
+    probes::{cpu, wait::walk},
     process::{Probe, Process},
 };
 
@@ -99,21 +99,19 @@ pub fn on_started(ctx: &Probe) -> Option<()> {
     Some(())
 }
 
-/// `gcAssistAlloc1`: the g is the first argument.
+/// `gcAssistAlloc1`.
 #[uprobe]
 pub fn assist_begin(ctx: ProbeContext) -> u32 {
-    let ctx = &Probe::new(ctx);
-    on_assist_begin(ctx, argument::<0>(ctx));
+    on_assist_begin(&Probe::new(ctx));
     0
 }
 
 #[inline(always)]
-pub fn on_assist_begin(ctx: &Probe, g: u64) -> Option<()> {
+pub fn on_assist_begin(ctx: &Probe) -> Option<()> {
     let process = Process::hit(ctx, Hit::AssistBegin, LEVEL_LIFECYCLE)?;
-    let goid = process.read(read_word(g + u64::from(process.layout.goid)))?;
-    if ASSISTS.insert(process.key(goid), process.now_ns, 0).is_err() {
-        process.lost(Lost::TableFull);
-    }
+    // It does not leave the thread before it is done: it is on the scheduler's stack.
+    // SAFETY: the value of a preallocated map, of the thread whose event this is.
+    unsafe { (*cpu::thread(&process)?).assist_ns = process.now_ns };
     Some(())
 }
 
@@ -129,10 +127,11 @@ pub fn on_assist_end(ctx: &Probe) -> Option<()> {
     let process = Process::hit(ctx, Hit::AssistEnd, LEVEL_LIFECYCLE)?;
     let g = running_g(ctx, &process)?;
     let goid = process.read(read_word(g + u64::from(process.layout.goid)))?;
-    let key = process.key(goid);
-    // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
-    let start_ns = unsafe { *ASSISTS.get_ptr(key)? };
-    let _ = ASSISTS.remove(key);
+    // SAFETY: the value of a preallocated map, of the thread whose event this is.
+    let start_ns = unsafe { core::mem::take(&mut (*cpu::known_thread(&process)?).assist_ns) };
+    if start_ns == 0 {
+        return None;
+    }
     // gopc, two words of other things, startpc
     let [created_pc, _, entry_pc] = process.read(read_words::<3>(g + u64::from(process.layout.gopc)))?;
     let mut entry = reserve::<AssistRecord>(&process, Lost::RingCollector)?;

@@ -6,7 +6,7 @@ use gotrace_common::{Hit, LEVEL_FULL, WakerKind};
 use crate::{
     go_abi::{argument, read_word},
     maps::GOROUTINES,
-    probes::wait,
+    probes::{cpu, wait},
     process::{Probe, Process},
 };
 
@@ -34,6 +34,7 @@ pub fn on_switch(ctx: &Probe, from: u64) -> Option<()> {
         return None;
     }
     let to_goid = process.read(read_word(to + u64::from(layout.goid)))?;
+    cpu::run(&process, to, to_goid);
     if let Some(state) = GOROUTINES.get_ptr_mut(process.key(to_goid)) {
         // SAFETY: the value of a preallocated map, of a goroutine that this event makes run.
         let state = unsafe { &mut *state };

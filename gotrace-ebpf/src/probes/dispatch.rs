@@ -24,7 +24,7 @@ pub fn dispatch_lifecycle(ctx: ProbeContext) -> u32 {
         program::CREATE_COROUTINE_0 => lifecycle::create(ctx, argument::<0>(ctx), kind::CREATE_COROUTINE),
         program::CREATE_COROUTINE_1 => lifecycle::create(ctx, argument::<1>(ctx), kind::CREATE_COROUTINE),
         program::CREATE_COROUTINE_2 => lifecycle::create(ctx, argument::<2>(ctx), kind::CREATE_COROUTINE),
-        program::ASSIST_BEGIN => collector::on_assist_begin(ctx, argument::<0>(ctx)),
+        program::ASSIST_BEGIN => collector::on_assist_begin(ctx),
         program::ASSIST_END => collector::on_assist_end(ctx),
         program::STOP_WORLD => collector::on_stop(ctx),
         program::START_WORLD => collector::on_start(ctx),

@@ -10,6 +10,7 @@ use crate::{
     emit::{reserve, submit},
     go_abi::{argument, current_g, read_into, read_word, read_words},
     maps::GOROUTINES,
+    probes::cpu,
     process::{Probe, Process},
 };
 
@@ -184,14 +185,16 @@ pub fn exit(ctx: ProbeContext) -> u32 {
 pub fn on_exit(ctx: &Probe, g: u64) -> Option<()> {
     let process = Process::hit(ctx, Hit::Exit, LEVEL_LIFECYCLE)?;
     let goid = process.read(read_word(g + u64::from(process.layout.goid)))?;
-    let (mut wait_total_ns, mut schedule_total_ns, mut wait_count) = (0, 0, 0);
+    let (mut wait_total_ns, mut schedule_total_ns, mut wait_count, mut cpu_ns) = (0, 0, 0, 0);
     if process.level >= LEVEL_WAITS {
+        cpu_ns = cpu::leave(&process, goid);
         if let Some(state) = GOROUTINES.get_ptr(process.key(goid)) {
             // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
             let state = unsafe { &*state };
             wait_total_ns = state.wait_total_ns;
             schedule_total_ns = state.schedule_total_ns;
             wait_count = state.wait_count;
+            cpu_ns = state.cpu_ns;
             process.forget(goid);
         }
     }
@@ -209,6 +212,7 @@ pub fn on_exit(ctx: &Probe, g: u64) -> Option<()> {
         wait_total_ns,
         schedule_total_ns,
         wait_count,
+        cpu_ns,
     });
     submit(entry);
     Some(())

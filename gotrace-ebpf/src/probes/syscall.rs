@@ -69,7 +69,7 @@ pub fn on_exit(ctx: &Probe, g: u64) -> Option<()> {
         start_ns,
         wake_ns: 0,
         waker_goid: 0,
-        reserved: 0,
+        cpu_ns: 0,
     };
     wait::send(&process, head, 0, frame_pointer(ctx))
 }

@@ -14,6 +14,7 @@ use crate::{
     emit::{reserve, submit},
     go_abi::{argument, read_word, read_words},
     maps::GOROUTINES,
+    probes::cpu,
     process::{Probe, Process},
 };
 
@@ -30,6 +31,7 @@ pub fn on_park(ctx: &Probe, g: u64) -> Option<()> {
     let process = Process::hit(ctx, Hit::Park, LEVEL_WAITS)?;
     // goid, schedlink, waitsince, waitreason and its neighbours
     let words = process.read(read_words::<4>(g + u64::from(process.layout.goid)))?;
+    cpu::leave(&process, words[0]);
     begin(&process, g, words[0], words[3] as u8);
     Some(())
 }
@@ -63,6 +65,7 @@ pub fn run(ctx: ProbeContext) -> u32 {
 pub fn on_run(ctx: &Probe, g: u64) -> Option<()> {
     let process = Process::hit(ctx, Hit::Run, LEVEL_WAITS)?;
     let goid = process.read(read_word(g + u64::from(process.layout.goid)))?;
+    cpu::run(&process, g, goid);
     end(&process, g, goid)
 }
 
@@ -96,7 +99,7 @@ pub fn end(process: &Process, g: u64, goid: u64) -> Option<()> {
         start_ns: state.park_ns,
         wake_ns: state.wake_ns,
         waker_goid: state.waker_goid,
-        reserved: 0,
+        cpu_ns: state.cpu_ns,
     };
     state.park_ns = 0;
     state.wake_ns = 0;
@@ -104,6 +107,7 @@ pub fn end(process: &Process, g: u64, goid: u64) -> Option<()> {
         process.count_short_wait(head.header.arg, duration_ns);
         return None;
     }
+    state.cpu_told_ns = head.cpu_ns;
     let layout = &process.layout;
     let pc = read_word(g + u64::from(layout.sched_pc)).unwrap_or(0);
     let fp = read_word(g + u64::from(layout.sched_bp)).unwrap_or(0);

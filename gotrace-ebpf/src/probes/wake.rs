@@ -6,7 +6,7 @@ use gotrace_common::{GoroutineState, Hit, LEVEL_FULL, Lost, MAX_WAKE_LIST, Waker
 use crate::{
     go_abi::{argument, closure_context, read_word},
     maps::GOROUTINES,
-    probes::lifecycle::running_goid,
+    probes::{cpu, lifecycle::running_goid},
     process::{Probe, Process},
 };
 
@@ -126,6 +126,7 @@ pub fn give_way(ctx: ProbeContext) -> u32 {
 pub fn on_yield(ctx: &Probe, g: u64) -> Option<()> {
     let process = Process::hit(ctx, Hit::Yield, LEVEL_FULL)?;
     let goid = process.read(read_word(g + u64::from(process.layout.goid)))?;
+    cpu::leave(&process, goid);
     if let Some(state) = GOROUTINES.get_ptr_mut(process.key(goid)) {
         // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
         let state = unsafe { &mut *state };

@@ -15,6 +15,7 @@ mod process;
 mod proof;
 mod report;
 mod snapshot;
+mod switches;
 
 use std::{env, path::PathBuf, process::Command, time::Duration};
 
@@ -44,6 +45,8 @@ pub struct Options {
 enum Part {
     /// What probes cost the program
     Cost,
+    /// What counting CPU time costs other programs at each switch of threads
+    CpuTime,
     /// Time to attach and to detach
     Attach,
     /// gotrace's processor time and memory under load
@@ -142,6 +145,10 @@ pub fn main(options: &Options) -> Result<()> {
     if wanted(Part::Cost) {
         println!("what probes cost the program, {} pairs", extent.pairs);
         cost::measure(&mut program, &binaries, extent, &mut report)?;
+    }
+    if wanted(Part::CpuTime) {
+        println!("what counting CPU time costs others");
+        switches::measure(&program, &binaries, extent, &mut report)?;
     }
     if wanted(Part::Attach) {
         println!("attaching and detaching");

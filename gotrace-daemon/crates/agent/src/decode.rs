@@ -4,8 +4,8 @@
 //! counts; the record after it is read as if nothing had happened.
 
 use gotrace_common::{
-    AssistRecord, CLOSURE_WORDS, CreateClosureRecord, CreateRecord, DEEP_FRAMES, ExecRecord, ExitRecord,
-    FRAMES, OpenWaitRecord, PauseRecord, WaitDeepRecord, WaitHead, WaitRecord, WakerKind, kind,
+    AssistRecord, CLOSURE_WORDS, CpuRecord, CreateClosureRecord, CreateRecord, DEEP_FRAMES, ExecRecord,
+    ExitRecord, FRAMES, OpenWaitRecord, PauseRecord, WaitDeepRecord, WaitHead, WaitRecord, WakerKind, kind,
 };
 
 /// Why a record could not be decoded.
@@ -64,6 +64,8 @@ pub enum Event<'a> {
     Pause(Pause<'a>),
     /// A goroutine has done some of the collector's work.
     Assist(Assist),
+    /// A goroutine has used the processors.
+    Cpu(Cpu),
     /// A process executed another program; `process` is 0 when it was not traced.
     Exec {
         /// Number of the process.
@@ -86,6 +88,7 @@ impl Event<'_> {
             Self::OpenWait(e) => e.process,
             Self::Pause(e) => e.process,
             Self::Assist(e) => e.process,
+            Self::Cpu(e) => e.process,
             Self::Exec { process, .. } => *process,
         }
     }
@@ -115,6 +118,8 @@ pub struct Exit {
     pub wait_total_ns: u64,
     pub schedule_total_ns: u64,
     pub wait_count: u64,
+    /// 0 where it is not known.
+    pub cpu_ns: u64,
 }
 
 /// See [`WaitHead`].
@@ -130,6 +135,8 @@ pub struct Wait<'a> {
     pub reason: u8,
     pub waker: WakerKind,
     pub waker_goid: u64,
+    /// 0 where it is not known.
+    pub cpu_ns: u64,
     pub frames: Frames<'a>,
 }
 
@@ -171,6 +178,16 @@ pub struct Assist {
     pub entry_pc: u64,
 }
 
+/// See [`CpuRecord`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are the record's")]
+pub struct Cpu {
+    pub process: u32,
+    pub time_ns: u64,
+    pub goid: u64,
+    pub cpu_ns: u64,
+}
+
 /// The word at `offset`; 0 beyond the end, which the length checks before it rule out.
 fn word(bytes: &[u8], offset: usize) -> u64 {
     match bytes.get(offset..offset + 8).and_then(|b| b.try_into().ok()) {
@@ -195,6 +212,8 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
     let expected = match kind {
         kind::CREATE | kind::CREATE_COROUTINE => size_of::<CreateRecord>(),
         kind::CREATE_CLOSURE => size_of::<CreateClosureRecord>(),
+        // Those of recordings of gotrace 0.1 lack the last word, which is read as 0 then.
+        kind::EXIT if bytes.len() == size_of::<ExitRecord>() - 8 => bytes.len(),
         kind::EXIT => size_of::<ExitRecord>(),
         kind::WAIT => size_of::<WaitRecord>(),
         kind::WAIT_DEEP => size_of::<WaitDeepRecord>(),
@@ -202,6 +221,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
         kind::OPEN_WAIT => size_of::<OpenWaitRecord>(),
         kind::PAUSE => size_of::<PauseRecord>(),
         kind::ASSIST => size_of::<AssistRecord>(),
+        kind::CPU => size_of::<CpuRecord>(),
         other => return Err(DecodeError::UnknownKind(other)),
     };
     if bytes.len() != expected {
@@ -222,6 +242,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
             wait_total_ns: word(bytes, 24),
             schedule_total_ns: word(bytes, 32),
             wait_count: word(bytes, 40),
+            cpu_ns: word(bytes, 48),
         }),
         kind::WAIT | kind::WAIT_DEEP => {
             let room = if kind == kind::WAIT { FRAMES } else { DEEP_FRAMES };
@@ -235,6 +256,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
                 reason: arg,
                 waker: WakerKind::from_u8(waker),
                 waker_goid: word(bytes, 40),
+                cpu_ns: word(bytes, 48),
                 frames: Frames(bytes.get(frames).unwrap_or_default()),
             })
         }
@@ -268,6 +290,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
             created_pc: word(bytes, 32),
             entry_pc: word(bytes, 40),
         }),
+        kind::CPU => Event::Cpu(Cpu { process, time_ns, goid: word(bytes, 16), cpu_ns: word(bytes, 24) }),
         _ => Event::Exec { process, pid: half(bytes, 16), time_ns },
     })
 }
@@ -342,12 +365,12 @@ mod tests {
             start_ns: 50,
             wake_ns: 90,
             waker_goid: 8,
-            reserved: 0,
+            cpu_ns: 77,
         };
         let bytes = bytes_of(&WaitRecord { head, frames });
         let Ok(Event::Wait(wait)) = decode(&bytes) else { panic!("a wait") };
         assert_eq!((wait.goid, wait.start_ns, wait.end_ns, wait.wake_ns, wait.reason), (7, 50, 99, 90, 14));
-        assert_eq!((wait.waker, wait.waker_goid), (WakerKind::Goroutine, 8));
+        assert_eq!((wait.waker, wait.waker_goid, wait.cpu_ns), (WakerKind::Goroutine, 8, 77));
         assert_eq!(wait.frames.iter().collect::<Vec<_>>(), [5, 6]);
         let pause =
             PauseRecord { header: header(kind::PAUSE, 1), goid: 7, start_ns: 50, restart_ns: 90, frames };
@@ -382,18 +405,23 @@ mod tests {
             wait_total_ns: 1,
             schedule_total_ns: 2,
             wait_count: 3,
+            cpu_ns: 4,
         };
-        assert_eq!(
-            decode(&bytes_of(&exit)),
-            Ok(Event::Exit(Exit {
-                process: 3,
-                time_ns: 99,
-                goid: 7,
-                wait_total_ns: 1,
-                schedule_total_ns: 2,
-                wait_count: 3
-            }))
-        );
+        let bytes = bytes_of(&exit);
+        let exit = Exit {
+            process: 3,
+            time_ns: 99,
+            goid: 7,
+            wait_total_ns: 1,
+            schedule_total_ns: 2,
+            wait_count: 3,
+            cpu_ns: 4,
+        };
+        assert_eq!(decode(&bytes), Ok(Event::Exit(exit)));
+        assert_eq!(decode(&bytes[..48]), Ok(Event::Exit(Exit { cpu_ns: 0, ..exit })), "as of 0.1");
+        let cpu = CpuRecord { header: header(kind::CPU, 0), goid: 7, cpu_ns: 5 };
+        let told = Cpu { process: 3, time_ns: 99, goid: 7, cpu_ns: 5 };
+        assert_eq!(decode(&bytes_of(&cpu)), Ok(Event::Cpu(told)));
     }
 
     #[test]

@@ -96,6 +96,7 @@ pub fn summary(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
         // Since attaching, not within the last interval.
         fields.insert("born".into(), last.born_total.into());
         fields.insert("died".into(), last.died_total.into());
+        fields.insert("process_cpu_ns".into(), json!(last.process_cpu_total_ns));
         fields.insert("sites".into(), last.sites.iter().map(|s| site(s, true)).collect());
         fields.insert("cost_ns_per_event".into(), json!(cost_ns_per_event));
         fields.insert("spans".into(), json!(spans));
@@ -126,6 +127,7 @@ fn state(interval: &Interval) -> Json {
         "syscall_ns": counted(&interval.syscalls),
         "snapshot_ns": counted(&interval.snapshots),
         "gc": collector::to_json(&interval.collector),
+        "process_cpu_ns": interval.process_cpu_ns,
         "probe_cost_share": interval.probe_cost_share,
         "budget": interval.levels.budget,
         "engine": interval.engine,
@@ -154,6 +156,7 @@ fn site(site: &Site, total: bool) -> Json {
         "alive": site.alive,
         "born": if total { site.born_total } else { site.born },
         "died": if total { site.died_total } else { site.died },
+        "cpu_ns": site.known_cpu_ns(total),
         "waiting": site.waiting.iter().map(|(k, n)| (k.to_string(), json!(n))).collect::<Json>(),
         "wait_ns": quantiles(&site.waits),
         "lifetime_ns": quantiles(&site.lifetimes),
@@ -293,6 +296,11 @@ mod tests {
         assert_eq!(site["entry"]["function"], "main.worker");
         assert_eq!(site["created_by"]["line"], 30);
         assert_eq!(site["waiting"]["chan receive"], 10);
+        assert_eq!(
+            (&site["cpu_ns"], &interval["process_cpu_ns"]),
+            (&json!(420_000_000), &json!(500_000_000))
+        );
+        assert_eq!(interval["sites"][1]["cpu_ns"], Json::Null);
         // The upper of two: of the lower only the bucket is known.
         let waits = json!({
             "p50": 1_763_487, "p50_at_least": 1_482_910, "p99": 2_000_000, "p99_at_least": 2_000_000, "max": 2_000_000,
@@ -320,7 +328,7 @@ mod tests {
             ("level_lowered_by", json!("budget")),
             ("level_change", json!({"from": "waits", "to": "lifecycle", "probe_cost_share": 0.28})),
             ("level_ns", json!({"waits": 1_500_000_000_u64, "lifecycle": 8_500_000_000_u64})),
-            ("incomplete", json!(["waits", "spans"])),
+            ("incomplete", json!(["waits", "cpu_ns", "spans"])),
             ("budget", json!(0.05)),
         ] {
             assert_eq!(interval[field], value, "{field}");
@@ -341,6 +349,8 @@ mod tests {
         let summary = line(|out| summary(out, &summary_of));
         let summary = &summary["summary"];
         assert_eq!(summary["born"], 100);
+        assert_eq!(summary["process_cpu_ns"], 2_500_000_000_u64);
+        assert_eq!(summary["sites"][0]["cpu_ns"], 2_100_000_000_u64);
         assert_eq!(summary["cost_ns_per_event"], Json::Null);
         assert_eq!(summary["spans_dropped"]["queue_full"], 2);
         assert_eq!(summary["points_dropped"]["unreachable"], 7);

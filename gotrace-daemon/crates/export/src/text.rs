@@ -50,10 +50,11 @@ pub fn interval(out: &mut impl Write, interval: &Interval, system: bool) -> io::
         let unit = rate.unit();
         writeln!(
             out,
-            "  {:>7} alive {:>7} created{unit} {:>7} exited{unit}  {entry}  created by {creator}{}{}{}",
+            "  {:>7} alive {:>7} created{unit} {:>7} exited{unit}  {entry}  created by {creator}{}{}{}{}",
             site.alive,
             rate.of(site.born),
             rate.of(site.died),
+            rate.cpu(site),
             waiting(&site.waiting),
             waited(site),
             oldest(site),
@@ -89,6 +90,12 @@ impl Rate {
 
     const fn unit(self) -> &'static str {
         if self.0 < Self::SHORTEST_NS { "" } else { "/s" }
+    }
+
+    /// `  cpu 42%`: of one CPU; empty where it is not known.
+    fn cpu(self, site: &Site) -> String {
+        let used = site.known_cpu_ns(false).filter(|_| self.0 >= Self::SHORTEST_NS);
+        used.map_or_else(String::new, |used| format!("  cpu {}", percent(used as f64 / self.0 as f64)))
     }
 
     fn unit_and_time(self) -> String {
@@ -166,6 +173,7 @@ pub fn summary(out: &mut impl Write, summary: &Summary, system: bool) -> io::Res
             )?;
         }
     }
+    cpu_time(out, last, system)?;
     let alive = last.sites.iter().filter(|s| s.alive > 0 && (system || !s.is_system()));
     let alive: Vec<&Site> = alive.take(SITES).collect();
     if !alive.is_empty() {
@@ -227,6 +235,33 @@ pub fn summary(out: &mut impl Write, summary: &Summary, system: bool) -> io::Res
         }
     }
     out.flush()
+}
+
+/// Who used the CPU, most first; nothing where that is not known.
+fn cpu_time(out: &mut impl Write, last: &Interval, system: bool) -> io::Result<()> {
+    let Some(in_goroutines) = last.goroutines_cpu_total_ns() else { return Ok(()) };
+    let of_process = last.process_cpu_total_ns.unwrap_or(0);
+    // Both are measured; the moments at which they are read differ.
+    let all = of_process.max(in_goroutines);
+    let mut sites: Vec<&Site> = last.sites.iter().filter(|s| s.cpu_total_ns > 0).collect();
+    sites.sort_by_key(|site| std::cmp::Reverse(site.cpu_total_ns));
+    let (shown, hidden): (Vec<&Site>, Vec<&Site>) = sites.into_iter().partition(|s| system || !s.is_system());
+    let sum = |sites: &[&Site]| sites.iter().map(|s| s.cpu_total_ns).sum::<u64>();
+    let (listed, more) = shown.split_at(shown.len().min(SITES));
+    let mut rows: Vec<(String, u64)> = listed.iter().map(|s| (place(&s.entry), s.cpu_total_ns)).collect();
+    rows.push(("other functions".into(), sum(more)));
+    rows.push(("the runtime's own (--system)".into(), sum(&hidden)));
+    let complete = last.levels.below_ns("waits") == 0;
+    let rest = if complete { "outside of goroutines" } else { "outside of goroutines, or not seen" };
+    rows.push((rest.into(), all - in_goroutines));
+    let seconds = last.end_unix_nano.saturating_sub(last.start_unix_nano);
+    let cpus = all as f64 / seconds.max(1) as f64;
+    writeln!(out, "  cpu time     {}, {cpus:.2} CPUs on average", duration(Some(all)))?;
+    for (what, time) in rows.iter().filter(|(_, time)| *time > 0) {
+        let share = percent(*time as f64 / all.max(1) as f64);
+        writeln!(out, "    {:>8} {share:>6}  {what}", duration(Some(*time)))?;
+    }
+    Ok(())
 }
 
 /// Why the run ended, as a clause; results say it as [`Summary::ended`] has it.
@@ -291,6 +326,7 @@ fn incomplete(out: &mut impl Write, last: &Interval) -> io::Result<()> {
             "died" => "exited",
             "schedule_delay_ns" => "scheduling latency",
             "syscall_ns" => "syscalls",
+            "cpu_ns" => "cpu time",
             field => field,
         })
         .collect();

@@ -21,6 +21,8 @@ pub(crate) fn sample() -> Interval {
         died: 1,
         born_total,
         died_total: born_total - alive,
+        cpu_ns: if alive == 10 { 420_000_000 } else { 0 },
+        cpu_total_ns: if alive == 10 { 2_100_000_000 } else { 0 },
         waiting,
         waits,
         lifetimes: empty,
@@ -70,6 +72,8 @@ pub(crate) fn sample() -> Interval {
         leaks_refuted: 0,
         suspects: Vec::new(),
         collector: Collector::default(),
+        process_cpu_ns: Some(500_000_000),
+        process_cpu_total_ns: Some(2_500_000_000),
         probe_cost_share: None,
     }
 }
@@ -100,7 +104,7 @@ fn an_interval_reads_as_lines() {
         text(|out| interval(out, &sample(), false)),
         "pid 42: at least 12 alive, 5 created/s, 1 exited/s, LOST: 3 ring_create\n  \
          \u{20}    10 alive       5 created/s       1 exited/s  main.worker  created by main.main (main.go:30)  \
-         waiting: 10 in chan receive  waits p50 ≤1.8ms p99 2.0ms max 2.0ms  oldest 7.0s\n  \
+         cpu 42%  waiting: 10 in chan receive  waits p50 ≤1.8ms p99 2.0ms max 2.0ms  oldest 7.0s\n  \
          \u{20}     2 alive       5 created/s       1 exited/s  (created before attaching)  created by ?\n"
     );
 }
@@ -131,7 +135,7 @@ fn the_main_goroutine_has_no_go_statement() {
     main.sites[0].entry = Arc::new(Location { function: "runtime.main".into(), file: "".into(), line: 0 });
     main.sites[0].created_by = None;
     let text = text(|out| interval(out, &main, false));
-    assert!(text.contains("  runtime.main  created by the runtime  waiting: "), "{text}");
+    assert!(text.contains("  runtime.main  created by the runtime  cpu 42%  waiting: "), "{text}");
 }
 
 #[test]
@@ -195,7 +199,7 @@ fn what_the_budget_took_away_is_said_at_once_and_in_the_end() {
     let text = text(|out| summary(out, &summary_of, false));
     for part in [
         "1.0 s (1.5s at level waits, 8.5s at level lifecycle, 2.0s from snapshots); stopped after --duration",
-        "INCOMPLETE   created, exited, waits, spans: below level waits for 10s, to stay within the budget of 5.0% \
+        "INCOMPLETE   created, exited, waits, cpu time, spans: below level waits for 10s, to stay within the budget of 5.0% \
          (--budget none lifts it)",
         "snapshots    0, p50 -",
         "events       188, LOST: 3 ring_create\n  \

@@ -171,14 +171,29 @@ impl Kernel {
     /// # Errors
     /// [`Error::Permission`], or [`Error::Failed`] where raw tracepoints are missing.
     pub fn watch_executions(&mut self) -> Result<(), Error> {
-        let what = "attach to the raw tracepoint sched_process_exec";
-        let program = self
-            .ebpf
-            .program_mut("process_exec")
-            .ok_or_else(|| Error::Object("program process_exec".into()))?;
-        let program: &mut RawTracePoint = program.try_into().map_err(|e| Error::from_loader(what, &e))?;
-        again(|| program.load()).map_err(|e| Error::from_loader(what, &e))?;
-        program.attach("sched_process_exec").map_err(|e| Error::from_loader(what, &e))?;
+        self.attach_tracepoint("process_exec", "sched_process_exec")
+    }
+
+    /// Counts the processor time of threads from now on.
+    pub(super) fn watch_threads(&mut self) -> Result<(), Error> {
+        self.attach_tracepoint("thread_exit", "sched_process_exit")?;
+        self.attach_tracepoint("thread_switch", "sched_switch")
+    }
+
+    /// Once for each.
+    fn attach_tracepoint(&mut self, name: &'static str, tracepoint: &str) -> Result<(), Error> {
+        if self.loaded.contains_key(name) {
+            return Ok(());
+        }
+        let what = || format!("attach to the raw tracepoint {tracepoint}");
+        let program = self.ebpf.program_mut(name).ok_or_else(|| Error::Object(format!("program {name}")))?;
+        let program: &mut RawTracePoint = program.try_into().map_err(|e| Error::from_loader(what(), &e))?;
+        match again(|| program.load()) {
+            Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
+            Err(e) => return Err(Error::from_loader(what(), &e)),
+        }
+        program.attach(tracepoint).map_err(|e| Error::from_loader(what(), &e))?;
+        self.loaded.insert(name, ());
         Ok(())
     }
 }

@@ -7,6 +7,7 @@
 mod attach;
 mod batch;
 mod bpf;
+mod btf;
 mod calibration;
 mod diagnostics;
 mod error;
@@ -27,7 +28,10 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray, PerCpuValues},
 };
-use gotrace_common::{Counters, GoroutineKey, GoroutineState, Histogram, ProcessConfig, REASON_ROWS};
+use gotrace_common::{
+    Counters, GoroutineKey, GoroutineState, Histogram, LEVEL_WAITS, ProcessConfig, REASON_ROWS, ThreadState,
+    flags,
+};
 
 use diagnostics::Diagnostics;
 
@@ -58,20 +62,46 @@ pub struct Options {
     /// Size of the ring buffer in bytes; rounded up to a power of two of at least a page.
     pub ring_bytes: u32,
     /// Goroutines that can be kept track of at once, above level `lifecycle`, of all processes ([`Kernel::share`]).
-    /// About 160 bytes of kernel memory each.
+    /// About 176 bytes of kernel memory each.
     pub goroutines: u32,
     /// Processes that can be traced at once.
     pub processes: u32,
     /// Whether executions by processes that are not traced are reported too.
     pub follow_all: bool,
+    /// Whether processor time of goroutines is counted where the level allows it: then a program runs at each switch
+    /// of the machine's threads.
+    pub cpu_time: bool,
     /// Level of the kernel side's own diagnostics: 0 off (and free) to 5.
     pub log_level: u8,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { ring_bytes: 8 << 20, goroutines: 1 << 17, processes: 8, follow_all: false, log_level: 0 }
+        Self {
+            ring_bytes: 8 << 20,
+            goroutines: 1 << 17,
+            processes: 8,
+            follow_all: false,
+            cpu_time: false,
+            log_level: 0,
+        }
     }
+}
+
+/// Threads that there is room for at least, of each process, and of all.
+const THREADS_OF_ONE: u32 = 512;
+const THREADS_OF_ALL: u32 = 4096;
+
+/// Whether switches of threads are watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CpuTime {
+    /// Nobody wants that.
+    Unwanted,
+    /// From the first process on whose level allows it.
+    Wanted,
+    Watched,
+    /// The kernel refuses.
+    Refused,
 }
 
 /// The loaded kernel side. Dropping it detaches everything.
@@ -85,12 +115,14 @@ pub struct Kernel {
     executions_lost: Array<MapData, u64>,
     held: Array<MapData, u64>,
     shares: Array<MapData, u64>,
-    assists: BpfHashMap<MapData, GoroutineKey, u64>,
+    threads: BpfHashMap<MapData, u32, ThreadState>,
+    threads_held: Array<MapData, u64>,
+    cpu_time: CpuTime,
     /// Kept as it is, for commands that aya lacks.
     histograms: MapData,
     /// Copies of each process's histograms.
     copies: u32,
-    /// Programs for perf events that are loaded.
+    /// Programs for perf events that are loaded, and tracepoints' that are attached.
     loaded: HashMap<&'static str, ()>,
     /// Programs for links, where probes are put in place by them, or may be.
     multi: Option<multi::Programs>,
@@ -118,6 +150,15 @@ impl Kernel {
         let cookies = u32::from(has_cookies);
         let processes = options.processes.max(1);
         let copies = copies(processes, aya::util::nr_cpus().unwrap_or(1));
+        let threads_each = THREADS_OF_ONE.max(THREADS_OF_ALL / processes);
+        let (cpu_time, task) = match options.cpu_time.then(btf::Task::read) {
+            None => (CpuTime::Unwanted, btf::Task::default()),
+            Some(Ok(task)) => (CpuTime::Wanted, task),
+            Some(Err(error)) => {
+                tracing::info!(%error, "CPU time of goroutines is not known: gotrace cannot tell the kernel's threads apart");
+                (CpuTime::Refused, btf::Task::default())
+            }
+        };
         let mut loader = EbpfLoader::new();
         let mut ebpf = loader
             .override_global("PID_NAMESPACE_DEVICE", &device, true)
@@ -126,6 +167,9 @@ impl Kernel {
             .override_global("FOLLOW_ALL", &follow_all, true)
             .override_global("COOKIES", &cookies, true)
             .override_global("HISTOGRAM_COPIES", &(copies - 1), true)
+            .override_global("TASK_PID", &task.pid, true)
+            .override_global("TASK_RUNTIME", &task.runtime, true)
+            .override_global("THREADS_EACH", &u64::from(threads_each), true)
             .override_global("AYA_LOG_LEVEL", &options.log_level, true)
             // Always there, as the object names it; a page when nothing is logged.
             .map_max_entries("AYA_LOGS", if options.log_level == 0 { 1 << 12 } else { 1 << 17 })
@@ -135,6 +179,8 @@ impl Kernel {
             .map_max_entries("HELD", processes)
             .map_max_entries("SHARES", processes)
             .map_max_entries("PAUSES", processes)
+            .map_max_entries("THREADS", processes * threads_each)
+            .map_max_entries("THREADS_HELD", processes)
             .map_max_entries("COUNTERS", processes)
             .map_max_entries("EXECUTIONS", processes)
             .map_max_entries("HISTOGRAMS", processes * copies * REASON_ROWS)
@@ -150,7 +196,8 @@ impl Kernel {
         let maps = ["PROCESSES", "GOROUTINES", "COUNTERS", "EXECUTIONS", "EXECUTIONS_LOST", "HISTOGRAMS"];
         let [of_processes, goroutines, counters, executions, executions_lost, histograms] =
             maps.map(&mut take);
-        let [held, shares, assists] = ["HELD", "SHARES", "ASSISTS"].map(&mut take);
+        let [held, shares, threads, threads_held] =
+            ["HELD", "SHARES", "THREADS", "THREADS_HELD"].map(&mut take);
         let mut kernel = Self {
             ebpf,
             processes: typed(of_processes?, "PROCESSES")?,
@@ -160,7 +207,9 @@ impl Kernel {
             executions_lost: typed(executions_lost?, "EXECUTIONS_LOST")?,
             held: typed(held?, "HELD")?,
             shares: typed(shares?, "SHARES")?,
-            assists: typed(assists?, "ASSISTS")?,
+            threads: typed(threads?, "THREADS")?,
+            threads_held: typed(threads_held?, "THREADS_HELD")?,
+            cpu_time,
             histograms: data(histograms?)?,
             copies,
             loaded: HashMap::new(),
@@ -222,6 +271,7 @@ impl Kernel {
     /// # Errors
     /// [`Error::Failed`] when more processes are traced than [`Options::processes`] has room for.
     pub fn configure(&mut self, pid: u32, config: ProcessConfig) -> Result<(), Error> {
+        let config = self.with_cpu_time(config);
         self.processes
             .insert(pid, config, 0)
             .map_err(|e| Error::from_loader(format!("switch tracing on for process {pid}"), &e))
@@ -233,9 +283,33 @@ impl Kernel {
     /// [`Error::Failed`] when it is not.
     pub fn reconfigure(&mut self, pid: u32, config: ProcessConfig) -> Result<(), Error> {
         const BPF_EXIST: u64 = 2;
+        let config = self.with_cpu_time(config);
         self.processes
             .insert(pid, config, BPF_EXIST)
             .map_err(|e| Error::from_loader(format!("change how process {pid} is traced"), &e))
+    }
+
+    /// The same with processor time, where its level allows it and switches of threads can be watched: they are from the
+    /// first such process on.
+    fn with_cpu_time(&mut self, mut config: ProcessConfig) -> ProcessConfig {
+        if config.level < LEVEL_WAITS {
+            return config;
+        }
+        if self.cpu_time == CpuTime::Wanted {
+            self.cpu_time = match self.watch_threads() {
+                Ok(()) => CpuTime::Watched,
+                // Another time there may be what it takes.
+                Err(error) if error.is_passing() => CpuTime::Wanted,
+                Err(error) => {
+                    tracing::info!(%error, "CPU time of goroutines is not known");
+                    CpuTime::Refused
+                }
+            };
+        }
+        if self.cpu_time == CpuTime::Watched {
+            config.flags |= flags::CPU_TIME;
+        }
+        config
     }
 
     /// Stops tracing a process. Its probes stay until their [`Attachment`] is detached.
@@ -334,7 +408,8 @@ impl Kernel {
     /// # Errors
     /// [`Error::Failed`] when the kernel refuses to write its map.
     pub fn clear_held(&mut self, slot: u32) -> Result<(), Error> {
-        self.held.set(slot, 0, 0).map_err(|e| Error::from_loader("set the share of a process", &e))
+        let cleared = self.held.set(slot, 0, 0).and_then(|()| self.threads_held.set(slot, 0, 0));
+        cleared.map_err(|e| Error::from_loader("set the share of a process", &e))
     }
 
     /// Calls `f` with every goroutine that the kernel side keeps track of. What changes meanwhile may be
@@ -363,11 +438,10 @@ impl Kernel {
             // One that has ended meanwhile is gone already.
             batch::delete(self.goroutines.fd().as_fd(), key);
         }
-        // Of a process that was killed some had begun to do the collector's work.
-        let assisting = self.assists.keys().filter_map(Result::ok).filter(|key| gone(key.process));
-        for key in assisting.collect::<Vec<_>>() {
-            // One that is done by now is gone already.
-            let _ = self.assists.remove(&key);
+        let threads = self.threads.iter().filter_map(Result::ok).filter(|(_, thread)| gone(thread.process));
+        for (id, _) in threads.collect::<Vec<_>>() {
+            // One that has ended meanwhile is gone already.
+            let _ = self.threads.remove(&id);
         }
         Ok(keys.len())
     }

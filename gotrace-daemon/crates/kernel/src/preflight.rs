@@ -8,7 +8,7 @@ use std::{hint::black_box, io, num::NonZeroU32, os::fd::FromRawFd as _, path::Pa
 use aya::programs::Program;
 use gotrace_common::{GLayout, Hit, LEVEL_LIFECYCLE, ProcessConfig};
 
-use super::{Error, Kernel, Options, Scope, multi};
+use super::{Error, Kernel, Options, Scope, btf, multi};
 use gotrace_go::{Event, Operand, Probe};
 use gotrace_process::own_file_offset;
 
@@ -132,6 +132,16 @@ pub fn try_uprobe_on_self(kernel: &mut Kernel) -> Result<(), Error> {
 /// The kernel's refusal.
 pub fn try_raw_tracepoint() -> Result<(), Error> {
     try_load()?.watch_executions()
+}
+
+/// Watches switches of threads and reads from the kernel's own description where a thread's number and CPU time are.
+///
+/// # Errors
+/// The kernel's refusal, or what its description lacks.
+pub fn try_cpu_time() -> Result<(), Error> {
+    let mut kernel = try_load()?;
+    btf::Task::read().map_err(|e| Error::Failed { what: "count CPU time".into(), reason: e.to_string() })?;
+    kernel.watch_threads()
 }
 
 /// The function that is probed.

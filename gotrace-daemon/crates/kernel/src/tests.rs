@@ -1,9 +1,12 @@
 //! What the kernel says to the whole object: that it takes every program, and how much memory the maps take. Needs root.
 
-use std::fs;
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
 
 use super::{Kernel, Options, copies, preflight};
-use gotrace_common::{GoroutineKey, Histogram};
+use gotrace_common::{Histogram, Hit, ThreadState};
 
 /// What a node's agent has by default.
 const PROCESSES: u32 = 64;
@@ -12,6 +15,7 @@ const OPTIONS: Options = Options {
     goroutines: 1 << 17,
     processes: PROCESSES,
     follow_all: true,
+    cpu_time: true,
     log_level: 0,
 };
 /// CPUs that the memory is computed for, and what it may be then.
@@ -24,6 +28,15 @@ fn is_root(test: &str) -> bool {
         crate::not_tested(test);
     }
     is
+}
+
+/// Ids of the maps that this process has open.
+fn own_maps() -> Vec<u64> {
+    let files = fs::read_dir("/proc/self/fdinfo").expect("own descriptors").flatten();
+    let texts = files.filter_map(|file| fs::read_to_string(file.path()).ok());
+    texts
+        .filter_map(|text| text.lines().find_map(|l| l.strip_prefix("map_id:")?.trim().parse().ok()))
+        .collect()
 }
 
 #[test]
@@ -105,9 +118,10 @@ fn live_kernel_memory_is_bounded_for_many_processes_and_cpus() {
     if !is_root("kernel memory of many processes") {
         return;
     }
-    let before: Vec<u64> = maps().iter().map(|map| map.id).collect();
+    let others = own_maps();
     let _kernel = Kernel::load(&OPTIONS).expect("it loads");
-    let new: Vec<MapInfo> = maps().into_iter().filter(|map| !before.contains(&map.id)).collect();
+    let own: Vec<u64> = own_maps().into_iter().filter(|id| !others.contains(id)).collect();
+    let new: Vec<MapInfo> = maps().into_iter().filter(|map| own.contains(&map.id)).collect();
     let bytes: u64 = new.iter().map(MapInfo::bytes_there).sum();
     eprintln!("{PROCESSES} processes, {CPUS} CPUs: {bytes} bytes");
     assert!((30_000_000..=MOST).contains(&bytes), "{bytes} bytes: {new:#?}");
@@ -119,11 +133,64 @@ fn live_what_a_killed_process_was_about_is_forgotten() {
         return;
     }
     let mut kernel = Kernel::load(&OPTIONS).expect("it loads");
-    let key = |process, goid| GoroutineKey { goid, process, reserved: 0 };
-    for (process, goid) in [(5, 1), (5, 2), (6, 1)] {
-        kernel.assists.insert(key(process, goid), 7, 0).expect("room");
+    for (thread, process) in [(4_000_001, 5), (4_000_002, 5), (4_000_003, 6)] {
+        kernel.threads.insert(thread, ThreadState { process, ..ThreadState::default() }, 0).expect("room");
     }
     kernel.forget_goroutines(|process| process == 5).expect("it is read");
-    let left: Vec<_> = kernel.assists.keys().filter_map(Result::ok).collect();
-    assert_eq!(left, [key(6, 1)]);
+    let left: Vec<_> = kernel.threads.keys().filter_map(Result::ok).collect();
+    assert_eq!(left, [4_000_003]);
+}
+
+#[test]
+fn live_what_a_thread_uses_of_a_processor_is_counted() {
+    const BUSY: Duration = Duration::from_millis(60);
+    if !is_root("that processor time is counted") {
+        return;
+    }
+    let own_ns = || {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        u64::try_from(Duration::try_from(time).expect("positive").as_nanos()).expect("small")
+    };
+    let mut kernel = Kernel::load(&OPTIONS).expect("it loads");
+    kernel.watch_threads().expect("the kernel tells of switches");
+    let (id, known) = std::sync::mpsc::channel();
+    let (go, may_go) = std::sync::mpsc::channel::<()>();
+    let thread = thread::spawn(move || {
+        id.send(rustix::thread::gettid().as_raw_pid().cast_unsigned()).expect("heard");
+        may_go.recv().expect("told");
+        // Switched in since, as it has waited.
+        let began_ns = own_ns();
+        for _ in 0..3 {
+            let busy = Instant::now();
+            while busy.elapsed() < BUSY {}
+            thread::sleep(BUSY);
+        }
+        let used_ns = own_ns() - began_ns;
+        id.send(0).expect("heard");
+        may_go.recv().expect("told");
+        used_ns
+    });
+    let number = known.recv().expect("told");
+    kernel.threads.insert(number, ThreadState { slot: 3, ..ThreadState::default() }, 0).expect("room");
+    // The agent may be in a PID namespace of its own, and the kernel side's numbers are those of the first.
+    if std::fs::read_link("/proc/self/ns/pid").is_ok_and(|link| !link.ends_with("pid:[4026531836]")) {
+        crate::not_tested("that processor time is counted, outside of the initial PID namespace");
+    }
+    go.send(()).expect("heard");
+    known.recv().expect("told");
+    thread::sleep(BUSY);
+    let counted_ns = kernel.threads.get(&number, 0).expect("known").cpu_ns;
+    let switches = kernel.counters(3).expect("read").hits[Hit::Switch as usize];
+    go.send(()).expect("heard");
+    let used_ns = thread.join().expect("it ends");
+    eprintln!("{counted_ns} ns counted, {used_ns} ns used, {switches} switches");
+    let off_ns = counted_ns.abs_diff(used_ns);
+    assert!(off_ns < used_ns / 50 + 500_000, "{counted_ns} ns counted, {used_ns} ns used");
+    assert!(switches >= 3, "{switches} switches");
+    // It has ended.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while kernel.threads.get(&number, 0).is_ok() {
+        assert!(Instant::now() < deadline, "a thread that has ended is still known");
+        thread::sleep(Duration::from_millis(1));
+    }
 }

@@ -63,7 +63,7 @@ impl Levels {
     pub fn incomplete(&self) -> Vec<&'static str> {
         let kinds: [(&str, &[&'static str]); 3] = [
             ("lifecycle", &["born", "died"]),
-            ("waits", &["waits", "spans"]),
+            ("waits", &["waits", "cpu_ns", "spans"]),
             ("full", &["schedule_delay_ns", "syscall_ns"]),
         ];
         let mut fields = Vec::new();
@@ -97,13 +97,13 @@ mod tests {
         let lowered = levels("full", &[("full", 5), ("waits", 2)]);
         assert_eq!(lowered.incomplete(), ["schedule_delay_ns", "syscall_ns"]);
         let lowered = levels("waits", &[("waits", 5), ("lifecycle", 2)]);
-        assert_eq!(lowered.incomplete(), ["waits", "spans"]);
+        assert_eq!(lowered.incomplete(), ["waits", "cpu_ns", "spans"]);
         let lowered = levels("lifecycle", &[("sampled", 2)]);
         assert_eq!(lowered.incomplete(), ["born", "died", "spans"]);
         let lowered = levels("full", &[("full", 5), ("lifecycle", 2), ("sampled", 3)]);
         assert_eq!(
             lowered.incomplete(),
-            ["born", "died", "waits", "spans", "schedule_delay_ns", "syscall_ns"]
+            ["born", "died", "waits", "cpu_ns", "spans", "schedule_delay_ns", "syscall_ns"]
         );
         assert_eq!((lowered.below_ns("lifecycle"), lowered.below_ns("waits")), (3, 5));
         assert_eq!(lowered.lowered_ns(), 5);

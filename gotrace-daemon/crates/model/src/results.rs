@@ -194,6 +194,8 @@ pub struct GoroutineSpan {
     pub run_total_ns: Option<u64>,
     /// Number of its waits; `None` below level `waits`.
     pub wait_count: Option<u64>,
+    /// Processor time that it used; `None` below level `waits`, and where the kernel does not tell.
+    pub cpu_ns: Option<u64>,
     /// Sums of its waits of at least the threshold by reason.
     pub waits_by_reason: Vec<(Arc<str>, u64)>,
 }
@@ -301,6 +303,11 @@ pub struct Interval {
     pub suspects: Vec<Suspected>,
     /// What the collector took, and what else stopped the world. Empty without events.
     pub collector: Collector,
+    /// CPU time that the process used within the interval, in goroutines and outside of them; `None` where it is not
+    /// known.
+    pub process_cpu_ns: Option<u64>,
+    /// The same since attaching.
+    pub process_cpu_total_ns: Option<u64>,
     /// Estimated cost of the probes as a share of the target's CPU time over the interval: hits times
     /// what calibration found for one. `None` when not known.
     pub probe_cost_share: Option<f64>,
@@ -428,6 +435,10 @@ pub struct Site {
     pub born_total: u64,
     /// Died since attaching.
     pub died_total: u64,
+    /// Processor time that its goroutines used within the interval, as far as they have told; 0 where it is not known.
+    pub cpu_ns: u64,
+    /// The same since attaching.
+    pub cpu_total_ns: u64,
     /// Waiting at the end of the interval, by reason.
     pub waiting: BTreeMap<Arc<str>, u64>,
     /// Waits of at least the threshold since attaching.
@@ -451,7 +462,22 @@ impl Site {
     }
 }
 
+impl Site {
+    /// Processor time that its goroutines used: within the interval, or since attaching; `None` where it is not known.
+    #[must_use]
+    pub fn known_cpu_ns(&self, total: bool) -> Option<u64> {
+        (self.cpu_total_ns > 0).then_some(if total { self.cpu_total_ns } else { self.cpu_ns })
+    }
+}
+
 impl Interval {
+    /// CPU time that goroutines used since attaching, the runtime's own among them; `None` where that is not known.
+    #[must_use]
+    pub fn goroutines_cpu_total_ns(&self) -> Option<u64> {
+        let ns = self.sites.iter().map(|s| s.cpu_total_ns).sum();
+        (ns > 0).then_some(ns)
+    }
+
     /// Goroutines alive that are the runtime's own.
     #[must_use]
     pub fn system(&self) -> u64 {

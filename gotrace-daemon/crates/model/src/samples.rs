@@ -68,6 +68,7 @@ pub fn goroutine(resource: &Arc<Resource>, goid: u64) -> Span {
         wait_total_ns: Some(3_000_000),
         run_total_ns: Some(2_000_000),
         wait_count: Some(4),
+        cpu_ns: Some(1_250_000),
         waits_by_reason: vec![("chan receive".into(), 2_500_000), ("select".into(), 0)],
     })
 }
@@ -89,6 +90,7 @@ pub fn bare_goroutine(resource: &Arc<Resource>) -> Span {
         wait_total_ns: None,
         run_total_ns: None,
         wait_count: None,
+        cpu_ns: None,
         waits_by_reason: Vec::new(),
     })
 }
@@ -147,6 +149,8 @@ pub fn site(name: &str, born: u64, died: u64) -> Site {
         died,
         born_total: born,
         died_total: died,
+        cpu_ns: born * 1_000_000,
+        cpu_total_ns: born * 2_000_000,
         waiting: BTreeMap::from([("chan receive".into(), born - died)]),
         waits: histogram(&[1_000_000, 3_000_000]),
         lifetimes: histogram(&vec![5_000_000; usize::try_from(died).expect("small")]),
@@ -223,6 +227,8 @@ pub fn interval(resource: &Arc<Resource>, seconds: u64, sites: Vec<Site>) -> Int
         leaks_refuted: 0,
         suspects: Vec::new(),
         collector: Collector::default(),
+        process_cpu_ns: Some(100_000_000),
+        process_cpu_total_ns: Some(200_000_000),
         probe_cost_share: Some(0.0125),
     }
 }

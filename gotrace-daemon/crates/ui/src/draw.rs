@@ -29,8 +29,9 @@ struct Column {
     text: fn(&Row) -> &str,
 }
 
-const NUMBERS: [Column; 7] = [
+const NUMBERS: [Column; 8] = [
     Column { title: "alive", from_width: 0, group: Group::Always, text: |r| &r.alive },
+    Column { title: "cpu", from_width: 62, group: Group::Always, text: |r| &r.cpu },
     Column { title: "new/s", from_width: 34, group: Group::Rates, text: |r| &r.born },
     Column { title: "exit/s", from_width: 40, group: Group::Rates, text: |r| &r.died },
     Column { title: "≤p50", from_width: 40, group: Group::Durations, text: |r| &r.p50 },

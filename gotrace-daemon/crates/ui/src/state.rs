@@ -15,6 +15,8 @@ pub(super) struct Row {
     pub alive: String,
     pub born: String,
     pub died: String,
+    /// Of one CPU.
+    pub cpu: String,
     /// Reasons with their numbers, most first.
     pub waiting: String,
     /// At most.
@@ -174,6 +176,9 @@ pub(super) fn rows(interval: &Interval) -> Vec<Row> {
             alive: format::count(site.alive),
             born: format::rate(site.born, length_ns),
             died: format::rate(site.died, length_ns),
+            cpu: site
+                .known_cpu_ns(false)
+                .map_or_else(|| "-".into(), |ns| format::share(ns as f64 / length_ns.max(1) as f64)),
             waiting: reasons(&site.waiting, 3),
             p50: or_dash(Quantile::of(&site.waits, 0.5).map(|p| p.at_most_ns)),
             p99: or_dash(Quantile::of(&site.waits, 0.99).map(|p| p.at_most_ns)),
@@ -247,6 +252,8 @@ pub(super) mod tests {
             died: 25,
             born_total: 500,
             died_total: 250,
+            cpu_ns: if alive == 1000 { 840_000_000 } else { 0 },
+            cpu_total_ns: if alive == 1000 { 840_000_000 } else { 0 },
             waiting: waiting.iter().map(|(r, n)| ((*r).into(), *n)).collect(),
             waits,
             lifetimes: Histogram::default(),
@@ -295,6 +302,8 @@ pub(super) mod tests {
             leaks_refuted: 0,
             suspects: Vec::new(),
             collector: gotrace_model::samples::collector(),
+            process_cpu_ns: Some(1_000_000_000),
+            process_cpu_total_ns: Some(1_000_000_000),
             probe_cost_share: Some(0.0042),
         }
     }
@@ -321,6 +330,7 @@ pub(super) mod tests {
         assert_eq!(rows[0].waiting, "select 5, sleep 3, x 2, other 1");
         assert_eq!(rows[0].created_by, "main.go:30");
         assert_eq!((rows[0].max.as_str(), rows[0].oldest.as_str()), ("100ms", "1m05s+"));
+        assert_eq!((rows[0].cpu.as_str(), rows[1].cpu.as_str()), ("42%", "-"));
         assert_eq!(rows[1].oldest, "1m05s");
         assert_eq!(rows[1].p99, "-");
     }

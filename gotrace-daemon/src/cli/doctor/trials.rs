@@ -100,6 +100,19 @@ fn programs() -> (Vec<Check>, Option<Level>) {
             remedy(&["CAP_PERFMON"], e),
         ),
     });
+    checks.push(match preflight::try_cpu_time() {
+        Ok(()) => Check::ok(
+            "CPU time",
+            "attached to sched_switch; the kernel describes its threads (BTF)",
+            "CPU time of goroutines is counted from level waits on",
+        ),
+        Err(e) => Check::degraded(
+            "CPU time",
+            e.to_string(),
+            "CPU time of goroutines is not known",
+            remedy(&["CAP_PERFMON"], &e),
+        ),
+    });
     (checks, uprobe.ok().and_then(|()| level(&refused)))
 }
 

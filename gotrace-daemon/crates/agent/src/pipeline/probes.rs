@@ -96,6 +96,7 @@ impl Probes {
             goroutines: if few { 1 } else { config.goroutines },
             processes: config.processes,
             follow_all: config.follow != Follow::Nobody,
+            cpu_time: !few,
             log_level: config.kernel_log_level,
         };
         let mut kernel = load_kernel(&options)?;

@@ -4,9 +4,10 @@
 //! was not seen makes no span, a goroutine first met in a wait has an unknown creation site until a
 //! snapshot tells it.
 //!
-//! A live goroutine costs its 40 bytes and as many more once it has waited, at the hash tables' load (at
-//! most 94 bytes each, 188 in all); sites cost more and are as many as the program has `go` statements.
+//! A live goroutine costs its 40 bytes and as many more once it has waited, and 24 where what it used of the processors
+//! is known, at the hash tables' load (at most 94 bytes each and 58, 246 in all); sites cost more and are as many as the program has `go` statements.
 
+mod cpu;
 mod output;
 mod reconcile;
 mod site;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::decode::{Create, Event, Exit, OpenWait, Wait};
 use gotrace_common::{Histogram, WakerKind};
 
+pub use cpu::CpuTimes;
 pub use output::{Ended, Output, Waited, Waker};
 pub use reconcile::{Look, Sighting};
 pub use site::{SiteKey, SiteStats};
@@ -98,6 +100,8 @@ pub struct Totals {
 pub struct Table {
     goroutines: HashMap<u64, Goroutine, FixedState>,
     waits_by_reason: HashMap<u64, ByReason, FixedState>,
+    /// Processor time of those that are known to have used some.
+    cpu: HashMap<u64, cpu::Used, FixedState>,
     sites: Vec<SiteStats>,
     site_index: HashMap<SiteKey, u32, FixedState>,
     waits: Vec<Option<Box<Histogram>>>,
@@ -130,6 +134,7 @@ impl Table {
         Self {
             goroutines: HashMap::default(),
             waits_by_reason: HashMap::default(),
+            cpu: HashMap::default(),
             sites: vec![SiteStats::new(SiteKey { created_pc: 0, entry_pc: 0 })],
             site_index: HashMap::default(),
             waits: vec![None; 256],
@@ -176,6 +181,7 @@ impl Table {
     /// Gives back what is kept of waits, which snapshots tell of from now on, and room that is not used.
     pub fn give_back(&mut self) {
         self.waits_by_reason = HashMap::default();
+        self.cpu = HashMap::default();
         self.goroutines.values_mut().for_each(|g| g.flags &= !Goroutine::HAS_WAITED);
         self.goroutines.shrink_to_fit();
         self.missing.shrink_to_fit();
@@ -195,6 +201,7 @@ impl Table {
             Event::Exit(exit) => self.exit(exit, out),
             Event::Wait(wait) => self.wait(wait, out),
             Event::OpenWait(wait) => self.open_wait(wait),
+            Event::Cpu(cpu) => self.cpu_used(cpu),
             Event::Pause(_) | Event::Assist(_) | Event::Exec { .. } => {}
         }
     }
@@ -225,9 +232,11 @@ impl Table {
                 // Goids are never used twice: its death must have been lost.
                 self.totals.repaired += 1;
                 self.site_mut(old.site).leave(None);
+                self.cpu.remove(&create.goid);
             } else {
                 // It was met before its birth.
                 self.site_mut(old.site).unmeet();
+                self.place_cpu(create.goid, site);
             }
             if old.is(Goroutine::HAS_WAITED) {
                 self.waits_by_reason.remove(&create.goid);
@@ -289,6 +298,7 @@ impl Table {
         } else {
             ByReason::new()
         };
+        let cpu_ns = self.end_cpu(exit.goid, goroutine.site, exit.cpu_ns);
         self.totals.died += 1;
         let lifetime_ns = exit.time_ns.saturating_sub(goroutine.birth_ns);
         let site = self.site_mut(goroutine.site);
@@ -309,6 +319,7 @@ impl Table {
             entry_pc,
             wait_total_ns: exit.wait_total_ns,
             wait_count: exit.wait_count,
+            cpu_ns,
             waited_long: goroutine.is(Goroutine::WAITED_LONG),
             waits_by_reason,
         }));
@@ -329,6 +340,7 @@ impl Table {
         goroutine.flags |= Goroutine::HAS_WAITED | if long { Goroutine::WAITED_LONG } else { 0 };
         let (site, goroutine) = (goroutine.site, *goroutine);
         self.site_mut(site).waits_mut().add(duration_ns);
+        self.used(wait.goid, site, wait.cpu_ns);
         let sums = self.waits_by_reason.entry(wait.goid).or_default();
         match sums.iter_mut().find(|(reason, _)| *reason == wait.reason) {
             Some((_, sum)) => *sum += duration_ns,
@@ -485,7 +497,9 @@ impl Table {
     /// for more than one reason.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        self.goroutines.allocation_size() + self.waits_by_reason.allocation_size()
+        self.goroutines.allocation_size()
+            + self.waits_by_reason.allocation_size()
+            + self.cpu.allocation_size()
     }
 }
 

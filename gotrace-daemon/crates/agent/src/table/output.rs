@@ -34,6 +34,8 @@ pub struct Ended {
     pub wait_total_ns: u64,
     /// Number of its waits, short ones included.
     pub wait_count: u64,
+    /// Processor time; 0 where it is not known.
+    pub cpu_ns: u64,
     /// Whether one of its waits was long ([`super::Table::set_long_wait`]).
     pub waited_long: bool,
     /// Sums of the waits that were sent, by reason.

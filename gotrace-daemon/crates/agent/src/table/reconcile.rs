@@ -71,6 +71,7 @@ impl Table {
     /// Waits are not watched any more: snapshots tell of them, also of those that events told of before.
     pub fn forget_parks(&mut self) {
         self.begin_open_waits();
+        self.forget_cpu();
         self.goroutines.values_mut().for_each(|g| g.flags &= !Goroutine::PARK_SEEN);
     }
 
@@ -163,6 +164,7 @@ impl Table {
             goroutine.parent_goid = sighting.parent_goid;
             self.site_mut(UNKNOWN_SITE).unmeet();
             self.add_to(site);
+            self.place_cpu(sighting.goid, site);
         }
     }
 
@@ -185,7 +187,7 @@ impl Table {
             && !self.wrappers.contains(&sighting.entry_pc)
     }
 
-    /// Moves a goroutine to the site of what it runs. Its birth stays counted where it was.
+    /// Moves a goroutine to the site of what it runs. Its birth, and what it has used, stay counted where they were.
     fn unwrap_entry(&mut self, sighting: &Sighting) {
         let site = self.site_of(key(sighting));
         if let Some(goroutine) = self.goroutines.get_mut(&sighting.goid) {
@@ -235,6 +237,7 @@ impl Table {
     fn take_out(&mut self, goid: u64) {
         let Some(goroutine) = self.goroutines.remove(&goid) else { return };
         self.waits_by_reason.remove(&goid);
+        self.end_cpu(goid, goroutine.site, 0);
         if self.site_mut(goroutine.site).key.entry_pc == 0 {
             // A C thread's call into Go has returned, or one that was met once and never placed.
             self.site_mut(goroutine.site).unmeet();

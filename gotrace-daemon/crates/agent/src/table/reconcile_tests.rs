@@ -22,7 +22,15 @@ fn create(goid: u64, time_ns: u64) -> Event<'static> {
 }
 
 fn exit(goid: u64, time_ns: u64) -> Event<'static> {
-    Event::Exit(Exit { process: 1, time_ns, goid, wait_total_ns: 0, schedule_total_ns: 0, wait_count: 0 })
+    Event::Exit(Exit {
+        process: 1,
+        time_ns,
+        goid,
+        wait_total_ns: 0,
+        schedule_total_ns: 0,
+        wait_count: 0,
+        cpu_ns: 0,
+    })
 }
 
 fn open_wait(goid: u64, start_ns: u64) -> Event<'static> {
@@ -158,6 +166,7 @@ fn a_sign_of_life_takes_the_doubt_away() {
         reason: 14,
         waker: WakerKind::Unknown,
         waker_goid: 0,
+        cpu_ns: 0,
         wake_ns: 0,
         frames: crate::decode::Frames::default(),
     };

@@ -19,7 +19,15 @@ fn create(goid: u64, parent_goid: u64, time_ns: u64) -> Event<'static> {
 }
 
 fn exit(goid: u64, time_ns: u64) -> Event<'static> {
-    Event::Exit(Exit { process: 1, time_ns, goid, wait_total_ns: 5, schedule_total_ns: 0, wait_count: 2 })
+    Event::Exit(Exit {
+        process: 1,
+        time_ns,
+        goid,
+        wait_total_ns: 5,
+        schedule_total_ns: 0,
+        wait_count: 2,
+        cpu_ns: 0,
+    })
 }
 
 fn ended(out: &[Output]) -> &Ended {
@@ -109,6 +117,7 @@ fn what_finds_no_room_is_counted_and_its_waits_are_told_by_reason() {
             reason: 14,
             waker: WakerKind::Unknown,
             waker_goid: 0,
+            cpu_ns: 0,
             frames: Frames::default(),
         })
     };

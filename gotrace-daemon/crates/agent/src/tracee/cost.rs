@@ -12,6 +12,10 @@ use serde::{Deserialize, Serialize};
 
 use gotrace_kernel::HitCost;
 
+/// What counting a switch of threads takes, as a share of an emulated hit: it traps nothing (`cargo xtask bench --only
+/// cpu-time` measures it).
+const SWITCH_SHARE: f64 = 0.2;
+
 /// A process's account.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct ProbeCost {
@@ -34,19 +38,33 @@ impl ProbeCost {
 
     /// What so many hits took, by the least level that has their probes.
     pub(crate) fn by_level(&self, hits: &[u64; Hit::COUNT], cost: HitCost) -> [f64; 3] {
-        let HitCost { emulated_ns, stepped_ns, .. } = cost;
         let mut by_level = [0.0; 3];
-        for (hit, (count, stepped)) in hits.iter().zip(self.stepped).enumerate() {
-            let of_one = if stepped { stepped_ns } else { emulated_ns };
+        for (hit, (count, of_one)) in hits.iter().zip(self.of_each(cost)).enumerate() {
             let level = match hit {
                 hit if hit == Hit::Create as usize || hit == Hit::Exit as usize => 0,
+                hit if [Hit::Park, Hit::Run, Hit::Switch].iter().any(|h| *h as usize == hit) => 1,
                 hit if hit >= Hit::StopWorld as usize => 0,
-                hit if hit == Hit::Park as usize || hit == Hit::Run as usize => 1,
                 _ => 2,
             };
             by_level[level] += *count as f64 * of_one;
         }
         by_level
+    }
+
+    /// What a hit of each kind takes.
+    fn of_each(&self, cost: HitCost) -> [f64; Hit::COUNT] {
+        let HitCost { emulated_ns, stepped_ns, .. } = cost;
+        let mut of_each = self.stepped.map(|stepped| if stepped { stepped_ns } else { emulated_ns });
+        of_each[Hit::Switch as usize] = SWITCH_SHARE * emulated_ns;
+        of_each
+    }
+
+    /// CPU time that the process has used since the last call of [`Self::interval`], and since the beginning, when it
+    /// has used `cpu_ns` in all; at its end, what is known.
+    pub(crate) fn used(&self, cpu_ns: Option<u64>) -> (Option<u64>, Option<u64>) {
+        let now = cpu_ns.or(self.cpu_ns);
+        let since = |before: Option<u64>| now.zip(before).map(|(now, before)| now.saturating_sub(before));
+        (since(self.cpu_ns), since(self.began_cpu_ns))
     }
 
     /// The probes are in place.
@@ -63,9 +81,8 @@ impl ProbeCost {
         cpu_ns: Option<u64>,
         cost: Option<HitCost>,
     ) -> Option<f64> {
-        let cost_ns = cost.map(|HitCost { emulated_ns, stepped_ns, .. }| {
-            let of_one = self.stepped.map(|stepped| if stepped { stepped_ns } else { emulated_ns });
-            hits.iter().zip(of_one).map(|(n, of_one)| *n as f64 * of_one).sum::<f64>()
+        let cost_ns = cost.map(|cost| {
+            hits.iter().zip(self.of_each(cost)).map(|(n, of_one)| *n as f64 * of_one).sum::<f64>()
         });
         let share = match (cost_ns, self.cost_ns, cpu_ns, self.cpu_ns) {
             (Some(now), Some(before), Some(cpu), Some(cpu_before)) if cpu > cpu_before => {
@@ -138,6 +155,20 @@ mod tests {
         assert_eq!(cost.interval(&hits(100, 10), Some(2_000_000), COST), Some(0.1));
         assert_eq!(cost.interval(&hits(200, 10), Some(3_000_000), COST), Some(0.1));
         assert_eq!(cost.whole_run(), (Some(300_000.0 / 210.0), Some(0.1)));
+    }
+
+    #[test]
+    fn a_switch_is_no_trap() {
+        let mut cost = ProbeCost::default();
+        cost.begin(Some(1_000_000));
+        let mut switches = hits(0, 0);
+        switches[Hit::Switch as usize] = 1000;
+        assert_eq!(cost.used(Some(3_000_000)), (Some(2_000_000), Some(2_000_000)));
+        assert_eq!(cost.interval(&switches, Some(3_000_000), COST), Some(0.1));
+        let [lifecycle, waits, full] = cost.by_level(&switches, COST.expect("known"));
+        assert_eq!((lifecycle, waits, full), (0.0, 200_000.0, 0.0));
+        assert_eq!(cost.used(Some(4_000_000)), (Some(1_000_000), Some(3_000_000)));
+        assert_eq!(cost.used(None), (Some(0), Some(2_000_000)));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use gotrace_model::{Level, Value, ids::ProcessKey};
 use serde::{Deserialize, Serialize};
 
 use super::{CollectorState, Lowered, SpanSampling, Step, StepChange, Symbol, TraceeState, serial};
-use crate::table::{GoroutineState, Look, Sighting};
+use crate::table::{CpuTimes, GoroutineState, Look, Sighting};
 
 /// Something that reaches a tracee.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -150,6 +150,8 @@ pub enum Input<'a> {
     Wrappers(Vec<u64>),
     /// What is known of its collector, behind [`Self::State`].
     Collector(Box<CollectorState>),
+    /// What its goroutines have used of the processors, behind [`Self::Goroutines`].
+    CpuTimes(CpuTimes),
 }
 
 /// A finding that is known and may stay ([`gotrace_inspect::leak::Suppression`]).

@@ -221,6 +221,7 @@ impl Tracee {
         if !part.is_empty() {
             write(&Input::Goroutines(part));
         }
+        self.table.cpu_times(PART, |times| write(&Input::CpuTimes(times)));
     }
 
     /// Takes what reaches it; what that comes to goes to `out`. `names` answers what is not known yet.
@@ -310,6 +311,7 @@ impl Tracee {
             Input::End { .. } => {}
             Input::Suppressions(all) => self.suppressions = suppressions(all),
             Input::Wrappers(entries) => table.set_wrappers(entries),
+            Input::CpuTimes(times) => table.restore_cpu(times),
             Input::Collector(state) => self.collector = state.clone(),
             Input::Clock { offset_ns, error_ns } => facts.clock = Clock::from_offset(*offset_ns, *error_ns),
         }

@@ -26,6 +26,7 @@ impl Tracee {
             stepped_ns,
             neighbour_ns: 0.0,
         });
+        let (process_cpu_ns, process_cpu_total_ns) = self.facts.cost.used(counted.cpu_ns);
         let Facts { clock, reported_ns, sampler, snapshots, mode, .. } = &self.facts;
         let interval = Interval {
             resource: Arc::clone(&self.resource),
@@ -60,6 +61,8 @@ impl Tracee {
             leaks_refuted: self.findings.refuted,
             suspects,
             collector,
+            process_cpu_ns,
+            process_cpu_total_ns,
             probe_cost_share: self.facts.cost.interval(&hits, counted.cpu_ns, cost),
         };
         self.facts.mode.change = None;
@@ -119,6 +122,7 @@ impl Tracee {
             if stats.alive == 0 && stats.born == 0 && stats.died == 0 {
                 continue;
             }
+            let cpu_before_ns = std::mem::replace(&mut stats.cpu_reported_ns, stats.cpu_ns);
             let key = stats.key;
             reasons.push(stats.waiting.clone());
             sites.push(Site {
@@ -129,6 +133,8 @@ impl Tracee {
                 died: stats.died.saturating_sub(died_before),
                 born_total: stats.born,
                 died_total: stats.died,
+                cpu_ns: stats.cpu_ns.saturating_sub(cpu_before_ns),
+                cpu_total_ns: stats.cpu_ns,
                 waiting: BTreeMap::new(),
                 waits: stats.waits(),
                 lifetimes: stats.lifetimes(),

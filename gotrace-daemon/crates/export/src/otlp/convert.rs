@@ -143,9 +143,10 @@ fn goroutine(span: &GoroutineSpan) -> trace::Span {
         wait_total_ns,
         run_total_ns,
         wait_count,
+        cpu_ns,
         waits_by_reason,
     } = span;
-    let mut attributes = Vec::with_capacity(12 + waits_by_reason.len());
+    let mut attributes = Vec::with_capacity(13 + waits_by_reason.len());
     place(&mut attributes, &CODE, entry);
     attributes.push(int("gotrace.goroutine.id", *goid));
     if *parent_goid != 0 {
@@ -158,6 +159,7 @@ fn goroutine(span: &GoroutineSpan) -> trace::Span {
         ("gotrace.wait.total", wait_total_ns),
         ("gotrace.run.total", run_total_ns),
         ("gotrace.wait.count", wait_count),
+        ("gotrace.time.on_cpu", cpu_ns),
     ] {
         if let Some(value) = value {
             attributes.push(int(key, *value));

@@ -107,6 +107,7 @@ impl Encoder {
             wait_total_ns,
             run_total_ns,
             wait_count,
+            cpu_ns,
             waits_by_reason,
         } = span;
         let out = &mut self.content;
@@ -123,6 +124,7 @@ impl Encoder {
             ("gotrace.wait.total", wait_total_ns),
             ("gotrace.run.total", run_total_ns),
             ("gotrace.wait.count", wait_count),
+            ("gotrace.time.on_cpu", cpu_ns),
         ] {
             if let Some(value) = value {
                 int(out, SPAN_ATTRIBUTES, key, *value);

@@ -80,6 +80,7 @@ fn every_metric_of_a_full_interval() {
             ("gotrace.events.lost", "{event}"),
             ("gotrace.goroutine.alive", "{goroutine}"),
             ("gotrace.goroutine.count", "{goroutine}"),
+            ("gotrace.goroutine.cpu.time", "s"),
             ("gotrace.goroutine.created", "{goroutine}"),
             ("gotrace.goroutine.exited", "{goroutine}"),
             ("gotrace.goroutine.lifetime", "s"),
@@ -180,6 +181,7 @@ fn lower_levels_say_only_what_they_know() {
     interval.schedule = Histogram::default();
     interval.syscalls = Histogram::default();
     interval.probe_cost_share = None;
+    interval.sites[0].cpu_total_ns = 0;
     let got = report(&mut Metrics::new(Temporality::Cumulative, SeriesBounds::default()), &interval, &[]);
     assert_eq!(
         got.keys().map(String::as_str).collect::<Vec<_>>(),

@@ -18,6 +18,8 @@ fn site(n: usize) -> Site {
         died: 0,
         born_total: 3,
         died_total: 2,
+        cpu_ns: 1_000_000,
+        cpu_total_ns: 2_000_000,
         waiting: BTreeMap::new(),
         waits: Histogram::default(),
         lifetimes: Histogram::default(),

@@ -8,7 +8,7 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use crate::{Assists, Location, Site, TRIGGERS};
+use crate::{Location, Site, TRIGGERS};
 
 /// How many series there may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,13 +33,15 @@ impl Default for SeriesBounds {
 /// Series of a metric whose label is one of gotrace's own names (kinds of events, of loss), the one for what is
 /// beyond included.
 pub(super) const MAX_NAMES: usize = 16;
-/// Names that such metrics have in all: 15 events, 13 kinds of loss, 8 of spans that were dropped, 2 that were sampled
+/// Names that such metrics have in all: 16 events, 14 kinds of loss, 8 of spans that were dropped, 2 that were sampled
 /// out, 2 of repairs.
-const NAMES: usize = 40;
+const NAMES: usize = 42;
 /// Leaks of a process that have series of their own, and as many suspected ones.
 pub(super) const LEAKS: usize = 8;
 /// Creation sites of a process whose assists of the collector have series of their own.
 pub(super) const ASSISTS: usize = 2;
+/// Creation sites of a process whose CPU time has series of its own.
+pub(super) const CPU_TIMES: usize = 6;
 /// What series cost on an output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Weights {
@@ -69,14 +71,16 @@ impl Weights {
     }
 
     /// What a process has beside reasons and sites of its own: count, cost, engine and level; scheduling delays,
-    /// snapshots and pauses; cycles, assists and stops of the world; metrics by name; leaks that are proven and those that are suspected, two metrics each with the one
-    /// for what is beyond (growth has none), and those refuted; what is beyond of reasons and sites.
+    /// snapshots and pauses; cycles, assists and stops of the world; CPU time; metrics by name; leaks that are proven and
+    /// those that are suspected, two metrics each with the one for what is beyond (growth has none), and those refuted;
+    /// what is beyond of reasons and sites.
     #[must_use]
     pub const fn base(self) -> usize {
         let lifetimes = if self.lifetimes_by_site { 0 } else { self.histogram };
         let durations = 3 * self.histogram + lifetimes;
         let collector = TRIGGERS.len() + (ASSISTS + 1) + 1;
-        4 + durations + collector + NAMES + (4 * LEAKS + 3) + 1 + self.reason() + self.site() + self.more
+        let times = collector + CPU_TIMES + 1;
+        4 + durations + times + NAMES + (4 * LEAKS + 3) + 1 + self.reason() + self.site() + self.more
     }
 }
 
@@ -107,7 +111,7 @@ impl Room {
 
     /// A process has ended.
     pub fn give_back(&mut self, admitted: &Admitted) {
-        let Admitted { entered, reasons, sites, assists: _ } = admitted;
+        let Admitted { entered, reasons, sites, assists: _, cpu_times: _ } = admitted;
         self.left += usize::from(*entered) * self.weights.base()
             + self.weights.reason() * reasons.len()
             + self.weights.site() * sites.len();
@@ -121,6 +125,7 @@ pub struct Admitted {
     reasons: HashSet<Arc<str>>,
     sites: HashSet<SiteKey>,
     assists: HashSet<SiteKey>,
+    cpu_times: HashSet<SiteKey>,
 }
 
 impl Admitted {
@@ -154,12 +159,19 @@ impl Admitted {
 
     /// Whether a site's assists have a series of their own; those of the first few have, which a process's own share has
     /// room for.
-    pub fn assists(&mut self, assists: &Assists) -> Option<SiteKey> {
-        let key = (Arc::clone(&assists.entry), assists.created_by.clone());
-        if self.assists.len() < ASSISTS {
-            self.assists.insert(key.clone());
-        }
-        self.assists.contains(&key).then_some(key)
+    pub fn assists(&mut self, entry: &Arc<Location>, created_by: Option<&Arc<Location>>) -> Option<SiteKey> {
+        among_first(&mut self.assists, ASSISTS, entry, created_by)
+    }
+
+    /// The same of a site's CPU time; `new`: whether it may get a series if it has none.
+    pub fn cpu_time(
+        &mut self,
+        entry: &Arc<Location>,
+        created_by: Option<&Arc<Location>>,
+        new: bool,
+    ) -> Option<SiteKey> {
+        let most = if new { CPU_TIMES } else { 0 };
+        among_first(&mut self.cpu_times, most, entry, created_by)
     }
 
     /// Whether a site has series of its own; gives it some while there is room.
@@ -176,4 +188,17 @@ impl Admitted {
         self.sites.insert(key.clone());
         Some(key)
     }
+}
+
+fn among_first(
+    first: &mut HashSet<SiteKey>,
+    most: usize,
+    entry: &Arc<Location>,
+    created_by: Option<&Arc<Location>>,
+) -> Option<SiteKey> {
+    let key = (Arc::clone(entry), created_by.cloned());
+    if first.len() < most {
+        first.insert(key.clone());
+    }
+    first.contains(&key).then_some(key)
 }

@@ -82,6 +82,7 @@ catalogue! {
     ALIVE = "gotrace.goroutine.alive", "{goroutine}", Gauge, "Goroutines alive.";
     LIFETIME = "gotrace.goroutine.lifetime", "s", Histogram,
         "Lifetime of exited goroutines, from creation to exit.";
+    CPU_TIME = "gotrace.goroutine.cpu.time", "s", Counter, "CPU time that goroutines used.";
     WAITS = "gotrace.goroutine.wait.duration", "s", Histogram, "Duration of all waits, from park to the next run.";
     SCHEDULE = "go.schedule.duration", "s", Histogram,
         "The time goroutines have spent in the scheduler in a runnable state before actually running.";
@@ -337,10 +338,13 @@ impl Samples<'_> {
             leaks_refuted,
             suspects,
             collector,
+            process_cpu_ns: _,
+            process_cpu_total_ns: _,
             probe_cost_share: _,
         } = interval;
         self.states(waiting);
         self.sites(sites);
+        self.cpu_time(sites);
         self.waits(waits, syscalls);
         self.durations(&SCHEDULE, schedule);
         self.collector(collector);
@@ -363,7 +367,8 @@ impl Samples<'_> {
         let (mut series, mut beyond) = (Vec::new(), 0);
         for assists in &collector.assists_by {
             // Those that found no room among the sites are nobody's.
-            match self.admitted.assists(assists).filter(|_| assists.entry.is_known()) {
+            let (entry, created_by) = (&assists.entry, &assists.created_by);
+            match self.admitted.assists(entry, created_by.as_ref()).filter(|_| entry.is_known()) {
                 Some(key) => series.push((Series::Site(key), Value::Nanoseconds(assists.total_ns))),
                 None => beyond += assists.total_ns,
             }
@@ -463,6 +468,25 @@ impl Samples<'_> {
         self.push(&EXITED, exited);
         self.push(&ALIVE, alive);
         self.push(&LIFETIME, lifetimes);
+    }
+
+    /// The sites that have used most first. One that has used little so far gets no series of its own, which it would keep.
+    fn cpu_time(&mut self, sites: &[Site]) {
+        let all: u64 = sites.iter().map(|site| site.cpu_total_ns).sum();
+        let mut used: Vec<&Site> = sites.iter().filter(|site| site.cpu_total_ns > 0).collect();
+        used.sort_by_key(|site| std::cmp::Reverse(site.cpu_total_ns));
+        let (mut series, mut beyond) = (Vec::new(), 0);
+        for site in used {
+            let much = site.cpu_total_ns >= all / 20;
+            match self.admitted.cpu_time(&site.entry, site.created_by.as_ref(), much) {
+                Some(key) => series.push((Series::Site(key), Value::Nanoseconds(site.cpu_total_ns))),
+                None => beyond += site.cpu_total_ns,
+            }
+        }
+        if beyond > 0 {
+            series.push((Series::Overflow, Value::Nanoseconds(beyond)));
+        }
+        self.push(&CPU_TIME, series);
     }
 
     /// What is proven, the most goroutines first; gives how they grow.

@@ -1,0 +1,3 @@
+module gotrace.test/cpu
+
+go 1.19

@@ -1,0 +1,119 @@
+//! CPU time of goroutines against the clocks of the threads that they ran on, with every Go version and build mode. Needs
+//! root and `go`.
+
+use std::{
+    io::Write as _,
+    process::{Child, ChildStdout, Command, Stdio},
+    sync::mpsc::Receiver,
+};
+
+use gotrace_tests::{
+    fixture::{PATIENCE, read_lines},
+    gobuild::{Arch, Mode, VERSIONS, build},
+    gotrace::{binary, privileged},
+};
+use serde_json::Value;
+
+/// Processes of a version of which one must agree: where others preempt the program between a look at its clock and the
+/// scheduler's, one side alone counts that.
+const TRIES: u32 = 4;
+/// Functions that goroutines of the program run, and know the CPU time of.
+const KINDS: [&str; 5] = ["main.spinner", "main.napper", "main.reader", "main.passer", "main.short"];
+
+/// A child that is ended with its test.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // Both fail only where it has ended, which is what is wanted.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn start(command: &mut Command) -> (Ended, Receiver<String>) {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
+    let stdout: ChildStdout = child.stdout.take().expect("a pipe");
+    (Ended(child), read_lines(stdout))
+}
+
+fn parse(line: &str) -> Value {
+    serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))
+}
+
+/// What the program says, and gotrace's summary.
+fn both(version: &str, mode: Mode, level: &str) -> (Value, Value) {
+    let program = build("cpu", version, mode, Arch::HOST).expect("it builds");
+    let (mut program, own) = start(&mut Command::new(program));
+    assert_eq!(own.recv_timeout(PATIENCE).expect("it is ready"), "READY");
+    let pid = program.0.id().to_string();
+    let attach = ["attach", "--pid", &pid, "--format", "json", "--budget", "none", "--level", level];
+    let (gotrace, seen) = start(Command::new(binary().expect("gotrace")).args(attach));
+    let header = parse(&seen.recv_timeout(PATIENCE).expect("the probes are in place"));
+    assert_eq!(header["engine"], "events");
+    program.0.stdin.as_mut().expect("a pipe").write_all(b"go\n").expect("it reads");
+    let account = parse(&own.recv_timeout(PATIENCE).expect("an account"));
+    // SAFETY: no memory is involved; the child has not been waited for, so the number is its own.
+    assert_eq!(unsafe { libc::kill(gotrace.0.id().cast_signed(), libc::SIGINT) }, 0, "it lives");
+    loop {
+        let line = parse(&seen.recv_timeout(PATIENCE).expect("a summary"));
+        if let Some(summary) = line.get("summary") {
+            return (account, summary.clone());
+        }
+    }
+}
+
+/// What goroutines have used that run such a function.
+fn used(summary: &Value, function: impl Fn(&str) -> bool) -> u64 {
+    let sites = summary["sites"].as_array().expect("sites");
+    let of = |site: &&Value| site["entry"]["function"].as_str().is_some_and(&function);
+    sites.iter().filter(of).filter_map(|site| site["cpu_ns"].as_u64()).sum()
+}
+
+/// What does not agree.
+fn disagreements(own: &Value, seen: &Value) -> Vec<String> {
+    let shorts = own["short_ones"].as_u64().expect("a number");
+    let mut wrong = Vec::new();
+    let mut check = |what: &str, own: u64, seen: u64, below: u64, above: u64| {
+        println!("  {what:<14} own {:>8.2} ms, seen {:>8.2} ms", own as f64 / 1e6, seen as f64 / 1e6);
+        if seen + below < own || seen > own + above {
+            wrong.push(format!("{what}: {own} ns by its own clock, {seen} ns seen"));
+        }
+    };
+    for kind in KINDS {
+        let own = own[kind].as_u64().expect("a time");
+        let seen = used(seen, |function| function == kind);
+        // Beginning and ending are not in their own account.
+        let around = if kind == "main.short" { 40_000 * shorts } else { 0 };
+        check(kind, own, seen, own / 33 + 2_000_000, own / 33 + 8_000_000 + around);
+    }
+    // All goroutines, the runtime's too, and what is outside of them: the scheduler.
+    let (process, all) = (own["process"].as_u64().expect("a time"), used(seen, |_| true));
+    check("all", process, all, process / 12, process / 50);
+    check("the process", process, seen["process_cpu_ns"].as_u64().expect("known"), process / 50, process / 4);
+    wrong
+}
+
+#[test]
+fn cpu_time_of_goroutines_is_that_of_their_threads() {
+    if !privileged("live_cpu") {
+        return;
+    }
+    let stripped = VERSIONS.into_iter().map(|version| (version, Mode::Stripped, "waits"));
+    let modes = [Mode::Plain, Mode::PieStripped, Mode::Cgo, Mode::Race, Mode::NoInline];
+    let newest = modes.map(|mode| ("1.27.3", mode, "waits"));
+    let oldest = [Mode::Cgo, Mode::Race].map(|mode| ("1.19.13", mode, "waits"));
+    let full = ["1.19.13", "1.27.3"].map(|version| (version, Mode::Stripped, "full"));
+    for (version, mode, level) in stripped.chain(newest).chain(oldest).chain(full) {
+        for n in 1.. {
+            let (own, seen) = both(version, mode, level);
+            println!("Go {version}, {}, level {level}, process {n}", mode.name());
+            let wrong = disagreements(&own, &seen);
+            assert_eq!(seen["lost"], serde_json::json!({}), "{seen}");
+            if wrong.is_empty() {
+                break;
+            }
+            assert!(n < TRIES, "Go {version}, {}: {wrong:?}\n{own}\n{seen}", mode.name());
+        }
+    }
+}
