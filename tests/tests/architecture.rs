@@ -269,9 +269,7 @@ fn crates_depend_only_on_what_the_map_says() {
                 wrong.push(format!("{name} depends on {dependency}"));
             }
             for (packages, crates) in ONLY_THERE {
-                // The command asks `object` what a file is that is no ELF file.
-                let command = name == "gotrace-daemon" && dependency == "object";
-                if packages.contains(&dependency.as_str()) && !crates.contains(&name) && !command {
+                if packages.contains(&dependency.as_str()) && !crates.contains(&name) {
                     wrong.push(format!("{name} depends on {dependency}, which is for {crates:?}"));
                 }
             }

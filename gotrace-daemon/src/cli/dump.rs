@@ -7,8 +7,6 @@ use std::{
     thread,
 };
 
-use object::Object as _;
-
 use super::{CliError, DumpArgs, DumpFormat, Exit, output::Stdout, say};
 use gotrace_export::dump::{
     self, Dump, Filter, Header, Mapped, folded, json, pprof, select::MinAge, speedscope, svg, text,
@@ -145,8 +143,7 @@ impl Process {
         for warning in binary.warnings() {
             tracing::warn!(pid, "{warning}");
         }
-        let build_id =
-            object::File::parse(&*bytes).ok().and_then(|f| f.build_id().ok().flatten().map(build_id_text));
+        let build_id = gotrace_go::gnu_build_id(&bytes);
         drop(bytes);
         let live = Live::new(&target, Arc::new(binary)).map_err(|e| error(pid, &e))?;
         let mapping = target.executable_mappings()?.into_iter().find(|m| m.executable);
@@ -182,11 +179,6 @@ impl Process {
 /// Reads a process's executable; where it was started by the dynamic loader that is not the program.
 pub(super) fn parse(target: &Target, bytes: &[u8]) -> Result<Binary, gotrace_go::Error> {
     Binary::parse(bytes).map_err(|error| if target.runs_loader() { error.of_loader() } else { error })
-}
-
-/// GNU build ids have 20 bytes; a longer one is none.
-fn build_id_text(id: &[u8]) -> String {
-    hex::encode(id.get(..64).unwrap_or(id))
 }
 
 /// Writes results to a file, or stdout.

@@ -10,6 +10,7 @@
 //! expects them.
 
 mod allgs;
+mod build_id;
 mod buildinfo;
 mod bytes;
 mod closure;
@@ -42,6 +43,7 @@ use std::collections::BTreeMap;
 
 use gotrace_common::GLayout;
 
+pub use build_id::gnu_build_id;
 pub use error::Error;
 pub use model::{
     Arch, BuildInfo, Event, Frame, Function, GoVersion, Offset, Offsets, Operand, Plan, Probe, Source,
