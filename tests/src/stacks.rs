@@ -94,7 +94,19 @@ impl Stacks {
     /// # Errors
     /// Where it has ended.
     pub fn own_text(&mut self) -> Result<String> {
-        self.stdin.write_all(b"stacks\n")?;
+        self.say("stacks")
+    }
+
+    /// Its goroutine profile as text, `pprof.Lookup("goroutine").WriteTo(os.Stdout, 1)`.
+    ///
+    /// # Errors
+    /// Where it has ended.
+    pub fn own_profile(&mut self) -> Result<String> {
+        self.say("profile")
+    }
+
+    fn say(&mut self, command: &str) -> Result<String> {
+        writeln!(self.stdin, "{command}")?;
         let mut text = String::new();
         loop {
             let line = self.line()?;

@@ -1,6 +1,6 @@
 // Parks goroutines in every way that the runtime knows, and tells their stacks itself: on the line
-// "stacks" of standard input it prints runtime.Stack of all, on SIGQUIT the runtime does. Nothing moves
-// in between. Ends with its input.
+// "stacks" of standard input it prints runtime.Stack of all, on "profile" its goroutine profile, on SIGQUIT
+// the runtime does. Nothing moves in between. Ends with its input.
 package main
 
 import (
@@ -255,6 +255,9 @@ func main() {
 			buffer = buffer[:runtime.Stack(buffer, true)]
 			os.Stdout.Write(buffer)
 			fmt.Println("\nEND")
+		case "profile":
+			pprof.Lookup("goroutine").WriteTo(os.Stdout, 1)
+			fmt.Println("END")
 		}
 	}
 	runtime.KeepAlive(keep)

@@ -4,6 +4,7 @@
 //! bytes, written as they come: nothing here grows with the number of goroutines but the list of which are
 //! wanted. Refuses nothing; what is not known is left out or `null`, as each format has it.
 
+pub mod count;
 pub mod diff;
 mod diff_text;
 mod flame;
@@ -22,7 +23,10 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
-use std::borrow::Cow;
+use std::{
+    borrow::Cow,
+    io::{self, Write},
+};
 
 pub use group::Group;
 pub use select::Filter;
@@ -51,6 +55,40 @@ pub struct Mapped {
     pub end: u64,
     /// Offset in the file of what is at `start`.
     pub file_offset: u64,
+}
+
+/// A snapshot with all that it takes to write it down.
+#[derive(Debug)]
+pub struct Captured {
+    /// The goroutines.
+    pub snapshot: Snapshot,
+    /// Names for its addresses.
+    pub names: Names,
+    /// As in [`Header`].
+    pub executable: String,
+    /// As in [`Header`].
+    pub build_id: String,
+    /// As in [`Header`].
+    pub mapping: Option<Mapped>,
+}
+
+impl Captured {
+    /// Writes all goroutines but the runtime's own in a format.
+    ///
+    /// # Errors
+    /// What the writer says.
+    pub fn write(
+        &mut self,
+        out: &mut dyn Write,
+        format: fn(&mut dyn Write, &Dump<'_>, &mut Names) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let Self { snapshot, names, executable, build_id, mapping } = self;
+        let go_version = names.binary().go_version().text.clone();
+        let header = Header { executable, go_version: &go_version, mapping: *mapping, build_id };
+        let filter = Filter::default();
+        let dump = Dump::new(header, snapshot, &filter, names);
+        format(out, &dump, names)
+    }
 }
 
 /// What is to be written.
