@@ -173,7 +173,19 @@ impl Daemon {
     /// # Errors
     /// As [`Self::start`].
     pub fn start_by(gotrace: Command, config: &str, more: &[&str]) -> Result<Self> {
-        let more: Vec<&str> = ["--listen", "127.0.0.1:0"].iter().chain(more).copied().collect();
+        Self::start_at(gotrace, "127.0.0.1:0", config, more)
+    }
+
+    /// The same as [`Self::start`], where its pages are on another address.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_on(address: &str, config: &str) -> Result<Self> {
+        Self::start_at(Command::new(binary()?), address, config, &[])
+    }
+
+    fn start_at(gotrace: Command, address: &str, config: &str, more: &[&str]) -> Result<Self> {
+        let more: Vec<&str> = ["--listen", address].iter().chain(more).copied().collect();
         let (mut this, address) = Self::spawn(gotrace, config, &more)?;
         match address.recv_timeout(PATIENCE) {
             Ok(address) => this.address = address,

@@ -18,6 +18,7 @@ pub mod fuse;
 pub mod gobuild;
 pub mod gotrace;
 pub mod harm;
+pub mod http;
 pub mod leaks;
 pub mod live;
 pub mod manifests;

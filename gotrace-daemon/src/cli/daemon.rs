@@ -21,9 +21,10 @@ use super::{
     surroundings::Surroundings,
     trace::Background,
 };
-use crate::config::{self, Config};
+use crate::config::{self, Config, Http};
 use gotrace_agent::pipeline::{Control, Engine, Line, NodeState, Observer, ProcessEvent, Stop};
 use gotrace_export::{
+    api::{Access, Api},
     otlp::{ExportStats, Exporter, SpoolStats},
     prometheus::{Agent, Board, Health, Server, Watched},
 };
@@ -63,7 +64,7 @@ pub struct DaemonArgs {
     /// core), or off for no limit. Overrides the configuration's limits.budget [default: 1%]
     #[arg(long, value_name = "SHARE", value_parser = args::share)]
     pub budget: Option<BudgetArg>,
-    /// Address that /livez, /readyz and /metrics are served on, or off. Overrides the configuration's
+    /// Address that /livez, /readyz, /metrics and the API are served on, or off. Overrides the configuration's
     /// http.listen [default: 127.0.0.1:9464]
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Option<String>,
@@ -72,7 +73,7 @@ pub struct DaemonArgs {
 impl From<config::Error> for CliError {
     fn from(e: config::Error) -> Self {
         match e {
-            config::Error::Read { .. } => Self::failure(e.to_string()),
+            config::Error::Read { .. } | config::Error::Token { .. } => Self::failure(e.to_string()),
             config::Error::Wrong { .. } | config::Error::Otlp(_) => Self::usage(e.to_string())
                 .help("deploy/gotrace.example.yaml shows every field; check a file with --check-config"),
         }
@@ -105,6 +106,7 @@ pub(super) fn run(args: &DaemonArgs) -> Result<Exit, CliError> {
     let config = args.read()?;
     let listen = listen(&config)?;
     let export = config.export(&|name| std::env::var(name).ok())?;
+    let admission = Admission::new(&config.http)?;
     if args.check_config {
         if let Some(path) = &args.config {
             writeln!(io::stdout(), "{} is valid", path.display())?;
@@ -138,14 +140,17 @@ pub(super) fn run(args: &DaemonArgs) -> Result<Exit, CliError> {
                 exporter: background.exporter(),
                 dropped: Mutex::default(),
             });
+            let processes = Arc::new(control.captures().clone());
+            let api = Api::new(processes, Arc::clone(&board), admission.access.clone());
             let beat = control.threads().register("page", SERVES_WITHIN);
-            let server = Server::start(address, Arc::clone(&board), watched, background.runtime(), beat)
-                .map_err(|e| CliError::failure(e.to_string()))?;
+            let server =
+                Server::start(address, Arc::clone(&board), watched, api, (background.runtime(), beat))
+                    .map_err(|e| CliError::failure(e.to_string()))?;
             tracing::info!("serving health and metrics on http://{}/metrics", server.address());
             Some(server)
         }
     };
-    follow_file(args, config.clone(), &control, surroundings, &background)?;
+    follow_file(args, config.clone(), &control, (surroundings, admission), &background)?;
     supervise(control.threads().clone(), &background);
     let result = line.run(&stop, None, &mut |interval| board.show(interval));
     tracing::info!("shutting down: {}", stop.why().unwrap_or("tracing failed"));
@@ -236,7 +241,7 @@ fn follow_file(
     args: &DaemonArgs,
     started: Config,
     control: &Control,
-    surroundings: Surroundings,
+    (surroundings, mut admission): (Surroundings, Admission),
     background: &Background,
 ) -> Result<(), CliError> {
     use tokio::signal::unix::{SignalKind, signal};
@@ -254,12 +259,14 @@ fn follow_file(
             let Some(path) = &args.config else { continue };
             let now = version_of(path);
             if !asked && (now == seen || now.is_none()) {
+                admission.follow_token();
                 continue;
             }
             seen = now;
-            match args.read() {
-                Ok(config) => {
+            match args.read().and_then(|config| Ok((Admission::new(&config.http)?, config))) {
+                Ok((new, config)) => {
                     tracing::info!("configuration reloaded");
+                    admission.replace(new);
                     let waiting = started.changed_until_restart(&config);
                     if !waiting.is_empty() {
                         tracing::warn!("these changes take effect after a restart: {}", waiting.join(", "));
@@ -274,6 +281,44 @@ fn follow_file(
         }
     });
     Ok(())
+}
+
+/// Who may ask the API, as the configuration and the file of the token say.
+struct Admission {
+    access: Access,
+    http: Http,
+    /// Of the token's file, from before it was read.
+    version: Option<(SystemTime, u64)>,
+}
+
+impl Admission {
+    fn new(http: &Http) -> Result<Self, config::Error> {
+        let version = http.token_file.as_deref().and_then(version_of);
+        let access = Access::default();
+        access.set(http.access()?);
+        Ok(Self { access, http: http.clone(), version })
+    }
+
+    /// From now on others may, with the API that is served.
+    fn replace(&mut self, new: Self) {
+        self.access.set((*new.access.rules()).clone());
+        (self.http, self.version) = (new.http, new.version);
+    }
+
+    /// Reads the token again where its file has changed.
+    fn follow_token(&mut self) {
+        let now = self.http.token_file.as_deref().and_then(version_of);
+        if std::mem::replace(&mut self.version, now) == now {
+            return;
+        }
+        match self.http.access() {
+            Ok(rules) => {
+                self.access.set(rules);
+                tracing::info!("token of the API reloaded");
+            }
+            Err(error) => tracing::error!("keeping the token that was read before: {error}"),
+        }
+    }
 }
 
 /// Tells a file from what it was before: in Kubernetes another one is put in its place.

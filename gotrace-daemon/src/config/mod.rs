@@ -4,6 +4,7 @@
 //! field, a value of the wrong kind or out of range is an error that names file, line and column. What is
 //! left out has its default; what flags say wins.
 
+mod http;
 mod metadata;
 mod otlp;
 mod reload;
@@ -19,6 +20,7 @@ use std::{
 
 use serde::{Deserialize, de::DeserializeOwned};
 
+pub use http::Http;
 pub use metadata::{Asked, Cloud, Metadata};
 pub use otlp::{Otlp, Spool};
 pub use suppressions::{SuppressionConfig, read_suppressions};
@@ -53,7 +55,7 @@ pub struct Config {
     pub suppressions: Vec<SuppressionConfig>,
     /// Where OTLP goes.
     pub otlp: Otlp,
-    /// The pages for health and Prometheus.
+    /// The pages for health and Prometheus, and the API.
     pub http: Http,
     /// What is remembered across restarts.
     pub state: State,
@@ -252,20 +254,6 @@ impl Default for Spans {
     }
 }
 
-/// The pages for health and Prometheus.
-#[derive(Clone, Debug, Deserialize, PartialEq)]
-#[serde(deny_unknown_fields, default)]
-pub struct Http {
-    /// Address and port; `off` for none. Anybody who reaches it can read names of programs and functions.
-    pub listen: String,
-}
-
-impl Default for Http {
-    fn default() -> Self {
-        Self { listen: "127.0.0.1:9464".into() }
-    }
-}
-
 /// What is remembered across restarts.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
@@ -307,6 +295,14 @@ pub enum Error {
         line: u64,
         /// From 1; 0 where it cannot be told.
         column: u64,
+        /// What is wrong.
+        what: String,
+    },
+    /// The file of the API's token cannot be used.
+    #[error("cannot use http.token_file {}: {what}", path.display())]
+    Token {
+        /// The file.
+        path: PathBuf,
         /// What is wrong.
         what: String,
     },
@@ -354,12 +350,7 @@ impl Config {
         if !(0.0..=1.0).contains(&spans.ratio) {
             return Err(("ratio", "ratio must be from 0 to 1".into()));
         }
-        if http.listen != "off" && http.listen.parse::<std::net::SocketAddr>().is_err() {
-            return Err((
-                "listen",
-                "listen must be an address and a port, such as 127.0.0.1:9464, or off".into(),
-            ));
-        }
+        http.check()?;
         if state.directory().is_some_and(|directory| !directory.is_absolute()) {
             return Err(("directory", "directory must be an absolute path, or off".into()));
         }

@@ -65,7 +65,8 @@ impl Config {
                     series,
                 },
             suppressions: _,
-            http: Http { listen },
+            // Who may ask is looked up with each request.
+            http: Http { listen, hosts: _, token_file: _, require_token: _ },
             state: State { directory: state },
         } = self;
         let otlp = &new.otlp;
@@ -161,6 +162,9 @@ mod tests {
         ("otlp.spool.size", "513M"),
         ("suppressions", "[{function: a.f, reason: b}]"),
         ("http.listen", "127.0.0.1:9465"),
+        ("http.hosts", "[node-a]"),
+        ("http.token_file", "/etc/gotrace/other"),
+        ("http.require_token", "true"),
         ("state.directory", "/var/lib/gotrace"),
     ];
 
@@ -213,6 +217,9 @@ mod tests {
         if key == "otlp.spool.size" {
             yaml += "    directory: /var/lib/gotrace/spool\n";
         }
+        if key == "http.require_token" {
+            yaml += "  token_file: /etc/gotrace/token\n";
+        }
         if key == "otlp.cert" {
             yaml += "  key: client.key\n";
         }
@@ -235,8 +242,9 @@ mod tests {
             let new = with(key, value);
             let named = now.changed_until_restart(&new);
             assert_eq!(named.contains(key), marked, "{key}: marked (start): {marked}; named: {named:?}");
-            // What reaches the line, the rules and the sources of metadata.
-            let told = |c: &Config| format!("{:?} {:?} {:?}", c.line(), c.rules(), c.enrich());
+            // What reaches the line, the rules, the sources of metadata and the API.
+            let told =
+                |c: &Config| format!("{:?} {:?} {:?} {:?}", c.line(), c.rules(), c.enrich(), c.http.access());
             assert!(marked || told(&now) != told(&new), "{key} is not marked (start), and reaches nobody");
         }
     }

@@ -7,6 +7,7 @@
 mod alone;
 mod behind;
 mod budget;
+mod captures;
 mod config;
 mod coverage;
 mod error;
@@ -50,6 +51,7 @@ use crate::{
 };
 pub use behind::{LeftBehind, LeftProcess};
 pub use budget::{Budget, FLOOR_NS_PER_SECOND, Step};
+pub use captures::Captures;
 pub use config::{Engine, Follow, LineConfig, Stop};
 pub use error::LineError;
 pub use examining::{ProofPace, SuspicionPace};

@@ -1,5 +1,6 @@
 //! Where results go. Each room takes the types of `gotrace-model` and writes them down in one format.
 
+pub mod api;
 pub mod check;
 pub mod collector;
 pub mod dump;

@@ -14,7 +14,7 @@ use std::{
 use gotrace_common::flags;
 
 use super::{
-    Engine, Line, LineConfig, LineError, Step,
+    Captures, Engine, Line, LineConfig, LineError, Step,
     coverage::Account,
     known::Counts,
     scout::{Found, Order, Scout},
@@ -54,6 +54,7 @@ pub struct Control {
     changes: Sender<Change>,
     shown: Arc<Mutex<NodeState>>,
     threads: Threads,
+    captures: Captures,
 }
 
 impl Control {
@@ -75,6 +76,12 @@ impl Control {
     #[must_use]
     pub fn threads(&self) -> &Threads {
         &self.threads
+    }
+
+    /// The processes that are traced now, to be read beside the line.
+    #[must_use]
+    pub fn captures(&self) -> &Captures {
+        &self.captures
     }
 
     /// Others know this of a process, given by its pid and start ([`Identity::start_ticks`]): the rules may
@@ -135,6 +142,7 @@ pub(super) struct Node {
     scout: Scout,
     changes: Receiver<Change>,
     shown: Arc<Mutex<NodeState>>,
+    captures: Captures,
     beat: Beat,
     next_shown: Instant,
     metadata: BTreeMap<(u32, u64), Metadata>,
@@ -180,11 +188,14 @@ impl Line {
         )
         .map_err(LineError::Threads)?;
         let (sender, changes) = channel();
-        let control = Control { changes: sender, shown: Arc::default(), threads: self.threads.clone() };
+        let shown = Arc::<Mutex<NodeState>>::default();
+        let captures = Captures::new(self.in_hand.clone(), Arc::clone(&shown));
+        let control = Control { changes: sender, shown, threads: self.threads.clone(), captures };
         self.node = Some(Node {
             scout,
             changes,
             shown: Arc::clone(&control.shown),
+            captures: control.captures.clone(),
             beat: self.threads.register("pipeline", TURNS_WITHIN),
             next_shown: Instant::now(),
             metadata: BTreeMap::new(),
@@ -418,6 +429,7 @@ impl Line {
             "traced"
         );
         if let Some(node) = &mut self.node {
+            node.captures.began(&traced);
             if let Some(observer) = &mut node.observer {
                 observer(&ProcessEvent::Began(traced.target()));
             }
@@ -490,6 +502,7 @@ impl Line {
     pub(super) fn note_end(&mut self, traced: &Traced) {
         let Some(node) = &mut self.node else { return };
         node.ended += 1;
+        node.captures.ended(traced);
         let identity = &traced.target().identity;
         node.metadata.remove(&(identity.pid, identity.start_ticks));
         if let Some(observer) = &mut node.observer {

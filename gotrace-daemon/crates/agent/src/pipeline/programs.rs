@@ -12,7 +12,7 @@ use gotrace_common::ROW_SYSCALL;
 use sha2::{Digest as _, Sha256};
 
 use super::{LineError, text::Text};
-use gotrace_go::{Binary, Error, may_be_go};
+use gotrace_go::{Binary, Error, gnu_build_id, may_be_go};
 use gotrace_model::Level;
 use gotrace_process::{Executable, FileIdentity, Target};
 
@@ -37,6 +37,8 @@ pub(super) struct Program {
     pub reasons: Arc<[Arc<str>]>,
     /// What its file has where probes go, at the highest level.
     pub text: Text,
+    /// Its GNU build id, in hexadecimal digits.
+    pub build_id: Option<String>,
 }
 
 /// A program, and the file that it was found in.
@@ -139,7 +141,8 @@ impl Programs {
                 }
                 let text = Text::read(&bytes, binary.arch(), &binary.plan(Level::Full).probes);
                 let reasons = reasons(&binary);
-                Arc::new(Program { content, binary: Arc::new(binary), reasons, text })
+                let build_id = gnu_build_id(&bytes);
+                Arc::new(Program { content, binary: Arc::new(binary), reasons, text, build_id })
             })
         } else {
             Err(Error::NotGo { why: "it has no Go sections" })

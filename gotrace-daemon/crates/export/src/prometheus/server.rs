@@ -1,4 +1,5 @@
-//! The pages over HTTP, on loopback unless another address is given. Answers GET alone, reads no bodies.
+//! The pages over HTTP, and the [API](Api), on loopback unless another address is given. Answers GET alone, reads no
+//! bodies. The pages answer whoever connects; who may ask the rest is the API's affair.
 //!
 //! Whoever may connect takes no more than a bound: of connections (one that is new has the oldest give way, so that
 //! those who ask at once are answered whatever others hold open), of bytes of a request, of time for it and its answer.
@@ -17,12 +18,16 @@ use std::{
 use axum::{
     Router,
     extract::State,
-    http::{StatusCode, header::CONTENT_TYPE},
+    http::{Request, StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
     routing::get,
 };
 use bytes::Bytes;
-use hyper::server::conn::http1;
+use hyper::{
+    body::Incoming,
+    server::conn::http1,
+    service::{Service as _, service_fn},
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -35,6 +40,7 @@ use tokio::{
 };
 
 use super::{Board, Health, Watched};
+use crate::api::{Api, Ends};
 use gotrace_process::Beat;
 
 /// How long ending waits for answers that are under way.
@@ -86,8 +92,8 @@ impl Server {
         address: SocketAddr,
         board: Arc<Board>,
         watched: Arc<dyn Watched>,
-        runtime: &Handle,
-        beat: Beat,
+        api: Api,
+        (runtime, beat): (&Handle, Beat),
     ) -> Result<Self, ServeError> {
         let failed = |error| ServeError { address, error };
         let listener = runtime.block_on(TcpListener::bind(address)).map_err(failed)?;
@@ -97,12 +103,8 @@ impl Server {
             .route("/metrics", get(metrics))
             .route("/livez", get(livez))
             .route("/readyz", get(readyz))
-            .with_state(Arc::new(Pages {
-                board,
-                watched,
-                open: Arc::clone(&open),
-                recent: Mutex::default(),
-            }));
+            .with_state(Arc::new(Pages { board, watched, open: Arc::clone(&open), recent: Mutex::default() }))
+            .merge(api.router());
         let task = runtime.spawn(serve(listener, router, open, beat, READ_WITHIN));
         Ok(Self { address, task })
     }
@@ -139,9 +141,9 @@ async fn serve(
         while tasks.try_join_next().is_some() {}
         oldest.retain(|connection| !connection.is_finished());
         open.store(oldest.len(), Ordering::Relaxed);
-        let stream = match accepted {
+        let (stream, peer) = match accepted {
             Err(_) => continue,
-            Ok(Ok((stream, _))) => stream,
+            Ok(Ok(accepted)) => accepted,
             Ok(Err(error)) => {
                 tracing::debug!(%error, "cannot accept a connection");
                 tokio::time::sleep(REST).await;
@@ -153,7 +155,15 @@ async fn serve(
         {
             connection.abort();
         }
-        let service = TowerToHyperService::new(router.clone());
+        let ends = stream.local_addr().ok().map(|local| Ends { peer, local });
+        let pages = TowerToHyperService::new(router.clone());
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            // Where the ends are not known, the client is not known to be local.
+            if let Some(ends) = ends {
+                request.extensions_mut().insert(ends);
+            }
+            pages.call(request)
+        });
         let connection = http.serve_connection(TokioIo::new(stream), service);
         // What is wrong with a connection is its client's affair.
         oldest.push_back(tasks.spawn(async move {
@@ -212,7 +222,10 @@ mod tests {
     };
 
     use super::*;
-    use crate::prometheus::Agent;
+    use crate::{
+        api::{Access, testing::Nobody},
+        prometheus::Agent,
+    };
     use gotrace_process::Threads;
 
     /// Longer than any of this takes unless it hangs.
@@ -264,7 +277,8 @@ mod tests {
         let runtime = runtime();
         let beat = Threads::default().register("page", PATIENCE);
         let address = "127.0.0.1:0".parse().expect("an address");
-        let server = Server::start(address, Arc::default(), Arc::new(Well), runtime.handle(), beat);
+        let api = Api::new(Arc::new(Nobody), Arc::default(), Access::default());
+        let server = Server::start(address, Arc::default(), Arc::new(Well), api, (runtime.handle(), beat));
         let server = server.expect("it serves");
         let address = server.address();
         let mut halves: Vec<TcpStream> = Vec::new();

@@ -1,0 +1,243 @@
+//! Who may ask the API: peers of loopback under a name that is known, and whoever has the token.
+//!
+//! Input: the peer, the `Host` and the `Authorization` of a request. Output: nothing, or why it is refused. A name is
+//! asked for so that no page in a browser reaches the API by a name of its own (DNS rebinding). The token itself is not
+//! kept: what is compared, in constant time, are hashes.
+
+use std::{
+    fmt,
+    hint::black_box,
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use sha2::{Digest as _, Sha256};
+
+/// Names that a peer of loopback may always use.
+const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
+/// The least characters of a token, and the most.
+const TOKEN: std::ops::RangeInclusive<usize> = 16..=4096;
+
+/// A secret that opens the API. Shows nothing of it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token([u8; 32]);
+
+/// Why a text is no token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadToken {
+    /// It is too short, or too long.
+    #[error("a token must have from {} to {} characters", TOKEN.start(), TOKEN.end())]
+    Length,
+    /// It has characters that no header can carry.
+    #[error("a token must be one line of ASCII letters, digits and signs, without spaces")]
+    Characters,
+}
+
+impl Token {
+    /// The token that a file holds; white space around it does not count.
+    ///
+    /// # Errors
+    /// [`BadToken`]
+    pub fn new(text: &[u8]) -> Result<Self, BadToken> {
+        let text = text.trim_ascii();
+        if !TOKEN.contains(&text.len()) {
+            return Err(BadToken::Length);
+        }
+        if !text.iter().all(u8::is_ascii_graphic) {
+            return Err(BadToken::Characters);
+        }
+        Ok(Self(Sha256::digest(text).into()))
+    }
+
+    /// Whether an `Authorization` header has it: `Bearer TOKEN`, or `Basic` with it as the password.
+    fn is_in(&self, authorization: &[u8]) -> bool {
+        let Some(space) = authorization.iter().position(|b| *b == b' ') else { return false };
+        let (scheme, rest) = authorization.split_at(space);
+        let rest = rest.trim_ascii();
+        if scheme.eq_ignore_ascii_case(b"Bearer") {
+            return self.is(rest);
+        }
+        if !scheme.eq_ignore_ascii_case(b"Basic") {
+            return false;
+        }
+        let Ok(pair) = BASE64_STANDARD.decode(rest) else { return false };
+        let password = pair.iter().position(|b| *b == b':').and_then(|colon| pair.get(colon + 1..));
+        password.is_some_and(|password| self.is(password))
+    }
+
+    fn is(&self, text: &[u8]) -> bool {
+        let Self(own) = self;
+        let other: [u8; 32] = Sha256::digest(text).into();
+        // All bytes are looked at, whichever differ.
+        own.iter().zip(other).fold(0, |differ, (a, b)| black_box(differ | (a ^ b))) == 0
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token")
+    }
+}
+
+/// The rules.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AccessRules {
+    /// Names by which peers of loopback may ask, besides `localhost`, `127.0.0.1` and `[::1]`; without ports.
+    pub hosts: Vec<String>,
+    /// What opens the API to all others; `None`: nothing does.
+    pub token: Option<Token>,
+    /// Whether peers of loopback need it too.
+    pub require_token: bool,
+}
+
+/// Why a request is refused, in a sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Denied {
+    /// A token would help.
+    Unauthorized(String),
+    /// Asked in this way it never is.
+    Forbidden(String),
+}
+
+impl AccessRules {
+    /// Whether a request may be answered. `host`: the name that it was sent to, with or without a port.
+    pub(super) fn admit(
+        &self,
+        peer: Option<IpAddr>,
+        host: Option<&str>,
+        authorization: Option<&[u8]>,
+    ) -> Result<(), Denied> {
+        let Self { hosts, token, require_token } = self;
+        if let (Some(token), Some(sent)) = (token, authorization)
+            && token.is_in(sent)
+        {
+            return Ok(());
+        }
+        let local = peer.is_some_and(|ip| ip.to_canonical().is_loopback());
+        if local && !require_token {
+            let name = host.map(without_port).unwrap_or_default();
+            let known = LOOPBACK.into_iter().chain(hosts.iter().map(String::as_str));
+            if !name.is_empty() && known.into_iter().any(|known| known.eq_ignore_ascii_case(name)) {
+                return Ok(());
+            }
+            return Err(Denied::Forbidden(
+                "the request's Host is not localhost, 127.0.0.1, [::1] or one of http.hosts: ask by one of these names, \
+                 add the name to http.hosts, or send the token of http.token_file"
+                    .into(),
+            ));
+        }
+        Err(match token {
+            Some(_) => Denied::Unauthorized(
+                "this needs the token of http.token_file: send it as `Authorization: Bearer TOKEN`, or as the password of \
+                 Basic authentication"
+                    .into(),
+            ),
+            None => Denied::Forbidden(
+                "only /metrics, /livez and /readyz are answered to other hosts: ask from this host by localhost (kubectl \
+                 port-forward does), or set http.token_file and send its token"
+                    .into(),
+            ),
+        })
+    }
+}
+
+/// A `Host` without its port.
+pub(super) fn without_port(host: &str) -> &str {
+    match host.rfind(':') {
+        Some(colon) if !host.ends_with(']') => &host[..colon],
+        _ => host,
+    }
+}
+
+/// The rules of now, which a changed configuration replaces. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Access(Arc<Mutex<Arc<AccessRules>>>);
+
+impl Access {
+    /// From now on these hold.
+    pub fn set(&self, rules: AccessRules) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
+    }
+
+    /// Those that hold.
+    #[must_use]
+    pub fn rules(&self) -> Arc<AccessRules> {
+        // A whole value: a panic elsewhere leaves none half written.
+        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECRET: &str = "0123456789abcdef-token";
+
+    fn rules(require_token: bool, token: bool) -> AccessRules {
+        AccessRules {
+            hosts: vec!["gotrace.example".into()],
+            token: token.then(|| Token::new(SECRET.as_bytes()).expect("a token")),
+            require_token,
+        }
+    }
+
+    fn ask(rules: &AccessRules, peer: &str, host: &str, authorization: &str) -> &'static str {
+        let peer = peer.parse().ok();
+        let authorization = (!authorization.is_empty()).then_some(authorization.as_bytes());
+        match rules.admit(peer, (!host.is_empty()).then_some(host), authorization) {
+            Ok(()) => "ok",
+            Err(Denied::Unauthorized(_)) => "401",
+            Err(Denied::Forbidden(_)) => "403",
+        }
+    }
+
+    #[test]
+    fn loopback_by_a_known_name_and_others_with_the_token() {
+        let bearer = format!("Bearer {SECRET}");
+        let basic = |pair: String| format!("basic {}", BASE64_STANDARD.encode(pair));
+        let (password, user) = (basic(format!("any:{SECRET}")), basic(format!("{SECRET}:any")));
+        let open = rules(false, true);
+        for host in
+            ["localhost", "LocalHost:9464", "127.0.0.1:80", "[::1]", "[::1]:9464", "gotrace.example:1"]
+        {
+            assert_eq!(ask(&open, "127.0.0.1", host, ""), "ok", "{host}");
+            assert_eq!(ask(&open, "::1", host, ""), "ok", "{host}");
+            assert_eq!(ask(&open, "::ffff:127.0.0.1", host, "Bearer wrong"), "ok", "{host}");
+            assert_eq!(ask(&open, "10.0.0.7", host, ""), "401", "{host}");
+            assert_eq!(ask(&open, "unknown", host, ""), "401", "{host}");
+            assert_eq!(ask(&rules(false, false), "10.0.0.7", host, &bearer), "403", "{host}");
+            assert_eq!(ask(&rules(true, true), "127.0.0.1", host, ""), "401", "{host}");
+        }
+        for host in ["", ":", "evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80", "::1"] {
+            assert_eq!(ask(&open, "127.0.0.1", host, ""), "403", "{host}");
+            assert_eq!(ask(&open, "127.0.0.1", host, &bearer), "ok", "{host}");
+        }
+        for (sent, answer) in [
+            (bearer.as_str(), "ok"),
+            (&format!("BEARER   {SECRET} "), "ok"),
+            (&password, "ok"),
+            (&user, "401"),
+            (&format!("Bearer {SECRET}x"), "401"),
+            (&format!("Bearer {}", &SECRET[1..]), "401"),
+            ("Bearer ", "401"),
+            ("Bearer", "401"),
+            ("Basic !", "401"),
+            ("Digest x", "401"),
+            (SECRET, "401"),
+        ] {
+            assert_eq!(ask(&open, "10.0.0.7", "any", sent), answer, "{sent}");
+            assert_eq!(ask(&rules(true, true), "127.0.0.1", "localhost", sent), answer, "{sent}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_one_line_and_shows_nothing() {
+        assert_eq!(Token::new(format!(" {SECRET}\n").as_bytes()), Token::new(SECRET.as_bytes()));
+        assert_eq!(Token::new(b"short\n"), Err(BadToken::Length));
+        assert_eq!(Token::new(b""), Err(BadToken::Length));
+        assert_eq!(Token::new(b"two words, both long enough"), Err(BadToken::Characters));
+        assert_eq!(Token::new("not ASCII: Gr\u{f6}\u{df}e".as_bytes()), Err(BadToken::Characters));
+        assert_eq!(format!("{:?}", Token::new(SECRET.as_bytes())), "Ok(Token)");
+    }
+}

@@ -1,0 +1,254 @@
+//! The daemon's API over HTTP: the processes that are traced as JSON, targets for scrapers of profiles, and of each
+//! process what `net/http/pprof` would offer, for programs that have none.
+//!
+//! Input: [`Processes`], each one's last report on the [`Board`], requests that [`Access`] admits. Output: JSON, and
+//! profiles of a snapshot that is taken at the request. Invariants: a process that no rule takes is never read; one
+//! capture a process at a time, and two in all; the threads that serve `/livez` read no process.
+//! Errors are plain text: what happened, and what to do.
+
+mod access;
+mod pprof;
+mod processes;
+mod stream;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fmt::Display,
+    net::SocketAddr,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use axum::{
+    Router,
+    extract::{Path, Request, State},
+    http::{
+        HeaderMap, HeaderValue, StatusCode, Uri,
+        header::{
+            AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST, RETRY_AFTER, WWW_AUTHENTICATE,
+            X_CONTENT_TYPE_OPTIONS,
+        },
+    },
+    middleware::{Next, from_fn_with_state},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+
+pub use access::{Access, AccessRules, BadToken, Token};
+pub use processes::SCHEMA;
+
+use crate::{dump::Captured, json, prometheus::Board};
+use access::{Denied, without_port};
+use gotrace_model::{Resource, printable::write_json};
+use processes::Latest;
+
+/// A process that is traced, with probes or by snapshots.
+#[derive(Clone, Debug)]
+pub struct Traced {
+    /// In gotrace's PID namespace.
+    pub pid: u32,
+    /// Since when, Unix epoch.
+    pub since_unix_nano: u64,
+    /// As of then: `events` or `snapshot`.
+    pub engine: &'static str,
+    /// As of then.
+    pub level: &'static str,
+    /// What it and the host tell of it.
+    pub resource: Arc<Resource>,
+}
+
+/// Why a process's goroutines cannot be had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CaptureError {
+    /// It is not traced, or has ended.
+    NotTraced,
+    /// It cannot be read now, but may be soon: why.
+    Later(String),
+    /// It cannot be read: why.
+    Failed(String),
+}
+
+/// Whatever knows the processes that are traced, and reads them.
+pub trait Processes: Send + Sync {
+    /// All of them, by ascending pid.
+    fn traced(&self) -> Vec<Traced>;
+    /// One of them.
+    fn find(&self, pid: u32) -> Option<Traced>;
+    /// Reads all goroutines of one of them now, which takes its time.
+    ///
+    /// # Errors
+    /// [`CaptureError`]
+    fn capture(&self, pid: u32) -> Result<Captured, CaptureError>;
+}
+
+/// The ends of a connection, which the server adds to each request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ends {
+    /// The client's.
+    pub peer: SocketAddr,
+    /// gotrace's.
+    pub local: SocketAddr,
+}
+
+/// What answers.
+pub struct Api {
+    processes: Arc<dyn Processes>,
+    board: Arc<Board>,
+    access: Access,
+    captures: pprof::Captures,
+}
+
+impl std::fmt::Debug for Api {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Api").field("access", &self.access).finish_non_exhaustive()
+    }
+}
+
+impl Api {
+    /// Of these processes, whose last reports are on this board, for those whom `access` admits.
+    #[must_use]
+    pub fn new(processes: Arc<dyn Processes>, board: Arc<Board>, access: Access) -> Self {
+        Self { processes, board, access, captures: pprof::Captures::default() }
+    }
+
+    /// Its paths, and the answer to those that nobody has.
+    pub(crate) fn router(self) -> Router {
+        let api = Arc::new(self);
+        Router::new()
+            .route("/api/v1/processes", get(list))
+            .route("/api/v1/processes/{pid}", get(latest))
+            .route("/api/v1/sd", get(targets))
+            .route("/processes/{pid}/debug/pprof", get(pprof::index))
+            .route("/processes/{pid}/debug/pprof/", get(pprof::index))
+            .route("/processes/{pid}/debug/pprof/{profile}", get(pprof::profile))
+            .fallback(no_such_page)
+            .layer(from_fn_with_state(Arc::clone(&api), guard))
+            .with_state(api)
+    }
+
+    fn latest(&self) -> Latest {
+        let intervals = self.board.intervals();
+        intervals.into_iter().map(|interval| (interval.resource.process(), interval)).collect()
+    }
+
+    /// The process that a path names.
+    fn process(&self, pid: &str) -> Option<Traced> {
+        self.processes.find(pid.parse().ok()?)
+    }
+}
+
+/// Lets nobody ask who may not, and says how answers are to be treated.
+async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+    let peer = request.extensions().get::<Ends>().map(|ends| ends.peer.ip());
+    let authorization = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);
+    let host = host_of(request.uri(), request.headers());
+    let admitted = api.access.rules().admit(peer, host, authorization);
+    let mut response = match admitted {
+        Ok(()) => next.run(request).await,
+        Err(Denied::Forbidden(why)) => plain(StatusCode::FORBIDDEN, why),
+        Err(Denied::Unauthorized(why)) => {
+            let mut response = plain(StatusCode::UNAUTHORIZED, why);
+            for scheme in ["Bearer realm=\"gotrace\"", "Basic realm=\"gotrace\""] {
+                response.headers_mut().append(WWW_AUTHENTICATE, HeaderValue::from_static(scheme));
+            }
+            response
+        }
+    };
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// The name that a request was sent to; `None` where there is none, or more than one.
+fn host_of<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<&'a str> {
+    if let Some(authority) = uri.authority() {
+        return Some(authority.as_str());
+    }
+    let mut hosts = headers.get_all(HOST).iter();
+    hosts.next().filter(|_| hosts.next().is_none())?.to_str().ok()
+}
+
+async fn list(State(api): State<Arc<Api>>) -> Response {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+    as_json(&processes::list(&api.processes.traced(), &api.latest(), now))
+}
+
+async fn latest(State(api): State<Arc<Api>>, Path(pid): Path<String>) -> Response {
+    let Some(traced) = api.process(&pid) else { return not_traced(&pid) };
+    let Some(interval) = api.latest().remove(&traced.resource.process()) else {
+        let why =
+            format!("process {pid} has only just been found: its first report comes within trace.interval");
+        return later(StatusCode::SERVICE_UNAVAILABLE, why);
+    };
+    let mut line = Vec::new();
+    match json::interval(&mut line, &interval) {
+        Ok(()) => ([(CONTENT_TYPE, JSON)], line).into_response(),
+        Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot write JSON: {error}")),
+    }
+}
+
+async fn targets(State(api): State<Arc<Api>>, request: Request) -> Response {
+    let ends = request.extensions().get::<Ends>().copied();
+    let Some(address) = address_of(host_of(request.uri(), request.headers()), ends) else {
+        return plain(StatusCode::BAD_REQUEST, "the request's Host is no address that targets could have");
+    };
+    as_json(&processes::targets(&api.processes.traced(), &api.latest(), &address))
+}
+
+/// The address that a request was sent to, with a port.
+fn address_of(host: Option<&str>, ends: Option<Ends>) -> Option<String> {
+    let is_one = |host: &&str| {
+        !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b))
+    };
+    match host.filter(is_one) {
+        Some(host) if without_port(host) == host => Some(format!("{host}:80")),
+        Some(host) => Some(host.to_owned()),
+        None => ends.map(|ends| ends.local.to_string()),
+    }
+}
+
+async fn no_such_page() -> Response {
+    let why = "there is no such page: there are /metrics, /livez, /readyz, /api/v1/processes, /api/v1/sd and \
+               /processes/PID/debug/pprof/";
+    plain(StatusCode::NOT_FOUND, why)
+}
+
+const JSON: &str = "application/json";
+const TEXT: &str = "text/plain; charset=utf-8";
+
+fn as_json(value: &serde_json::Value) -> Response {
+    let mut line = Vec::new();
+    match write_json(&mut line, value) {
+        Ok(()) => {
+            line.push(b'\n');
+            ([(CONTENT_TYPE, JSON)], line).into_response()
+        }
+        Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot write JSON: {error}")),
+    }
+}
+
+/// A line for people.
+fn plain(status: StatusCode, text: impl Display) -> Response {
+    (status, [(CONTENT_TYPE, TEXT)], format!("{text}\n")).into_response()
+}
+
+/// The same, to one who may try again in a moment.
+fn later(status: StatusCode, text: impl Display) -> Response {
+    let mut response = plain(status, text);
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    response
+}
+
+fn not_traced(pid: &str) -> Response {
+    let pid: String = pid.chars().take(20).filter(char::is_ascii_alphanumeric).collect();
+    let why = format!(
+        "process {pid} is not traced: it is no Go program, no rule takes it, or it has ended; /api/v1/processes lists those \
+         that are"
+    );
+    plain(StatusCode::NOT_FOUND, why)
+}

@@ -1,0 +1,127 @@
+//! `http`: where the pages are served, and who may ask the API.
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+
+use super::Error;
+use gotrace_export::api::{AccessRules, Token};
+
+/// Largest file of a token.
+const MAX_BYTES: u64 = 8192;
+
+/// The pages for health and Prometheus, and the API.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Http {
+    /// Address and port; `off` for none. Anybody who reaches it can read names of programs and functions.
+    pub listen: String,
+    /// Names by which clients on this host may ask the API, besides `localhost`, `127.0.0.1` and `[::1]`.
+    pub hosts: Vec<String>,
+    /// File that holds the token which other clients of the API need; without one they are refused.
+    pub token_file: Option<PathBuf>,
+    /// Whether clients on this host need the token too.
+    pub require_token: bool,
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:9464".into(), hosts: Vec::new(), token_file: None, require_token: false }
+    }
+}
+
+impl Http {
+    /// What the types alone do not tell: the field, and what is wrong with it.
+    pub(super) fn check(&self) -> Result<(), (&'static str, String)> {
+        let Self { listen, hosts, token_file, require_token } = self;
+        if listen != "off" && listen.parse::<SocketAddr>().is_err() {
+            return Err((
+                "listen",
+                "listen must be an address and a port, such as 127.0.0.1:9464, or off".into(),
+            ));
+        }
+        for host in hosts {
+            let bracketed = host.starts_with('[') && host.ends_with(']');
+            let named = !host.is_empty()
+                && host.bytes().all(|b| b.is_ascii_graphic() && b != b'/' && (bracketed || b != b':'));
+            if !named {
+                return Err((
+                    "hosts",
+                    format!("hosts must be names or addresses without scheme and port, unlike {host:?}"),
+                ));
+            }
+        }
+        if *require_token && token_file.is_none() {
+            return Err(("require_token", "require_token needs token_file".into()));
+        }
+        Ok(())
+    }
+
+    /// Who may ask the API; reads the token.
+    ///
+    /// # Errors
+    /// [`Error::Token`]
+    pub fn access(&self) -> Result<AccessRules, Error> {
+        let Self { listen: _, hosts, token_file, require_token } = self;
+        let token = token_file.as_deref().map(|path| {
+            let bad = |what| Error::Token { path: path.into(), what };
+            let text = read(path).map_err(|e| bad(e.to_string()))?;
+            Token::new(&text).map_err(|e| bad(e.to_string()))
+        });
+        Ok(AccessRules { hosts: hosts.clone(), token: token.transpose()?, require_token: *require_token })
+    }
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    File::open(path)?.take(MAX_BYTES).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::Config, *};
+
+    fn http(yaml: &str) -> Result<Http, Error> {
+        Config::parse(&format!("http: {yaml}\n"), Path::new("gotrace.yaml")).map(|config| config.http)
+    }
+
+    #[test]
+    fn the_token_is_read_and_told_to_nobody() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("token");
+        let of = |text: &str| {
+            std::fs::write(&path, text).expect("written");
+            http(&format!("{{token_file: {}, hosts: [node-a]}}", path.display())).expect("valid").access()
+        };
+        let rules = of("0123456789abcdef\n").expect("a token");
+        assert_eq!(rules.token, Token::new(b"0123456789abcdef").ok());
+        assert_eq!((&rules.hosts[..], rules.require_token), (&["node-a".to_owned()][..], false));
+        assert!(!format!("{rules:?}").contains("0123"), "{rules:?}");
+        for (text, says) in [("", "from 16 to"), ("short", "from 16 to"), ("0123456789 abcdef", "one line")] {
+            let error = of(text).expect_err("refused").to_string();
+            assert!(error.contains("http.token_file") && error.contains(says), "{error}");
+        }
+        std::fs::remove_file(&path).expect("removed");
+        let gone = http(&format!("{{token_file: {}}}", path.display())).expect("valid").access();
+        assert!(gone.expect_err("refused").to_string().contains("No such file"));
+    }
+
+    #[test]
+    fn what_is_no_name_of_a_host_is_refused() {
+        for good in ["[node-a, 10.0.0.7, '[fd00::7]']", "[]"] {
+            http(&format!("{{hosts: {good}}}")).expect(good);
+        }
+        for bad in ["[\"\"]", "['node:9464']", "['http://node']", "['fd00::7']", "['a b']"] {
+            let error = http(&format!("{{hosts: {bad}}}")).expect_err(bad).to_string();
+            assert!(error.contains("gotrace.yaml:1:8: hosts must be names"), "{error}");
+        }
+        let error = http("{require_token: true}").expect_err("refused").to_string();
+        assert_eq!(error, "gotrace.yaml:1:8: require_token needs token_file");
+    }
+}
