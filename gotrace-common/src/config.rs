@@ -24,7 +24,7 @@ pub mod flags {
     pub const CPU_TIME: u32 = 8;
 }
 
-/// Processor time of a goroutine that is not told yet, at which a record tells it.
+/// Processor time of a goroutine, or time throttled, that is not told yet, at which a record tells it.
 pub const CPU_TOLD_NS: u64 = 1_000_000;
 
 /// Programs by number: the lower half of a probe's cookie, by which the programs `dispatch_…` choose. [`program::NAMES`]
@@ -218,7 +218,7 @@ pub struct GoroutineKey {
     pub reserved: u32,
 }
 
-/// Value of the map `GOROUTINES` (88 bytes): made at a goroutine's first park, or run where processor time is counted;
+/// Value of the map `GOROUTINES` (104 bytes): made at a goroutine's first park, or run where processor time is counted;
 /// removed at its exit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -241,6 +241,10 @@ pub struct GoroutineState {
     pub cpu_ns: u64,
     /// What of that was told.
     pub cpu_told_ns: u64,
+    /// For how long the thread that it was on stood still, as the CPU quota was used up.
+    pub throttled_ns: u64,
+    /// What of that was told.
+    pub throttled_told_ns: u64,
     /// Address of its `g` at the park.
     pub g: u64,
     /// Wait reason of the park.
@@ -251,7 +255,7 @@ pub struct GoroutineState {
     pub reserved: [u8; 6],
 }
 
-/// Value of the map `THREADS`, keyed by the thread's id in the initial PID namespace (56 bytes): made when the thread of a
+/// Value of the map `THREADS`, keyed by the thread's id in the initial PID namespace (80 bytes): made when the thread of a
 /// traced process first runs a goroutine or does the collector's work, removed at its exit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -266,6 +270,12 @@ pub struct ThreadState {
     pub counted_ns: u64,
     /// Its processor time when it began to run the goroutine.
     pub from_ns: u64,
+    /// For how long it has stood still since it is known, as the CPU quota was used up.
+    pub throttled_ns: u64,
+    /// Since when it stands still for that; 0 where it does not.
+    pub throttled_since_ns: u64,
+    /// For how long it had when it began to run the goroutine.
+    pub throttled_from_ns: u64,
     /// Since when it does the collector's work for a goroutine that allocates; 0 where it does not.
     pub assist_ns: u64,
     /// [`ProcessConfig::process`]
@@ -279,8 +289,8 @@ const _: () = {
     assert!(size_of::<EntryFilter>() == 64);
     assert!(size_of::<ProcessConfig>() == 128);
     assert!(size_of::<GoroutineKey>() == 16);
-    assert!(size_of::<GoroutineState>() == 88);
-    assert!(size_of::<ThreadState>() == 56);
+    assert!(size_of::<GoroutineState>() == 104);
+    assert!(size_of::<ThreadState>() == 80);
 };
 
 #[cfg(feature = "user")]

@@ -116,7 +116,7 @@ pub struct CreateClosureRecord {
 /// A coroutine's creation has the shape of any other.
 pub type CoroutineRecord = CreateRecord;
 
-/// A goroutine ended (56 bytes; 48 in recordings of gotrace 0.1, without the last field).
+/// A goroutine ended (64 bytes; 48 in recordings of gotrace 0.1, without the last two fields).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct ExitRecord {
@@ -132,6 +132,8 @@ pub struct ExitRecord {
     pub wait_count: u64,
     /// Processor time that it has used; 0 where that is not known.
     pub cpu_ns: u64,
+    /// For how long its thread stood still, as the CPU quota was used up; 0 where that is not known.
+    pub throttled_ns: u64,
 }
 
 /// What both wait records begin with (56 bytes).
@@ -232,7 +234,7 @@ pub struct AssistRecord {
     pub entry_pc: u64,
 }
 
-/// A goroutine has used the processors for a while without a wait that is told (32 bytes).
+/// A goroutine has used the processors, or was throttled, for a while without a wait that is told (40 bytes).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct CpuRecord {
@@ -242,16 +244,18 @@ pub struct CpuRecord {
     pub goid: u64,
     /// Processor time that it has used, since it is known.
     pub cpu_ns: u64,
+    /// For how long its thread stood still, as the CPU quota was used up.
+    pub throttled_ns: u64,
 }
 
 const _: () = {
-    assert!(size_of::<CpuRecord>() == 32);
+    assert!(size_of::<CpuRecord>() == 40);
     assert!(size_of::<PauseRecord>() == 104);
     assert!(size_of::<AssistRecord>() == 48);
     assert!(size_of::<Header>() == 16);
     assert!(size_of::<CreateRecord>() == 48);
     assert!(size_of::<CreateClosureRecord>() == 176);
-    assert!(size_of::<ExitRecord>() == 56);
+    assert!(size_of::<ExitRecord>() == 64);
     assert!(size_of::<WaitHead>() == 56);
     assert!(size_of::<WaitRecord>() == 120);
     assert!(size_of::<WaitDeepRecord>() == 312);

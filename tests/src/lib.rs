@@ -25,6 +25,7 @@ pub mod manifests;
 pub mod memory;
 pub mod patterns;
 pub mod ports;
+pub mod quota;
 pub mod receiver;
 pub mod recording;
 pub mod rotel;

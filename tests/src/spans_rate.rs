@@ -74,6 +74,7 @@ pub fn sample(resource: &Arc<Resource>, count: usize) -> Vec<Span> {
                     run_total_ns: Some(100_000),
                     wait_count: Some(3),
                     cpu_ns: Some(1_250_000),
+                    throttled_ns: Some(250_000),
                     waits_by_reason: vec![(Arc::clone(&reason), 900_000)],
                 })
             } else {
@@ -271,6 +272,8 @@ fn server(resource: &Arc<Resource>, report: u64) -> Interval {
         died_total: 40 * (report + 1) - 20,
         cpu_ns: 1_000_000,
         cpu_total_ns: 2_000_000,
+        throttled_ns: 0,
+        throttled_total_ns: 0,
         waiting: BTreeMap::new(),
         waits: times,
         lifetimes: times,

@@ -125,6 +125,8 @@ fn page() -> String {
         died_total: 6,
         cpu_ns: 1_000_000,
         cpu_total_ns: 2_000_000,
+        throttled_ns: 0,
+        throttled_total_ns: 500_000,
         waiting: BTreeMap::new(),
         waits: Histogram::default(),
         lifetimes: histogram(1_000),

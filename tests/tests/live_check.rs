@@ -13,6 +13,7 @@ use gotrace_tests::{
     fixture::PATIENCE,
     gobuild::{Arch, Mode, build},
     gotrace::{binary, privileged},
+    quota::Quota,
     running::Running,
 };
 use serde_json::Value;
@@ -202,51 +203,20 @@ fn the_page_is_one_file_that_runs_nothing() {
     assert!(!page.contains(" style=\""), "an attribute that the policy refuses:\n{page}");
 }
 
-/// A control group with a CPU quota, in the hierarchy that governs CPU time here.
-struct Group(PathBuf);
-
-impl Group {
-    /// A tenth of a CPU.
-    fn new() -> Self {
-        let name = format!("gotrace-check-{}", std::process::id());
-        let v1 = PathBuf::from("/sys/fs/cgroup/cpu").join(&name);
-        if v1.parent().is_some_and(|p| p.join("cpu.cfs_quota_us").exists() || p.join("cpu.stat").exists()) {
-            fs::create_dir(&v1).expect("made");
-            fs::write(v1.join("cpu.cfs_quota_us"), "10000").expect("limited");
-            return Self(v1);
-        }
-        fs::write("/sys/fs/cgroup/cgroup.subtree_control", "+cpu").expect("the controller is there");
-        let v2 = PathBuf::from("/sys/fs/cgroup").join(&name);
-        fs::create_dir(&v2).expect("made");
-        fs::write(v2.join("cpu.max"), "10000 100000").expect("limited");
-        Self(v2)
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        // Once nobody is in it; what is left has a name of its own.
-        let begin = Instant::now();
-        while fs::remove_dir(&self.0).is_err() && begin.elapsed() < PATIENCE {
-            thread::sleep(Duration::from_millis(50));
-        }
-    }
-}
-
 #[test]
 fn a_quota_that_is_used_up_is_a_warning() {
     if !privileged("live_check") {
         return;
     }
-    let group = Group::new();
+    let group = Quota::new(10).expect("a control group");
     let running = Running::start(&program(), "busy_ok");
     let of = |output: &Output| json(output).last().expect("lines")["summary"]["throttling"].clone();
     let before = check(running.pid(), &["--watch", "1s", "--format", "json"]);
     assert!(of(&before)["throttled_periods"].as_u64().unwrap_or(0) == 0, "{}", said(&before));
-    fs::write(group.0.join("cgroup.procs"), running.pid().to_string()).expect("moved");
+    group.limit(running.pid()).expect("moved");
     let throttled = |o: &Output| of(o)["throttled_periods"].as_u64() > Some(0);
     let output = until(running.pid(), &["--watch", "2s", "--format", "json"], throttled);
-    let name = group.0.file_name().and_then(|n| n.to_str()).expect("a plain name");
+    let name = group.name();
     let told = of(&output);
     assert_eq!((&told["quota"], &told["cpus"]), (&true.into(), &0.1.into()), "{told}");
     assert!(told["group"].as_str().is_some_and(|g| g.ends_with(name)), "{told}");

@@ -11,6 +11,7 @@ use gotrace_tests::{
     fixture::{PATIENCE, read_lines},
     gobuild::{Arch, Mode, VERSIONS, build},
     gotrace::{binary, privileged},
+    quota::Quota,
 };
 use serde_json::Value;
 
@@ -41,11 +42,14 @@ fn parse(line: &str) -> Value {
     serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))
 }
 
-/// What the program says, and gotrace's summary.
-fn both(version: &str, mode: Mode, level: &str) -> (Value, Value) {
+/// What the program says, and gotrace's summary; within a CPU quota, where there is one.
+fn both(version: &str, mode: Mode, level: &str, quota: Option<&Quota>) -> (Value, Value) {
     let program = build("cpu", version, mode, Arch::HOST).expect("it builds");
     let (mut program, own) = start(&mut Command::new(program));
     assert_eq!(own.recv_timeout(PATIENCE).expect("it is ready"), "READY");
+    if let Some(quota) = quota {
+        quota.limit(program.0.id()).expect("moved");
+    }
     let pid = program.0.id().to_string();
     let attach = ["attach", "--pid", &pid, "--format", "json", "--budget", "none", "--level", level];
     let (gotrace, seen) = start(Command::new(binary().expect("gotrace")).args(attach));
@@ -106,7 +110,7 @@ fn cpu_time_of_goroutines_is_that_of_their_threads() {
     let full = ["1.19.13", "1.27.3"].map(|version| (version, Mode::Stripped, "full"));
     for (version, mode, level) in stripped.chain(newest).chain(oldest).chain(full) {
         for n in 1.. {
-            let (own, seen) = both(version, mode, level);
+            let (own, seen) = both(version, mode, level, None);
             println!("Go {version}, {}, level {level}, process {n}", mode.name());
             let wrong = disagreements(&own, &seen);
             assert_eq!(seen["lost"], serde_json::json!({}), "{seen}");
@@ -114,6 +118,40 @@ fn cpu_time_of_goroutines_is_that_of_their_threads() {
                 break;
             }
             assert!(n < TRIES, "Go {version}, {}: {wrong:?}\n{own}\n{seen}", mode.name());
+        }
+    }
+}
+
+#[test]
+fn time_throttled_is_what_the_quota_took() {
+    if !privileged("live_cpu") {
+        return;
+    }
+    if !gotrace_process::kernel_is_at_least(6, 18) {
+        eprintln!("SKIPPED live_cpu: this kernel does not tell whether a thread is throttled (Linux 6.18)");
+        return;
+    }
+    let quota = Quota::new(50).expect("a control group");
+    for version in ["1.19.13", "1.27.3"] {
+        for n in 1.. {
+            let (own, seen) = both(version, Mode::Stripped, "waits", Some(&quota));
+            let sum = |field: &str| -> u64 {
+                let sites = seen["sites"].as_array().expect("sites");
+                sites.iter().filter_map(|site| site[field].as_u64()).sum()
+            };
+            let (cpu, throttled) = (sum("cpu_ns"), sum("throttled_ns"));
+            let elapsed = own["elapsed"].as_u64().expect("a time");
+            println!("Go {version}: {cpu} ns on CPUs, {throttled} ns throttled, {elapsed} ns elapsed");
+            // Half a CPU is what it gets, and some more where a period has begun.
+            let process = own["process"].as_u64().expect("a time");
+            let on_cpu = cpu.abs_diff(process) < process / 10;
+            // Two processors have work all the time: what they do not run, they stand still, but for what others take.
+            let whole = cpu + throttled;
+            let plausible = whole < elapsed * 22 / 10 && whole > elapsed * 12 / 10 && throttled > elapsed / 2;
+            if on_cpu && plausible {
+                break;
+            }
+            assert!(n < TRIES, "Go {version}:\n{own}\n{seen}");
         }
     }
 }

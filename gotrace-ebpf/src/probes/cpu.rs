@@ -27,6 +27,10 @@ use crate::{
 static TASK_PID: u64 = 0;
 #[unsafe(no_mangle)]
 static TASK_RUNTIME: u64 = 0;
+/// Where `task_struct.throttled` is (Linux 6.18): whether the task gives up its processor as the quota of its control group
+/// is used up. 0 on kernels that have none.
+#[unsafe(no_mangle)]
+static TASK_THROTTLED: u64 = 0;
 /// Threads of one process that `THREADS` has room for.
 #[unsafe(no_mangle)]
 static THREADS_EACH: u64 = 0;
@@ -53,6 +57,11 @@ pub fn thread_switch(ctx: RawTracePointContext) -> i32 {
         };
         thread.counted_ns = counted_ns;
         thread.since_ns = 0;
+        // SAFETY: user space sets it before loading.
+        let offset = unsafe { ptr::read_volatile(&TASK_THROTTLED) };
+        if offset != 0 && read_kernel::<u8>(ctx.arg::<u64>(1), offset) != 0 {
+            thread.throttled_since_ns = now_ns;
+        }
         if let Some(counters) = COUNTERS.get_ptr_mut(thread.slot) {
             // SAFETY: a pointer to a map value; the index is a constant below the array's length.
             increment(unsafe { (&raw mut (*counters).hits).cast::<u64>().add(Hit::Switch as usize) }, 1);
@@ -68,7 +77,12 @@ pub fn thread_switch(ctx: RawTracePointContext) -> i32 {
             now_ns = unsafe { bpf_ktime_get_ns() };
         }
         // SAFETY: the value of a preallocated map, of the thread that gets this processor.
-        unsafe { (*thread).since_ns = now_ns };
+        let thread = unsafe { &mut *thread };
+        thread.since_ns = now_ns;
+        if thread.throttled_since_ns != 0 {
+            thread.throttled_ns += now_ns.saturating_sub(thread.throttled_since_ns);
+            thread.throttled_since_ns = 0;
+        }
     }
     0
 }
@@ -189,14 +203,11 @@ pub fn run(process: &Process, g: u64, goid: u64) -> Option<()> {
     let thread = thread(process)?;
     let now = clock(process, thread);
     // SAFETY: the value of a preallocated map, of the thread whose event this is.
-    let (before, from) = unsafe { ((*thread).goid, (*thread).from_ns) };
+    let (before, used) = unsafe { ((*thread).goid, taken(thread, now)) };
     // SAFETY: as above.
-    unsafe {
-        (*thread).goid = goid;
-        (*thread).from_ns = now;
-    }
+    unsafe { (*thread).goid = goid };
     if before != 0 {
-        add(process, before, now.saturating_sub(from));
+        add(process, before, used);
     }
     // So that what it uses has a place; one that has ended has none, and what is left of it then is nobody's.
     if before != goid && GOROUTINES.get_ptr(process.key(goid)).is_none() {
@@ -205,35 +216,63 @@ pub fn run(process: &Process, g: u64, goid: u64) -> Option<()> {
     Some(())
 }
 
-/// A goroutine leaves this thread. Gives what it has used on it that was not counted yet.
+/// What the thread has used, and for how long it was throttled, since this was last asked, when it has used `now` in all.
+///
+/// # Safety
+/// `thread` must be the value of a preallocated map, of the thread whose event this is.
 #[inline(always)]
-pub fn leave(process: &Process, goid: u64) -> u64 {
-    if process.flags & flags::CPU_TIME == 0 {
-        return 0;
+unsafe fn taken(thread: *mut ThreadState, now: u64) -> (u64, u64) {
+    // SAFETY: as the caller says.
+    unsafe {
+        let throttled = ptr::read_volatile(&raw const (*thread).throttled_ns);
+        let taken =
+            (now.saturating_sub((*thread).from_ns), throttled.saturating_sub((*thread).throttled_from_ns));
+        (*thread).from_ns = now;
+        (*thread).throttled_from_ns = throttled;
+        taken
     }
-    let Some(thread) = known_thread(process) else { return 0 };
-    // SAFETY: the value of a preallocated map, of the thread whose event this is.
-    if unsafe { (*thread).goid } != goid {
-        return 0;
-    }
-    // SAFETY: as above.
-    let used_ns = unsafe {
-        (*thread).goid = 0;
-        clock(process, thread).saturating_sub((*thread).from_ns)
-    };
-    add(process, goid, used_ns);
-    used_ns
 }
 
-/// Counts what a goroutine has used, and tells it where it is much.
+/// A goroutine leaves this thread. Gives what it has used on it, and for how long it was throttled, that was not counted
+/// yet.
 #[inline(always)]
-fn add(process: &Process, goid: u64, used_ns: u64) -> Option<()> {
+pub fn leave(process: &Process, goid: u64) -> (u64, u64) {
+    if process.flags & flags::CPU_TIME == 0 {
+        return (0, 0);
+    }
+    let Some(thread) = known_thread(process) else { return (0, 0) };
+    // SAFETY: the value of a preallocated map, of the thread whose event this is.
+    if unsafe { (*thread).goid } != goid {
+        return (0, 0);
+    }
+    // SAFETY: as above.
+    let used = unsafe {
+        (*thread).goid = 0;
+        taken(thread, clock(process, thread))
+    };
+    add(process, goid, used);
+    used
+}
+
+/// Counts what a goroutine has used and for how long it was throttled, and tells it where it is much.
+#[inline(always)]
+fn add(process: &Process, goid: u64, (used_ns, stood_ns): (u64, u64)) -> Option<()> {
     let state = GOROUTINES.get_ptr_mut(process.key(goid))?;
     // SAFETY: the value of a preallocated map; another thread may add to it now, so that is done at once.
     unsafe { increment(&raw mut (*state).cpu_ns, used_ns) };
+    if stood_ns != 0 {
+        // SAFETY: as above.
+        unsafe { increment(&raw mut (*state).throttled_ns, stood_ns) };
+    }
     // SAFETY: as above.
-    let (cpu_ns, told_ns) = unsafe { (ptr::read_volatile(&raw const (*state).cpu_ns), (*state).cpu_told_ns) };
-    if cpu_ns.saturating_sub(told_ns) < CPU_TOLD_NS {
+    let (cpu_ns, throttled_ns) = unsafe {
+        (ptr::read_volatile(&raw const (*state).cpu_ns), ptr::read_volatile(&raw const (*state).throttled_ns))
+    };
+    // SAFETY: as above.
+    let (cpu_told_ns, throttled_told_ns) = unsafe { ((*state).cpu_told_ns, (*state).throttled_told_ns) };
+    if cpu_ns.saturating_sub(cpu_told_ns) < CPU_TOLD_NS
+        && throttled_ns.saturating_sub(throttled_told_ns) < CPU_TOLD_NS
+    {
         return None;
     }
     let mut entry = room::<CpuRecord>(process)?;
@@ -248,9 +287,13 @@ fn add(process: &Process, goid: u64, used_ns: u64) -> Option<()> {
         },
         goid,
         cpu_ns,
+        throttled_ns,
     });
     submit(entry);
     // SAFETY: as above.
-    unsafe { (*state).cpu_told_ns = cpu_ns };
+    unsafe {
+        (*state).cpu_told_ns = cpu_ns;
+        (*state).throttled_told_ns = throttled_ns;
+    }
     Some(())
 }

@@ -186,8 +186,9 @@ pub fn on_exit(ctx: &Probe, g: u64) -> Option<()> {
     let process = Process::hit(ctx, Hit::Exit, LEVEL_LIFECYCLE)?;
     let goid = process.read(read_word(g + u64::from(process.layout.goid)))?;
     let (mut wait_total_ns, mut schedule_total_ns, mut wait_count, mut cpu_ns) = (0, 0, 0, 0);
+    let mut throttled_ns = 0;
     if process.level >= LEVEL_WAITS {
-        cpu_ns = cpu::leave(&process, goid);
+        (cpu_ns, throttled_ns) = cpu::leave(&process, goid);
         if let Some(state) = GOROUTINES.get_ptr(process.key(goid)) {
             // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
             let state = unsafe { &*state };
@@ -195,6 +196,7 @@ pub fn on_exit(ctx: &Probe, g: u64) -> Option<()> {
             schedule_total_ns = state.schedule_total_ns;
             wait_count = state.wait_count;
             cpu_ns = state.cpu_ns;
+            throttled_ns = state.throttled_ns;
             process.forget(goid);
         }
     }
@@ -213,6 +215,7 @@ pub fn on_exit(ctx: &Probe, g: u64) -> Option<()> {
         schedule_total_ns,
         wait_count,
         cpu_ns,
+        throttled_ns,
     });
     submit(entry);
     Some(())

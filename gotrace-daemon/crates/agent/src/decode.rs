@@ -120,6 +120,7 @@ pub struct Exit {
     pub wait_count: u64,
     /// 0 where it is not known.
     pub cpu_ns: u64,
+    pub throttled_ns: u64,
 }
 
 /// See [`WaitHead`].
@@ -186,6 +187,7 @@ pub struct Cpu {
     pub time_ns: u64,
     pub goid: u64,
     pub cpu_ns: u64,
+    pub throttled_ns: u64,
 }
 
 /// The word at `offset`; 0 beyond the end, which the length checks before it rule out.
@@ -212,8 +214,8 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
     let expected = match kind {
         kind::CREATE | kind::CREATE_COROUTINE => size_of::<CreateRecord>(),
         kind::CREATE_CLOSURE => size_of::<CreateClosureRecord>(),
-        // Those of recordings of gotrace 0.1 lack the last word, which is read as 0 then.
-        kind::EXIT if bytes.len() == size_of::<ExitRecord>() - 8 => bytes.len(),
+        // Those of recordings of gotrace 0.1 lack the last two words, which are read as 0 then.
+        kind::EXIT if bytes.len() == size_of::<ExitRecord>() - 16 => bytes.len(),
         kind::EXIT => size_of::<ExitRecord>(),
         kind::WAIT => size_of::<WaitRecord>(),
         kind::WAIT_DEEP => size_of::<WaitDeepRecord>(),
@@ -243,6 +245,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
             schedule_total_ns: word(bytes, 32),
             wait_count: word(bytes, 40),
             cpu_ns: word(bytes, 48),
+            throttled_ns: word(bytes, 56),
         }),
         kind::WAIT | kind::WAIT_DEEP => {
             let room = if kind == kind::WAIT { FRAMES } else { DEEP_FRAMES };
@@ -290,7 +293,13 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
             created_pc: word(bytes, 32),
             entry_pc: word(bytes, 40),
         }),
-        kind::CPU => Event::Cpu(Cpu { process, time_ns, goid: word(bytes, 16), cpu_ns: word(bytes, 24) }),
+        kind::CPU => Event::Cpu(Cpu {
+            process,
+            time_ns,
+            goid: word(bytes, 16),
+            cpu_ns: word(bytes, 24),
+            throttled_ns: word(bytes, 32),
+        }),
         _ => Event::Exec { process, pid: half(bytes, 16), time_ns },
     })
 }
@@ -406,6 +415,7 @@ mod tests {
             schedule_total_ns: 2,
             wait_count: 3,
             cpu_ns: 4,
+            throttled_ns: 5,
         };
         let bytes = bytes_of(&exit);
         let exit = Exit {
@@ -416,11 +426,16 @@ mod tests {
             schedule_total_ns: 2,
             wait_count: 3,
             cpu_ns: 4,
+            throttled_ns: 5,
         };
         assert_eq!(decode(&bytes), Ok(Event::Exit(exit)));
-        assert_eq!(decode(&bytes[..48]), Ok(Event::Exit(Exit { cpu_ns: 0, ..exit })), "as of 0.1");
-        let cpu = CpuRecord { header: header(kind::CPU, 0), goid: 7, cpu_ns: 5 };
-        let told = Cpu { process: 3, time_ns: 99, goid: 7, cpu_ns: 5 };
+        assert_eq!(
+            decode(&bytes[..48]),
+            Ok(Event::Exit(Exit { cpu_ns: 0, throttled_ns: 0, ..exit })),
+            "as of 0.1"
+        );
+        let cpu = CpuRecord { header: header(kind::CPU, 0), goid: 7, cpu_ns: 5, throttled_ns: 6 };
+        let told = Cpu { process: 3, time_ns: 99, goid: 7, cpu_ns: 5, throttled_ns: 6 };
         assert_eq!(decode(&bytes_of(&cpu)), Ok(Event::Cpu(told)));
     }
 

@@ -157,6 +157,7 @@ fn site(site: &Site, total: bool) -> Json {
         "born": if total { site.born_total } else { site.born },
         "died": if total { site.died_total } else { site.died },
         "cpu_ns": site.known_cpu_ns(total),
+        "throttled_ns": if total { site.throttled_total_ns } else { site.throttled_ns },
         "waiting": site.waiting.iter().map(|(k, n)| (k.to_string(), json!(n))).collect::<Json>(),
         "wait_ns": quantiles(&site.waits),
         "lifetime_ns": quantiles(&site.lifetimes),

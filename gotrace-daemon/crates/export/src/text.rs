@@ -261,7 +261,26 @@ fn cpu_time(out: &mut impl Write, last: &Interval, system: bool) -> io::Result<(
         let share = percent(*time as f64 / all.max(1) as f64);
         writeln!(out, "    {:>8} {share:>6}  {what}", duration(Some(*time)))?;
     }
-    Ok(())
+    throttled(out, last)
+}
+
+/// Whose threads stood still for the CPU quota, the longest first; nothing where none did, or that is not known.
+fn throttled(out: &mut impl Write, last: &Interval) -> io::Result<()> {
+    let all = last.throttled_total_ns();
+    if all == 0 {
+        return Ok(());
+    }
+    let mut sites: Vec<&Site> = last.sites.iter().filter(|s| s.throttled_total_ns > 0).collect();
+    sites.sort_by_key(|site| std::cmp::Reverse(site.throttled_total_ns));
+    let of = |site: &&Site| format!("{} {}", place(&site.entry), duration(Some(site.throttled_total_ns)));
+    let shown: Vec<String> = sites.iter().take(3).map(of).collect();
+    let more = if sites.len() > shown.len() { ", …" } else { "" };
+    writeln!(
+        out,
+        "  throttled    {} of goroutines' time: threads stood still, as the CPU quota was used up ({}{more})",
+        duration(Some(all)),
+        shown.join(", ")
+    )
 }
 
 /// Why the run ended, as a clause; results say it as [`Summary::ended`] has it.

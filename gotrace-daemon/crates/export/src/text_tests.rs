@@ -23,6 +23,8 @@ pub(crate) fn sample() -> Interval {
         died_total: born_total - alive,
         cpu_ns: if alive == 10 { 420_000_000 } else { 0 },
         cpu_total_ns: if alive == 10 { 2_100_000_000 } else { 0 },
+        throttled_ns: if alive == 10 { 180_000_000 } else { 0 },
+        throttled_total_ns: if alive == 10 { 900_000_000 } else { 0 },
         waiting,
         waits,
         lifetimes: empty,

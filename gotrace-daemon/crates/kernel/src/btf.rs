@@ -30,6 +30,8 @@ pub(super) struct Task {
     pub pid: u64,
     /// `se.sum_exec_runtime`
     pub runtime: u64,
+    /// `throttled` (Linux 6.18); 0 where there is none.
+    pub throttled: u64,
 }
 
 impl Task {
@@ -45,7 +47,8 @@ impl Task {
             found.ok_or(BtfError::Missing(structure, member))
         };
         let runtime = offset("task_struct", "se")? + offset("sched_entity", "sum_exec_runtime")?;
-        Ok(Self { pid: offset("task_struct", "pid")?, runtime })
+        let throttled = offset("task_struct", "throttled").unwrap_or(0);
+        Ok(Self { pid: offset("task_struct", "pid")?, runtime, throttled })
     }
 }
 
@@ -179,7 +182,7 @@ mod tests {
     #[test]
     fn the_running_kernel_tells() {
         match Task::read() {
-            Ok(Task { pid, runtime }) => {
+            Ok(Task { pid, runtime, .. }) => {
                 assert!(pid > 0 && runtime > 0 && pid.max(runtime) < 1 << 16, "{pid}, {runtime}");
             }
             Err(BtfError::Read(error)) => crate::not_tested(error),

@@ -62,7 +62,7 @@ pub struct Options {
     /// Size of the ring buffer in bytes; rounded up to a power of two of at least a page.
     pub ring_bytes: u32,
     /// Goroutines that can be kept track of at once, above level `lifecycle`, of all processes ([`Kernel::share`]).
-    /// About 176 bytes of kernel memory each.
+    /// About 192 bytes of kernel memory each.
     pub goroutines: u32,
     /// Processes that can be traced at once.
     pub processes: u32,
@@ -169,6 +169,7 @@ impl Kernel {
             .override_global("HISTOGRAM_COPIES", &(copies - 1), true)
             .override_global("TASK_PID", &task.pid, true)
             .override_global("TASK_RUNTIME", &task.runtime, true)
+            .override_global("TASK_THROTTLED", &task.throttled, true)
             .override_global("THREADS_EACH", &u64::from(threads_each), true)
             .override_global("AYA_LOG_LEVEL", &options.log_level, true)
             // Always there, as the object names it; a page when nothing is logged.

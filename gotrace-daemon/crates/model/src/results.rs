@@ -196,6 +196,8 @@ pub struct GoroutineSpan {
     pub wait_count: Option<u64>,
     /// Processor time that it used; `None` below level `waits`, and where the kernel does not tell.
     pub cpu_ns: Option<u64>,
+    /// For how long its thread stood still, as the CPU quota was used up; `None` where it did not, or that is not known.
+    pub throttled_ns: Option<u64>,
     /// Sums of its waits of at least the threshold by reason.
     pub waits_by_reason: Vec<(Arc<str>, u64)>,
 }
@@ -439,6 +441,10 @@ pub struct Site {
     pub cpu_ns: u64,
     /// The same since attaching.
     pub cpu_total_ns: u64,
+    /// For how long threads of its goroutines stood still within the interval, as the CPU quota was used up.
+    pub throttled_ns: u64,
+    /// The same since attaching.
+    pub throttled_total_ns: u64,
     /// Waiting at the end of the interval, by reason.
     pub waiting: BTreeMap<Arc<str>, u64>,
     /// Waits of at least the threshold since attaching.
@@ -476,6 +482,12 @@ impl Interval {
     pub fn goroutines_cpu_total_ns(&self) -> Option<u64> {
         let ns = self.sites.iter().map(|s| s.cpu_total_ns).sum();
         (ns > 0).then_some(ns)
+    }
+
+    /// For how long threads of goroutines stood still since attaching, as the CPU quota was used up.
+    #[must_use]
+    pub fn throttled_total_ns(&self) -> u64 {
+        self.sites.iter().map(|s| s.throttled_total_ns).sum()
     }
 
     /// Goroutines alive that are the runtime's own.

@@ -69,6 +69,7 @@ pub fn goroutine(resource: &Arc<Resource>, goid: u64) -> Span {
         run_total_ns: Some(2_000_000),
         wait_count: Some(4),
         cpu_ns: Some(1_250_000),
+        throttled_ns: Some(250_000),
         waits_by_reason: vec![("chan receive".into(), 2_500_000), ("select".into(), 0)],
     })
 }
@@ -91,6 +92,7 @@ pub fn bare_goroutine(resource: &Arc<Resource>) -> Span {
         run_total_ns: None,
         wait_count: None,
         cpu_ns: None,
+        throttled_ns: None,
         waits_by_reason: Vec::new(),
     })
 }
@@ -151,6 +153,8 @@ pub fn site(name: &str, born: u64, died: u64) -> Site {
         died_total: died,
         cpu_ns: born * 1_000_000,
         cpu_total_ns: born * 2_000_000,
+        throttled_ns: 0,
+        throttled_total_ns: 0,
         waiting: BTreeMap::from([("chan receive".into(), born - died)]),
         waits: histogram(&[1_000_000, 3_000_000]),
         lifetimes: histogram(&vec![5_000_000; usize::try_from(died).expect("small")]),

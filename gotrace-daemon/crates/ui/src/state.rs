@@ -254,6 +254,8 @@ pub(super) mod tests {
             died_total: 250,
             cpu_ns: if alive == 1000 { 840_000_000 } else { 0 },
             cpu_total_ns: if alive == 1000 { 840_000_000 } else { 0 },
+            throttled_ns: 0,
+            throttled_total_ns: 0,
             waiting: waiting.iter().map(|(r, n)| ((*r).into(), *n)).collect(),
             waits,
             lifetimes: Histogram::default(),

@@ -1,4 +1,4 @@
-//! What goroutines have used of the processors, and creation sites with them.
+//! What goroutines have used of the processors, and creation sites with them; and for how long they were throttled.
 //!
 //! The kernel side tells a goroutine's total: with each wait that it tells, at its exit, and else each time that it has
 //! grown by a millisecond ([`gotrace_common::CPU_TOLD_NS`]). A site's figure is therefore at most that much too small
@@ -9,18 +9,42 @@ use serde::{Deserialize, Serialize};
 use super::{SiteStats, Table, UNKNOWN_SITE};
 use crate::decode::Cpu;
 
+/// What was used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuUse {
+    /// Processor time.
+    pub cpu_ns: u64,
+    /// For how long threads stood still, as the CPU quota was used up.
+    pub throttled_ns: u64,
+}
+
+impl CpuUse {
+    fn plus(self, other: Self) -> Self {
+        Self { cpu_ns: self.cpu_ns + other.cpu_ns, throttled_ns: self.throttled_ns + other.throttled_ns }
+    }
+
+    /// What it is more than before.
+    #[must_use]
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            cpu_ns: self.cpu_ns.saturating_sub(before.cpu_ns),
+            throttled_ns: self.throttled_ns.saturating_sub(before.throttled_ns),
+        }
+    }
+}
+
 /// Of one goroutine.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Used {
     /// The kernel side's total.
-    told_ns: u64,
+    told: CpuUse,
     /// What it was before the kernel side began anew.
-    before_ns: u64,
+    before: CpuUse,
 }
 
 impl Used {
-    pub(super) fn total_ns(self) -> u64 {
-        self.before_ns + self.told_ns
+    pub(super) fn total(self) -> CpuUse {
+        self.before.plus(self.told)
     }
 }
 
@@ -28,9 +52,9 @@ impl Used {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CpuTimes {
     /// Goroutines: id, the kernel side's total, what it was before that began anew.
-    pub goroutines: Vec<(u64, u64, u64)>,
+    pub goroutines: Vec<(u64, CpuUse, CpuUse)>,
     /// Sites by number: the sum, and what of it was reported.
-    pub sites: Vec<(u32, u64, u64)>,
+    pub sites: Vec<(u32, CpuUse, CpuUse)>,
 }
 
 impl Table {
@@ -40,55 +64,61 @@ impl Table {
             return;
         }
         let site = self.meet(cpu.goid, cpu.time_ns).site;
-        self.used(cpu.goid, site, cpu.cpu_ns);
+        self.used(cpu.goid, site, CpuUse { cpu_ns: cpu.cpu_ns, throttled_ns: cpu.throttled_ns });
     }
 
     /// A goroutine of this site has used so much, all in all; 0 where that is not known. Where the site is not known yet,
     /// it is no site's: what a site has used never shrinks.
-    pub(super) fn used(&mut self, goid: u64, site: u32, total_ns: u64) {
-        if total_ns == 0 {
+    pub(super) fn used(&mut self, goid: u64, site: u32, total: CpuUse) {
+        if total == CpuUse::default() {
             return;
         }
         let used = self.cpu.entry(goid).or_default();
-        let new_ns = total_ns.saturating_sub(used.told_ns);
-        used.told_ns += new_ns;
+        let new = total.since(used.told);
+        used.told = used.told.plus(new);
         if site != UNKNOWN_SITE {
-            self.site_mut(site).cpu_ns += new_ns;
+            self.site_has_used(site, new);
         }
+    }
+
+    fn site_has_used(&mut self, site: u32, new: CpuUse) {
+        let site = self.site_mut(site);
+        site.cpu = site.cpu.plus(new);
     }
 
     /// A goroutine whose site was not known is of this one.
     pub(super) fn place_cpu(&mut self, goid: u64, site: u32) {
-        if let Some(ns) = self.cpu.get(&goid).map(|used| used.total_ns()) {
-            self.site_mut(site).cpu_ns += ns;
+        if let Some(total) = self.cpu.get(&goid).map(|used| used.total()) {
+            self.site_has_used(site, total);
         }
     }
 
     /// A goroutine of this site has ended. Gives what it has used; 0 where that is not known.
-    pub(super) fn end_cpu(&mut self, goid: u64, site: u32, total_ns: u64) -> u64 {
-        self.used(goid, site, total_ns);
+    pub(super) fn end_cpu(&mut self, goid: u64, site: u32, total: CpuUse) -> CpuUse {
+        self.used(goid, site, total);
         if site == UNKNOWN_SITE {
             self.place_cpu(goid, site);
         }
-        self.cpu.remove(&goid).map_or(0, Used::total_ns)
+        self.cpu.remove(&goid).map_or_else(CpuUse::default, Used::total)
     }
 
     /// The kernel side begins anew with what it counts of each goroutine.
     pub(super) fn forget_cpu(&mut self) {
         for used in self.cpu.values_mut() {
-            *used = Used { told_ns: 0, before_ns: used.total_ns() };
+            *used = Used { told: CpuUse::default(), before: used.total() };
         }
     }
 
     /// What goroutines and sites have used, in parts of so many goroutines.
     pub fn cpu_times(&self, part: usize, mut each: impl FnMut(CpuTimes)) {
-        let sites = (0..).zip(&self.sites).filter(|(_, site)| site.cpu_ns > 0 || site.cpu_reported_ns > 0);
+        let none = CpuUse::default();
+        let sites = (0..).zip(&self.sites).filter(|(_, site)| site.cpu != none || site.cpu_reported != none);
         let mut next = CpuTimes {
             goroutines: Vec::new(),
-            sites: sites.map(|(n, site)| (n, site.cpu_ns, site.cpu_reported_ns)).collect(),
+            sites: sites.map(|(n, site)| (n, site.cpu, site.cpu_reported)).collect(),
         };
-        for (goid, Used { told_ns, before_ns }) in &self.cpu {
-            next.goroutines.push((*goid, *told_ns, *before_ns));
+        for (goid, Used { told, before }) in &self.cpu {
+            next.goroutines.push((*goid, *told, *before));
             if next.goroutines.len() == part {
                 each(std::mem::take(&mut next));
             }
@@ -100,12 +130,12 @@ impl Table {
 
     /// Puts such a part in.
     pub fn restore_cpu(&mut self, times: &CpuTimes) {
-        for &(goid, told_ns, before_ns) in &times.goroutines {
-            self.cpu.insert(goid, Used { told_ns, before_ns });
+        for &(goid, told, before) in &times.goroutines {
+            self.cpu.insert(goid, Used { told, before });
         }
-        for &(site, cpu_ns, cpu_reported_ns) in &times.sites {
+        for &(site, cpu, cpu_reported) in &times.sites {
             let site: &mut SiteStats = self.site_mut(site);
-            (site.cpu_ns, site.cpu_reported_ns) = (cpu_ns, cpu_reported_ns);
+            (site.cpu, site.cpu_reported) = (cpu, cpu_reported);
         }
     }
 }
@@ -144,7 +174,10 @@ mod tests {
         }
 
         fn told(&mut self, goid: u64, cpu_ns: u64) {
-            self.table.apply(&Event::Cpu(Cpu { process: 1, time_ns: 20 * MS, goid, cpu_ns }), &mut self.out);
+            self.table.apply(
+                &Event::Cpu(Cpu { process: 1, time_ns: 20 * MS, goid, cpu_ns, throttled_ns: cpu_ns / 4 }),
+                &mut self.out,
+            );
         }
 
         fn exit(&mut self, goid: u64, cpu_ns: u64) -> Option<u64> {
@@ -156,17 +189,24 @@ mod tests {
                 schedule_total_ns: 0,
                 wait_count: 0,
                 cpu_ns,
+                throttled_ns: cpu_ns / 4,
             };
             self.table.apply(&Event::Exit(exit), &mut self.out);
             match self.out.pop()? {
-                Output::Ended(Ended { cpu_ns, .. }) => Some(cpu_ns),
+                Output::Ended(Ended { cpu, .. }) => {
+                    assert_eq!(cpu.throttled_ns, cpu.cpu_ns / 4);
+                    Some(cpu.cpu_ns)
+                }
                 Output::Waited(_) => None,
             }
         }
 
         fn of(&mut self, entry_pc: u64) -> u64 {
             let mut sites = self.table.sites().iter();
-            sites.find(|site| site.key.entry_pc == entry_pc).map_or(0, |site| site.cpu_ns)
+            sites.find(|site| site.key.entry_pc == entry_pc).map_or(0, |site| {
+                assert_eq!(site.cpu.throttled_ns, site.cpu.cpu_ns / 4);
+                site.cpu.cpu_ns
+            })
         }
     }
 
@@ -181,8 +221,8 @@ mod tests {
         assert_eq!(fed.of(0x200), 6 * MS);
         // From two threads at once, the larger total first.
         fed.told(7, 4 * MS);
-        assert_eq!((fed.exit(7, 5 * MS + 9), fed.of(0x200)), (Some(5 * MS + 9), 6 * MS + 9));
-        assert_eq!((fed.exit(8, 0), fed.of(0x200)), (Some(MS), 6 * MS + 9), "an exit that does not tell");
+        assert_eq!((fed.exit(7, 5 * MS + 8), fed.of(0x200)), (Some(5 * MS + 8), 6 * MS + 8));
+        assert_eq!((fed.exit(8, 0), fed.of(0x200)), (Some(MS), 6 * MS + 8), "an exit that does not tell");
         assert!(fed.table.cpu.is_empty());
     }
 
@@ -232,6 +272,8 @@ mod tests {
         }
         assert_eq!((read.exit(12, 0), read.exit(13, 20 * MS)), (Some(12 * MS), Some(20 * MS)));
         // Numbers that there are not.
-        read.table.restore_cpu(&CpuTimes { goroutines: vec![(1, 2, 3)], sites: vec![(99, 1, 1)] });
+        let none = CpuUse::default();
+        read.table
+            .restore_cpu(&CpuTimes { goroutines: vec![(1, none, none)], sites: vec![(99, none, none)] });
     }
 }

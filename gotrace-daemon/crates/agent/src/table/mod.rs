@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::decode::{Create, Event, Exit, OpenWait, Wait};
 use gotrace_common::{Histogram, WakerKind};
 
-pub use cpu::CpuTimes;
+pub use cpu::{CpuTimes, CpuUse};
 pub use output::{Ended, Output, Waited, Waker};
 pub use reconcile::{Look, Sighting};
 pub use site::{SiteKey, SiteStats};
@@ -298,7 +298,8 @@ impl Table {
         } else {
             ByReason::new()
         };
-        let cpu_ns = self.end_cpu(exit.goid, goroutine.site, exit.cpu_ns);
+        let told = CpuUse { cpu_ns: exit.cpu_ns, throttled_ns: exit.throttled_ns };
+        let cpu = self.end_cpu(exit.goid, goroutine.site, told);
         self.totals.died += 1;
         let lifetime_ns = exit.time_ns.saturating_sub(goroutine.birth_ns);
         let site = self.site_mut(goroutine.site);
@@ -319,7 +320,7 @@ impl Table {
             entry_pc,
             wait_total_ns: exit.wait_total_ns,
             wait_count: exit.wait_count,
-            cpu_ns,
+            cpu,
             waited_long: goroutine.is(Goroutine::WAITED_LONG),
             waits_by_reason,
         }));
@@ -340,7 +341,7 @@ impl Table {
         goroutine.flags |= Goroutine::HAS_WAITED | if long { Goroutine::WAITED_LONG } else { 0 };
         let (site, goroutine) = (goroutine.site, *goroutine);
         self.site_mut(site).waits_mut().add(duration_ns);
-        self.used(wait.goid, site, wait.cpu_ns);
+        self.used(wait.goid, site, CpuUse { cpu_ns: wait.cpu_ns, throttled_ns: 0 });
         let sums = self.waits_by_reason.entry(wait.goid).or_default();
         match sums.iter_mut().find(|(reason, _)| *reason == wait.reason) {
             Some((_, sum)) => *sum += duration_ns,

@@ -2,6 +2,8 @@
 
 use smallvec::SmallVec;
 
+use super::CpuUse;
+
 /// Something that ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
@@ -35,7 +37,7 @@ pub struct Ended {
     /// Number of its waits, short ones included.
     pub wait_count: u64,
     /// Processor time; 0 where it is not known.
-    pub cpu_ns: u64,
+    pub cpu: CpuUse,
     /// Whether one of its waits was long ([`super::Table::set_long_wait`]).
     pub waited_long: bool,
     /// Sums of the waits that were sent, by reason.

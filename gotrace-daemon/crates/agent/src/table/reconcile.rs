@@ -13,7 +13,7 @@ use gotrace_common::ROW_SYSCALL;
 use hashbrown::HashSet;
 use serde::{Deserialize, Serialize};
 
-use super::{Goroutine, NO_WAIT, SiteKey, Table, UNKNOWN_SITE};
+use super::{CpuUse, Goroutine, NO_WAIT, SiteKey, Table, UNKNOWN_SITE};
 
 /// A goroutine born this long before a snapshot began must be in it: the runtime lists a goroutine
 /// before the probe of its birth is hit, but clocks are read one after the other.
@@ -237,7 +237,7 @@ impl Table {
     fn take_out(&mut self, goid: u64) {
         let Some(goroutine) = self.goroutines.remove(&goid) else { return };
         self.waits_by_reason.remove(&goid);
-        self.end_cpu(goid, goroutine.site, 0);
+        self.end_cpu(goid, goroutine.site, CpuUse::default());
         if self.site_mut(goroutine.site).key.entry_pc == 0 {
             // A C thread's call into Go has returned, or one that was met once and never placed.
             self.site_mut(goroutine.site).unmeet();

@@ -8,6 +8,7 @@ use hashbrown::HashMap;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
+use super::CpuUse;
 use crate::tracee::serial;
 
 /// A creation site: the `go` statement and what it starts, as addresses in the process.
@@ -38,12 +39,12 @@ pub struct SiteStats {
     pub oldest_is_lower_bound: bool,
     /// Births and deaths that were reported before; for differences between reports.
     pub reported: (u64, u64),
-    /// Processor time that its goroutines have used, as far as they have told.
+    /// What its goroutines have used, as far as they have told.
     #[serde(skip)]
-    pub cpu_ns: u64,
+    pub cpu: CpuUse,
     /// What of it was reported before.
     #[serde(skip)]
-    pub cpu_reported_ns: u64,
+    pub cpu_reported: CpuUse,
     #[serde(with = "serial::boxed_histogram")]
     waits: Option<Box<Histogram>>,
     #[serde(with = "serial::boxed_histogram")]
@@ -64,8 +65,8 @@ impl SiteStats {
             oldest_birth_ns: None,
             oldest_is_lower_bound: false,
             reported: (0, 0),
-            cpu_ns: 0,
-            cpu_reported_ns: 0,
+            cpu: CpuUse::default(),
+            cpu_reported: CpuUse::default(),
             waits: None,
             lifetimes: None,
             sampled_waits: SmallVec::new(),

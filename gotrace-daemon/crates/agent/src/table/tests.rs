@@ -27,6 +27,7 @@ fn exit(goid: u64, time_ns: u64) -> Event<'static> {
         schedule_total_ns: 0,
         wait_count: 2,
         cpu_ns: 0,
+        throttled_ns: 0,
     })
 }
 

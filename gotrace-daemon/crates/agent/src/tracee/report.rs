@@ -122,7 +122,7 @@ impl Tracee {
             if stats.alive == 0 && stats.born == 0 && stats.died == 0 {
                 continue;
             }
-            let cpu_before_ns = std::mem::replace(&mut stats.cpu_reported_ns, stats.cpu_ns);
+            let cpu = stats.cpu.since(std::mem::replace(&mut stats.cpu_reported, stats.cpu));
             let key = stats.key;
             reasons.push(stats.waiting.clone());
             sites.push(Site {
@@ -133,8 +133,10 @@ impl Tracee {
                 died: stats.died.saturating_sub(died_before),
                 born_total: stats.born,
                 died_total: stats.died,
-                cpu_ns: stats.cpu_ns.saturating_sub(cpu_before_ns),
-                cpu_total_ns: stats.cpu_ns,
+                cpu_ns: cpu.cpu_ns,
+                cpu_total_ns: stats.cpu.cpu_ns,
+                throttled_ns: cpu.throttled_ns,
+                throttled_total_ns: stats.cpu.throttled_ns,
                 waiting: BTreeMap::new(),
                 waits: stats.waits(),
                 lifetimes: stats.lifetimes(),

@@ -156,7 +156,7 @@ mod tests {
             entry_pc: 1,
             wait_total_ns: 0,
             wait_count: 0,
-            cpu_ns: 0,
+            cpu: crate::table::CpuUse::default(),
             waited_long,
             waits_by_reason: SmallVec::new(),
         })

@@ -27,7 +27,8 @@ impl Tracee {
             wait_total_ns: waits.then_some(ended.wait_total_ns),
             run_total_ns: waits.then_some(lifetime_ns.saturating_sub(ended.wait_total_ns)),
             wait_count: waits.then_some(ended.wait_count),
-            cpu_ns: (waits && ended.cpu_ns > 0).then_some(ended.cpu_ns),
+            cpu_ns: (waits && ended.cpu.cpu_ns > 0).then_some(ended.cpu.cpu_ns),
+            throttled_ns: (waits && ended.cpu.throttled_ns > 0).then_some(ended.cpu.throttled_ns),
             waits_by_reason: ended
                 .waits_by_reason
                 .iter()

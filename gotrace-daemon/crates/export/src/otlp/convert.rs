@@ -144,6 +144,7 @@ fn goroutine(span: &GoroutineSpan) -> trace::Span {
         run_total_ns,
         wait_count,
         cpu_ns,
+        throttled_ns,
         waits_by_reason,
     } = span;
     let mut attributes = Vec::with_capacity(13 + waits_by_reason.len());
@@ -160,6 +161,7 @@ fn goroutine(span: &GoroutineSpan) -> trace::Span {
         ("gotrace.run.total", run_total_ns),
         ("gotrace.wait.count", wait_count),
         ("gotrace.time.on_cpu", cpu_ns),
+        ("gotrace.time.throttled", throttled_ns),
     ] {
         if let Some(value) = value {
             attributes.push(int(key, *value));

@@ -44,6 +44,7 @@ fn a_goroutine_at_the_root_of_its_trace_links_to_its_creator() {
             ("gotrace.run.total", "2000000"),
             ("gotrace.wait.count", "4"),
             ("gotrace.time.on_cpu", "1250000"),
+            ("gotrace.time.throttled", "250000"),
             ("gotrace.wait.total.chan_receive", "2500000"),
             ("gotrace.wait.total.select", "0"),
         ])

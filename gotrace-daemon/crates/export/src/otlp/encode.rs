@@ -108,6 +108,7 @@ impl Encoder {
             run_total_ns,
             wait_count,
             cpu_ns,
+            throttled_ns,
             waits_by_reason,
         } = span;
         let out = &mut self.content;
@@ -125,6 +126,7 @@ impl Encoder {
             ("gotrace.run.total", run_total_ns),
             ("gotrace.wait.count", wait_count),
             ("gotrace.time.on_cpu", cpu_ns),
+            ("gotrace.time.throttled", throttled_ns),
         ] {
             if let Some(value) = value {
                 int(out, SPAN_ATTRIBUTES, key, *value);

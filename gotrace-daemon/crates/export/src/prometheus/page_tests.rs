@@ -20,6 +20,8 @@ fn site(n: usize) -> Site {
         died_total: 2,
         cpu_ns: 1_000_000,
         cpu_total_ns: 2_000_000,
+        throttled_ns: 0,
+        throttled_total_ns: 0,
         waiting: BTreeMap::new(),
         waits: Histogram::default(),
         lifetimes: Histogram::default(),

@@ -71,7 +71,7 @@ impl Weights {
     }
 
     /// What a process has beside reasons and sites of its own: count, cost, engine and level; scheduling delays,
-    /// snapshots and pauses; cycles, assists and stops of the world; CPU time; metrics by name; leaks that are proven and
+    /// snapshots and pauses; cycles, assists and stops of the world; CPU time, and time throttled; metrics by name; leaks that are proven and
     /// those that are suspected, two metrics each with the one for what is beyond (growth has none), and those refuted;
     /// what is beyond of reasons and sites.
     #[must_use]
@@ -79,7 +79,7 @@ impl Weights {
         let lifetimes = if self.lifetimes_by_site { 0 } else { self.histogram };
         let durations = 3 * self.histogram + lifetimes;
         let collector = TRIGGERS.len() + (ASSISTS + 1) + 1;
-        let times = collector + CPU_TIMES + 1;
+        let times = collector + (CPU_TIMES + 1) + 1;
         4 + durations + times + NAMES + (4 * LEAKS + 3) + 1 + self.reason() + self.site() + self.more
     }
 }

@@ -83,6 +83,8 @@ catalogue! {
     LIFETIME = "gotrace.goroutine.lifetime", "s", Histogram,
         "Lifetime of exited goroutines, from creation to exit.";
     CPU_TIME = "gotrace.goroutine.cpu.time", "s", Counter, "CPU time that goroutines used.";
+    THROTTLED = "gotrace.cpu.throttled.time", "s", Counter,
+        "Time that threads of goroutines stood still as the CPU quota was used up.";
     WAITS = "gotrace.goroutine.wait.duration", "s", Histogram, "Duration of all waits, from park to the next run.";
     SCHEDULE = "go.schedule.duration", "s", Histogram,
         "The time goroutines have spent in the scheduler in a runnable state before actually running.";
@@ -345,6 +347,9 @@ impl Samples<'_> {
         self.states(waiting);
         self.sites(sites);
         self.cpu_time(sites);
+        if interval.throttled_total_ns() > 0 {
+            self.one(&THROTTLED, Series::Only, Value::Nanoseconds(interval.throttled_total_ns()));
+        }
         self.waits(waits, syscalls);
         self.durations(&SCHEDULE, schedule);
         self.collector(collector);
