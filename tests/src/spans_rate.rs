@@ -270,7 +270,7 @@ fn server(resource: &Arc<Resource>, report: u64) -> Interval {
         died: 40,
         born_total: 40 * (report + 1),
         died_total: 40 * (report + 1) - 20,
-        cpu_ns: 1_000_000,
+        cpu_ns: Some(1_000_000),
         cpu_total_ns: 2_000_000,
         throttled_ns: 0,
         throttled_total_ns: 0,

@@ -123,7 +123,7 @@ fn page() -> String {
         died: 1,
         born_total: 9,
         died_total: 6,
-        cpu_ns: 1_000_000,
+        cpu_ns: Some(1_000_000),
         cpu_total_ns: 2_000_000,
         throttled_ns: 0,
         throttled_total_ns: 500_000,

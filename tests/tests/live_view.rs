@@ -44,6 +44,31 @@ fn the_table_is_shown_in_place_and_left_by_key_and_signal() {
 }
 
 #[test]
+fn a_row_is_found_sorted_and_told_more_of() {
+    if !privileged("live_view") {
+        return;
+    }
+    let demo = Demo::start("1h").expect("it starts");
+    let mut view = attach(demo.pid(), &["--level", "waits"]);
+    view.wait_to_see("main.waitForever");
+    view.press("s");
+    view.wait_to_see("sort: cpu");
+    view.press("/waitf");
+    view.wait_to_see("/waitf");
+    view.press("\r\r");
+    for part in ["filter: waitf", "created by", "main.leakyHandler", "in all"] {
+        view.wait_to_see(part);
+    }
+    // Back from the filter, from the details, and out.
+    view.press("\x1b");
+    view.wait_to_see("main.customer");
+    view.press("?");
+    view.wait_to_see("sort by the next column");
+    view.press("?q");
+    check_end(view, "interrupted");
+}
+
+#[test]
 fn the_table_ends_with_its_target() {
     if !privileged("live_view") {
         return;

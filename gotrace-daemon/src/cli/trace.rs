@@ -258,7 +258,7 @@ impl Display {
         );
         let hold_back = HoldBack::begin();
         let stop = stop.clone();
-        match View::start(about, move || stop.set()) {
+        match View::start(about, self.system, move || stop.set()) {
             Ok(view) => self.view = Some((view, hold_back)),
             // Plain lines then.
             Err(error) => tracing::debug!(%error, "no live view"),
@@ -278,11 +278,7 @@ impl Display {
             return Ok(());
         }
         if let Some((view, _)) = &self.view {
-            if self.system {
-                view.show(interval);
-            } else {
-                view.show(&Arc::new(interval.without_system()));
-            }
+            view.show(interval);
             return Ok(());
         }
         match self.format {

@@ -61,7 +61,7 @@ pub(super) fn run(args: &ViewArgs) -> Result<Exit, CliError> {
     }
     let name = args.file.display().to_string();
     let hold_back = HoldBack::begin();
-    let result = play(printable(&name).into_owned(), args.speed, &mut shown);
+    let result = play(printable(&name).into_owned(), args.speed, args.system, &mut shown);
     drop(hold_back);
     result?;
     told_end(&args.file, shown.end.unwrap_or(Ok(End::default())))
@@ -118,8 +118,7 @@ impl<'a> Shown<'a> {
 
 impl Film for Shown<'_> {
     fn next_interval(&mut self) -> io::Result<Option<Arc<Interval>>> {
-        let next = self.interval();
-        Ok(next.map(|next| if self.args.system { next } else { Arc::new(next.without_system()) }))
+        Ok(self.interval())
     }
 
     fn rewind(&mut self) -> io::Result<()> {

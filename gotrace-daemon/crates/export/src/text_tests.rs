@@ -21,7 +21,7 @@ pub(crate) fn sample() -> Interval {
         died: 1,
         born_total,
         died_total: born_total - alive,
-        cpu_ns: if alive == 10 { 420_000_000 } else { 0 },
+        cpu_ns: (alive == 10).then_some(420_000_000),
         cpu_total_ns: if alive == 10 { 2_100_000_000 } else { 0 },
         throttled_ns: if alive == 10 { 180_000_000 } else { 0 },
         throttled_total_ns: if alive == 10 { 900_000_000 } else { 0 },

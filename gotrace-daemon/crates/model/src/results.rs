@@ -437,9 +437,9 @@ pub struct Site {
     pub born_total: u64,
     /// Died since attaching.
     pub died_total: u64,
-    /// Processor time that its goroutines used within the interval, as far as they have told; 0 where it is not known.
-    pub cpu_ns: u64,
-    /// The same since attaching.
+    /// Processor time that its goroutines used within the interval, as far as they have told; `None` where it is not known.
+    pub cpu_ns: Option<u64>,
+    /// The same since attaching; 0 where it is not known.
     pub cpu_total_ns: u64,
     /// For how long threads of its goroutines stood still within the interval, as the CPU quota was used up.
     pub throttled_ns: u64,
@@ -472,7 +472,7 @@ impl Site {
     /// Processor time that its goroutines used: within the interval, or since attaching; `None` where it is not known.
     #[must_use]
     pub fn known_cpu_ns(&self, total: bool) -> Option<u64> {
-        (self.cpu_total_ns > 0).then_some(if total { self.cpu_total_ns } else { self.cpu_ns })
+        if total { Some(self.cpu_total_ns).filter(|ns| *ns > 0) } else { self.cpu_ns }
     }
 }
 

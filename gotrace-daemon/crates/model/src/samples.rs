@@ -151,7 +151,7 @@ pub fn site(name: &str, born: u64, died: u64) -> Site {
         died,
         born_total: born,
         died_total: died,
-        cpu_ns: born * 1_000_000,
+        cpu_ns: Some(born * 1_000_000),
         cpu_total_ns: born * 2_000_000,
         throttled_ns: 0,
         throttled_total_ns: 0,

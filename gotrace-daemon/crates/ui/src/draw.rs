@@ -45,28 +45,95 @@ const NUMBER: u16 = 6;
 const ALL_FROM: u16 = 110;
 const WAITING_FROM: u16 = 72;
 
+/// What the keys do.
+const HELP: [&str; 12] = [
+    "↑↓ j k      select a row; page up, page down, space, home",
+    "enter       more about it: totals, durations, findings with why, holders and ids",
+    "s           sort by the next column: alive, cpu, new/s, exit/s, p99, max, oldest",
+    "/           show rows whose function, file or wait reason has what you type",
+    "r           show or hide the runtime's own goroutines",
+    "p           stop the picture, or have it go on",
+    "w tab       other columns, where not all fit",
+    "←→ + -      in a recording: 10 s back or on, faster, slower",
+    "esc         back; quits where there is nothing to come back from",
+    "q ctrl-c    quit",
+    "",
+    "cpu: of one CPU, within the interval. p50, p99: at most; waits of at least --min-wait",
+];
+/// Lines that the table keeps beside the details of a row.
+const LEAST_OF_TABLE: u16 = 6;
+
 pub(super) fn draw(frame: &mut Frame<'_>, state: &mut State) {
-    let [top, body, bottom] =
-        Layout::vertical([Constraint::Length(4), Constraint::Min(0), Constraint::Length(1)])
-            .areas(frame.area());
+    let area = frame.area();
+    let problems = u16::from(!state.problems.is_empty() && area.height > 10);
+    let wanted = u16::try_from(state.detail.len() + 1).unwrap_or(u16::MAX);
+    let room = area.height.saturating_sub(5 + problems);
+    let detail = match state.detail.len() {
+        0 => 0,
+        _ if room > 2 * LEAST_OF_TABLE => wanted.min(room - LEAST_OF_TABLE),
+        // The whole screen, where both have no room.
+        _ => room,
+    };
+    let [top, alarm, body, more, bottom] = Layout::vertical([
+        Constraint::Length(4),
+        Constraint::Length(problems),
+        Constraint::Min(0),
+        Constraint::Length(detail),
+        Constraint::Length(1),
+    ])
+    .areas(area);
     header(frame, top, state);
+    if problems > 0 {
+        let line = cut(&state.problems, usize::from(alarm.width));
+        frame.render_widget(Line::styled(line, alarm_style(state)), alarm);
+    }
     state.visible = usize::from(body.height.saturating_sub(1));
     state.clamp();
-    table(frame, body, state);
+    if state.help {
+        frame.render_widget(Paragraph::new(HELP.map(Line::raw).to_vec()), body);
+    } else {
+        table(frame, body, state);
+    }
+    if detail > 0 {
+        details(frame, more, state);
+    }
     frame.render_widget(Line::styled(footer(state, bottom.width), dim(state)), bottom);
 }
 
+/// More about the row that is selected.
+fn details(frame: &mut Frame<'_>, area: Rect, state: &State) {
+    let width = usize::from(area.width);
+    let head = Style::new().add_modifier(Modifier::BOLD | Modifier::UNDERLINED);
+    let mut lines: Vec<Line<'_>> = state.detail.iter().map(|line| Line::raw(cut(line, width))).collect();
+    if let Some(first) = lines.first_mut() {
+        *first = Line::styled(format!("{:<width$}", first.to_string()), head);
+    }
+    frame.render_widget(Paragraph::new(lines), area);
+}
+
+fn alarm_style(state: &State) -> Style {
+    let alarm = Style::new().add_modifier(Modifier::BOLD);
+    if state.color { alarm.fg(Color::Red) } else { alarm }
+}
+
 fn footer(state: &State, width: u16) -> String {
-    let mut line = String::from("q quit · ↑↓ scroll");
+    if state.typing {
+        return format!("/{}▏ · enter keeps it · esc shows all", state.filter);
+    }
+    let mut line = format!("q quit · ↑↓ enter details · s sort: {} · / filter", state.sort.name());
+    if !state.filter.is_empty() {
+        line += &format!(": {}", state.filter);
+    }
     if state.with_waits && width < ALL_FROM {
         line += if state.durations { " · w rates" } else { " · w durations" };
     }
+    line += " · ? help";
     let hidden = state.rows.len().saturating_sub(state.top + state.visible);
     if hidden > 0 {
         line += &format!(" · {hidden} more below");
     }
-    if state.with_waits && (width >= ALL_FROM || state.durations) {
-        line += " · p50 p99 (at most) max: waits of at least --min-wait";
+    if state.paused {
+        line = format!("PAUSED, p goes on · {line}");
     }
     if !state.note.is_empty() {
         line = format!("{} · {line}", state.note);
@@ -89,11 +156,7 @@ fn header(frame: &mut Frame<'_>, area: Rect, state: &State) {
     let mut losses = if header.lost.is_empty() {
         vec![Span::styled("lost 0", dim(state))]
     } else {
-        let mut alarm = Style::new().add_modifier(Modifier::BOLD);
-        if state.color {
-            alarm = alarm.fg(Color::Red);
-        }
-        vec![Span::styled(format!("lost {}", header.lost), alarm)]
+        vec![Span::styled(format!("lost {}", header.lost), alarm_style(state))]
     };
     if !header.cost.is_empty() {
         losses.push(Span::styled(format!("   overhead about {}", header.cost), dim(state)));
@@ -102,11 +165,7 @@ fn header(frame: &mut Frame<'_>, area: Rect, state: &State) {
         losses.push(Span::styled(format!("   {}", header.lowered), bold));
     }
     if !header.leaked.is_empty() {
-        let mut alarm = Style::new().add_modifier(Modifier::BOLD);
-        if state.color {
-            alarm = alarm.fg(Color::Red);
-        }
-        losses.push(Span::styled(format!("   leaked {}", header.leaked), alarm));
+        losses.push(Span::styled(format!("   leaked {}", header.leaked), alarm_style(state)));
     }
     let mut lines = vec![
         Line::styled(header.process(width), bold),
@@ -162,7 +221,7 @@ fn table(frame: &mut Frame<'_>, area: Rect, state: &State) {
         constraints.push(Constraint::Length(waiting_width));
         titles.push("waiting".into());
     }
-    let rows = state.rows.iter().skip(state.top).take(state.visible).map(|row| {
+    let rows = state.rows.iter().enumerate().skip(state.top).take(state.visible).map(|(n, row)| {
         let mut cells = vec![Cell::from(format::shorten(&row.entry, usize::from(entry_width)))];
         if with_created_by {
             cells.push(format::shorten(&row.created_by, usize::from(created_by_width)).into());
@@ -173,7 +232,8 @@ fn table(frame: &mut Frame<'_>, area: Rect, state: &State) {
         if with_waiting {
             cells.push(Cell::from(cut(&row.waiting, usize::from(waiting_width))));
         }
-        TableRow::new(cells)
+        let selected = if n == state.selected { Modifier::REVERSED } else { Modifier::empty() };
+        TableRow::new(cells).style(Style::new().add_modifier(selected))
     });
     let head = TableRow::new(titles).style(Style::new().add_modifier(Modifier::BOLD | Modifier::UNDERLINED));
     frame.render_widget(Table::new(rows, constraints).column_spacing(1).header(head), area);
@@ -192,7 +252,7 @@ mod tests {
     use gotrace_model::Interval;
 
     fn screen(width: u16, height: u16, color: bool) -> (Buffer, String) {
-        screen_of(State::new("gotrace".into(), color), width, height)
+        screen_of(State::new("gotrace".into(), color, false), width, height)
     }
 
     fn screen_of(state: State, width: u16, height: u16) -> (Buffer, String) {
@@ -200,7 +260,7 @@ mod tests {
     }
 
     fn show(mut state: State, interval: &Interval, width: u16, height: u16) -> (Buffer, String) {
-        state.update(interval);
+        state.update(&std::sync::Arc::new(interval.clone()));
         let mut terminal = Terminal::new(TestBackend::new(width, height)).expect("in memory");
         terminal.draw(|frame| draw(frame, &mut state)).expect("in memory");
         let buffer = terminal.backend().buffer().clone();
@@ -227,7 +287,7 @@ mod tests {
             "1m05s",
             "select 5, sleep 3",
             "chan receive 250",
-            "at least --min-wait",
+            "s sort: alive",
         ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
@@ -239,7 +299,7 @@ mod tests {
         (lowered.level, lowered.level_reason) = ("lifecycle", Some("budget"));
         lowered.probe_cost_share = Some(0.28);
         (lowered.levels.wanted, lowered.levels.budget) = ("waits", Some(0.05));
-        let (_, text) = show(State::new("gotrace".into(), true), &lowered, 100, 10);
+        let (_, text) = show(State::new("gotrace".into(), true, false), &lowered, 100, 10);
         let line =
             "lost ring_wait 7   overhead about 28% (budget 5.00%)   level lifecycle instead of waits: budget";
         assert!(text.contains(line), "{text}");
@@ -259,7 +319,7 @@ mod tests {
 
     #[test]
     fn a_key_switches_to_the_columns_without_room() {
-        let mut state = State::new(String::new(), true);
+        let mut state = State::new(String::new(), true, false);
         state.durations = true;
         let (_, text) = screen_of(state, 80, 10);
         for part in ["p50", "p99", "max", "100ms", "w rates", "oldest"] {
@@ -268,10 +328,37 @@ mod tests {
     }
 
     #[test]
+    fn details_and_help_share_the_screen_with_the_table() {
+        let mut state = State::new(String::new(), true, false);
+        state.update(&std::sync::Arc::new(interval()));
+        state.enter();
+        let (_, text) = screen_of(state, 100, 30);
+        for part in
+            ["created by  main.main (main.go:30)", "in all      500 created, 250 exited", "waits       100, "]
+        {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
+        assert!(text.contains("worker.func1"), "the other row too:\n{text}");
+        let mut state = State::new(String::new(), true, false);
+        state.help = true;
+        let (_, text) = screen_of(state, 100, 30);
+        assert!(text.contains("sort by the next column") && !text.contains("net/http"), "{text}");
+        let mut state = State::new(String::new(), true, false);
+        (state.typing, state.filter) = (true, "worker".into());
+        let (_, text) = screen_of(state, 100, 30);
+        assert!(text.contains("/worker▏") && !text.contains("net/http"), "{text}");
+    }
+
+    #[test]
     fn no_size_is_too_small() {
         for width in 0..40 {
-            for height in 0..8 {
+            for height in 0..20 {
                 screen(width, height, false);
+                let mut state = State::new(String::new(), true, false);
+                state.update(&std::sync::Arc::new(interval()));
+                state.enter();
+                state.help = height % 2 == 0;
+                screen_of(state, width, height);
             }
         }
     }

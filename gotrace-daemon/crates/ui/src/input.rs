@@ -29,6 +29,24 @@ pub(super) enum Action {
     Top,
     /// The other columns, where not all fit.
     SwitchColumns,
+    /// By another column.
+    Sort,
+    /// To say which rows to show.
+    Filter,
+    /// A character of that.
+    Type(char),
+    /// Without its last character.
+    Erase,
+    /// With the runtime's own goroutines, or without.
+    Runtime,
+    /// To stop the picture, or to have it go on.
+    Pause,
+    /// More about a row, or what was typed is enough.
+    Enter,
+    /// What the keys do.
+    Help,
+    /// Back from there; to end where there is nothing to come back from.
+    Back,
     /// A page further down, or, of a recording, to play or pause.
     PageOrPause,
     /// Back (negative) or on in a recording.
@@ -65,21 +83,36 @@ pub(super) fn leave() {
     }
 }
 
-/// The next thing that the user does within `timeout`.
-pub(super) fn next(timeout: Duration) -> io::Result<Option<Action>> {
+/// The next thing that the user does within `timeout`; `typing`: most keys are characters.
+pub(super) fn next(timeout: Duration, typing: bool) -> io::Result<Option<Action>> {
     if !event::poll(timeout)? {
         return Ok(None);
     }
-    Ok(Some(action(&event::read()?)))
+    Ok(Some(action(&event::read()?, typing)))
 }
 
-fn action(event: &Event) -> Action {
+fn action(event: &Event, typing: bool) -> Action {
     match event {
         Event::Resize(..) => Action::Redraw,
+        Event::Key(key) if typing && key.kind != KeyEventKind::Release => match key.code {
+            KeyCode::Char('c' | 'd') if key.modifiers.contains(KeyModifiers::CONTROL) => Action::Quit,
+            KeyCode::Char(typed) if !key.modifiers.contains(KeyModifiers::CONTROL) => Action::Type(typed),
+            KeyCode::Backspace => Action::Erase,
+            KeyCode::Enter => Action::Enter,
+            KeyCode::Esc => Action::Back,
+            _ => Action::Nothing,
+        },
         Event::Key(key) if key.kind != KeyEventKind::Release => match key.code {
             KeyCode::Char('c' | 'd') if key.modifiers.contains(KeyModifiers::CONTROL) => Action::Quit,
             KeyCode::Char('l') if key.modifiers.contains(KeyModifiers::CONTROL) => Action::Redraw,
-            KeyCode::Char('q') | KeyCode::Esc => Action::Quit,
+            KeyCode::Char('q') => Action::Quit,
+            KeyCode::Esc => Action::Back,
+            KeyCode::Enter => Action::Enter,
+            KeyCode::Char('s') => Action::Sort,
+            KeyCode::Char('/') => Action::Filter,
+            KeyCode::Char('r') => Action::Runtime,
+            KeyCode::Char('p') => Action::Pause,
+            KeyCode::Char('?') => Action::Help,
             KeyCode::Down | KeyCode::Char('j') => Action::Scroll(1),
             KeyCode::Up | KeyCode::Char('k') => Action::Scroll(-1),
             KeyCode::PageDown => Action::Scroll(PAGE),
@@ -105,7 +138,7 @@ mod tests {
 
     #[test]
     fn keys_mean_what_the_help_line_says() {
-        let key = |code, modifiers| action(&Event::Key(KeyEvent::new(code, modifiers)));
+        let key = |code, modifiers| action(&Event::Key(KeyEvent::new(code, modifiers)), false);
         assert_eq!(key(KeyCode::Char('q'), KeyModifiers::NONE), Action::Quit);
         assert_eq!(key(KeyCode::Char('c'), KeyModifiers::CONTROL), Action::Quit);
         assert_eq!(key(KeyCode::Char('c'), KeyModifiers::NONE), Action::Nothing);
@@ -113,8 +146,20 @@ mod tests {
         assert_eq!(key(KeyCode::Char(' '), KeyModifiers::NONE), Action::PageOrPause);
         assert_eq!(key(KeyCode::Left, KeyModifiers::NONE), Action::Seek(-1));
         assert_eq!(key(KeyCode::Char('+'), KeyModifiers::NONE), Action::Faster);
-        assert_eq!(key(KeyCode::Esc, KeyModifiers::NONE), Action::Quit);
+        assert_eq!(key(KeyCode::Esc, KeyModifiers::NONE), Action::Back);
+        assert_eq!(key(KeyCode::Char('/'), KeyModifiers::NONE), Action::Filter);
         assert_eq!(key(KeyCode::Char('w'), KeyModifiers::NONE), Action::SwitchColumns);
-        assert_eq!(action(&Event::Resize(1, 1)), Action::Redraw);
+        assert_eq!(action(&Event::Resize(1, 1), false), Action::Redraw);
+    }
+
+    #[test]
+    fn what_is_typed_is_no_command() {
+        let key = |code, modifiers| action(&Event::Key(KeyEvent::new(code, modifiers)), true);
+        assert_eq!(key(KeyCode::Char('q'), KeyModifiers::NONE), Action::Type('q'));
+        assert_eq!(key(KeyCode::Char('W'), KeyModifiers::SHIFT), Action::Type('W'));
+        assert_eq!(key(KeyCode::Char('c'), KeyModifiers::CONTROL), Action::Quit);
+        assert_eq!(key(KeyCode::Backspace, KeyModifiers::NONE), Action::Erase);
+        assert_eq!(key(KeyCode::Enter, KeyModifiers::NONE), Action::Enter);
+        assert_eq!(key(KeyCode::Esc, KeyModifiers::NONE), Action::Back);
     }
 }

@@ -4,6 +4,7 @@
 //! on every way out: [`View::finish`], drop, panic. In raw mode Ctrl-C is a key like `q`; signals from
 //! elsewhere are for whoever owns the [`View`], and end it by dropping it.
 
+mod detail;
 mod draw;
 mod format;
 mod input;
@@ -12,7 +13,7 @@ mod state;
 mod top;
 mod view;
 
-use std::{io, os::fd::AsFd as _, time::Duration};
+use std::{io, os::fd::AsFd as _, sync::Arc, time::Duration};
 
 use ratatui::{Terminal, backend::CrosstermBackend};
 
@@ -36,13 +37,13 @@ impl Ui {
     ///
     /// # Errors
     /// When stdout is not a terminal that can be set up so, or is another job's.
-    fn start(about: String) -> io::Result<Self> {
+    fn start(about: String, system: bool) -> io::Result<Self> {
         refuse_background()?;
         restore_on_panic();
         input::enter()?;
         let terminal = Terminal::new(CrosstermBackend::new(io::stdout()));
         let terminal = terminal.inspect_err(|_| input::leave())?;
-        let mut this = Self { terminal, state: State::new(about, color_wanted()), restored: false };
+        let mut this = Self { terminal, state: State::new(about, color_wanted(), system), restored: false };
         this.redraw()?;
         Ok(this)
     }
@@ -51,13 +52,13 @@ impl Ui {
     ///
     /// # Errors
     /// When the terminal is gone.
-    fn draw(&mut self, interval: &Interval) -> io::Result<()> {
+    fn draw(&mut self, interval: &Arc<Interval>) -> io::Result<()> {
         self.state.update(interval);
         self.redraw()
     }
 
-    /// Waits at most `timeout` for the user, follows scrolling and a changed size. Returns whether the
-    /// user wants to end (`q`, Escape, Ctrl-C).
+    /// Waits at most `timeout` for the user, and does what the keys say. Returns whether the user wants to end (`q`,
+    /// Ctrl-C, Escape where there is nothing to come back from).
     ///
     /// # Errors
     /// When the terminal is gone.
@@ -68,6 +69,7 @@ impl Ui {
             match action {
                 Action::Quit => return Ok(true),
                 Action::PageOrPause => self.state.scroll(input::PAGE),
+                Action::Pause => self.state.pause(),
                 Action::Top => self.state.scroll(isize::MIN),
                 _ => continue,
             }
@@ -81,10 +83,19 @@ impl Ui {
     /// # Errors
     /// When the terminal is gone.
     fn poll(&mut self, timeout: Duration) -> io::Result<Option<Action>> {
-        let action = input::next(timeout)?;
+        let action = input::next(timeout, self.state.typing)?;
         match action {
             Some(Action::Scroll(by)) => self.state.scroll(by),
             Some(Action::SwitchColumns) => self.state.durations = !self.state.durations,
+            Some(Action::Sort) => self.state.sort_by_next(),
+            Some(Action::Filter) => self.state.typing = true,
+            Some(Action::Type(typed)) => self.state.type_char(typed),
+            Some(Action::Erase) => self.state.erase(),
+            Some(Action::Runtime) => self.state.switch_system(),
+            Some(Action::Enter) => self.state.enter(),
+            Some(Action::Help) => self.state.help = !self.state.help,
+            Some(Action::Back) if !self.state.back() => return Ok(Some(Action::Quit)),
+            Some(Action::Back) => {}
             Some(Action::Redraw) => {}
             other => return Ok(other),
         }

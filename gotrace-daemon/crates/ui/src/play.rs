@@ -70,12 +70,12 @@ impl Head {
     }
 }
 
-/// Shows it until the user has enough.
+/// Shows it until the user has enough; `system`: with the runtime's own goroutines, until they want it otherwise.
 ///
 /// # Errors
 /// When stdout is no terminal that can be set up for it, or the film cannot be read.
-pub fn play(about: String, speed: f64, film: &mut dyn Film) -> io::Result<()> {
-    let mut ui = Ui::start(about)?;
+pub fn play(about: String, speed: f64, system: bool, film: &mut dyn Film) -> io::Result<()> {
+    let mut ui = Ui::start(about, system)?;
     let mut head = Head { at: None, speed, playing: true, since: Instant::now() };
     let mut next = film.next_interval()?;
     let mut shown: Option<Arc<Interval>> = None;
@@ -97,7 +97,7 @@ pub fn play(about: String, speed: f64, film: &mut dyn Film) -> io::Result<()> {
         let now = head.at.unwrap_or_default();
         let target = match action {
             Action::Quit => break,
-            Action::PageOrPause => {
+            Action::PageOrPause | Action::Pause => {
                 head.playing = !head.playing;
                 continue;
             }

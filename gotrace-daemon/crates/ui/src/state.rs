@@ -2,12 +2,14 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::format;
+use super::{detail, format};
 use gotrace_model::{Interval, Location, Quantile, Resource, Site, Value, printable::printable};
 
 /// A creation site as a row.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Row {
+    /// Which one.
+    pub key: (Arc<Location>, Option<Arc<Location>>),
     /// Entry function.
     pub entry: String,
     /// Where the `go` statement is: `file.go:12 in main.main`.
@@ -70,16 +72,62 @@ impl Header {
     }
 }
 
+/// By which column rows are sorted, the largest first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Sort {
+    #[default]
+    Alive,
+    Cpu,
+    Created,
+    Exited,
+    P99,
+    Max,
+    Oldest,
+}
+
+impl Sort {
+    const ALL: [Self; 7] =
+        [Self::Alive, Self::Cpu, Self::Created, Self::Exited, Self::P99, Self::Max, Self::Oldest];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Alive => "alive",
+            Self::Cpu => "cpu",
+            Self::Created => "new/s",
+            Self::Exited => "exit/s",
+            Self::P99 => "p99",
+            Self::Max => "max",
+            Self::Oldest => "oldest",
+        }
+    }
+
+    fn of(self, site: &Site) -> u64 {
+        match self {
+            Self::Alive => site.alive,
+            Self::Cpu => site.cpu_ns.unwrap_or(0),
+            Self::Created => site.born,
+            Self::Exited => site.died,
+            Self::P99 => Quantile::of(&site.waits, 0.99).map_or(0, |p| p.at_most_ns),
+            Self::Max => site.waits.max_ns,
+            Self::Oldest => site.oldest_ns.unwrap_or(0),
+        }
+    }
+}
+
 /// The view's state.
 #[derive(Debug)]
 pub(super) struct State {
     /// Shown until there is a header.
     pub about: String,
     pub header: Option<Header>,
+    /// What is wrong, the worst first; empty where nothing is known to be.
+    pub problems: String,
     pub rows: Vec<Row>,
     pub with_waits: bool,
     /// First row shown.
     pub top: usize,
+    /// The row that more can be shown of.
+    pub selected: usize,
     /// Rows that the last drawing had room for.
     pub visible: usize,
     pub color: bool,
@@ -87,42 +135,176 @@ pub(super) struct State {
     pub durations: bool,
     /// What the last line begins with.
     pub note: String,
+    pub sort: Sort,
+    /// Rows that have this are shown.
+    pub filter: String,
+    /// Whether keys change it.
+    pub typing: bool,
+    /// Whether the runtime's own goroutines are shown.
+    pub system: bool,
+    /// Whether what comes is passed over.
+    pub paused: bool,
+    /// More of the row that is selected; empty where that is not wanted.
+    pub detail: Vec<String>,
+    with_detail: bool,
+    pub help: bool,
+    last: Option<Arc<Interval>>,
     began_unix_nano: Option<u64>,
 }
 
 impl State {
-    pub(super) fn new(about: String, color: bool) -> Self {
+    pub(super) fn new(about: String, color: bool, system: bool) -> Self {
         Self {
             about,
             header: None,
+            problems: String::new(),
             rows: Vec::new(),
             with_waits: true,
             top: 0,
+            selected: 0,
             visible: 0,
             color,
             durations: false,
             note: String::new(),
+            sort: Sort::default(),
+            filter: String::new(),
+            typing: false,
+            system,
+            paused: false,
+            detail: Vec::new(),
+            with_detail: false,
+            help: false,
+            last: None,
             began_unix_nano: None,
         }
     }
 
-    pub(super) fn update(&mut self, interval: &Interval) {
-        let began = *self.began_unix_nano.get_or_insert(interval.start_unix_nano);
-        self.header = Some(header(interval, began));
-        self.rows = rows(interval);
-        self.with_waits = interval.level != "lifecycle";
-        self.clamp();
+    pub(super) fn update(&mut self, interval: &Arc<Interval>) {
+        self.began_unix_nano.get_or_insert(interval.start_unix_nano);
+        if !self.paused {
+            self.last = Some(Arc::clone(interval));
+            self.refresh();
+        }
     }
 
-    /// Moves the rows; `isize::MIN` is the top.
-    pub(super) fn scroll(&mut self, by: isize) {
-        self.top = self.top.saturating_add_signed(by);
+    /// Makes what is shown anew.
+    fn refresh(&mut self) {
+        let Some(interval) = self.last.clone() else { return };
+        // The row that is selected stays so, wherever it goes.
+        let selected = self.rows.get(self.selected).map(|row| row.key.clone());
+        self.header = Some(header(&interval, self.began_unix_nano.unwrap_or(interval.start_unix_nano)));
+        self.problems = problems(&interval);
+        let wanted = self.filter.to_lowercase();
+        let mut sites: Vec<&Site> = interval
+            .sites
+            .iter()
+            .filter(|site| (self.system || !site.is_system()) && has(site, &wanted))
+            .collect();
+        // What has the same value stays in its order.
+        sites.sort_by_key(|site| std::cmp::Reverse(self.sort.of(site)));
+        self.rows = rows(&interval, &sites);
+        self.with_waits = interval.level != "lifecycle";
+        if let Some(at) = selected.and_then(|key| self.rows.iter().position(|row| row.key == key)) {
+            self.selected = at;
+        }
         self.clamp();
+        self.detail = match sites.get(self.selected).filter(|_| self.with_detail) {
+            Some(site) => detail::lines(&interval, site),
+            None => Vec::new(),
+        };
+    }
+
+    /// Selects another row; `isize::MIN` is the first.
+    pub(super) fn scroll(&mut self, by: isize) {
+        self.selected = self.selected.saturating_add_signed(by);
+        self.clamp();
+        if self.with_detail {
+            self.refresh();
+        }
     }
 
     pub(super) fn clamp(&mut self) {
-        self.top = self.top.min(self.rows.len().saturating_sub(self.visible.max(1)));
+        self.selected = self.selected.min(self.rows.len().saturating_sub(1));
+        let visible = self.visible.max(1);
+        self.top = self.top.min(self.rows.len().saturating_sub(visible));
+        self.top = self.top.clamp((self.selected + 1).saturating_sub(visible), self.selected);
     }
+
+    pub(super) fn sort_by_next(&mut self) {
+        let at = Sort::ALL.iter().position(|sort| *sort == self.sort).unwrap_or(0);
+        self.sort = Sort::ALL[(at + 1) % Sort::ALL.len()];
+        self.selected = 0;
+        self.rows.clear();
+        self.refresh();
+    }
+
+    pub(super) fn type_char(&mut self, typed: char) {
+        if self.filter.chars().count() < 64 {
+            self.filter.push(typed);
+        }
+        self.refresh();
+    }
+
+    pub(super) fn erase(&mut self) {
+        self.filter.pop();
+        self.refresh();
+    }
+
+    pub(super) fn switch_system(&mut self) {
+        self.system = !self.system;
+        self.refresh();
+    }
+
+    pub(super) fn pause(&mut self) {
+        self.paused = !self.paused;
+    }
+
+    /// What was typed is enough; else more, or no more, of the row that is selected.
+    pub(super) fn enter(&mut self) {
+        if std::mem::take(&mut self.typing) {
+            return;
+        }
+        self.with_detail = !self.with_detail;
+        self.refresh();
+    }
+
+    /// One step back; whether there was one.
+    pub(super) fn back(&mut self) -> bool {
+        if std::mem::take(&mut self.help) {
+            return true;
+        }
+        if std::mem::take(&mut self.typing) || !self.filter.is_empty() {
+            self.filter.clear();
+        } else if self.with_detail {
+            self.with_detail = false;
+        } else {
+            return false;
+        }
+        self.refresh();
+        true
+    }
+}
+
+/// Whether a site has the text, which is in lower case, in one of its names.
+fn has(site: &Site, wanted: &str) -> bool {
+    let in_place = |place: &Location| {
+        place.function.to_lowercase().contains(wanted) || place.file.to_lowercase().contains(wanted)
+    };
+    wanted.is_empty()
+        || in_place(&site.entry)
+        || site.created_by.as_deref().is_some_and(in_place)
+        || site.waiting.keys().any(|reason| reason.to_lowercase().contains(wanted))
+}
+
+/// `LEAK 2519 × main.waitForever · growing 7 × main.poll`: what is not suppressed, the worst first.
+fn problems(interval: &Interval) -> String {
+    let leaks = interval.leaks.iter().filter(|l| l.suppressed.is_none());
+    let suspects = interval.suspects.iter().filter(|s| s.suppressed.is_none());
+    leaks
+        .map(|l| format!("LEAK {} × {}", l.count, l.entry.function))
+        .chain(suspects.map(|s| format!("{} {} × {}", s.verdict, s.count, s.entry.function)))
+        .collect::<Vec<_>>()
+        .join(" · ")
 }
 
 pub(super) fn header(interval: &Interval, began_unix_nano: u64) -> Header {
@@ -164,13 +346,13 @@ pub(super) fn header(interval: &Interval, began_unix_nano: u64) -> Header {
     }
 }
 
-pub(super) fn rows(interval: &Interval) -> Vec<Row> {
+fn rows(interval: &Interval, sites: &[&Site]) -> Vec<Row> {
     let length_ns = interval.end_unix_nano.saturating_sub(interval.start_unix_nano);
     let or_dash = |ns: Option<u64>| ns.map_or_else(|| "-".into(), format::duration);
-    interval
-        .sites
+    sites
         .iter()
         .map(|site| Row {
+            key: (Arc::clone(&site.entry), site.created_by.clone()),
             entry: site.entry.function.to_string(),
             created_by: site.created_by.as_deref().map_or_else(|| "-".into(), place),
             alive: format::count(site.alive),
@@ -252,7 +434,7 @@ pub(super) mod tests {
             died: 25,
             born_total: 500,
             died_total: 250,
-            cpu_ns: if alive == 1000 { 840_000_000 } else { 0 },
+            cpu_ns: (alive == 1000).then_some(840_000_000),
             cpu_total_ns: if alive == 1000 { 840_000_000 } else { 0 },
             throttled_ns: 0,
             throttled_total_ns: 0,
@@ -328,7 +510,8 @@ pub(super) mod tests {
         assert_eq!((header.born.as_str(), header.died.as_str()), ("50.0", "25.0"));
         assert_eq!(header.lost, "ring_wait 7");
         assert_eq!(header.waiting, "chan receive 900, select 100");
-        let rows = rows(&interval);
+        let sites: Vec<&Site> = interval.sites.iter().collect();
+        let rows = rows(&interval, &sites);
         assert_eq!(rows[0].waiting, "select 5, sleep 3, x 2, other 1");
         assert_eq!(rows[0].created_by, "main.go:30");
         assert_eq!((rows[0].max.as_str(), rows[0].oldest.as_str()), ("100ms", "1m05s+"));
@@ -337,17 +520,109 @@ pub(super) mod tests {
         assert_eq!(rows[1].p99, "-");
     }
 
+    fn shown() -> State {
+        let mut state = State::new(String::new(), false, false);
+        state.update(&Arc::new(interval()));
+        state.visible = 10;
+        state
+    }
+
+    fn entries(state: &State) -> Vec<&str> {
+        state.rows.iter().map(|row| &*row.entry).collect()
+    }
+
+    const SERVE: &str = "net/http.(*conn).serve";
+    const WORKER: &str = "github.com/example/shop/internal/inventory.(*Pool).worker.func1";
+
     #[test]
     fn scrolling_stays_within_the_rows() {
-        let mut state = State::new(String::new(), false);
-        state.update(&interval());
+        let mut state = shown();
         state.visible = 1;
         state.scroll(50);
-        assert_eq!(state.top, 1);
+        assert_eq!((state.selected, state.top), (1, 1));
         state.scroll(isize::MIN);
-        assert_eq!(state.top, 0);
+        assert_eq!((state.selected, state.top), (0, 0));
         state.visible = 10;
         state.scroll(1);
-        assert_eq!(state.top, 0);
+        assert_eq!((state.selected, state.top), (1, 0));
+    }
+
+    #[test]
+    fn rows_are_sorted_by_any_column() {
+        let mut state = shown();
+        assert_eq!(entries(&state), [SERVE, WORKER]);
+        let mut last = (*state.last.clone().expect("shown")).clone();
+        last.sites[1].cpu_ns = Some(2_000_000_000);
+        state.update(&Arc::new(last));
+        assert_eq!(entries(&state), [SERVE, WORKER]);
+        state.sort_by_next();
+        assert_eq!((state.sort.name(), entries(&state)), ("cpu", vec![WORKER, SERVE]));
+        (1..Sort::ALL.len()).for_each(|_| state.sort_by_next());
+        assert_eq!((state.sort, entries(&state)), (Sort::Alive, vec![SERVE, WORKER]));
+    }
+
+    #[test]
+    fn a_filter_finds_functions_files_and_reasons() {
+        let mut state = shown();
+        for (typed, found) in [
+            ("POOL", vec![WORKER]),
+            ("cmd/main", vec![SERVE, WORKER]),
+            ("sleep", vec![SERVE]),
+            ("zzz", vec![]),
+        ] {
+            state.typing = true;
+            typed.chars().for_each(|c| state.type_char(c));
+            assert_eq!(entries(&state), found, "{typed}");
+            assert!(state.back() && state.filter.is_empty() && !state.typing);
+        }
+        state.typing = true;
+        state.type_char('z');
+        state.erase();
+        state.enter();
+        assert_eq!((state.typing, entries(&state).len(), state.detail.len()), (false, 2, 0));
+        assert!(!state.back(), "there is nothing to come back from");
+    }
+
+    #[test]
+    fn what_is_selected_stays_so_and_is_told_more_of() {
+        let mut state = shown();
+        state.scroll(1);
+        state.enter();
+        let text = state.detail.join("\n");
+        assert!(text.contains(WORKER) && text.contains("500 created, 250 exited"), "{text}");
+        state.sort = Sort::Cpu;
+        let mut last = (*state.last.clone().expect("shown")).clone();
+        last.sites[1].cpu_ns = Some(2_000_000_000);
+        state.update(&Arc::new(last));
+        assert_eq!((state.selected, entries(&state)), (0, vec![WORKER, SERVE]));
+        assert!(state.detail.join("\n").contains(WORKER));
+        assert!(state.back() && state.detail.is_empty());
+    }
+
+    #[test]
+    fn a_picture_can_be_stopped() {
+        let mut state = shown();
+        state.pause();
+        let mut next = interval();
+        next.sites.clear();
+        state.update(&Arc::new(next.clone()));
+        assert_eq!(state.rows.len(), 2);
+        state.pause();
+        state.update(&Arc::new(next));
+        assert_eq!(state.rows.len(), 0);
+    }
+
+    #[test]
+    fn the_runtimes_own_are_shown_when_wanted() {
+        let mut with_runtime = interval();
+        let mut worker = with_runtime.sites[1].clone();
+        worker.entry =
+            Arc::new(Location { function: "runtime.gcBgMarkWorker".into(), file: "".into(), line: 0 });
+        with_runtime.sites.push(worker);
+        let mut state = State::new(String::new(), false, false);
+        state.update(&Arc::new(with_runtime));
+        assert_eq!(state.rows.len(), 2);
+        state.switch_system();
+        assert_eq!(entries(&state)[2], "runtime.gcBgMarkWorker");
     }
 }

@@ -90,8 +90,8 @@ fn run(
             terminal.draw(|frame| draw(frame, &node, top))?;
             next_draw = Instant::now() + DRAW_EVERY;
         }
-        match input::next(Duration::from_millis(50))? {
-            Some(Action::Quit) => return Ok(()),
+        match input::next(Duration::from_millis(50), false)? {
+            Some(Action::Quit | Action::Back) => return Ok(()),
             Some(Action::Scroll(by)) => top = top.saturating_add_signed(by),
             Some(Action::PageOrPause) => top = top.saturating_add_signed(input::PAGE),
             Some(Action::Top) => top = 0,

@@ -29,13 +29,14 @@ pub struct View {
 }
 
 impl View {
-    /// Takes the terminal. `about` is shown until the first interval; `on_quit` is called, from
-    /// another thread, when the user has enough or the terminal is gone.
+    /// Takes the terminal. `about` is shown until the first interval; `system`: with the runtime's own goroutines, until
+    /// the user wants it otherwise. `on_quit` is called, from another thread, when the user has enough or the terminal is
+    /// gone.
     ///
     /// # Errors
     /// When stdout is no terminal that can be set up for it, or belongs to another job of the shell.
-    pub fn start(about: String, on_quit: impl Fn() + Send + 'static) -> io::Result<Self> {
-        let ui = Ui::start(about)?;
+    pub fn start(about: String, system: bool, on_quit: impl Fn() + Send + 'static) -> io::Result<Self> {
+        let ui = Ui::start(about, system)?;
         let (sender, receiver) = sync_channel(QUEUE);
         let thread =
             thread::Builder::new().name("gotrace-view".into()).spawn(move || run(ui, &receiver, &on_quit))?;

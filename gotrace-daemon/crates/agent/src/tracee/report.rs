@@ -114,6 +114,7 @@ impl Tracee {
     }
 
     fn sites(&mut self, now_ns: u64, names: &dyn Names) -> Vec<Site> {
+        let counts = !self.is_sampled() && self.level() >= Level::Waits;
         let Self { table, symbols, .. } = self;
         let mut sites = Vec::new();
         let mut reasons = Vec::new();
@@ -133,7 +134,8 @@ impl Tracee {
                 died: stats.died.saturating_sub(died_before),
                 born_total: stats.born,
                 died_total: stats.died,
-                cpu_ns: cpu.cpu_ns,
+                // Below level waits nobody counts.
+                cpu_ns: (stats.cpu.cpu_ns > 0 && (cpu.cpu_ns > 0 || counts)).then_some(cpu.cpu_ns),
                 cpu_total_ns: stats.cpu.cpu_ns,
                 throttled_ns: cpu.throttled_ns,
                 throttled_total_ns: stats.cpu.throttled_ns,

@@ -18,7 +18,7 @@ fn site(n: usize) -> Site {
         died: 0,
         born_total: 3,
         died_total: 2,
-        cpu_ns: 1_000_000,
+        cpu_ns: Some(1_000_000),
         cpu_total_ns: 2_000_000,
         throttled_ns: 0,
         throttled_total_ns: 0,
