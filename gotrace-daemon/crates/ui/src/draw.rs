@@ -60,21 +60,25 @@ const HELP: [&str; 12] = [
     "",
     "cpu: of one CPU, within the interval. p50, p99: at most; waits of at least --min-wait",
 ];
+/// Where the values of details begin.
+const INDENT: usize = 12;
 /// Lines that the table keeps beside the details of a row.
 const LEAST_OF_TABLE: u16 = 6;
 
 pub(super) fn draw(frame: &mut Frame<'_>, state: &mut State) {
     let area = frame.area();
     let problems = u16::from(!state.problems.is_empty() && area.height > 10);
-    let wanted = u16::try_from(state.detail.len() + 1).unwrap_or(u16::MAX);
+    let more: Vec<String> =
+        state.detail.iter().flat_map(|line| format::wrap(line, usize::from(area.width), INDENT)).collect();
+    let wanted = u16::try_from(more.len() + 1).unwrap_or(u16::MAX);
     let room = area.height.saturating_sub(5 + problems);
-    let detail = match state.detail.len() {
+    let detail = match more.len() {
         0 => 0,
         _ if room > 2 * LEAST_OF_TABLE => wanted.min(room - LEAST_OF_TABLE),
         // The whole screen, where both have no room.
         _ => room,
     };
-    let [top, alarm, body, more, bottom] = Layout::vertical([
+    let [top, alarm, body, below, bottom] = Layout::vertical([
         Constraint::Length(4),
         Constraint::Length(problems),
         Constraint::Min(0),
@@ -95,16 +99,16 @@ pub(super) fn draw(frame: &mut Frame<'_>, state: &mut State) {
         table(frame, body, state);
     }
     if detail > 0 {
-        details(frame, more, state);
+        details(frame, below, &more);
     }
     frame.render_widget(Line::styled(footer(state, bottom.width), dim(state)), bottom);
 }
 
 /// More about the row that is selected.
-fn details(frame: &mut Frame<'_>, area: Rect, state: &State) {
+fn details(frame: &mut Frame<'_>, area: Rect, lines: &[String]) {
     let width = usize::from(area.width);
     let head = Style::new().add_modifier(Modifier::BOLD | Modifier::UNDERLINED);
-    let mut lines: Vec<Line<'_>> = state.detail.iter().map(|line| Line::raw(cut(line, width))).collect();
+    let mut lines: Vec<Line<'_>> = lines.iter().map(|line| Line::raw(line.as_str())).collect();
     if let Some(first) = lines.first_mut() {
         *first = Line::styled(format!("{:<width$}", first.to_string()), head);
     }

@@ -91,6 +91,36 @@ pub(super) fn shorten(name: &str, width: usize) -> String {
     name.chars().take(head).chain(['…']).chain(end).collect()
 }
 
+/// A line of words as lines of at most `width` characters, those behind the first indented; a word that is longer is cut
+/// in pieces.
+pub(super) fn wrap(line: &str, width: usize, indent: usize) -> Vec<String> {
+    let indent = if width > 2 * indent { indent } else { 0 };
+    let (mut lines, mut current, mut length) = (Vec::new(), String::new(), 0);
+    for word in line.split_inclusive(' ') {
+        let mut rest: Vec<char> = word.chars().collect();
+        while length + rest.len() > width && !rest.is_empty() {
+            let trimmed = rest.last() == Some(&' ') && length + rest.len() == width + 1;
+            if trimmed {
+                rest.pop();
+                continue;
+            }
+            // A word goes to the next line whole, if it has room there.
+            let begins = length <= indent && (lines.is_empty() || length == indent);
+            let fits = if begins { width.saturating_sub(length).max(1) } else { 0 };
+            current.extend(rest.drain(..fits.min(rest.len())));
+            lines.push(current.trim_end().to_owned());
+            current = " ".repeat(indent);
+            length = indent;
+        }
+        length += rest.len();
+        current.extend(rest);
+    }
+    if length > indent || lines.is_empty() {
+        lines.push(current.trim_end().to_owned());
+    }
+    lines
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,6 +158,21 @@ mod tests {
         assert_eq!(rate(5, 2_000_000_000), "2.5");
         assert_eq!(rate(200_000, 1_000_000_000), "200k");
         assert_eq!(rate(1, 3_600_000_000_000), "<0.1");
+    }
+
+    #[test]
+    fn lines_are_wrapped_at_words() {
+        assert_eq!(
+            wrap("why   it never runs again", 13, 6),
+            ["why   it", "      never", "      runs", "      again"]
+        );
+        assert_eq!(wrap("why   it never runs again", 40, 6), ["why   it never runs again"]);
+        assert_eq!(wrap("abcdefghij klm", 4, 0), ["abcd", "efgh", "ij", "klm"]);
+        assert_eq!(wrap("", 4, 0), [""]);
+        for width in 0..30 {
+            let lines = wrap("goroutines  105 211 314 a-very-long-word-without-a-space 418", width, 12);
+            assert!(lines.iter().all(|line| line.chars().count() <= width.max(1)), "{width}: {lines:?}");
+        }
     }
 
     #[test]
