@@ -243,14 +243,12 @@ fn cpu_time(out: &mut impl Write, last: &Interval, system: bool) -> io::Result<(
     let of_process = last.process_cpu_total_ns.unwrap_or(0);
     // Both are measured; the moments at which they are read differ.
     let all = of_process.max(in_goroutines);
-    let mut sites: Vec<&Site> = last.sites.iter().filter(|s| s.cpu_total_ns > 0).collect();
-    sites.sort_by_key(|site| std::cmp::Reverse(site.cpu_total_ns));
-    let (shown, hidden): (Vec<&Site>, Vec<&Site>) = sites.into_iter().partition(|s| system || !s.is_system());
-    let sum = |sites: &[&Site]| sites.iter().map(|s| s.cpu_total_ns).sum::<u64>();
+    let (shown, hidden): (Vec<&Site>, Vec<&Site>) = last.sites.iter().partition(|s| system || !s.is_system());
+    let shown = by_function(&shown, |site| site.cpu_total_ns);
     let (listed, more) = shown.split_at(shown.len().min(SITES));
-    let mut rows: Vec<(String, u64)> = listed.iter().map(|s| (place(&s.entry), s.cpu_total_ns)).collect();
-    rows.push(("other functions".into(), sum(more)));
-    rows.push(("the runtime's own (--system)".into(), sum(&hidden)));
+    let mut rows: Vec<(String, u64)> = listed.to_vec();
+    rows.push(("other functions".into(), more.iter().map(|(_, time)| time).sum()));
+    rows.push(("the runtime's own (--system)".into(), hidden.iter().map(|s| s.cpu_total_ns).sum()));
     let complete = last.levels.below_ns("waits") == 0;
     let rest = if complete { "outside of goroutines" } else { "outside of goroutines, or not seen" };
     rows.push((rest.into(), all - in_goroutines));
@@ -264,17 +262,29 @@ fn cpu_time(out: &mut impl Write, last: &Interval, system: bool) -> io::Result<(
     throttled(out, last)
 }
 
+/// Sums by the function that goroutines run, the largest first; those of 0 are left out.
+fn by_function(sites: &[&Site], of: impl Fn(&Site) -> u64) -> Vec<(String, u64)> {
+    let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
+    for site in sites {
+        *sums.entry(&*site.entry.function).or_default() += of(site);
+    }
+    let mut rows: Vec<(String, u64)> =
+        sums.into_iter().filter(|(_, n)| *n > 0).map(|(f, n)| (printable(f).into_owned(), n)).collect();
+    rows.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
+    rows
+}
+
 /// Whose threads stood still for the CPU quota, the longest first; nothing where none did, or that is not known.
 fn throttled(out: &mut impl Write, last: &Interval) -> io::Result<()> {
     let all = last.throttled_total_ns();
     if all == 0 {
         return Ok(());
     }
-    let mut sites: Vec<&Site> = last.sites.iter().filter(|s| s.throttled_total_ns > 0).collect();
-    sites.sort_by_key(|site| std::cmp::Reverse(site.throttled_total_ns));
-    let of = |site: &&Site| format!("{} {}", place(&site.entry), duration(Some(site.throttled_total_ns)));
-    let shown: Vec<String> = sites.iter().take(3).map(of).collect();
-    let more = if sites.len() > shown.len() { ", …" } else { "" };
+    let sites: Vec<&Site> = last.sites.iter().collect();
+    let all_of = by_function(&sites, |site| site.throttled_total_ns);
+    let shown: Vec<String> =
+        all_of.iter().take(3).map(|(name, time)| format!("{name} {}", duration(Some(*time)))).collect();
+    let more = if all_of.len() > shown.len() { ", …" } else { "" };
     writeln!(
         out,
         "  throttled    {} of goroutines' time: threads stood still, as the CPU quota was used up ({}{more})",
