@@ -35,6 +35,20 @@ fn judge_links(left: &Left, expected: bool) -> Result<&'static str, String> {
     Err(format!("links expected: {expected}; doctor:\n{}\nattach:\n{}", file("doctor"), file("stderr")))
 }
 
+/// Whether the kernel tells CPU time: what doctor finds by trying, and what spans then have.
+fn judge_cpu_time(left: &Left) -> Result<(), String> {
+    let file = |name: &str| left.files.get(name).map_or("", String::as_str);
+    let tried = file("doctor").lines().any(|line| line.starts_with("ok") && line.contains("CPU time"));
+    if tried && file("export").contains("gotrace.time.on_cpu") {
+        return Ok(());
+    }
+    Err(format!(
+        "CPU time of goroutines is not told; doctor:\n{}\nattach:\n{}",
+        file("doctor"),
+        file("stderr")
+    ))
+}
+
 /// Holds the accounts of one machine against each other.
 fn judge(left: &Left) -> Result<String, String> {
     let file = |name: &str| left.files.get(name).map_or("", String::as_str);
@@ -185,6 +199,7 @@ fn every_kernel(arch: Arch, version: &str) {
             let by = judge_links(&left, ["6.12", "7"].contains(&series))?;
             let dump = judge_dump(&left)?;
             judge_harm(&left)?;
+            judge_cpu_time(&left)?;
             let account = judge(&left);
             Ok::<_, String>(account.map(|a| format!("{} {by}: {a}; {dump}{proof}", left.kernel)))
         };

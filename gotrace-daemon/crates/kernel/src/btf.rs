@@ -5,6 +5,8 @@
 
 use std::{fs, io};
 
+use gotrace_process::again;
+
 const PATH: &str = "/sys/kernel/btf/vmlinux";
 const MAGIC: u16 = 0xeb9f;
 const STRUCT: u32 = 4;
@@ -40,7 +42,7 @@ impl Task {
     /// # Errors
     /// Where the kernel does not describe its types, or has no such members.
     pub(super) fn read() -> Result<Self, BtfError> {
-        let bytes = fs::read(PATH).map_err(BtfError::Read)?;
+        let bytes = again(PATH, || fs::read(PATH)).map_err(BtfError::Read)?;
         let types = Types::parse(&bytes).ok_or(BtfError::Format)?;
         let offset = |structure, member| {
             let found = types.member_offset(structure, member).map(u64::from);
