@@ -250,8 +250,9 @@ fn cpu_time(out: &mut impl Write, last: &Interval, system: bool) -> io::Result<(
     rows.push(("other functions".into(), more.iter().map(|(_, time)| time).sum()));
     rows.push(("the runtime's own (--system)".into(), hidden.iter().map(|s| s.cpu_total_ns).sum()));
     let complete = last.levels.below_ns("waits") == 0;
-    let rest = if complete { "outside of goroutines" } else { "outside of goroutines, or not seen" };
-    rows.push((rest.into(), all - in_goroutines));
+    let rest = "outside of goroutines: scheduler, C threads, probes";
+    let rest = if complete { rest.into() } else { format!("{rest}; or not seen") };
+    rows.push((rest, all - in_goroutines));
     let seconds = last.end_unix_nano.saturating_sub(last.start_unix_nano);
     let cpus = all as f64 / seconds.max(1) as f64;
     writeln!(out, "  cpu time     {}, {cpus:.2} CPUs on average", duration(Some(all)))?;
