@@ -121,6 +121,8 @@ pub struct Table {
     /// Goroutines for which this snapshot finds no room, and the last one found none.
     refused_now: u64,
     refused_before: u64,
+    /// Whether events told of goroutines for which there was no room, that no snapshot has been held against.
+    refused_since: bool,
     /// Number of the last snapshot, 1 to 255.
     generation: u8,
     seeded: bool,
@@ -150,6 +152,7 @@ impl Table {
             missing: HashSet::default(),
             refused_now: 0,
             refused_before: 0,
+            refused_since: false,
             generation: 0,
             seeded: false,
             sampled: false,
@@ -211,9 +214,24 @@ impl Table {
         self.goroutines.len() >= self.limit && !self.goroutines.contains_key(&goid)
     }
 
+    /// An event tells of a goroutine for which there is no room.
+    fn refuse(&mut self) {
+        self.totals.refused += 1;
+        self.refused_since = true;
+        if let Some(reconciling) = &mut self.reconciling {
+            reconciling.refused = true;
+        }
+    }
+
+    /// Whether goroutines may live that it has no room for: while it is full, and until a snapshot shows that it has all.
+    #[must_use]
+    pub fn leaves_out(&self) -> bool {
+        self.goroutines.len() >= self.limit || self.refused_before > 0 || self.refused_since
+    }
+
     fn create(&mut self, create: &Create) {
         if self.is_full_for(create.goid) {
-            self.totals.refused += 1;
+            self.refuse();
             return;
         }
         let site = self.site_of(SiteKey { created_pc: create.created_pc, entry_pc: create.entry_pc });
@@ -333,7 +351,7 @@ impl Table {
         }
         if self.is_full_for(wait.goid) {
             // Whose it was, and where that came from, is not kept: it has no span.
-            self.totals.refused += 1;
+            self.refuse();
             return;
         }
         let long = duration_ns >= self.long_wait_ns;

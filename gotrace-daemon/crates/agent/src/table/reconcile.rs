@@ -50,6 +50,8 @@ pub struct Look {
 pub(super) struct Reconciling {
     pub(super) exits: HashSet<u64, FixedState>,
     pub(super) look: Option<Look>,
+    /// Whether events told meanwhile of goroutines for which there was no room.
+    pub(super) refused: bool,
 }
 
 impl Table {
@@ -132,13 +134,12 @@ impl Table {
     }
 
     fn add(&mut self, sighting: &Sighting) {
-        let Some(Reconciling { exits, look: Some(look) }) = self.reconciling.as_deref() else { return };
+        let Some(Reconciling { exits, look: Some(look), .. }) = self.reconciling.as_deref() else { return };
         if exits.contains(&sighting.goid) {
             return;
         }
         if self.goroutines.len() >= self.limit {
-            // Where events tell of births it was refused then, or lost on its way.
-            self.refused_now += u64::from(self.sampled || !self.is_seeded());
+            self.refused_now += 1;
             return;
         }
         let key = key(sighting);
@@ -211,10 +212,17 @@ impl Table {
 
     /// All sightings were taken: takes out who is gone.
     pub fn end_reconcile(&mut self) {
-        let Some(look) = self.reconciling.take().and_then(|r| r.look) else { return };
-        // Those that the last one found too many as well were counted.
-        self.totals.refused += self.refused_now.saturating_sub(self.refused_before);
-        self.refused_before = std::mem::take(&mut self.refused_now);
+        let Some(Reconciling { look: Some(look), refused, .. }) = self.reconciling.take().map(|r| *r) else {
+            return;
+        };
+        let (now, before) = (std::mem::take(&mut self.refused_now), self.refused_before);
+        // Those that the last one found too many as well were counted; where events tell of births, when they were born.
+        if self.sampled || !self.is_seeded() {
+            self.totals.refused += now.saturating_sub(before);
+        }
+        self.refused_before = now;
+        // One that was born before the snapshot began is in it, if it shows all.
+        self.refused_since = if look.complete { refused } else { self.refused_since || before > 0 };
         let before = look.began_ns.saturating_sub(MARGIN_NS);
         let absent: Vec<u64> = self
             .goroutines

@@ -356,6 +356,44 @@ fn what_finds_no_room_is_counted_once_however_many_snapshots_show_it() {
 }
 
 #[test]
+fn a_full_table_is_known_to_leave_some_out_until_a_snapshot_shows_that_it_has_all() {
+    let mut out = Vec::new();
+    let mut table = Table::new(1_000_000_000).with_room_for(3);
+    table.reconcile(look(0), &sightings(1..3));
+    assert!(!table.leaves_out());
+    // Births: the third fills it, the fourth finds no room, and lives on when there is room again.
+    table.apply(&create(3, 10 * MS), &mut out);
+    assert!(table.leaves_out(), "full");
+    table.apply(&create(4, 11 * MS), &mut out);
+    table.apply(&exit(3, 12 * MS), &mut out);
+    table.apply(&exit(2, 12 * MS), &mut out);
+    assert_eq!((table.alive(), table.leaves_out()), (1, true));
+    // A snapshot that does not show all shows nothing; another one is refused while a whole one is taken.
+    table.reconcile(Look { complete: false, ..look(1) }, &sightings([1]));
+    assert!(table.leaves_out());
+    table.set_room(1);
+    table.watch_exits();
+    table.apply(&create(5, 130 * MS), &mut out);
+    table.set_room(3);
+    table.reconcile(look(2), &sightings([1, 4]));
+    assert_eq!((table.alive(), table.leaves_out()), (2, true), "5 is not in it");
+    table.set_room(4);
+    table.watch_exits();
+    table.reconcile(look(3), &sightings([1, 4, 5]));
+    assert_eq!((table.alive(), table.leaves_out()), (3, false));
+    // What events counted is counted once, however many snapshots show it.
+    let refused = table.totals().refused;
+    table.set_room(3);
+    table.apply(&create(6, 500 * MS), &mut out);
+    table.reconcile(look(6), &sightings([1, 4, 5, 6]));
+    table.apply(&exit(5, 700 * MS), &mut out);
+    assert_eq!((table.alive(), table.leaves_out()), (2, true), "6 lives");
+    assert_eq!(table.totals().refused, refused + 1);
+    // Written and read, it is as careful.
+    assert!(Table::from_state(table.state()).leaves_out());
+}
+
+#[test]
 fn a_goroutine_that_was_met_as_a_wrapper_gets_the_site_of_what_it_runs() {
     let (mut table, _) = table();
     let runs = |goid, entry_pc| Sighting { entry_pc, ..sighting(goid) };

@@ -98,9 +98,12 @@ impl Table {
         table.long_wait_ns = state.long_wait_ns;
         table.limit = usize::try_from(state.limit).unwrap_or(usize::MAX);
         table.began_ns = state.began_ns;
+        // Whether events told of more since the last snapshot is not written: they may have.
+        table.refused_since = state.totals.refused > 0;
+        let refused = table.refused_since;
         table.reconciling = state
             .reconciling
-            .map(|(exits, look)| Box::new(Reconciling { exits: exits.into_iter().collect(), look }));
+            .map(|(exits, look)| Box::new(Reconciling { exits: exits.into_iter().collect(), look, refused }));
         (table.refused_now, table.refused_before) = state.refused;
         table.generation = state.generation;
         table.seeded = state.seeded;

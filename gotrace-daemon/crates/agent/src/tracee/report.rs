@@ -35,7 +35,7 @@ impl Tracee {
             end_unix_nano: clock.unix_nano(now_ns),
             alive,
             // Without a snapshot, goroutines older than the attachment are known once they have waited.
-            alive_is_lower_bound: !self.table.is_seeded(),
+            alive_is_lower_bound: !self.table.is_seeded() || self.table.leaves_out(),
             born: totals.born.saturating_sub(born_before),
             died: totals.died.saturating_sub(died_before),
             born_total: totals.born,
