@@ -8,6 +8,7 @@ use std::{
     fs,
     io::{self, Write as _},
     net::SocketAddr,
+    os::unix::fs::MetadataExt as _,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
@@ -288,7 +289,7 @@ struct Admission {
     access: Access,
     http: Http,
     /// Of the token's file, from before it was read.
-    version: Option<(SystemTime, u64)>,
+    version: Option<Version>,
 }
 
 impl Admission {
@@ -322,10 +323,13 @@ impl Admission {
 }
 
 /// Tells a file from what it was before: in Kubernetes another one is put in its place.
-fn version_of(path: &std::path::Path) -> Option<(SystemTime, u64)> {
+fn version_of(path: &std::path::Path) -> Option<Version> {
     let metadata = fs::metadata(path).ok()?;
-    Some((metadata.modified().ok()?, metadata.len()))
+    Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
 }
+
+/// When a file was written, its length and its inode.
+type Version = (SystemTime, u64, u64);
 
 /// gotrace's own state.
 struct Own {

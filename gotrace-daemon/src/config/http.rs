@@ -1,9 +1,10 @@
 //! `http`: where the pages are served, and who may ask the API.
 
 use std::{
-    fs::File,
+    fs::OpenOptions,
     io::{self, Read as _},
     net::SocketAddr,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -77,9 +78,21 @@ impl Http {
     }
 }
 
+/// What the file holds. Waits for nobody: a pipe is none.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    if metadata.permissions().mode() & 0o004 != 0 {
+        tracing::warn!("every user can read the token of the API: chmod 600 {}", path.display());
+    }
     let mut text = Vec::new();
-    File::open(path)?.take(MAX_BYTES).read_to_end(&mut text)?;
+    file.take(MAX_BYTES + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > MAX_BYTES {
+        return Err(io::Error::other(format!("it has more than {MAX_BYTES} bytes")));
+    }
     Ok(text)
 }
 
@@ -110,6 +123,25 @@ mod tests {
         std::fs::remove_file(&path).expect("removed");
         let gone = http(&format!("{{token_file: {}}}", path.display())).expect("valid").access();
         assert!(gone.expect_err("refused").to_string().contains("No such file"));
+    }
+
+    #[test]
+    fn a_token_is_read_from_a_regular_file_of_reasonable_size() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let of = |path: &Path| http(&format!("{{token_file: {}}}", path.display())).expect("valid").access();
+        let (file, link) = (dir.path().join("token"), dir.path().join("link"));
+        std::os::unix::fs::symlink(&file, &link).expect("a link");
+        // A Secret's file is a link to a link.
+        std::fs::write(&file, "0123456789abcdef\n").expect("written");
+        assert_eq!(of(&link).expect("a token").token, Token::new(b"0123456789abcdef").ok());
+        std::fs::write(&file, format!("0123456789abcdef{}x", " ".repeat(9000))).expect("written");
+        assert!(of(&file).expect_err("refused").to_string().contains("more than 8192 bytes"));
+        let pipe = dir.path().join("pipe");
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).expect("a pipe");
+        for path in [pipe.as_path(), dir.path(), Path::new("/dev/zero")] {
+            assert!(of(path).expect_err("refused").to_string().contains("not a regular file"), "{path:?}");
+        }
     }
 
     #[test]

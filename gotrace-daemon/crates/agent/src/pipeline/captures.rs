@@ -18,7 +18,7 @@ use super::{
     traced::Traced,
 };
 use gotrace_export::{
-    api::{self, CaptureError, Processes},
+    api::{self, CaptureError, Processes, Room},
     dump::{Captured, Mapped},
 };
 use gotrace_inspect::snapshot::{Live, Options, SnapshotError};
@@ -27,6 +27,11 @@ use gotrace_process::{ProcessError, Target, Watch};
 /// Bytes that a goroutine takes while it is written down; and so many there is always room for.
 const TAKEN_EACH: u64 = 320;
 const ALWAYS: u64 = 1 << 17;
+/// Frames of distinct stacks, of 8 bytes each: an eighth of what there is, and so many always.
+const FRAMES_EACH: u64 = TAKEN_EACH / 8 / 8;
+const ALWAYS_FRAMES: u64 = 1 << 20;
+/// Goroutines that may be born while they are read, besides a quarter of them.
+const BORN_MEANWHILE: u64 = 1024;
 
 /// The processes that are traced. Cheap to clone.
 #[derive(Clone)]
@@ -37,6 +42,16 @@ struct Inner {
     processes: Mutex<BTreeMap<u32, Arc<Known>>>,
     in_hand: InHand,
     shown: Arc<Mutex<NodeState>>,
+    /// Goroutines that others have been given room for.
+    promised: Mutex<u64>,
+}
+
+/// Room for so many goroutines and frames, until this is dropped; whether others have some of it.
+struct Promise {
+    of: Arc<Inner>,
+    most: u64,
+    frames: u64,
+    shared: bool,
 }
 
 /// A process that is traced.
@@ -57,7 +72,7 @@ impl std::fmt::Debug for Captures {
 impl Captures {
     /// `shown`: where the line shows what memory there is.
     pub(super) fn new(in_hand: InHand, shown: Arc<Mutex<NodeState>>) -> Self {
-        Self(Arc::new(Inner { processes: Mutex::default(), in_hand, shown }))
+        Self(Arc::new(Inner { processes: Mutex::default(), in_hand, shown, promised: Mutex::default() }))
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Arc<Known>>> {
@@ -94,11 +109,39 @@ impl Captures {
         }
     }
 
-    /// Goroutines that there is memory for.
-    fn most(&self) -> u64 {
+    /// Room for a process that lists so many goroutines, as far as there is memory.
+    fn promise(&self, listed: u64) -> Promise {
         let state = *self.0.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = state.kept_limit.saturating_sub(state.kept_bytes).max(state.kept_limit / 8);
-        (room / TAKEN_EACH).max(ALWAYS)
+        let room = state.kept_limit.saturating_sub(state.kept_bytes).max(state.kept_limit / 8) / TAKEN_EACH;
+        let wanted = listed.saturating_add(listed / 4).saturating_add(BORN_MEANWHILE);
+        let mut promised = self.0.promised.lock().unwrap_or_else(PoisonError::into_inner);
+        let most = wanted.min(room.saturating_sub(*promised).max(ALWAYS));
+        let shared = *promised > 0;
+        *promised = promised.saturating_add(most);
+        let frames = room.saturating_mul(FRAMES_EACH).max(ALWAYS_FRAMES);
+        Promise { of: Arc::clone(&self.0), most, frames, shared }
+    }
+
+    /// Why this is not to be believed, where the process is not any more what it was.
+    fn check(&self, known: &Arc<Known>) -> Result<(), CaptureError> {
+        let pid = known.traced.pid;
+        let now = self.lock().get(&pid).map(Arc::clone);
+        if known.watch.has_ended() || now.is_none() {
+            return Err(CaptureError::NotTraced);
+        }
+        if known.watch.has_executed_another_program() || now.is_some_and(|now| !Arc::ptr_eq(&now, known)) {
+            return Err(CaptureError::Later(format!(
+                "process {pid} executed another program: try again in a moment"
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        let mut promised = self.of.promised.lock().unwrap_or_else(PoisonError::into_inner);
+        *promised = promised.saturating_sub(self.most);
     }
 }
 
@@ -111,29 +154,47 @@ impl Processes for Captures {
         self.lock().get(&pid).map(|known| known.traced.clone())
     }
 
-    fn capture(&self, pid: u32) -> Result<Captured, CaptureError> {
+    fn capture(&self, pid: u32) -> Result<(Captured, Room), CaptureError> {
         let known = self.lock().get(&pid).map(Arc::clone).ok_or(CaptureError::NotTraced)?;
         let _held = self.0.in_hand.take(known.process);
-        let captured = known.capture(self.most());
+        let captured = known.capture(&|| self.check(&known), |listed| self.promise(listed));
         // Of a process that ends or executes a program meanwhile nothing is to be believed.
-        if known.watch.has_ended() {
-            return Err(CaptureError::NotTraced);
-        }
-        if known.watch.has_executed_another_program() {
-            return Err(CaptureError::Later(format!(
-                "process {pid} executed another program: try again in a moment"
-            )));
-        }
-        captured.map_err(|error| error_of(pid, &error))
+        self.check(&known)?;
+        captured
     }
 }
 
 impl Known {
-    fn capture(&self, most: u64) -> Result<Captured, SnapshotError> {
-        let target = Target::open(self.traced.pid)?;
-        let mut live = Live::new(&target, Arc::clone(&self.program.binary))?;
-        let _alone = alone(live.listed());
-        live.set_most(most);
+    fn capture(
+        &self,
+        check: &dyn Fn() -> Result<(), CaptureError>,
+        promise: impl FnOnce(u64) -> Promise,
+    ) -> Result<(Captured, Room), CaptureError> {
+        let pid = self.traced.pid;
+        let failed = |error| error_of(pid, &error);
+        let target = Target::open(pid).map_err(|e| failed(e.into()))?;
+        // That this is it is known only now.
+        if (target.identity.pid, target.identity.start_ticks) != self.process {
+            return Err(CaptureError::NotTraced);
+        }
+        check()?;
+        let mut live = Live::new(&target, Arc::clone(&self.program.binary)).map_err(failed)?;
+        let listed = live.listed();
+        let _alone = alone(listed);
+        let promise = promise(listed);
+        live.set_most(promise.most);
+        live.set_most_frames(promise.frames);
+        let captured = self.read(&target, &mut live).map_err(|error| match error {
+            SnapshotError::TooMany { count, .. } if promise.shared => CaptureError::Later(format!(
+                "its {count} goroutines are too many for the memory that is left while other processes are read: try again \
+                 in a moment"
+            )),
+            error => failed(error),
+        })?;
+        Ok((captured, Box::new(promise)))
+    }
+
+    fn read(&self, target: &Target, live: &mut Live) -> Result<Captured, SnapshotError> {
         let snapshot = live.take(Options { waits: false, ..Options::default() })?;
         if let Some(warning) = live.warning() {
             tracing::debug!(pid = self.traced.pid, "{warning}");
@@ -141,7 +202,7 @@ impl Known {
         let mapping = target.executable_mappings()?.into_iter().find(|m| m.executable);
         Ok(Captured {
             snapshot,
-            names: live.names(&target),
+            names: live.names(target),
             executable: target.executable.display().to_string(),
             build_id: self.program.build_id.clone().unwrap_or_default(),
             mapping: mapping.map(|m| Mapped { start: m.start, end: m.end, file_offset: m.file_offset }),
@@ -164,5 +225,24 @@ fn error_of(pid: u32, error: &SnapshotError) -> CaptureError {
     match error {
         SnapshotError::NotStarted | SnapshotError::TooMany { .. } => CaptureError::Later(what),
         _ => CaptureError::Failed(what),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn captures_share_the_memory_that_there_is() {
+        let state = NodeState { kept_limit: 320 << 20, kept_bytes: 0, ..NodeState::default() };
+        let captures = Captures::new(InHand::default(), Arc::new(Mutex::new(state)));
+        let small = captures.promise(100);
+        assert_eq!((small.most, small.shared), (100 + 25 + BORN_MEANWHILE, false));
+        let large = captures.promise(1 << 30);
+        assert_eq!((large.most, large.shared), ((1 << 20) - small.most, true), "the rest");
+        assert_eq!(captures.promise(u64::MAX).most, ALWAYS);
+        drop((small, large));
+        let all = captures.promise(u64::MAX);
+        assert_eq!((all.most, all.frames, all.shared), (1 << 20, 5 << 20, false));
     }
 }

@@ -11,6 +11,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use axum::http::{HeaderMap, HeaderValue, header::ORIGIN};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use sha2::{Digest as _, Sha256};
 
@@ -144,10 +145,25 @@ impl AccessRules {
 
 /// A `Host` without its port.
 pub(super) fn without_port(host: &str) -> &str {
-    match host.rfind(':') {
-        Some(colon) if !host.ends_with(']') => &host[..colon],
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
         _ => host,
     }
+}
+
+/// Whether a browser sends a request for a page of another site or port. Such a page cannot read the answer, but could
+/// have processes read all the time.
+pub(super) fn is_for_another_site(host: Option<&str>, headers: &HeaderMap) -> bool {
+    let mut sites = headers.get_all("sec-fetch-site").iter().peekable();
+    if sites.peek().is_some() {
+        // `none`: somebody typed the address.
+        return !sites.all(|site| matches!(site.as_bytes(), b"same-origin" | b"none"));
+    }
+    let own = |origin: &HeaderValue| {
+        let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
+        origin.zip(host).is_some_and(|((_, origin), host)| origin.eq_ignore_ascii_case(host))
+    };
+    !headers.get_all(ORIGIN).iter().all(own)
 }
 
 /// The rules of now, which a changed configuration replaces. Cheap to clone.
@@ -209,7 +225,23 @@ mod tests {
             assert_eq!(ask(&rules(false, false), "10.0.0.7", host, &bearer), "403", "{host}");
             assert_eq!(ask(&rules(true, true), "127.0.0.1", host, ""), "401", "{host}");
         }
-        for host in ["", ":", "evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80", "::1"] {
+        for host in [
+            "",
+            ":",
+            ":80",
+            "evil.example",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example:80",
+            "::1",
+            "[::1",
+            "[::1]x",
+            "localhost:evil",
+            "localhost:80:80",
+            "evil@localhost",
+            "localhost@evil",
+            " localhost",
+            "localhost,evil.example",
+        ] {
             assert_eq!(ask(&open, "127.0.0.1", host, ""), "403", "{host}");
             assert_eq!(ask(&open, "127.0.0.1", host, &bearer), "ok", "{host}");
         }
@@ -228,6 +260,52 @@ mod tests {
         ] {
             assert_eq!(ask(&open, "10.0.0.7", "any", sent), answer, "{sent}");
             assert_eq!(ask(&rules(true, true), "127.0.0.1", "localhost", sent), answer, "{sent}");
+        }
+    }
+
+    #[test]
+    fn loopback_is_all_of_it_and_nothing_else() {
+        for (peer, answer) in [
+            ("127.0.0.2", "ok"),
+            ("127.255.255.254", "ok"),
+            ("::ffff:127.0.0.2", "ok"),
+            ("::127.0.0.1", "401"),
+            ("::ffff:10.0.0.7", "401"),
+            ("0.0.0.0", "401"),
+            ("::", "401"),
+            ("fe80::1", "401"),
+            ("128.0.0.1", "401"),
+        ] {
+            assert_eq!(ask(&rules(false, true), peer, "localhost", ""), answer, "{peer}");
+        }
+    }
+
+    #[test]
+    fn pages_of_other_sites_are_told_by_what_browsers_add() {
+        let told = |headers: &[(&'static str, &'static str)]| {
+            let mut map = HeaderMap::new();
+            for (name, value) in headers {
+                map.append(*name, HeaderValue::from_static(value));
+            }
+            is_for_another_site(Some("localhost:9464"), &map)
+        };
+        for own in [
+            &[][..],
+            &[("sec-fetch-site", "none")],
+            &[("sec-fetch-site", "same-origin"), ("origin", "https://outside.example")],
+            &[("origin", "http://LOCALHOST:9464")],
+        ] {
+            assert!(!told(own), "{own:?}");
+        }
+        for other in [
+            &[("sec-fetch-site", "cross-site")][..],
+            &[("sec-fetch-site", "same-site")],
+            &[("sec-fetch-site", "none"), ("sec-fetch-site", "cross-site")],
+            &[("origin", "null")],
+            &[("origin", "http://localhost:3000")],
+            &[("origin", "http://localhost")],
+        ] {
+            assert!(told(other), "{other:?}");
         }
     }
 

@@ -18,7 +18,10 @@ mod tests;
 use std::{
     fmt::Display,
     net::SocketAddr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -26,9 +29,9 @@ use axum::{
     Router,
     extract::{Path, Request, State},
     http::{
-        HeaderMap, HeaderValue, StatusCode, Uri,
+        HeaderMap, HeaderValue, Method, StatusCode, Uri,
         header::{
-            AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST, RETRY_AFTER, WWW_AUTHENTICATE,
+            ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST, RETRY_AFTER, WWW_AUTHENTICATE,
             X_CONTENT_TYPE_OPTIONS,
         },
     },
@@ -41,7 +44,7 @@ pub use access::{Access, AccessRules, BadToken, Token};
 pub use processes::SCHEMA;
 
 use crate::{dump::Captured, json, prometheus::Board};
-use access::{Denied, without_port};
+use access::{Denied, is_for_another_site, without_port};
 use gotrace_model::{Resource, printable::write_json};
 use processes::Latest;
 
@@ -77,12 +80,15 @@ pub trait Processes: Send + Sync {
     fn traced(&self) -> Vec<Traced>;
     /// One of them.
     fn find(&self, pid: u32) -> Option<Traced>;
-    /// Reads all goroutines of one of them now, which takes its time.
+    /// Reads all goroutines of one of them now, which takes its time; with the memory that was set aside for it.
     ///
     /// # Errors
     /// [`CaptureError`]
-    fn capture(&self, pid: u32) -> Result<Captured, CaptureError>;
+    fn capture(&self, pid: u32) -> Result<(Captured, Room), CaptureError>;
 }
+
+/// Memory that others do not get until this is dropped.
+pub type Room = Box<dyn Send>;
 
 /// The ends of a connection, which the server adds to each request.
 #[derive(Clone, Copy, Debug)]
@@ -91,6 +97,22 @@ pub(crate) struct Ends {
     pub peer: SocketAddr,
     /// gotrace's.
     pub local: SocketAddr,
+}
+
+/// Whether a connection may have to give way to a new one, which the server adds to each request.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Stays(Arc<AtomicBool>);
+
+impl Stays {
+    /// It has what others had to wait for: it gives way last.
+    pub fn stay(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it gives way last.
+    pub fn stays(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// What answers.
@@ -134,9 +156,10 @@ impl Api {
         intervals.into_iter().map(|interval| (interval.resource.process(), interval)).collect()
     }
 
-    /// The process that a path names.
+    /// The process that a path names, as the lists write it.
     fn process(&self, pid: &str) -> Option<Traced> {
-        self.processes.find(pid.parse().ok()?)
+        let number: u32 = pid.parse().ok()?;
+        if number.to_string() == pid { self.processes.find(number) } else { None }
     }
 }
 
@@ -147,6 +170,16 @@ async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Res
     let host = host_of(request.uri(), request.headers());
     let admitted = api.access.rules().admit(peer, host, authorization);
     let mut response = match admitted {
+        Ok(()) if is_for_another_site(host, request.headers()) => plain(
+            StatusCode::FORBIDDEN,
+            "a browser asks for a page of another site: open the address in a tab of its own",
+        ),
+        // HEAD would have a process read for nothing.
+        Ok(()) if request.method() != Method::GET => {
+            let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered");
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
+            response
+        }
         Ok(()) => next.run(request).await,
         Err(Denied::Forbidden(why)) => plain(StatusCode::FORBIDDEN, why),
         Err(Denied::Unauthorized(why)) => {
@@ -203,7 +236,11 @@ async fn targets(State(api): State<Arc<Api>>, request: Request) -> Response {
 /// The address that a request was sent to, with a port.
 fn address_of(host: Option<&str>, ends: Option<Ends>) -> Option<String> {
     let is_one = |host: &&str| {
-        !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b))
+        let name = without_port(host);
+        let address = name.starts_with('[') && name.ends_with(']');
+        !name.is_empty()
+            && (address || !name.contains(':'))
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b))
     };
     match host.filter(is_one) {
         Some(host) if without_port(host) == host => Some(format!("{host}:80")),

@@ -10,10 +10,11 @@ use std::{
 };
 
 use axum::{
+    Extension,
     body::Body,
     extract::{Path, State},
     http::{
-        StatusCode, Uri,
+        HeaderName, HeaderValue, StatusCode, Uri, Version,
         header::{CONTENT_DISPOSITION, CONTENT_TYPE},
     },
     response::{IntoResponse, Response},
@@ -23,8 +24,8 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Api, CaptureError, Processes, TEXT, later, not_traced, plain, stream};
-use crate::dump::{Captured, count, pprof, text};
+use super::{Api, CaptureError, Processes, Stays, TEXT, later, not_traced, plain, stream};
+use crate::dump::{Captured, count, incomplete, pprof, text};
 use gotrace_process::{contained, give_memory_back};
 
 /// Captures at once, of all processes: each takes memory.
@@ -33,6 +34,9 @@ pub(super) const MAX_CAPTURES: usize = 2;
 const ROOM_WITHIN: Duration = Duration::from_secs(5);
 /// How long a client waits for a process to be read. Below what the server gives an answer.
 const CAPTURE_WITHIN: Duration = Duration::from_secs(20);
+
+/// What of the process is not in an answer, where there is something.
+const INCOMPLETE: HeaderName = HeaderName::from_static("gotrace-incomplete");
 
 /// What is not answered, and why.
 const NOT_BUILT: [(&str, &str); 6] = [
@@ -138,10 +142,10 @@ fn format_of(query: &str) -> Result<Format, (StatusCode, &'static str)> {
     if seconds.is_empty() {
         return Ok(format);
     }
-    if seconds.parse::<u32>().is_err() {
-        return Err((StatusCode::BAD_REQUEST, "seconds must be a whole number"));
+    if !seconds.parse::<u32>().is_ok_and(|seconds| seconds > 0) {
+        return Err((StatusCode::BAD_REQUEST, "seconds must be a whole number above 0"));
     }
-    if !debug.is_empty() {
+    if format != Format::Protobuf {
         return Err((StatusCode::BAD_REQUEST, "seconds and debug cannot be combined"));
     }
     let why = "gotrace does not compute the difference of two profiles yet: leave out seconds, and compare two with \
@@ -167,12 +171,18 @@ pub(super) async fn index(State(api): State<Arc<Api>>, Path(pid): Path<String>) 
 pub(super) async fn profile(
     State(api): State<Arc<Api>>,
     Path((pid, profile)): Path<(String, String)>,
-    uri: Uri,
+    (uri, version): (Uri, Version),
+    Extension(stays): Extension<Stays>,
 ) -> Response {
     let Some(traced) = api.process(&pid) else { return not_traced(&pid) };
     if profile == "goroutine" {
         return match format_of(uri.query().unwrap_or_default()) {
-            Ok(format) => goroutines(&api, traced.pid, format).await,
+            Ok(_) if version < Version::HTTP_11 => {
+                let why = "ask with HTTP/1.1: before it a part of an answer cannot be told from all of it (nginx: \
+                           proxy_http_version 1.1)";
+                plain(StatusCode::HTTP_VERSION_NOT_SUPPORTED, why)
+            }
+            Ok(format) => goroutines(&api, traced.pid, format, &stays).await,
             Err((status, why)) => plain(status, why),
         };
     }
@@ -187,11 +197,12 @@ pub(super) async fn profile(
     }
 }
 
-async fn goroutines(api: &Api, pid: u32, format: Format) -> Response {
+async fn goroutines(api: &Api, pid: u32, format: Format, stays: &Stays) -> Response {
     let slot = match api.captures.enter(pid).await {
         Ok(slot) => slot,
         Err(why) => return later(StatusCode::TOO_MANY_REQUESTS, why),
     };
+    stays.stay();
     let (ready, taken) = oneshot::channel();
     let (pipe, stream) = stream::pipe();
     let processes = Arc::clone(&api.processes);
@@ -201,8 +212,8 @@ async fn goroutines(api: &Api, pid: u32, format: Format) -> Response {
         tracing::debug!(pid, %error, "no thread for a capture");
         return later(StatusCode::SERVICE_UNAVAILABLE, format!("cannot start a thread ({error}): try again"));
     }
-    match timeout(CAPTURE_WITHIN, taken).await {
-        Ok(Ok(Ok(()))) => {}
+    let incomplete = match timeout(CAPTURE_WITHIN, taken).await {
+        Ok(Ok(Ok(incomplete))) => incomplete,
         Ok(Ok(Err(CaptureError::NotTraced))) => return not_traced(&pid.to_string()),
         Ok(Ok(Err(CaptureError::Later(why)))) => return later(StatusCode::SERVICE_UNAVAILABLE, why),
         Ok(Ok(Err(CaptureError::Failed(why)))) => return plain(StatusCode::INTERNAL_SERVER_ERROR, why),
@@ -217,23 +228,27 @@ async fn goroutines(api: &Api, pid: u32, format: Format) -> Response {
             );
             return later(StatusCode::GATEWAY_TIMEOUT, why);
         }
-    }
+    };
     let body = Body::new(stream);
-    match format {
+    let mut response = match format {
         Format::Protobuf => {
             let kind = (CONTENT_TYPE, "application/octet-stream");
             let name = (CONTENT_DISPOSITION, "attachment; filename=\"goroutine\"");
             ([kind, name], body).into_response()
         }
         Format::Counted | Format::Traceback => ([(CONTENT_TYPE, TEXT)], body).into_response(),
+    };
+    if let Some(incomplete) = incomplete.and_then(|text| HeaderValue::try_from(text).ok()) {
+        response.headers_mut().insert(INCOMPLETE, incomplete);
     }
+    response
 }
 
 /// Reads a process and writes what is there.
 fn capture(
     processes: &dyn Processes,
     (slot, format): (Slot, Format),
-    ready: oneshot::Sender<Result<(), CaptureError>>,
+    ready: oneshot::Sender<Result<Option<String>, CaptureError>>,
     mut pipe: stream::Pipe,
 ) {
     let pid = slot.claim.1;
@@ -241,10 +256,10 @@ fn capture(
     let Ok(captured) = contained(|| processes.capture(pid)) else { return };
     // Who has an answer may ask again: what this holds goes before that. A refusal says that nobody waits any more.
     match captured {
-        Ok(mut captured) => {
-            let waits = ready.send(Ok(())).is_ok();
+        Ok((mut captured, room)) => {
+            let waits = ready.send(Ok(incomplete(&captured.snapshot.counts))).is_ok();
             let written = waits && matches!(contained(|| format.write(&mut pipe, &mut captured)), Ok(Ok(())));
-            drop((captured, slot));
+            drop((captured, room, slot));
             if written {
                 let _ = pipe.end();
             }

@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use super::{CaptureError, Processes, Traced};
+use super::{CaptureError, Processes, Room, Traced};
 use crate::dump::{Captured, testing::demo};
 use gotrace_model::{Resource, Value};
 
@@ -25,7 +25,7 @@ impl Processes for Nobody {
         None
     }
 
-    fn capture(&self, _: u32) -> Result<Captured, CaptureError> {
+    fn capture(&self, _: u32) -> Result<(Captured, Room), CaptureError> {
         Err(CaptureError::NotTraced)
     }
 }
@@ -41,6 +41,8 @@ pub(crate) struct Shops {
     /// Where there is one, each capture waits for a word.
     pub gate: Option<Mutex<Receiver<()>>>,
     pub resource: Arc<Resource>,
+    /// Goroutines of each that cannot be read.
+    pub unreadable: u64,
 }
 
 impl Shops {
@@ -52,6 +54,7 @@ impl Shops {
             waiting: AtomicUsize::new(0),
             gate: None,
             resource: Arc::new(Resource::new(name)),
+            unreadable: 0,
         }
     }
 }
@@ -71,7 +74,7 @@ impl Processes for Shops {
         })
     }
 
-    fn capture(&self, pid: u32) -> Result<Captured, CaptureError> {
+    fn capture(&self, pid: u32) -> Result<(Captured, Room), CaptureError> {
         if let Some(gate) = &self.gate {
             self.waiting.fetch_add(1, Ordering::Relaxed);
             let gate = gate.lock().expect("no panic");
@@ -79,8 +82,9 @@ impl Processes for Shops {
         }
         self.captured.fetch_add(1, Ordering::Relaxed);
         self.processes.get(&pid).cloned().unwrap_or(Err(CaptureError::NotTraced))?;
-        let (snapshot, names) = demo();
+        let (mut snapshot, names) = demo();
+        snapshot.counts.unreadable += self.unreadable;
         let (executable, build_id) = ("/usr/bin/demo".into(), "0123abcd".into());
-        Ok(Captured { snapshot, names, executable, build_id, mapping: None })
+        Ok((Captured { snapshot, names, executable, build_id, mapping: None }, Box::new(())))
     }
 }

@@ -141,7 +141,9 @@ fn lists_say_what_there_is() {
     assert_eq!(targets[1]["targets"][0], served.server.address().to_string());
     assert_eq!(targets[1]["labels"]["__profile_path_prefix__"], "/processes/8");
     assert_eq!(served.get("/api/v1/sd").json()[0]["targets"][0], "localhost:80");
-    for path in ["/api/v1/processes/9", "/api/v1/processes/x", "/api/v1/processes/4294967303"] {
+    for path in ["9", "x", "4294967303", "007", "+7", "-7", "7%20", "%2B7", "7.0", "0x7"] {
+        let path = format!("/api/v1/processes/{path}");
+        let path = path.as_str();
         let answer = served.get(path);
         assert_eq!(answer.status, 404, "{path}");
         assert!(answer.text().contains("is not traced"), "{}", answer.text());
@@ -172,7 +174,13 @@ fn goroutine_profiles_come_in_gos_formats() {
         ("7/debug/pprof/goroutine?debug=3", 400, "debug must be"),
         ("7/debug/pprof/goroutine?debug=x", 400, "debug must be"),
         ("7/debug/pprof/goroutine?seconds=5&debug=1", 400, "cannot be combined"),
+        ("7/debug/pprof/goroutine?debug=1&debug=9&seconds=5", 400, "cannot be combined"),
+        ("7/debug/pprof/goroutine?debug=-1", 400, "debug must be"),
         ("7/debug/pprof/goroutine?seconds=soon", 400, "whole number"),
+        ("7/debug/pprof/goroutine?seconds=0", 400, "whole number above 0"),
+        ("7/debug/pprof/goroutine?seconds=-1", 400, "whole number above 0"),
+        ("7/debug/pprof/goroutine?seconds=1e9", 400, "whole number above 0"),
+        ("7/debug/pprof/goroutine?seconds=5&debug=0", 501, "difference"),
         ("7/debug/pprof/goroutine?seconds=5", 501, "difference"),
         ("7/debug/pprof/goroutineleak", 501, "not available yet"),
         ("7/debug/pprof/block", 501, "not available yet"),
@@ -183,6 +191,13 @@ fn goroutine_profiles_come_in_gos_formats() {
         ("7/debug/pprof/heap", 404, "no such profile"),
         ("8/debug/pprof/goroutine", 404, "is not traced"),
         ("8/debug/pprof/", 404, "is not traced"),
+        ("007/debug/pprof/goroutine", 404, "is not traced"),
+        ("+7/debug/pprof/goroutine", 404, "is not traced"),
+        ("8/../7/debug/pprof/goroutine", 404, "no such page"),
+        ("/7/debug/pprof/goroutine", 404, "no such page"),
+        ("7//debug/pprof/goroutine", 404, "no such page"),
+        ("7/debug/pprof/goroutine/", 404, "no such page"),
+        ("7/debug/pprof/%67oroutine%2f", 404, "no such profile"),
         ("8/debug/pprof/goroutine?debug=3", 404, "is not traced"),
     ] {
         let answer = served.get(&format!("/processes/{path}"));
@@ -190,7 +205,124 @@ fn goroutine_profiles_come_in_gos_formats() {
         assert!(answer.text().contains(says) && answer.text().ends_with('\n'), "{path}: {}", answer.text());
         assert!(answer.head.contains("nosniff") && answer.head.contains("no-store"), "{}", answer.head);
     }
+    assert_eq!(served.get("/processes/%ff/debug/pprof/goroutine").status, 400);
     assert_eq!(served.processes.captured.load(Ordering::Relaxed), 3, "nothing is read for nothing");
+    served.stop();
+}
+
+/// What is sent and answered as it is, whatever the method and version.
+fn raw(address: SocketAddr, request: &str) -> String {
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a time");
+    stream.write_all(request.as_bytes()).expect("it reads");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("an answer, and the end");
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[test]
+fn nothing_but_get_has_a_process_read() {
+    let served = serve(Shops::new([(7, Ok(()))]));
+    let address = served.server.address();
+    let path = "/processes/7/debug/pprof/goroutine";
+    for method in ["HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PURGE", "get"] {
+        let answer = raw(address, &format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+        assert!(
+            answer.starts_with("HTTP/1.1 405 ") && answer.contains("allow: GET\r\n"),
+            "{method}: {answer}"
+        );
+        // Those who may not ask are told nothing.
+        let answer = raw(address, &format!("{method} {path} HTTP/1.1\r\nHost: evil.example\r\n\r\n"));
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{method}: {answer}");
+    }
+    for request in ["OPTIONS * HTTP/1.1", "CONNECT localhost:80 HTTP/1.1"] {
+        let answer = raw(address, &format!("{request}\r\nHost: localhost\r\n\r\n"));
+        assert!(answer.starts_with("HTTP/1.1 405 "), "{request}: {answer}");
+    }
+    // A part of an answer could not be told from all of it.
+    let answer = raw(address, &format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n"));
+    assert!(answer.starts_with("HTTP/1.0 505 ") && answer.contains("HTTP/1.1"), "{answer}");
+    let answer = raw(address, "GET /api/v1/processes HTTP/1.0\r\nHost: localhost\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.0 200 "), "{answer}");
+    // One request a connection: what follows is not another.
+    let two = format!(
+        "GET /api/v1/sd HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nhelloGET {path} HTTP/1.1\r\n"
+    );
+    let answer = raw(address, &format!("{two}Host: localhost\r\n\r\n"));
+    assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
+    assert_eq!(served.processes.captured.load(Ordering::Relaxed), 0);
+    served.stop();
+}
+
+#[test]
+fn pages_of_other_sites_have_nothing_read() {
+    let served = serve(Shops::new([(7, Ok(()))]));
+    served.access.set(AccessRules { token: Token::new(b"0123456789abcdef").ok(), ..AccessRules::default() });
+    let status = |head: &str| ask(served.server.address(), "/processes/7/debug/pprof/goroutine", head).status;
+    for head in [
+        "Host: localhost\r\nSec-Fetch-Site: cross-site\r\n",
+        "Host: localhost\r\nSec-Fetch-Site: same-site\r\n",
+        "Host: localhost\r\nOrigin: http://evil.example\r\n",
+        "Host: localhost\r\nSec-Fetch-Site: cross-site\r\nAuthorization: Bearer 0123456789abcdef\r\n",
+    ] {
+        assert_eq!(status(head), 403, "{head}");
+    }
+    assert_eq!(served.processes.captured.load(Ordering::Relaxed), 0);
+    assert_eq!(status("Host: localhost\r\nSec-Fetch-Site: none\r\n"), 200);
+    // Metrics are for everybody, as ever.
+    let metrics = ask(served.server.address(), "/metrics", "Host: x\r\nSec-Fetch-Site: cross-site\r\n");
+    assert_eq!((metrics.status, metrics.head.contains("access-control")), (200, false));
+    served.stop();
+}
+
+#[test]
+fn what_is_missing_is_said() {
+    let mut processes = Shops::new([(7, Ok(()))]);
+    processes.unreadable = 3;
+    let served = serve(processes);
+    for query in ["", "?debug=1", "?debug=2"] {
+        let answer = served.get(&format!("/processes/7/debug/pprof/goroutine{query}"));
+        assert!(
+            answer.head.contains("\r\ngotrace-incomplete: goroutines not read: 3"),
+            "{query}: {}",
+            answer.head
+        );
+        match query {
+            "?debug=1" => {
+                let last = answer.text().lines().last().map(str::to_owned).unwrap_or_default();
+                assert!(last.starts_with("# gotrace: incomplete: goroutines not read: 3"), "{last}");
+            }
+            "" => {
+                let mut raw = Vec::new();
+                GzDecoder::new(&*answer.body).read_to_end(&mut raw).expect("gzip");
+                assert!(raw.windows(34).any(|w| w == b"incomplete: goroutines not read: 3"));
+            }
+            _ => assert!(answer.text().starts_with("goroutine 1 ["), "{}", answer.text()),
+        }
+    }
+    served.stop();
+}
+
+#[test]
+fn a_profile_is_not_taken_away_by_those_who_only_connect() {
+    let (words, gate) = channel();
+    let mut processes = Shops::new([(7, Ok(()))]);
+    processes.gate = Some(Mutex::new(gate));
+    let served = serve(processes);
+    let address = served.server.address();
+    let asked = thread::spawn(move || {
+        ask(address, "/processes/7/debug/pprof/goroutine?debug=1", "Host: localhost\r\n").status
+    });
+    let begin = std::time::Instant::now();
+    while served.processes.waiting.load(Ordering::Relaxed) == 0 {
+        assert!(begin.elapsed() < PATIENCE);
+        thread::sleep(Duration::from_millis(5));
+    }
+    let crowd: Vec<TcpStream> = (0..1000).map(|_| TcpStream::connect(address).expect("it listens")).collect();
+    assert_eq!(served.get("/livez").status, 200);
+    words.send(()).expect("it waits");
+    assert_eq!(asked.join().expect("an answer"), 200);
+    drop(crowd);
     served.stop();
 }
 

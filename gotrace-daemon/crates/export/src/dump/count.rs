@@ -13,7 +13,7 @@ use std::{
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
-use super::Dump;
+use super::{Dump, incomplete};
 use gotrace_go::Frame;
 use gotrace_inspect::snapshot::{Goroutine, LabelsId, NamedFrame, Names, StackFrame, StackId};
 use gotrace_model::printable::write_json;
@@ -69,7 +69,8 @@ pub fn write(out: &mut dyn Write, dump: &Dump<'_>, names: &mut Names) -> io::Res
         labels(out, dump.snapshot.labels_of(first))?;
         lines(out, &shown)?;
     }
-    Ok(())
+    // A comment for what parses this.
+    incomplete(&dump.snapshot.counts).map_or(Ok(()), |what| writeln!(out, "# gotrace: incomplete: {what}"))
 }
 
 /// `# labels: {"key":"value", "other":"value"}`, where there are any.

@@ -31,7 +31,7 @@ use std::{
 pub use group::Group;
 pub use select::Filter;
 
-use gotrace_inspect::snapshot::{Goroutine, Names, Snapshot};
+use gotrace_inspect::snapshot::{Counts, Goroutine, Names, Snapshot};
 
 /// What a dump says of the process.
 #[derive(Clone, Copy, Debug, Default)]
@@ -111,6 +111,20 @@ impl<'a> Dump<'a> {
         let goroutines = filter.select(snapshot, names);
         Self { header, snapshot, filter, goroutines }
     }
+}
+
+/// What of the process is not there, for who must take it as it is; `None` where nothing is missing. That goroutines
+/// which ran have no stack is how it is.
+pub(crate) fn incomplete(counts: &Counts) -> Option<String> {
+    let missing = [
+        ("goroutines not read", counts.unreadable + counts.implausible + counts.duplicates),
+        ("stacks not read", counts.stacks_missing),
+        ("stacks cut off", counts.stacks_incomplete),
+        ("labels not read", counts.labels_unreadable),
+    ];
+    let missing: Vec<String> =
+        missing.iter().filter(|(_, n)| *n > 0).map(|(what, n)| format!("{what}: {n}")).collect();
+    (!missing.is_empty()).then(|| missing.join(", "))
 }
 
 /// Why a goroutine waits, as Go's traceback says it; `None` when it does not wait, or for no reason.

@@ -13,7 +13,7 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use prost::Message;
 
-use super::{Dump, wait_reason};
+use super::{Dump, incomplete, wait_reason};
 use gotrace_inspect::snapshot::{Goroutine, LabelsId, Names, StackFrame, StackId, Status};
 
 #[derive(Clone, PartialEq, Message)]
@@ -185,6 +185,7 @@ fn profile(dump: &Dump<'_>, names: &mut Names) -> Profile {
     });
     builder.mapping_id = u64::from(mapping.is_some());
     let comment = builder.string(&format!("gotrace dump of process {}, {}", snapshot.pid, header.go_version));
+    let incomplete = incomplete(&snapshot.counts).map(|what| builder.string(&format!("incomplete: {what}")));
     let sample = samples.into_iter().map(|(g, count)| builder.sample(dump, g, count, names)).collect();
     let nanos = |ns: u64| i64::try_from(ns).unwrap_or(i64::MAX);
     Profile {
@@ -198,7 +199,7 @@ fn profile(dump: &Dump<'_>, names: &mut Names) -> Profile {
         duration_nanos: nanos(snapshot.duration_ns),
         period_type: Some(goroutine),
         period: 1,
-        comment: vec![comment],
+        comment: [Some(comment), incomplete].into_iter().flatten().collect(),
     }
 }
 

@@ -2,8 +2,8 @@
 //! bodies. The pages answer whoever connects; who may ask the rest is the API's affair.
 //!
 //! Whoever may connect takes no more than a bound: of connections (one that is new has the oldest give way, so that
-//! those who ask at once are answered whatever others hold open), of bytes of a request, of time for it and its answer.
-//! One request a connection.
+//! those who ask at once are answered whatever others hold open; last those that get a profile, so that nobody takes it
+//! from them), of bytes of a request, of time for it and its answer. One request a connection.
 
 use std::{
     collections::VecDeque,
@@ -40,7 +40,7 @@ use tokio::{
 };
 
 use super::{Board, Health, Watched};
-use crate::api::{Api, Ends};
+use crate::api::{Api, Ends, Stays};
 use gotrace_process::Beat;
 
 /// How long ending waits for answers that are under way.
@@ -134,12 +134,12 @@ async fn serve(
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(read_within).max_buf_size(MAX_HEAD).keep_alive(false);
     let mut tasks = JoinSet::new();
-    let mut oldest: VecDeque<AbortHandle> = VecDeque::new();
+    let mut oldest: VecDeque<(AbortHandle, Stays)> = VecDeque::new();
     loop {
         beat.beat();
         let accepted = timeout(BEAT_EVERY, listener.accept()).await;
         while tasks.try_join_next().is_some() {}
-        oldest.retain(|connection| !connection.is_finished());
+        oldest.retain(|(connection, _)| !connection.is_finished());
         open.store(oldest.len(), Ordering::Relaxed);
         let (stream, peer) = match accepted {
             Err(_) => continue,
@@ -150,11 +150,14 @@ async fn serve(
                 continue;
             }
         };
-        if oldest.len() >= MAX_CONNECTIONS
-            && let Some(connection) = oldest.pop_front()
-        {
-            connection.abort();
+        if oldest.len() >= MAX_CONNECTIONS {
+            let first = oldest.iter().position(|(_, stays)| !stays.stays()).unwrap_or(0);
+            if let Some((connection, _)) = oldest.remove(first) {
+                connection.abort();
+            }
         }
+        let stays = Stays::default();
+        let told = stays.clone();
         let ends = stream.local_addr().ok().map(|local| Ends { peer, local });
         let pages = TowerToHyperService::new(router.clone());
         let service = service_fn(move |mut request: Request<Incoming>| {
@@ -162,13 +165,15 @@ async fn serve(
             if let Some(ends) = ends {
                 request.extensions_mut().insert(ends);
             }
+            request.extensions_mut().insert(told.clone());
             pages.call(request)
         });
         let connection = http.serve_connection(TokioIo::new(stream), service);
         // What is wrong with a connection is its client's affair.
-        oldest.push_back(tasks.spawn(async move {
+        let task = tasks.spawn(async move {
             let _ = timeout(ANSWER_WITHIN, connection).await;
-        }));
+        });
+        oldest.push_back((task, stays));
     }
 }
 

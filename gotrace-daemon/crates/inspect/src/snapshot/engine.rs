@@ -52,6 +52,8 @@ pub struct Engine {
     sorted: Vec<u64>,
     /// Goroutines that there is memory for.
     most: u64,
+    /// And frames of distinct stacks.
+    most_frames: usize,
     hasher: RandomState,
 }
 
@@ -78,6 +80,7 @@ impl Engine {
             list: (0, 0),
             sorted: Vec::new(),
             most: MAX_ALLGS,
+            most_frames: usize::MAX,
             hasher: RandomState::default(),
         })
     }
@@ -91,6 +94,11 @@ impl Engine {
     /// From now on a process with more goroutines is refused.
     pub fn set_most(&mut self, goroutines: u64) {
         self.most = goroutines;
+    }
+
+    /// From now on all distinct stacks together keep no more frames; those beyond are counted as missing.
+    pub fn set_most_frames(&mut self, frames: u64) {
+        self.most_frames = usize::try_from(frames).unwrap_or(usize::MAX);
     }
 
     /// Refuses where there are more goroutines than there is memory for.
@@ -286,6 +294,7 @@ impl Engine {
         }
         for reader in &mut self.readers {
             reader.most = usize::try_from(self.most).unwrap_or(usize::MAX);
+            reader.most_frames = self.most_frames;
             reader.waits.waiters = Arc::clone(&waiters);
             reader.waits.now = snapshot.process_clock();
         }

@@ -76,6 +76,11 @@ impl Live {
         self.engine.set_most(goroutines);
     }
 
+    /// As [`Engine::set_most_frames`].
+    pub fn set_most_frames(&mut self, frames: u64) {
+        self.engine.set_most_frames(frames);
+    }
+
     /// As [`Engine::listed`].
     #[must_use]
     pub fn listed(&self) -> u64 {

@@ -90,6 +90,8 @@ pub(super) struct Reader {
     windows: Windows,
     /// Goroutines beyond which it stops: there is no memory for more.
     pub most: usize,
+    /// The same of frames of distinct stacks: those beyond are missing.
+    pub most_frames: usize,
 }
 
 impl Reader {
@@ -111,6 +113,7 @@ impl Reader {
             arguments: None,
             windows: Windows::default(),
             most: usize::MAX,
+            most_frames: usize::MAX,
         }
     }
 
@@ -122,7 +125,7 @@ impl Reader {
         gs: &[u64],
         snapshot: &mut Snapshot,
     ) -> Result<(), ProcessError> {
-        self.interner = Interner::default();
+        self.interner = Interner::within(self.most_frames);
         self.waits.begin(if options.waits { gs.len() } else { 0 });
         self.labels.begin();
         self.arguments = options.arguments.then(Arguments::default);

@@ -287,13 +287,26 @@ fn look_up(binary: &Binary, pc: u64, bias: u64) -> Place {
 }
 
 /// Finds a stack among those already known.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Interner {
     table: HashTable<(u64, StackId)>,
     hasher: FixedState,
+    most_frames: usize,
+}
+
+impl Default for Interner {
+    fn default() -> Self {
+        Self::within(MAX_ALL_FRAMES)
+    }
 }
 
 impl Interner {
+    /// Keeps no more frames than this, of all stacks.
+    pub fn within(frames: usize) -> Self {
+        let most_frames = frames.min(MAX_ALL_FRAMES);
+        Self { table: HashTable::default(), hasher: FixedState::default(), most_frames }
+    }
+
     /// The id of a stack; `None` when there are too many distinct ones.
     pub fn intern(&mut self, stacks: &mut Stacks, frames: &[StackFrame]) -> Option<StackId> {
         let hash = self.hasher.hash_one(frames);
@@ -301,7 +314,7 @@ impl Interner {
         if let Some(&(_, id)) = self.table.find(hash, same) {
             return Some(id);
         }
-        if stacks.frames.len() + frames.len() > MAX_ALL_FRAMES {
+        if stacks.frames.len() + frames.len() > self.most_frames {
             return None;
         }
         let id = StackId::new(stacks.ends.len())?;
@@ -314,7 +327,21 @@ impl Interner {
 
 #[cfg(test)]
 mod tests {
-    use super::roles::{self, of};
+    use super::{
+        Interner, StackFrame, Stacks,
+        roles::{self, of},
+    };
+
+    #[test]
+    fn stacks_beyond_the_bound_are_missing() {
+        let stack = |n: u64, len| vec![StackFrame::at(n); len];
+        let (mut interner, mut stacks) = (Interner::within(5), Stacks::default());
+        let first = interner.intern(&mut stacks, &stack(1, 3));
+        assert!(first.is_some());
+        assert_eq!(interner.intern(&mut stacks, &stack(2, 3)), None);
+        assert!(interner.intern(&mut stacks, &stack(3, 2)).is_some(), "there is room");
+        assert_eq!(interner.intern(&mut stacks, &stack(1, 3)), first, "it is known");
+    }
 
     #[test]
     fn readers_of_transports_are_told_by_their_functions() {
