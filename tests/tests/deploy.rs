@@ -7,7 +7,7 @@ use gotrace_tests::{gobuild::cache_dir, gotrace::binary, manifests};
 use serde_json::Value;
 
 /// Arguments of a rendering, and what it is for.
-const VARIANTS: [&[&str]; 9] = [
+const VARIANTS: [&[&str]; 10] = [
     &[],
     &["--set", "snapshotOnly=true"],
     &["--set", "securityContext.sysAdmin=false"],
@@ -41,7 +41,11 @@ const VARIANTS: [&[&str]; 9] = [
         "--set",
         "serviceAccount.name=own",
     ],
+    &["--set", "http.tokenSecret.name=api", "--set", "config.http.require_token=true"],
 ];
+
+/// Where the chart has the token of the API.
+const TOKEN: &str = "/run/secrets/gotrace/token";
 
 /// What `helm` prints.
 fn helm(arguments: &[&str]) -> String {
@@ -89,6 +93,9 @@ fn values_that_are_none_are_refused() {
         ("image.pullPolicy=Often", "/image/pullPolicy"),
         ("otlp.endpoint=collector:4317", "/otlp/endpoint"),
         ("resources.limits.memory=lots", "/resources/limits/memory"),
+        ("http.tokenSecret=api", "/http/tokenSecret"),
+        ("http.tokenSecret.key=", "/http/tokenSecret/key"),
+        ("http.tokenFile=/token", "tokenFile"),
     ] {
         let refused = try_helm(&["template", "gotrace", "chart", "--set", value]).expect_err(value);
         assert!(refused.contains(why), "{value}: {refused}");
@@ -142,6 +149,31 @@ fn the_chart_brings_rules_dashboard_and_a_test() {
         (&test["containers"][0]["args"], &test["volumes"]),
         (&serde_json::json!(["doctor"]), &Value::Null)
     );
+}
+
+#[test]
+fn the_token_comes_from_a_secret_that_is_there() {
+    let plain = render(&[]);
+    let config = |objects: &[Value]| {
+        find(objects, "ConfigMap")["data"]["gotrace.yaml"].as_str().expect("a file").to_owned()
+    };
+    assert!(!format!("{plain:?}").contains("token"), "without a name there is nothing of it");
+    let objects = render(&[VARIANTS[9], &["--set", "http.tokenSecret.key=other"]].concat());
+    let pod = &find(&objects, "DaemonSet")["spec"]["template"]["spec"];
+    let named = |list: &Value| list.as_array().and_then(|l| l.iter().find(|v| v["name"] == "token").cloned());
+    let volume = named(&pod["volumes"]).expect("a volume");
+    let secret = serde_json::json!({
+        "secretName": "api", "items": [{"key": "other", "path": "token"}], "defaultMode": 0o400
+    });
+    assert_eq!(volume["secret"], secret);
+    let mount = named(&pod["containers"][0]["volumeMounts"]).expect("a mount");
+    assert_eq!(mount["readOnly"], true);
+    // Where it is mounted is where it is looked for; what else is configured stays.
+    assert_eq!(mount["mountPath"].as_str().map(|path| format!("{path}/token")).as_deref(), Some(TOKEN));
+    let path = format!("token_file: {TOKEN}");
+    let config = config(&objects);
+    assert!(config.contains(&path) && config.contains("require_token: true"), "{config}");
+    assert!(config.contains("listen: 0.0.0.0:9464"), "{config}");
 }
 
 #[test]
@@ -255,6 +287,8 @@ fn the_unit_is_one() {
 #[test]
 fn configurations_are_good() {
     let directory = tempfile::tempdir().expect("a directory");
+    let token = directory.path().join("token");
+    fs::write(&token, "0123456789abcdef\n").expect("written");
     let mut files: Vec<std::path::PathBuf> =
         ["gotrace.example.yaml", "docker/gotrace.yaml", "docker/sidecar.yaml", "systemd/gotrace.yaml"]
             .map(|file| manifests::directory().join(file))
@@ -263,7 +297,7 @@ fn configurations_are_good() {
         let file = directory.path().join(format!("{n}.yaml"));
         let objects = render(variant);
         let text = find(&objects, "ConfigMap")["data"]["gotrace.yaml"].as_str().expect("a file");
-        fs::write(&file, text).expect("written");
+        fs::write(&file, text.replace(TOKEN, token.to_str().expect("a path"))).expect("written");
         files.push(file);
     }
     for file in files {

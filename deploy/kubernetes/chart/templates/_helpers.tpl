@@ -28,7 +28,11 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 
 {{- /* The daemon listens on loopback unless told otherwise; probes and Prometheus come to the pod's address. */ -}}
 {{- define "gotrace.config" -}}
-{{- $listen := dict "http" (dict "listen" (printf "0.0.0.0:%d" (int .Values.metrics.port))) -}}
+{{- $http := dict "listen" (printf "0.0.0.0:%d" (int .Values.metrics.port)) -}}
+{{- if .Values.http.tokenSecret.name -}}
+{{- $_ := set $http "token_file" "/run/secrets/gotrace/token" -}}
+{{- end -}}
+{{- $listen := dict "http" $http -}}
 {{- $engine := ternary (dict "trace" (dict "engine" "snapshot")) (dict) .Values.snapshotOnly -}}
 {{- $spool := dict -}}
 {{- if .Values.spool.enabled -}}
