@@ -4,7 +4,8 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::UdpSocket,
+    io::{Read as _, Write as _},
+    net::{TcpStream, UdpSocket},
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -379,4 +380,55 @@ fn fifty_at_once_harm_nobody() {
     assert!(program.own().expect("the program lives on").len() > 35);
     let (status, _, said) = daemon.finish().expect("it ends");
     assert!(status.success() && !said.contains("panicked"), "{status}: {said}");
+}
+
+/// A client that asks and reads nothing holds no more than its own capture, and the daemon's end waits for neither.
+#[test]
+fn a_client_that_does_not_read_holds_up_nothing_but_itself() {
+    let Some(place) = place() else { return };
+    let mut shop = Program::start(&place.program("shop").expect("it builds")).expect("it starts");
+    let mut till = Program::start(&place.program("till").expect("it builds")).expect("it starts");
+    const PARKED: u64 = 60_000;
+    assert_eq!(shop.count(&format!("park {PARKED}")).expect("they wait"), PARKED);
+    let config = place.config("level: lifecycle", "limits: {goroutines_per_process: 5000}\n");
+    let daemon = Daemon::start(&config, &[]).expect("it starts");
+    [shop.pid(), till.pid()].iter().for_each(|pid| until_traced(&daemon, *pid));
+    // A table that is full is said to be; the profile has all.
+    daemon
+        .until("the table is full", PATIENCE, |d| {
+            let list = ask(d, "/api/v1/processes").json()?;
+            let all = list["processes"].as_array().context("a list")?;
+            let of = all.iter().find(|p| p["pid"] == shop.pid()).context("the process")?;
+            ensure!(of["alive"] != 5000 || of["alive_is_lower_bound"] == true, "{of}");
+            Ok(of["alive"] == 5000)
+        })
+        .unwrap_or_else(|e| panic!("{e:#}"));
+    let counted = profile(&daemon, shop.pid(), "?debug=1");
+    let (total, counts) = self::counted(&counted.text()).expect("a profile");
+    // The main goroutine is left out of what is compared.
+    assert_eq!((total, counts.values().sum::<u64>() >= PARKED), (counts.values().sum::<u64>() + 1, true));
+    assert!(!counted.head.contains("gotrace-incomplete"), "{}", counted.head);
+    let mut slow = TcpStream::connect(daemon.address()).expect("it listens");
+    let path = format!("/processes/{}/debug/pprof/goroutine?debug=2", shop.pid());
+    write!(slow, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").expect("it reads");
+    assert_eq!(slow.read(&mut [0; 64]).expect("it begins"), 64);
+    assert_eq!(ask(&daemon, &path).status, 429, "it is being read");
+    for _ in 0..3 {
+        profile(&daemon, till.pid(), "");
+        for page in ["/livez", "/readyz", "/metrics"] {
+            assert_eq!(daemon.get(page).expect("an answer").0, 200, "{page}");
+        }
+    }
+    daemon.reconfigure(&config.replace("lifecycle", "waits")).expect("written");
+    daemon.until_said("configuration reloaded", PATIENCE).expect("reloaded");
+    assert_eq!(ask(&daemon, &path).status, 429, "it still is");
+    let (status, took, said) = daemon.finish().expect("it ends");
+    assert!(status.success() && !said.contains("panicked"), "{status}: {said}");
+    assert!(took.as_secs() < 10, "{took:?}: {said}");
+    // Its client is not told that this was all.
+    let mut rest = Vec::new();
+    let _ = slow.read_to_end(&mut rest);
+    assert!(!rest.ends_with(b"\r\n0\r\n\r\n"), "{} bytes", rest.len());
+    assert_eq!(shop.count("park 1").expect("the program lives on"), 1);
+    till.count("churn 10 10ms").expect("the program lives on");
 }
