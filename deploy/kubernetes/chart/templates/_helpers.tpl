@@ -29,7 +29,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- /* The daemon listens on loopback unless told otherwise; probes and Prometheus come to the pod's address. */ -}}
 {{- define "gotrace.config" -}}
 {{- $http := dict "listen" (printf "0.0.0.0:%d" (int .Values.metrics.port)) -}}
-{{- if .Values.http.tokenSecret.name -}}
+{{- if ((.Values.http).tokenSecret).name -}}
 {{- $_ := set $http "token_file" "/run/secrets/gotrace/token" -}}
 {{- end -}}
 {{- $listen := dict "http" $http -}}
