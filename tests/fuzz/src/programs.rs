@@ -72,6 +72,9 @@ pub fn use_program(data: &[u8]) -> Result<(), Error> {
             let _ = binary.load_bias(pc, pc >> 3);
         }
         let _ = (binary.wait_reasons(), binary.gc_reasons(), binary.coroutine_reason());
+        if let Ok(requests) = binary.requests(data) {
+            assert!(requests.points.iter().all(|p| p.file_offset < data.len() as u64), "{requests:?}");
+        }
     });
     if let Err(error) = &result {
         assert!(!error.to_string().is_empty());

@@ -13,13 +13,23 @@ use super::{
     code::{Code, Place},
 };
 
-const ARGUMENTS: [Register; 3] = [Register::RAX, Register::RBX, Register::RCX];
+const ARGUMENTS: [Register; 9] = [
+    Register::RAX,
+    Register::RBX,
+    Register::RCX,
+    Register::RDI,
+    Register::RSI,
+    Register::R8,
+    Register::R9,
+    Register::R10,
+    Register::R11,
+];
 
 const fn register(operand: Operand) -> Register {
     match operand {
-        Operand::Argument(0) => Register::RAX,
-        Operand::Argument(1) => Register::RBX,
-        Operand::Argument(_) => Register::RCX,
+        Operand::Argument(n) if (n as usize) < ARGUMENTS.len() => ARGUMENTS[n as usize],
+        // On the stack.
+        Operand::Argument(_) => Register::RSP,
         // The first of its three registers.
         Operand::StatusChange => Register::RAX,
         Operand::ClosureContext => Register::RDX,

@@ -30,6 +30,7 @@ mod packages;
 mod packed;
 mod pclntab;
 mod plan;
+pub mod requests;
 mod scan;
 mod semaphores;
 mod sniff;

@@ -58,6 +58,21 @@ impl Arch {
             Self::Arm64 => "arm64",
         }
     }
+
+    /// Name of the n-th integer argument register of Go's register ABI; `None` where an argument is on the stack.
+    #[must_use]
+    pub fn argument_register(self, n: u8) -> Option<&'static str> {
+        const AMD64: [&str; 9] = ["RAX", "RBX", "RCX", "RDI", "RSI", "R8", "R9", "R10", "R11"];
+        const ARM64: [&str; 16] = [
+            "X0", "X1", "X2", "X3", "X4", "X5", "X6", "X7", "X8", "X9", "X10", "X11", "X12", "X13", "X14",
+            "X15",
+        ];
+        let names = match self {
+            Self::Amd64 => &AMD64[..],
+            Self::Arm64 => &ARM64[..],
+        };
+        names.get(usize::from(n)).copied()
+    }
 }
 
 impl fmt::Display for Arch {
@@ -233,8 +248,8 @@ impl fmt::Display for Event {
 /// Where a probe finds its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operand {
-    /// The n-th integer argument register of Go's register ABI, 0 to 2: amd64 `RAX RBX RCX`,
-    /// arm64 `X0 X1 X2`.
+    /// The n-th integer argument register of Go's register ABI ([`Arch::argument_register`]): 0 to 2 in probes on
+    /// the runtime.
     Argument(u8),
     /// The first captured variable of a closure: `*(RDX + 8)`, arm64 `*(X26 + 8)`.
     ClosureContext,

@@ -110,7 +110,8 @@ impl Planner<'_> {
         plans.warnings.sort();
     }
 
-    fn code<'c>(&'c self, address: u64, name_of: &'c dyn Fn(u64) -> Option<String>) -> Option<Code<'c>> {
+    /// The code of a function.
+    pub fn code<'c>(&'c self, address: u64, name_of: &'c dyn Fn(u64) -> Option<String>) -> Option<Code<'c>> {
         let relative = u32::try_from(address.checked_sub(self.found.text)?).ok()?;
         let view = &self.found.view;
         let f = view.func(view.index_at(relative)?)?;
@@ -120,7 +121,8 @@ impl Planner<'_> {
         self.elf.is_code(address).then_some(Code { arch: self.elf.arch, bytes, address, name_of })
     }
 
-    fn name_of(&self, address: u64) -> Option<String> {
+    /// The name of the function that begins at an address.
+    pub fn name_of(&self, address: u64) -> Option<String> {
         let relative = u32::try_from(address.checked_sub(self.found.text)?).ok()?;
         let view = &self.found.view;
         let f = view.func(view.index_at(relative)?).filter(|f| f.entry == relative)?;

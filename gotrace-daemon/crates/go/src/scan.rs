@@ -69,10 +69,15 @@ pub(super) struct Scan {
 }
 
 impl Scan {
-    /// Walks over all functions.
+    /// Walks over all functions, for those of the runtime.
     pub fn new(found: &Found<'_>) -> Result<Self, Error> {
+        Self::of(found, &WANTED, &["runtime.", "_."])
+    }
+
+    /// Walks over all functions, for some whose names begin with one of these.
+    pub fn of(found: &Found<'_>, wanted: &[&'static str], prefixes: &[&str]) -> Result<Self, Error> {
         let view = found.view;
-        let wanted: HashMap<&[u8], &'static str> = WANTED.iter().map(|&n| (n.as_bytes(), n)).collect();
+        let wanted: HashMap<&[u8], &'static str> = wanted.iter().map(|&n| (n.as_bytes(), n)).collect();
         let watched: HashMap<u32, &'static str> =
             view.header.names(found.table).filter_map(|(at, name)| Some((at, *wanted.get(name)?))).collect();
         let mut this = Self::default();
@@ -89,7 +94,7 @@ impl Scan {
             let name = view.header.name_start(found.table, &f);
             // Assembly of runtime/cgo through which C calls Go.
             this.cgo |= name.starts_with(b"crosscall2\0");
-            if name.starts_with(b"runtime.") || name.starts_with(b"_.") {
+            if prefixes.iter().any(|p| name.starts_with(p.as_bytes())) {
                 this.note(name, address, &wanted);
             }
             if let Some(end) = view.stack_maps_end(&f) {

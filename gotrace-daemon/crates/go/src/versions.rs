@@ -167,6 +167,19 @@ pub(super) const fn gofunc_offset(minor: u32) -> u64 {
     }
 }
 
+/// Where the module data (`moduledata`) tell where type descriptors begin and end: first as this version has
+/// it, then as others have it. The reader sees which is right by what is there.
+pub(super) fn type_ranges(minor: u32) -> [(u64, u64); 3] {
+    let mut all = [(280, 288), (296, 304), (296, 312)];
+    let first = match minor {
+        ..=19 => 0,
+        20..=26 => 1,
+        _ => 2,
+    };
+    all.swap(0, first);
+    all
+}
+
 /// Numbers of what the runtime keeps beside an object: a finalizer, a weak handle, a cleanup
 /// (`runtime/mheap.go`, `_KindSpecialFinalizer` and the following); `None` where the version has none.
 pub(super) const fn special_kinds(minor: u32) -> (u8, Option<u8>, Option<u8>) {

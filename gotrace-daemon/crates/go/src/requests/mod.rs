@@ -1,0 +1,181 @@
+//! Request servers in a binary: where their requests begin and end, and how to read what they are.
+//!
+//! Probe points are found as those of the runtime are; layouts come from the binary's own type descriptors
+//! ([`types`]), so that no table of versions of `net/http`, gRPC or OpenTelemetry is needed. What is not
+//! found is told with the reason. Nothing here is placed: it answers `gotrace inspect`.
+
+mod layout;
+mod points;
+mod types;
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::{Binary, Error, elf::Elf, moduledata, plan::Planner, scan::Scan, symtab::Symbols};
+
+/// What a binary has that serves requests, or records spans.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub enum Server {
+    /// `net/http`, HTTP/1.1; its begin is that of HTTP/2 too.
+    #[serde(rename = "net/http")]
+    Http,
+    /// HTTP/2 of `net/http`.
+    #[serde(rename = "net/http HTTP/2")]
+    Http2,
+    /// `golang.org/x/net/http2`.
+    #[serde(rename = "golang.org/x/net/http2")]
+    XHttp2,
+    /// gRPC.
+    #[serde(rename = "google.golang.org/grpc")]
+    Grpc,
+    /// The program's own spans, by the OpenTelemetry SDK.
+    #[serde(rename = "go.opentelemetry.io/otel/sdk")]
+    OpenTelemetry,
+}
+
+impl Server {
+    /// The name that outputs use.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Http => "net/http",
+            Self::Http2 => "net/http HTTP/2",
+            Self::XHttp2 => "golang.org/x/net/http2",
+            Self::Grpc => "google.golang.org/grpc",
+            Self::OpenTelemetry => "go.opentelemetry.io/otel/sdk",
+        }
+    }
+}
+
+/// What a hit of a request's probe means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Moment {
+    /// A request begins.
+    Begin,
+    /// The request's route is about to be found, in a copy of it where a middleware made one.
+    Route,
+    /// The handler is done.
+    End,
+}
+
+impl Moment {
+    /// The name that outputs use.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Begin => "begin",
+            Self::Route => "route",
+            Self::End => "end",
+        }
+    }
+}
+
+/// Where a request can be seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Point {
+    /// Whose request.
+    pub server: Server,
+    /// What a hit means.
+    pub moment: Moment,
+    /// Function that holds the instruction.
+    pub function: &'static str,
+    /// Link-time address of the instruction.
+    pub address: u64,
+    /// Its offset in the file.
+    pub file_offset: u64,
+    /// The instruction.
+    pub instruction: String,
+    /// Whether the kernel emulates it.
+    pub emulated: bool,
+    /// What is in which argument register there ([`super::Arch::argument_register`]), by name.
+    pub values: &'static [(&'static str, u8)],
+}
+
+/// How to read a field: bytes to go on from where a value points; after each but the last of them a pointer
+/// is followed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct FieldPath(pub Vec<u32>);
+
+/// How entries of an `http.Header` lie in memory: maps of buckets with eight entries each up to Go 1.23, Swiss
+/// maps with groups of eight from Go 1.24 on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct HeaderMap {
+    /// Swiss maps.
+    pub swiss: bool,
+    /// Bytes of a bucket, whose last word points to the next, or of a group.
+    pub size: u32,
+    /// Where the first key is in it, a string.
+    pub keys: u32,
+    /// From a key to the next.
+    pub key_stride: u32,
+    /// Where the first element is in it, a slice of strings.
+    pub elements: u32,
+    /// From an element to the next.
+    pub element_stride: u32,
+}
+
+/// How requests of `net/http` can be told apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Routes {
+    /// By `Request.Pattern`, at the request's end (Go 1.23 and later).
+    Pattern,
+    /// By the pattern that `Request.pat` points to (Go 1.22).
+    Pat,
+    /// By the handler's function alone.
+    Handler,
+}
+
+/// What a binary tells of its requests.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Requests {
+    /// What it has that serves requests, in order; empty: nothing that is known.
+    pub servers: Vec<Server>,
+    /// Where to probe, by server and moment.
+    pub points: Vec<Point>,
+    /// Fields by what they are, as `http.request.url.path`; named by the value that they are reached from.
+    pub fields: BTreeMap<&'static str, FieldPath>,
+    /// How `http.Request.Header` lies in memory.
+    pub headers: Option<HeaderMap>,
+    /// Link-time address of the type of a recording span, which tells it from one that is not sampled.
+    pub span_type: Option<u64>,
+    /// How requests of `net/http` can be told apart, and why; `None` without `net/http`.
+    pub routes: Option<(Routes, &'static str)>,
+    /// What was not found, and why: sentences.
+    pub missing: Vec<String>,
+}
+
+impl Binary {
+    /// What the executable tells of its requests. Input is the bytes that this was parsed from. Takes as long as
+    /// parsing: for a question now and then.
+    ///
+    /// # Errors
+    /// As [`Binary::parse`].
+    pub fn requests(&self, executable: &[u8]) -> Result<Requests, Error> {
+        let elf = Elf::parse(executable)?;
+        let minor = self.version.minor;
+        let found = moduledata::find(&elf, minor)?;
+        let scan = Scan::of(&found, &points::names(), &points::PREFIXES)?;
+        let planner = Planner {
+            elf: &elf,
+            found: &found,
+            scan: &scan,
+            symbols: &Symbols::default(),
+            minor,
+            goid: u32::from(self.layout.goid),
+        };
+        let mut requests = points::find(&planner);
+        if !requests.servers.is_empty() {
+            let old_mux = self
+                .build
+                .settings
+                .get("DefaultGODEBUG")
+                .is_some_and(|all| all.split(',').any(|s| s == "httpmuxgo121=1"));
+            layout::read(&elf, found.module, minor, old_mux, &mut requests);
+        }
+        Ok(requests)
+    }
+}

@@ -1,0 +1,172 @@
+//! Where requests begin and end: the functions, and what their arguments are.
+//!
+//! Arguments are those of the functions' signatures, in the order of Go's register ABI; an interface takes
+//! two registers.
+
+use super::{
+    super::{Operand, code::Place, plan::Planner},
+    Moment, Point, Requests, Server,
+};
+
+/// A function to probe. Of those with the same server and moment, a binary has one.
+struct Wanted {
+    server: Server,
+    moment: Moment,
+    function: &'static str,
+    /// Probed at the one call of this function, else near its entry.
+    at_call: Option<&'static str>,
+    values: &'static [(&'static str, u8)],
+}
+
+const fn at_entry(
+    server: Server,
+    moment: Moment,
+    function: &'static str,
+    values: &'static [(&'static str, u8)],
+) -> Wanted {
+    Wanted { server, moment, function, at_call: None, values }
+}
+
+const WRITER: &[(&str, u8)] = &[("writer", 0)];
+const STATUS: &[(&str, u8)] = &[("stream", 1), ("status", 2)];
+
+const WANTED: [Wanted; 11] = [
+    at_entry(
+        Server::Http,
+        Moment::Begin,
+        "net/http.serverHandler.ServeHTTP",
+        &[("writer", 2), ("request", 3)],
+    ),
+    at_entry(Server::Http, Moment::Route, "net/http.(*ServeMux).ServeHTTP", &[("request", 3)]),
+    at_entry(Server::Http, Moment::End, "net/http.(*response).finishRequest", &[("response", 0)]),
+    at_entry(Server::Http2, Moment::End, "net/http.(*http2responseWriter).handlerDone", WRITER),
+    at_entry(Server::Http2, Moment::End, "net/http/internal/http2.(*responseWriter).handlerDone", WRITER),
+    at_entry(Server::XHttp2, Moment::End, "golang.org/x/net/http2.(*responseWriter).handlerDone", WRITER),
+    at_entry(Server::Grpc, Moment::Begin, "google.golang.org/grpc.(*Server).handleStream", &[("stream", 3)]),
+    at_entry(
+        Server::Grpc,
+        Moment::End,
+        "google.golang.org/grpc/internal/transport.(*http2Server).writeStatus",
+        STATUS,
+    ),
+    at_entry(
+        Server::Grpc,
+        Moment::End,
+        "google.golang.org/grpc/internal/transport.(*http2Server).WriteStatus",
+        STATUS,
+    ),
+    Wanted {
+        server: Server::OpenTelemetry,
+        moment: Moment::Begin,
+        function: "go.opentelemetry.io/otel/sdk/trace.(*tracer).Start",
+        // With a span in the context's value, as interface: its type and itself.
+        at_call: Some("context.WithValue"),
+        values: &[("type", 4), ("span", 5)],
+    },
+    at_entry(
+        Server::OpenTelemetry,
+        Moment::End,
+        "go.opentelemetry.io/otel/sdk/trace.(*recordingSpan).End",
+        &[("span", 0)],
+    ),
+];
+
+/// What the names of these functions, and of those whose calls are probed, begin with.
+pub(super) const PREFIXES: [&str; 5] = [
+    "net/http",
+    "golang.org/x/net/http2.",
+    "google.golang.org/grpc",
+    "go.opentelemetry.io/otel/sdk/trace.",
+    "context.WithValue",
+];
+
+/// All names to look for.
+pub(super) fn names() -> Vec<&'static str> {
+    WANTED.iter().map(|w| w.function).chain(WANTED.iter().filter_map(|w| w.at_call)).collect()
+}
+
+/// The servers that a binary has, and the points of each; what is missing of them.
+pub(super) fn find(planner: &Planner<'_>) -> Requests {
+    let mut requests = Requests::default();
+    let there = |w: &Wanted| {
+        planner.scan.addresses.contains_key(w.function) || !planner.scan.holders(w.function).is_empty()
+    };
+    // A route alone is a mux that nothing serves.
+    for wanted in WANTED.iter().filter(|w| w.moment != Moment::Route && there(w)) {
+        if !requests.servers.contains(&wanted.server) {
+            requests.servers.push(wanted.server);
+        }
+    }
+    let mut done: Vec<(Server, Moment)> = Vec::new();
+    for wanted in WANTED.iter().filter(|w| requests.servers.contains(&w.server)) {
+        let key = (wanted.server, wanted.moment);
+        let holders = planner.scan.holders(wanted.function);
+        if there(wanted) {
+            done.push(key);
+        } else {
+            let others = WANTED.iter().filter(|o| (o.server, o.moment) == key);
+            let last = others.clone().next_back().is_some_and(|o| std::ptr::eq(o, wanted));
+            // A program without a mux has its own routes.
+            if last && !done.contains(&key) && wanted.moment != Moment::Route {
+                requests.missing.push(absent(wanted, "is not in the binary"));
+            }
+            continue;
+        }
+        if !planner.scan.addresses.contains_key(wanted.function) {
+            let why = format!("has no code of its own: the compiler inlined it into {}", holders.join(", "));
+            requests.missing.push(absent(wanted, &why));
+            continue;
+        }
+        match point(planner, wanted) {
+            Ok(point) => requests.points.push(point),
+            Err(why) => requests.missing.push(absent(wanted, &why)),
+        }
+        if !holders.is_empty() {
+            let (server, moment) = (wanted.server.name(), wanted.moment.name());
+            let into = holders.join(", ");
+            requests.missing.push(format!(
+                "some requests of {server} have no {moment}: the compiler inlined {} into {into}",
+                wanted.function
+            ));
+        }
+    }
+    requests
+}
+
+fn absent(wanted: &Wanted, why: &str) -> String {
+    let (server, moment) = (wanted.server.name(), wanted.moment.name());
+    format!("{server}: no {moment}: {} {why}", wanted.function)
+}
+
+fn point(planner: &Planner<'_>, wanted: &Wanted) -> Result<Point, String> {
+    let address = |name| planner.scan.addresses.get(name).copied();
+    let name_of = |a| planner.name_of(a);
+    let entry = address(wanted.function).ok_or("is not in the binary")?;
+    let code = planner.code(entry, &name_of).ok_or("has no code")?;
+    let place = match wanted.at_call {
+        None => {
+            let kept: Vec<_> = wanted.values.iter().map(|&(_, n)| Operand::Argument(n)).collect();
+            code.entry(&kept).ok_or("cannot be decoded")?
+        }
+        Some(callee) => {
+            let calls = address(callee).map(|target| code.calls(target)).unwrap_or_default();
+            match <[_; 1]>::try_from(calls) {
+                Ok([(place, _)]) => place,
+                Err(calls) => return Err(format!("calls {callee} {} times, not once", calls.len())),
+            }
+        }
+    };
+    let Place { offset, instruction, emulated } = place;
+    let address = entry.wrapping_add(offset as u64);
+    let file_offset = planner.elf.offset_of(address).ok_or("is not in the file")? as u64;
+    Ok(Point {
+        server: wanted.server,
+        moment: wanted.moment,
+        function: wanted.function,
+        address,
+        file_offset,
+        instruction,
+        emulated,
+        values: wanted.values,
+    })
+}
