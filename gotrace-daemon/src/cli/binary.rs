@@ -12,9 +12,10 @@ use super::{
     CliError, Exit, InspectArgs,
     args::TextOrJson,
     output::{Stdout, is_broken_pipe},
+    requests,
     target::TargetName,
 };
-use gotrace_go::{Binary, Offset, Probe, Source};
+use gotrace_go::{Binary, Offset, Probe, Source, requests::Requests};
 use gotrace_model::{Level, printable::write_json};
 use gotrace_process::{Content, Executable, Target, Unreadable};
 
@@ -38,19 +39,26 @@ pub fn run(args: InspectArgs) -> Result<Exit, CliError> {
         }
         (_, pid) => pid,
     };
-    let (name, parsed) = match (args.path.as_ref().filter(|_| pid.is_none()), pid) {
-        (Some(path), _) => (path.display().to_string(), Binary::parse(&read(path)?)),
+    let (name, content, parsed) = match (args.path.as_ref().filter(|_| pid.is_none()), pid) {
+        (Some(path), _) => {
+            let content = read(path)?;
+            let parsed = Binary::parse(&content);
+            (path.display().to_string(), content, parsed)
+        }
         (None, Some(pid)) => {
             let target = Target::open(pid)?;
-            let parsed = super::dump::parse(&target, &target.exe_bytes()?);
-            (format!("process {pid}: {}", target.executable.display()), parsed)
+            let content = target.exe_bytes()?;
+            let parsed = super::dump::parse(&target, &content);
+            (format!("process {pid}: {}", target.executable.display()), content, parsed)
         }
         (None, None) => return Err(CliError::usage("no executable or --pid given")),
     };
     let binary =
         parsed.map_err(|e| CliError::new(Exit::UNSUPPORTED, format!("{name}: {e}")).help(e.help()))?;
+    let found = requests::of(&binary, &content);
+    drop(content);
     let mut out = Stdout::lock();
-    match render(&binary, args.level, args.format, &mut out).and_then(|()| out.flush()) {
+    match render(&binary, &found, args.level, args.format, &mut out).and_then(|()| out.flush()) {
         Err(e) if !is_broken_pipe(&e) => Err(CliError::failure(format!("cannot write results: {e}"))),
         _ => Ok(Exit::DONE),
     }
@@ -84,18 +92,24 @@ fn read(path: &Path) -> Result<Content, CliError> {
 ///
 /// # Errors
 /// Those of the writer.
-fn render(binary: &Binary, level: Level, format: TextOrJson, out: &mut dyn Write) -> io::Result<()> {
+fn render(
+    binary: &Binary,
+    found: &Requests,
+    level: Level,
+    format: TextOrJson,
+    out: &mut dyn Write,
+) -> io::Result<()> {
     match format {
         TextOrJson::Json => {
-            write_json(out, &to_json(binary, level))?;
+            write_json(out, &to_json(binary, found, level))?;
             writeln!(out)
         }
-        TextOrJson::Text => render_text(binary, level, out),
+        TextOrJson::Text => render_text(binary, found, level, out),
     }
 }
 
 /// The object of `gotrace.inspect/1`. What is not known is `null`.
-fn to_json(binary: &Binary, level: Level) -> Value {
+fn to_json(binary: &Binary, found: &Requests, level: Level) -> Value {
     let build = binary.build();
     let plan = binary.plan(level);
     let probes: Vec<_> = plan
@@ -134,6 +148,7 @@ fn to_json(binary: &Binary, level: Level) -> Value {
         "layout_is_extrapolated": binary.layout_is_extrapolated(),
         "offsets": binary.offsets(),
         "probes": probes,
+        "requests": requests::to_json(binary, found),
         "warnings": plan.warnings,
     })
 }
@@ -143,7 +158,7 @@ fn level_of(binary: &Binary, probe: &Probe) -> Level {
     Level::ALL.into_iter().find(|&l| binary.plan(l).probes.contains(probe)).unwrap_or(Level::Full)
 }
 
-fn render_text(binary: &Binary, level: Level, out: &mut dyn Write) -> io::Result<()> {
+fn render_text(binary: &Binary, found: &Requests, level: Level, out: &mut dyn Write) -> io::Result<()> {
     let build = binary.build();
     let plan = binary.plan(level);
     let unknown = "unknown";
@@ -207,6 +222,8 @@ fn render_text(binary: &Binary, level: Level, out: &mut dyn Write) -> io::Result
         let cells: Vec<_> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         writeln!(out, "  {}", cells.join("  ").trim_end())?;
     }
+
+    requests::render(binary, found, out)?;
 
     if !plan.warnings.is_empty() {
         writeln!(out, "\nwarnings")?;

@@ -31,6 +31,7 @@ mod printed_tests;
 mod programs;
 mod ps;
 mod recording;
+mod requests;
 mod surroundings;
 mod target;
 mod top;
