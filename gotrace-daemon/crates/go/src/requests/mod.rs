@@ -1,7 +1,7 @@
 //! Request servers in a binary: where their requests begin and end, and how to read what they are.
 //!
 //! Probe points are found as those of the runtime are; layouts come from the binary's own type descriptors
-//! ([`types`]), so that no table of versions of `net/http`, gRPC or OpenTelemetry is needed. What is not
+//! (`types`), so that no table of versions of `net/http`, gRPC or OpenTelemetry is needed. What is not
 //! found is told with the reason. Nothing here is placed: it answers `gotrace inspect`.
 
 mod layout;
