@@ -38,7 +38,10 @@ fn judge_links(left: &Left, expected: bool) -> Result<&'static str, String> {
 /// Whether the kernel tells CPU time: what doctor finds by trying, and what spans then have.
 fn judge_cpu_time(left: &Left) -> Result<(), String> {
     let file = |name: &str| left.files.get(name).map_or("", String::as_str);
-    let tried = file("doctor").lines().any(|line| line.starts_with("ok") && line.contains("CPU time"));
+    let doctor: Value =
+        serde_json::from_str(file("doctor")).map_err(|e| format!("{e}: {}", file("doctor")))?;
+    let mut checks = doctor["checks"].as_array().into_iter().flatten();
+    let tried = checks.any(|check| check["name"] == "CPU time" && check["state"] == "ok");
     if tried && file("export").contains("gotrace.time.on_cpu") {
         return Ok(());
     }
