@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use gotrace_kernel::HitCost;
 
-/// What counting a switch of threads takes, as a share of an emulated hit: it traps nothing (`cargo xtask bench --only
-/// cpu-time` measures it).
-const SWITCH_SHARE: f64 = 0.2;
+/// What counting a switch of a traced thread takes, as a share of an emulated hit: it traps nothing. The program's own
+/// time on 6.18 was 145 to 245 ns beside hits of 706 to 758 ns (`kernel.bpf_stats_enabled`, which is part of it).
+const SWITCH_SHARE: f64 = 0.3;
 
 /// A process's account.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -164,9 +164,9 @@ mod tests {
         let mut switches = hits(0, 0);
         switches[Hit::Switch as usize] = 1000;
         assert_eq!(cost.used(Some(3_000_000)), (Some(2_000_000), Some(2_000_000)));
-        assert_eq!(cost.interval(&switches, Some(3_000_000), COST), Some(0.1));
+        assert_eq!(cost.interval(&switches, Some(3_000_000), COST), Some(0.15));
         let [lifecycle, waits, full] = cost.by_level(&switches, COST.expect("known"));
-        assert_eq!((lifecycle, waits, full), (0.0, 200_000.0, 0.0));
+        assert_eq!((lifecycle, waits, full), (0.0, 300_000.0, 0.0));
         assert_eq!(cost.used(Some(4_000_000)), (Some(1_000_000), Some(3_000_000)));
         assert_eq!(cost.used(None), (Some(0), Some(2_000_000)));
     }
