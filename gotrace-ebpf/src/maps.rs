@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
 };
 use gotrace_common::{
     Counters, GoroutineKey, GoroutineState, Histogram, PauseRecord, ProcessConfig, REASON_ROWS, ThreadState,
@@ -54,6 +54,10 @@ pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0)
 /// slot. CPUs share copies: one for each CPU would take 75 KB a process and CPU.
 #[map]
 pub static HISTOGRAMS: Array<Histogram> = Array::with_max_entries(REASON_ROWS, 0);
+
+/// Empty, and never called through: see [`crate::process::keep_own_stack`].
+#[map]
+pub static NOWHERE: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
 /// Records on their way to user space.
 #[map]

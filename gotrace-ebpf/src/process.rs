@@ -12,7 +12,7 @@ use gotrace_common::{BUCKETS, GoroutineKey, GoroutineState, Hit, Lost, ProcessCo
 
 use crate::{
     diagnostics,
-    maps::{COUNTERS, EXECUTIONS, GOROUTINES, HELD, HISTOGRAMS, PROCESSES, SHARES},
+    maps::{COUNTERS, EXECUTIONS, GOROUTINES, HELD, HISTOGRAMS, NOWHERE, PROCESSES, SHARES},
 };
 
 /// Device of the agent's PID namespace (`/proc/self/ns/pid`).
@@ -199,6 +199,7 @@ impl Probe {
     /// Of a program that is attached for itself.
     #[inline(always)]
     pub fn new(ctx: ProbeContext) -> Self {
+        keep_own_stack(&ctx);
         // SAFETY: user space sets it before loading; volatile, so that the value here is not built in.
         let file = if unsafe { ptr::read_volatile(&COOKIES) } != 0 { (cookie(&ctx) >> 32) as u32 } else { 0 };
         Self { ctx, file }
@@ -207,6 +208,7 @@ impl Probe {
     /// Of a program that does the work of many, and the number of the one whose it is.
     #[inline(always)]
     pub fn dispatched(ctx: ProbeContext) -> (Self, u32) {
+        keep_own_stack(&ctx);
         let cookie = cookie(&ctx);
         (Self { ctx, file: (cookie >> 32) as u32 }, cookie as u32)
     }
@@ -218,6 +220,24 @@ impl core::ops::Deref for Probe {
     #[inline(always)]
     fn deref(&self) -> &ProbeContext {
         &self.ctx
+    }
+}
+
+/// Always 0, which the compiler does not know, and the verifier does.
+#[unsafe(no_mangle)]
+static NEVER: u32 = 0;
+
+/// From Linux 6.13 on a program whose stack has 64 bytes or more gets one for each CPU instead of the thread's, unless it
+/// has a tail call (`check_max_stack_depth` of the kernel's `kernel/bpf/verifier.c`). For a program on a uprobe that is
+/// fatal: it may be preempted, and a run of it by another thread on that CPU overwrites what it keeps there, addresses
+/// among them (seen on 7.3: an oops in the first one's next store). So each has a tail call, which never happens, and
+/// which the verifier removes once it has seen it.
+#[inline(always)]
+fn keep_own_stack(ctx: &ProbeContext) {
+    // SAFETY: nobody writes it; volatile, so that the value here is not built in.
+    if unsafe { ptr::read_volatile(&NEVER) } != 0 {
+        // SAFETY: the array is empty.
+        unsafe { NOWHERE.tail_call(ctx, 0) };
     }
 }
 

@@ -1,6 +1,7 @@
 //! One program for all places of an attachment: the lower half of a place's cookie names what is run there. A link
 //! then holds all probes of a level, so that a process takes as many links as levels (Linux 6.6). Each level has a
-//! program of its own, which chooses among few.
+//! program of its own, which chooses among few. Each is one function: a tail call in a called one is refused
+//! ([`crate::process::Probe::dispatched`]).
 
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use gotrace_common::{kind, program};
@@ -12,6 +13,7 @@ use crate::{
 };
 
 /// Births and deaths, and what the collector costs.
+#[inline(always)]
 #[uprobe]
 pub fn dispatch_lifecycle(ctx: ProbeContext) -> u32 {
     let (ctx, number) = &Probe::dispatched(ctx);
@@ -35,6 +37,7 @@ pub fn dispatch_lifecycle(ctx: ProbeContext) -> u32 {
 }
 
 /// Waits.
+#[inline(always)]
 #[uprobe]
 pub fn dispatch_waits(ctx: ProbeContext) -> u32 {
     let (ctx, number) = &Probe::dispatched(ctx);
@@ -47,6 +50,7 @@ pub fn dispatch_waits(ctx: ProbeContext) -> u32 {
 }
 
 /// Wakes, yields, coroutine switches, system calls. The most frequent first.
+#[inline(always)]
 #[uprobe]
 pub fn dispatch_full(ctx: ProbeContext) -> u32 {
     let (ctx, number) = &Probe::dispatched(ctx);

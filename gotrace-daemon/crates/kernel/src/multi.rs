@@ -35,7 +35,11 @@ impl Programs {
         let mut maps = HashMap::new();
         for (name, map) in ebpf.maps() {
             let data = match map {
-                Map::Array(data) | Map::HashMap(data) | Map::PerCpuArray(data) | Map::RingBuf(data) => data,
+                Map::Array(data)
+                | Map::HashMap(data)
+                | Map::PerCpuArray(data)
+                | Map::ProgramArray(data)
+                | Map::RingBuf(data) => data,
                 _ => return Err(Error::Object(format!("map {name} of the expected type"))),
             };
             let fd = data.fd().as_fd().try_clone_to_owned();
