@@ -113,8 +113,9 @@ fn what_is_asked_of_one_that_has_ended_says_that_it_is_gone() {
     let mut child = Command::new("/bin/sleep").arg("60").spawn().expect("sleep starts");
     crate::wait_for_program(child.id());
     let target = Target::open(child.id()).expect("opens");
+    let watch = target.watch().expect("watched");
     child.kill().expect("sleep can be ended");
-    assert!(target.watch().expect("watched").wait_timeout(std::time::Duration::from_secs(60)));
+    assert!(watch.wait_timeout(std::time::Duration::from_secs(60)));
     // First a zombie, whose directory is there still, then nothing.
     for _ in 0..2 {
         assert!(matches!(target.executable_mappings(), Err(ProcessError::Gone { .. })));
