@@ -33,6 +33,7 @@ pub mod running;
 pub mod server;
 pub mod soak;
 pub mod spans_rate;
+pub mod speaking;
 pub mod stacks;
 pub mod terminal;
 pub mod traceback;

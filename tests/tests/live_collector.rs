@@ -1,43 +1,19 @@
 //! `gotrace gc` against the runtime's own account: cycles, pauses, assists, and who else stops the world, with every Go
 //! version and build mode. Needs root and `go`.
 
-use std::{
-    io::Write as _,
-    process::{Child, ChildStdout, Command, Stdio},
-    sync::mpsc::Receiver,
-};
+use std::{io::Write as _, process::Command};
 
 use gotrace_tests::{
-    fixture::{PATIENCE, read_lines},
+    fixture::PATIENCE,
     gobuild::{Arch, Mode, VERSIONS, build},
     gotrace::{binary, privileged},
+    speaking::{parse, start},
 };
 use serde_json::Value;
 
 /// Processes of a version of which one must agree in time: what is preempted between two looks at the clock is counted
 /// by one side alone.
 const TRIES: u32 = 8;
-
-/// A child that is ended with its test.
-struct Ended(Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        // Both fail only where it has ended, which is what is wanted.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn start(command: &mut Command) -> (Ended, Receiver<String>) {
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
-    let stdout: ChildStdout = child.stdout.take().expect("a pipe");
-    (Ended(child), read_lines(stdout))
-}
-
-fn parse(line: &str) -> Value {
-    serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))
-}
 
 /// What the runtime counted in one process, and what gotrace saw: its intervals and its summary.
 fn both(version: &str, mode: Mode) -> (Value, Vec<Value>, Value) {

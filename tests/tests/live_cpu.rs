@@ -1,17 +1,14 @@
 //! CPU time of goroutines against the clocks of the threads that they ran on, with every Go version and build mode. Needs
 //! root and `go`.
 
-use std::{
-    io::Write as _,
-    process::{Child, ChildStdout, Command, Stdio},
-    sync::mpsc::Receiver,
-};
+use std::{io::Write as _, process::Command};
 
 use gotrace_tests::{
-    fixture::{PATIENCE, read_lines},
+    fixture::PATIENCE,
     gobuild::{Arch, Mode, VERSIONS, build},
-    gotrace::{binary, privileged},
+    gotrace::{binary, left_out, privileged},
     quota::Quota,
+    speaking::{parse, start},
 };
 use serde_json::Value;
 
@@ -20,27 +17,6 @@ use serde_json::Value;
 const TRIES: u32 = 4;
 /// Functions that goroutines of the program run, and know the CPU time of.
 const KINDS: [&str; 5] = ["main.spinner", "main.napper", "main.reader", "main.passer", "main.short"];
-
-/// A child that is ended with its test.
-struct Ended(Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        // Both fail only where it has ended, which is what is wanted.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn start(command: &mut Command) -> (Ended, Receiver<String>) {
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
-    let stdout: ChildStdout = child.stdout.take().expect("a pipe");
-    (Ended(child), read_lines(stdout))
-}
-
-fn parse(line: &str) -> Value {
-    serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))
-}
 
 /// What the program says, and gotrace's summary; within a CPU quota, where there is one.
 fn both(version: &str, mode: Mode, level: &str, quota: Option<&Quota>) -> (Value, Value) {
@@ -128,7 +104,7 @@ fn time_throttled_is_what_the_quota_took() {
         return;
     }
     if !gotrace_process::kernel_is_at_least(6, 18) {
-        eprintln!("SKIPPED live_cpu: this kernel does not tell whether a thread is throttled (Linux 6.18)");
+        left_out("live_cpu", "this kernel does not tell whether a thread is throttled (Linux 6.18)");
         return;
     }
     let quota = Quota::new(50).expect("a control group");

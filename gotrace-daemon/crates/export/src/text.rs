@@ -247,8 +247,9 @@ fn cpu_time(out: &mut impl Write, last: &Interval, system: bool) -> io::Result<(
     let shown = by_function(&shown, |site| site.cpu_total_ns);
     let (listed, more) = shown.split_at(shown.len().min(SITES));
     let mut rows: Vec<(String, u64)> = listed.to_vec();
-    rows.push(("other functions".into(), more.iter().map(|(_, time)| time).sum()));
-    rows.push(("the runtime's own (--system)".into(), hidden.iter().map(|s| s.cpu_total_ns).sum()));
+    let sum = |times: &mut dyn Iterator<Item = u64>| times.fold(0, u64::saturating_add);
+    rows.push(("other functions".into(), sum(&mut more.iter().map(|(_, time)| *time))));
+    rows.push(("the runtime's own (--system)".into(), sum(&mut hidden.iter().map(|s| s.cpu_total_ns))));
     let complete = last.levels.below_ns("waits") == 0;
     let rest = "outside of goroutines: scheduler, C threads, probes";
     let rest = if complete { rest.into() } else { format!("{rest}; or not seen") };
@@ -267,7 +268,8 @@ fn cpu_time(out: &mut impl Write, last: &Interval, system: bool) -> io::Result<(
 fn by_function(sites: &[&Site], of: impl Fn(&Site) -> u64) -> Vec<(String, u64)> {
     let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
     for site in sites {
-        *sums.entry(&*site.entry.function).or_default() += of(site);
+        let sum = sums.entry(&*site.entry.function).or_default();
+        *sum = sum.saturating_add(of(site));
     }
     let mut rows: Vec<(String, u64)> =
         sums.into_iter().filter(|(_, n)| *n > 0).map(|(f, n)| (printable(f).into_owned(), n)).collect();

@@ -174,9 +174,17 @@ impl Kernel {
         self.attach_tracepoint("process_exec", "sched_process_exec")
     }
 
+    /// Forgets threads when they end, from now on. Where that cannot be, each takes room until its process has ended.
+    ///
+    /// # Errors
+    /// As [`Self::watch_executions`].
+    pub fn watch_thread_ends(&mut self) -> Result<(), Error> {
+        self.attach_tracepoint("thread_exit", "sched_process_exit")
+    }
+
     /// Counts the processor time of threads from now on.
     pub(super) fn watch_threads(&mut self) -> Result<(), Error> {
-        self.attach_tracepoint("thread_exit", "sched_process_exit")?;
+        self.watch_thread_ends()?;
         self.attach_tracepoint("thread_switch", "sched_switch")
     }
 

@@ -175,6 +175,7 @@ fn live_what_a_thread_uses_of_a_processor_is_counted() {
     // The agent may be in a PID namespace of its own, and the kernel side's numbers are those of the first.
     if std::fs::read_link("/proc/self/ns/pid").is_ok_and(|link| !link.ends_with("pid:[4026531836]")) {
         crate::not_tested("that processor time is counted, outside of the initial PID namespace");
+        return;
     }
     go.send(()).expect("heard");
     known.recv().expect("told");
@@ -193,4 +194,27 @@ fn live_what_a_thread_uses_of_a_processor_is_counted() {
         assert!(Instant::now() < deadline, "a thread that has ended is still known");
         thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// A program on a uprobe may be preempted by itself, and must not have a stack that is the CPU's (`keep_own_stack` of
+/// `gotrace-ebpf/src/process.rs`).
+#[test]
+fn each_program_on_a_probe_has_a_tail_call() {
+    /// `call` of a helper, by number, and `bpf_tail_call`'s.
+    const CALL: u8 = 0x85;
+    const TAIL_CALL: i32 = 12;
+    let object = aya_obj::Object::parse(super::OBJECT).expect("the embedded object");
+    let mut programs = 0;
+    for (name, program) in &object.programs {
+        if !matches!(program.section, aya_obj::ProgramSection::UProbe { .. }) {
+            continue;
+        }
+        let function = &object.functions[&program.function_key()];
+        // Source 0 in the upper half of the registers: a helper, not another function.
+        let is_tail_call =
+            |i: &aya_obj::generated::bpf_insn| i.code == CALL && i.src_reg() == 0 && i.imm == TAIL_CALL;
+        assert!(function.instructions.iter().any(is_tail_call), "{name}");
+        programs += 1;
+    }
+    assert_eq!(programs, gotrace_common::program::NAMES.len() + 3, "the dispatchers too");
 }

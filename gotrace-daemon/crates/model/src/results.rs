@@ -480,14 +480,14 @@ impl Interval {
     /// CPU time that goroutines used since attaching, the runtime's own among them; `None` where that is not known.
     #[must_use]
     pub fn goroutines_cpu_total_ns(&self) -> Option<u64> {
-        let ns = self.sites.iter().map(|s| s.cpu_total_ns).sum();
+        let ns = self.sites.iter().fold(0, |sum: u64, s| sum.saturating_add(s.cpu_total_ns));
         (ns > 0).then_some(ns)
     }
 
     /// For how long threads of goroutines stood still since attaching, as the CPU quota was used up.
     #[must_use]
     pub fn throttled_total_ns(&self) -> u64 {
-        self.sites.iter().map(|s| s.throttled_total_ns).sum()
+        self.sites.iter().fold(0, |sum: u64, s| sum.saturating_add(s.throttled_total_ns))
     }
 
     /// Goroutines alive that are the runtime's own.

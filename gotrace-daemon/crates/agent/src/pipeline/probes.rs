@@ -113,6 +113,9 @@ impl Probes {
                 false
             }
         };
+        if let Err(error) = kernel.watch_thread_ends() {
+            tracing::debug!(%error, "a program that ends many threads may find no room for new ones");
+        }
         let ring = kernel.ring()?;
         Ok(Self {
             kernel,

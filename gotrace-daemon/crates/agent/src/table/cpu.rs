@@ -20,7 +20,10 @@ pub struct CpuUse {
 
 impl CpuUse {
     fn plus(self, other: Self) -> Self {
-        Self { cpu_ns: self.cpu_ns + other.cpu_ns, throttled_ns: self.throttled_ns + other.throttled_ns }
+        Self {
+            cpu_ns: self.cpu_ns.saturating_add(other.cpu_ns),
+            throttled_ns: self.throttled_ns.saturating_add(other.throttled_ns),
+        }
     }
 
     /// What it is more than before.
@@ -271,9 +274,12 @@ mod tests {
             assert_eq!(read.of(entry_pc), fed.of(entry_pc));
         }
         assert_eq!((read.exit(12, 0), read.exit(13, 20 * MS)), (Some(12 * MS), Some(20 * MS)));
-        // Numbers that there are not.
+        // Numbers that there are not, and more than there can be.
         let none = CpuUse::default();
         read.table
             .restore_cpu(&CpuTimes { goroutines: vec![(1, none, none)], sites: vec![(99, none, none)] });
+        read.told(10, u64::MAX);
+        read.told(14, u64::MAX);
+        assert_eq!(read.table.sites().iter().map(|site| site.cpu.cpu_ns).max(), Some(u64::MAX));
     }
 }

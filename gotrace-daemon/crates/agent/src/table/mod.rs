@@ -5,7 +5,8 @@
 //! snapshot tells it.
 //!
 //! A live goroutine costs its 40 bytes and as many more once it has waited, and 24 where what it used of the processors
-//! is known, at the hash tables' load (at most 94 bytes each and 58, 246 in all); sites cost more and are as many as the program has `go` statements.
+//! is known, at the hash tables' load (at most 94 bytes each and 58, 246 in all); sites cost more and are as many as the
+//! program has `go` statements.
 
 mod cpu;
 mod output;

@@ -346,7 +346,7 @@ impl Samples<'_> {
         } = interval;
         self.states(waiting);
         self.sites(sites);
-        self.cpu_time(sites);
+        self.cpu_time(sites, interval.goroutines_cpu_total_ns().unwrap_or(0));
         if interval.throttled_total_ns() > 0 {
             self.one(&THROTTLED, Series::Only, Value::Nanoseconds(interval.throttled_total_ns()));
         }
@@ -476,8 +476,8 @@ impl Samples<'_> {
     }
 
     /// The sites that have used most first. One that has used little so far gets no series of its own, which it would keep.
-    fn cpu_time(&mut self, sites: &[Site]) {
-        let all: u64 = sites.iter().map(|site| site.cpu_total_ns).sum();
+    /// `all`: what all of them have used.
+    fn cpu_time(&mut self, sites: &[Site], all: u64) {
         let mut used: Vec<&Site> = sites.iter().filter(|site| site.cpu_total_ns > 0).collect();
         used.sort_by_key(|site| std::cmp::Reverse(site.cpu_total_ns));
         let (mut series, mut beyond) = (Vec::new(), 0);
@@ -485,7 +485,7 @@ impl Samples<'_> {
             let much = site.cpu_total_ns >= all / 20;
             match self.admitted.cpu_time(&site.entry, site.created_by.as_ref(), much) {
                 Some(key) => series.push((Series::Site(key), Value::Nanoseconds(site.cpu_total_ns))),
-                None => beyond += site.cpu_total_ns,
+                None => beyond = u64::saturating_add(beyond, site.cpu_total_ns),
             }
         }
         if beyond > 0 {
