@@ -303,6 +303,7 @@ fn problems(interval: &Interval) -> String {
     leaks
         .map(|l| format!("LEAK {} × {}", l.count, l.entry.function))
         .chain(suspects.map(|s| format!("{} {} × {}", s.verdict, s.count, s.entry.function)))
+        .map(|problem| printable(&problem).into_owned())
         .collect::<Vec<_>>()
         .join(" · ")
 }
@@ -353,8 +354,11 @@ fn rows(interval: &Interval, sites: &[&Site]) -> Vec<Row> {
         .iter()
         .map(|site| Row {
             key: (Arc::clone(&site.entry), site.created_by.clone()),
-            entry: site.entry.function.to_string(),
-            created_by: site.created_by.as_deref().map_or_else(|| "-".into(), place),
+            entry: printable(&site.entry.function).into_owned(),
+            created_by: site
+                .created_by
+                .as_deref()
+                .map_or_else(|| "-".into(), |at| printable(&place(at)).into_owned()),
             alive: format::count(site.alive),
             born: format::rate(site.born, length_ns),
             died: format::rate(site.died, length_ns),

@@ -3,7 +3,7 @@
 use gotrace_common::Histogram;
 
 use super::*;
-use gotrace_model::Levels;
+use gotrace_model::{Leak, Levels};
 
 pub(crate) fn interval() -> Interval {
     let location = |function: &str, file: &str, line| {
@@ -213,4 +213,36 @@ fn the_runtimes_own_are_shown_when_wanted() {
     assert_eq!(state.rows.len(), 2);
     state.switch_system();
     assert_eq!(entries(&state)[2], "runtime.gcBgMarkWorker");
+}
+
+#[test]
+fn names_that_a_program_chose_steer_nothing() {
+    let mut hostile = interval();
+    let name = "main.\u{1b}[2J\u{202e}x";
+    hostile.sites[0].entry =
+        Arc::new(Location { function: name.into(), file: "a\u{9b}b.go".into(), line: 7 });
+    hostile.sites[0].created_by = Some(Arc::clone(&hostile.sites[0].entry));
+    hostile.leaks.push(Leak {
+        entry: Arc::clone(&hostile.sites[0].entry),
+        created_by: hostile.sites[0].created_by.clone(),
+        waits_at: None,
+        reason: "select".into(),
+        count: 3,
+        growth_per_second: None,
+        retained_bytes: None,
+        goids: vec![7],
+        others: Vec::new(),
+        place: None,
+        holders: Vec::new(),
+        why: name.into(),
+        suppressed: None,
+    });
+    let mut state = State::new(String::new(), false, false);
+    state.update(&Arc::new(hostile));
+    state.enter();
+    let Row { entry, created_by, .. } = &state.rows[0];
+    for text in [entry, created_by, &state.problems, &state.detail.concat()] {
+        assert!(!text.is_empty() && !text.chars().any(|c| c.is_control() || c == '\u{202e}'), "{text:?}");
+    }
+    assert!(state.problems.starts_with("LEAK "), "{}", state.problems);
 }

@@ -2,8 +2,8 @@
 
 use super::{
     super::elf::Elf,
-    FieldPath, HeaderMap, Requests, Routes, Server,
-    types::{MapWords, Struct, Types},
+    FieldPath, Requests, Routes, Server,
+    types::{Struct, Types},
 };
 
 /// A field to look for: what outputs call it, and its path by the names of fields.
@@ -153,10 +153,7 @@ impl Reader<'_, '_> {
             let why = "http.Request.Header is not laid out as any known map";
             self.requests.missing.push(format!("headers of requests: {why}"));
         }
-        self.requests.headers = map.map(|m| {
-            let MapWords { swiss, size, keys, key_stride, elements, element_stride } = m;
-            HeaderMap { swiss, size, keys, key_stride, elements, element_stride }
-        });
+        self.requests.headers = map;
     }
 
     /// How requests can be told apart; adds the field that tells it.

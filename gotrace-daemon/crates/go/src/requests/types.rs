@@ -7,10 +7,13 @@
 
 use std::collections::HashMap;
 
-use super::super::{
-    bytes::{slice, u8_at, u32_at, u64_at, uvarint},
-    elf::Elf,
-    versions,
+use super::{
+    super::{
+        bytes::{slice, u8_at, u32_at, u64_at, uvarint},
+        elf::Elf,
+        versions,
+    },
+    HeaderMap,
 };
 
 /// Kinds of types (`reflect.Kind`).
@@ -45,17 +48,6 @@ const MAX_TEXT: usize = 4096;
 /// A structure: the address of its descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Struct(u64);
-
-/// How the entries of a map lie.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct MapWords {
-    pub swiss: bool,
-    pub size: u32,
-    pub keys: u32,
-    pub key_stride: u32,
-    pub elements: u32,
-    pub element_stride: u32,
-}
 
 /// All type descriptors of a binary.
 pub(super) struct Types<'a> {
@@ -132,20 +124,20 @@ impl<'a> Types<'a> {
     }
 
     /// How the map in a field lies, where keys are strings and elements slices.
-    pub fn map(&self, holder: Struct, name: &str) -> Option<MapWords> {
+    pub fn map(&self, holder: Struct, name: &str) -> Option<HeaderMap> {
         let (_, map) = self.field(holder, name)?;
         let size = |at: u64| u32::try_from(self.word(self.word(map + at)?)?).ok();
         let (key, element) = (size(ELEMENT)?, size(MAP_ELEMENT)?);
         if self.kind(map)? != MAP || (key, element) != (16, 24) {
             return None;
         }
-        let tail = |n: u64| self.word(map + MAP_TAIL + 8 * n);
+        let tail = |n: u64| self.word(map.wrapping_add(MAP_TAIL + 8 * n));
         let half = |n: u64| u32::try_from(tail(n)?).ok().filter(|&v| v < 4096);
         // Eight entries in each: first bytes of hashes, keys, elements, a pointer to the next bucket.
         let bucket = 8 + 8 * (key + element) + 8;
         let first = tail(0)?;
         if first & 0xffff_ffff == u64::from(bucket << 16 | element << 8 | key) {
-            return Some(MapWords {
+            return Some(HeaderMap {
                 swiss: false,
                 size: bucket,
                 keys: 8,
@@ -158,7 +150,7 @@ impl<'a> Types<'a> {
         let (size, second, third) = (half(0)?, half(1)?, half(2)?);
         let slot = key + element;
         if size == 8 + 8 * slot && second == slot && third == key {
-            return Some(MapWords {
+            return Some(HeaderMap {
                 swiss: true,
                 size,
                 keys: 8,
@@ -167,7 +159,7 @@ impl<'a> Types<'a> {
                 element_stride: slot,
             });
         }
-        let found = MapWords {
+        let found = HeaderMap {
             swiss: true,
             size,
             keys: second,
@@ -390,7 +382,7 @@ mod tests {
             let types = types(&bytes);
             types.map(types.named("b.T", "a/b").expect("there is one"), "m")
         };
-        let words = |m: MapWords| (m.swiss, m.size, m.keys, m.key_stride, m.elements, m.element_stride);
+        let words = |m: HeaderMap| (m.swiss, m.size, m.keys, m.key_stride, m.elements, m.element_stride);
         let old = 4 << 32 | 336 << 16 | 24 << 8 | 16;
         assert_eq!(read(&[old, 0, 0]).map(words), Some((false, 336, 8, 16, 136, 24)));
         assert_eq!(read(&[328, 40, 16]).map(words), Some((true, 328, 8, 40, 24, 40)));
