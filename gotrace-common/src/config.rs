@@ -22,6 +22,8 @@ pub mod flags {
     pub const STOP_REASON: u32 = 4;
     /// Thread switches are watched: what goroutines use of the processors is counted, from [`super::LEVEL_WAITS`] on.
     pub const CPU_TIME: u32 = 8;
+    /// Requests are watched, at [`super::LEVEL_FULL`]: goroutines that serve one have an account.
+    pub const REQUESTS: u32 = 16;
 }
 
 /// Processor time of a goroutine, or time throttled, that is not told yet, at which a record tells it.
@@ -76,9 +78,29 @@ pub mod program {
     pub const ASSIST_BEGIN: u32 = 21;
     /// `assist_end`
     pub const ASSIST_END: u32 = 22;
+    /// `http_begin`
+    pub const HTTP_BEGIN: u32 = 23;
+    /// `http_route`
+    pub const HTTP_ROUTE: u32 = 24;
+    /// `http_handler`
+    pub const HTTP_HANDLER: u32 = 25;
+    /// `http_hijack`
+    pub const HTTP_HIJACK: u32 = 26;
+    /// `http1_end`
+    pub const HTTP1_END: u32 = 27;
+    /// `http2_end`
+    pub const HTTP2_END: u32 = 28;
+    /// `x_http2_end`
+    pub const X_HTTP2_END: u32 = 29;
+    /// `grpc_begin`
+    pub const GRPC_BEGIN: u32 = 30;
+    /// `grpc_end`
+    pub const GRPC_END: u32 = 31;
+    /// `panic`
+    pub const PANIC: u32 = 32;
 
     /// Names of the programs, by number.
-    pub const NAMES: [&str; 23] = [
+    pub const NAMES: [&str; 33] = [
         "create_0",
         "create_1",
         "create_2",
@@ -102,6 +124,16 @@ pub mod program {
         "world_started",
         "assist_begin",
         "assist_end",
+        "http_begin",
+        "http_route",
+        "http_handler",
+        "http_hijack",
+        "http1_end",
+        "http2_end",
+        "x_http2_end",
+        "grpc_begin",
+        "grpc_end",
+        "panic",
     ];
 }
 
@@ -251,8 +283,10 @@ pub struct GoroutineState {
     pub reason: u8,
     /// [`crate::WakerKind`]
     pub waker: u8,
+    /// 1 while it has an account ([`crate::Account`]).
+    pub accounted: u8,
     /// Reserved, 0.
-    pub reserved: [u8; 6],
+    pub reserved: [u8; 5],
 }
 
 /// Value of the map `THREADS`, keyed by the thread's id in the initial PID namespace (80 bytes): made when the thread of a

@@ -36,13 +36,19 @@ pub enum Hit {
     AssistEnd = 14,
     /// A thread that is known was switched away from its processor: no probe, but a call at the kernel's own.
     Switch = 15,
+    /// A request began.
+    RequestBegin = 16,
+    /// Something became known of an open request: it came to a mux or handler, its connection was taken over, it panicked.
+    RequestStep = 17,
+    /// A request ended.
+    RequestEnd = 18,
 }
 
 impl Hit {
     /// How many there are.
-    pub const COUNT: usize = 16;
+    pub const COUNT: usize = 19;
     /// Name of each, as outputs show it.
-    pub const NAMES: [&'static str; 16] = [
+    pub const NAMES: [&'static str; Self::COUNT] = [
         "create",
         "exit",
         "park",
@@ -59,6 +65,9 @@ impl Hit {
         "assist_begin",
         "assist_end",
         "switch",
+        "request_begin",
+        "request_step",
+        "request_end",
     ];
 }
 
@@ -84,13 +93,21 @@ pub enum Lost {
     RingCollector = 7,
     /// A thread that found no room in the table of threads: what its goroutines use of the processors, or an assist.
     ThreadsFull = 8,
+    /// A slow request that found no room in the ring: it is counted with its route.
+    RingRequest = 9,
+    /// A request that found no room in the table of open ones.
+    RequestsFull = 10,
+    /// A request that found no room for its route.
+    RoutesFull = 11,
+    /// A request whose end was not seen: its goroutine began another one.
+    RequestUnended = 12,
 }
 
 impl Lost {
     /// How many there are.
-    pub const COUNT: usize = 9;
+    pub const COUNT: usize = 13;
     /// Name of each, as outputs show it.
-    pub const NAMES: [&'static str; 9] = [
+    pub const NAMES: [&'static str; Self::COUNT] = [
         "ring_create",
         "ring_exit",
         "ring_wait",
@@ -100,10 +117,14 @@ impl Lost {
         "list_too_long",
         "ring_collector",
         "threads_full",
+        "ring_request",
+        "requests_full",
+        "routes_full",
+        "request_unended",
     ];
 }
 
-/// Value of the per-CPU map `COUNTERS`, one row a process slot (208 bytes).
+/// Value of the per-CPU map `COUNTERS`, one row a process slot (264 bytes).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Counters {
@@ -115,7 +136,7 @@ pub struct Counters {
     pub short_waits: u64,
 }
 
-const _: () = assert!(size_of::<Counters>() == 208);
+const _: () = assert!(size_of::<Counters>() == 264);
 
 #[cfg(feature = "user")]
 // SAFETY: repr(C), no padding (size asserted above), every bit pattern valid.

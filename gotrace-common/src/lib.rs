@@ -13,6 +13,7 @@ mod config;
 mod counters;
 mod histogram;
 mod record;
+pub mod request;
 
 pub use config::{
     CPU_TOLD_NS, EntryFilter, GLayout, GoroutineKey, GoroutineState, LEVEL_FULL, LEVEL_LIFECYCLE,
@@ -27,3 +28,4 @@ pub use record::{
     ExecRecord, ExitRecord, FRAMES, Header, OpenWaitRecord, PauseRecord, WaitDeepRecord, WaitHead,
     WaitRecord, WakerKind, kind,
 };
+pub use request::{Account, OpenRequest, RequestConfig, RequestKey, RequestRecord, RouteKey, RouteTimes};

@@ -29,6 +29,8 @@ pub mod kind {
     pub const ASSIST: u8 = 11;
     /// [`super::CpuRecord`]
     pub const CPU: u8 = 12;
+    /// [`crate::RequestRecord`]
+    pub const REQUEST: u8 = 13;
 }
 
 /// Frames in a [`WaitRecord`].

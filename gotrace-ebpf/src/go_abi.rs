@@ -5,10 +5,11 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::{EbpfContext, helpers::generated, programs::ProbeContext};
+use gotrace_common::request::{FieldPath, NO_STEP};
 
-/// Index of the n-th integer argument register in `pt_regs`: RAX, RBX, RCX.
+/// Index of the n-th integer argument register in `pt_regs`: RAX, RBX, RCX, RDI.
 #[cfg(bpf_target_arch = "x86_64")]
-const ARGUMENTS: [usize; 3] = [10, 5, 11];
+const ARGUMENTS: [usize; 4] = [10, 5, 11, 14];
 /// R14
 #[cfg(bpf_target_arch = "x86_64")]
 const CURRENT_G: usize = 1;
@@ -19,9 +20,9 @@ const CLOSURE_CONTEXT: usize = 12;
 #[cfg(bpf_target_arch = "x86_64")]
 const FRAME_POINTER: usize = 4;
 
-/// Index of the n-th integer argument register in `user_pt_regs`: X0, X1, X2.
+/// Index of the n-th integer argument register in `user_pt_regs`: X0, X1, X2, X3.
 #[cfg(bpf_target_arch = "aarch64")]
-const ARGUMENTS: [usize; 3] = [0, 1, 2];
+const ARGUMENTS: [usize; 4] = [0, 1, 2, 3];
 /// X28
 #[cfg(bpf_target_arch = "aarch64")]
 const CURRENT_G: usize = 28;
@@ -39,7 +40,7 @@ fn register(ctx: &ProbeContext, index: usize) -> u64 {
     unsafe { *ctx.as_ptr().cast::<u64>().add(index) }
 }
 
-/// The n-th integer argument, 0 to 2.
+/// The n-th integer argument, 0 to 3.
 #[inline(always)]
 pub fn argument<const N: usize>(ctx: &ProbeContext) -> u64 {
     register(ctx, ARGUMENTS[N])
@@ -87,6 +88,34 @@ pub fn read_words<const N: usize>(address: u64) -> Option<[u64; N]> {
 pub unsafe fn read_into<T>(to: *mut T, address: u64) -> bool {
     // SAFETY: as above; the helper checks the source.
     unsafe { generated::bpf_probe_read_user(to.cast(), size_of::<T>() as u32, address as *const _) == 0 }
+}
+
+/// Reads `length` bytes, at most `N`, and fills the rest of `N` with 0. Whether they were readable.
+///
+/// # Safety
+/// `to` must be valid for writing `N` bytes.
+#[inline(always)]
+pub unsafe fn read_text<const N: usize>(to: *mut u8, address: u64, length: u64) -> bool {
+    // The verifier is to see that it is no more.
+    let length = if length > N as u64 { N as u32 } else { length as u32 };
+    // SAFETY: as above; the helper checks the source, and fills what it could not read with 0.
+    length == 0 || unsafe { generated::bpf_probe_read_user(to.cast(), length, address as *const _) == 0 }
+}
+
+/// Follows a path from `base` to the address of a field.
+#[inline(always)]
+pub fn follow(base: u64, path: FieldPath) -> Option<u64> {
+    let [first, second, third] = path.steps;
+    if first == NO_STEP || base == 0 {
+        return None;
+    }
+    let mut address = base + u64::from(first);
+    for step in [second, third] {
+        if step != NO_STEP {
+            address = read_word(address).filter(|pointer| *pointer != 0)? + u64::from(step);
+        }
+    }
+    Some(address)
 }
 
 /// Reads one word of the traced process.

@@ -19,12 +19,15 @@ mod go_abi;
 mod maps;
 mod process;
 mod probes {
+    pub mod account;
     pub mod collector;
     pub mod coroutine;
     pub mod cpu;
     pub mod dispatch;
+    pub mod headers;
     pub mod lifecycle;
     pub mod program;
+    pub mod request;
     pub mod syscall;
     pub mod wait;
     pub mod wake;

@@ -5,7 +5,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
 };
 use gotrace_common::{
-    Counters, GoroutineKey, GoroutineState, Histogram, PauseRecord, ProcessConfig, REASON_ROWS, ThreadState,
+    Account, Counters, GoroutineKey, GoroutineState, Histogram, OpenRequest, PauseRecord, ProcessConfig,
+    REASON_ROWS, RequestConfig, RequestKey, RouteKey, RouteTimes, ThreadState,
 };
 
 /// Traced processes, by thread group id in the agent's PID namespace.
@@ -37,6 +38,34 @@ pub static SHARES: Array<u64> = Array::with_max_entries(1, 0);
 /// `start_ns` is 0 outside of one.
 #[map]
 pub static PAUSES: Array<PauseRecord> = Array::with_max_entries(1, 0);
+
+/// For how long the world of the process in each slot has been stopped, all in all.
+#[map]
+pub static STOPPED: Array<u64> = Array::with_max_entries(1, 0);
+
+/// How requests of the process in each slot are read. Set by user space.
+#[map]
+pub static REQUEST_CONFIGS: Array<RequestConfig> = Array::with_max_entries(1, 0);
+
+/// What goroutines that serve requests spend their time on. Preallocated, as the next two.
+#[map]
+pub static ACCOUNTS: HashMap<GoroutineKey, Account> = HashMap::with_max_entries(1, 0);
+
+/// Requests that have begun and not ended.
+#[map]
+pub static REQUESTS: HashMap<RequestKey, OpenRequest> = HashMap::with_max_entries(1, 0);
+
+/// All requests that have ended, by route and status.
+#[map]
+pub static ROUTES: HashMap<RouteKey, RouteTimes> = HashMap::with_max_entries(1, 0);
+
+/// How long requests of a route take at least that are sent. Set by user space.
+#[map]
+pub static THRESHOLDS: HashMap<RouteKey, u64> = HashMap::with_max_entries(1, 0);
+
+/// All 0, and never written: what new values begin with that the stack has no room for.
+#[map]
+pub static ZEROS: Array<RouteTimes> = Array::with_max_entries(1, 0);
 
 /// Threads of traced processes that run goroutines, by their ids in the initial PID namespace. Preallocated.
 #[map]

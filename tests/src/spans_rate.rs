@@ -101,6 +101,7 @@ pub fn interval(resource: &Arc<Resource>) -> Interval {
     let mut waits = Histogram::default();
     waits.add(1_500_000);
     Interval {
+        requests: None,
         resource: Arc::clone(resource),
         pid: 7,
         start_unix_nano: 1_700_000_000_000_000_000,
@@ -383,6 +384,7 @@ fn span_data(span: &Span, scope: &InstrumentationScope) -> SpanData {
     let link =
         |c, kind: &'static str| Link::new(context(c), vec![KeyValue::new("gotrace.link.kind", kind)], 0);
     let (this, parent, name, start, end) = match span {
+        Span::Request(..) | Span::RequestWait(..) => unreachable!("it has none"),
         Span::Goroutine(s) => {
             place(code, &s.entry);
             s.created_by.iter().for_each(|l| place(created, l));

@@ -134,6 +134,7 @@ fn page() -> String {
         oldest_is_lower_bound: false,
     };
     let interval = Interval {
+        requests: None,
         resource,
         pid: 7,
         start_unix_nano: 1,

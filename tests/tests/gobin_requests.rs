@@ -58,6 +58,8 @@ fn check(path: &Path, arch: Arch, minor: u32) {
     let expected = [
         (Server::Http, Moment::Begin, "net/http.serverHandler.ServeHTTP"),
         (Server::Http, Moment::Route, "net/http.(*ServeMux).ServeHTTP"),
+        (Server::Http, Moment::Handler, "net/http.HandlerFunc.ServeHTTP"),
+        (Server::Http, Moment::Panic, "runtime.gopanic"),
         (Server::Http, Moment::End, "net/http.(*response).finishRequest"),
         (Server::Http2, Moment::End, end),
     ];

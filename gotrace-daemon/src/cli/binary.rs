@@ -12,7 +12,7 @@ use super::{
     CliError, Exit, InspectArgs,
     args::TextOrJson,
     output::{Stdout, is_broken_pipe},
-    requests,
+    servers,
     target::TargetName,
 };
 use gotrace_go::{Binary, Offset, Probe, Source, requests::Requests};
@@ -55,7 +55,7 @@ pub fn run(args: InspectArgs) -> Result<Exit, CliError> {
     };
     let binary =
         parsed.map_err(|e| CliError::new(Exit::UNSUPPORTED, format!("{name}: {e}")).help(e.help()))?;
-    let found = requests::of(&binary, &content);
+    let found = servers::of(&binary, &content);
     drop(content);
     let mut out = Stdout::lock();
     match render(&binary, &found, args.level, args.format, &mut out).and_then(|()| out.flush()) {
@@ -148,7 +148,7 @@ fn to_json(binary: &Binary, found: &Requests, level: Level) -> Value {
         "layout_is_extrapolated": binary.layout_is_extrapolated(),
         "offsets": binary.offsets(),
         "probes": probes,
-        "requests": requests::to_json(binary, found),
+        "requests": servers::to_json(binary, found),
         "warnings": plan.warnings,
     })
 }
@@ -223,7 +223,7 @@ fn render_text(binary: &Binary, found: &Requests, level: Level, out: &mut dyn Wr
         writeln!(out, "  {}", cells.join("  ").trim_end())?;
     }
 
-    requests::render(binary, found, out)?;
+    servers::render(binary, found, out)?;
 
     if !plan.warnings.is_empty() {
         writeln!(out, "\nwarnings")?;

@@ -158,6 +158,7 @@ impl GcArgs {
             suspicions: None,
             proofs: None,
             left_behind: LeftBehind::Nobody,
+            requests: None,
             suppressions: Suppressions::default(),
             state: None,
         }

@@ -32,6 +32,7 @@ mod programs;
 mod ps;
 mod recording;
 mod requests;
+mod servers;
 mod surroundings;
 mod target;
 mod top;
@@ -145,6 +146,8 @@ pub enum Command {
     Diff(DiffArgs),
     /// Show what the garbage collector costs, what else stops the world, and CPU throttling
     Gc(gc::GcArgs),
+    /// Show where each request's time went, and because of whom
+    Requests(requests::RequestsArgs),
     /// Run the node agent: trace all Go processes on this node, now and as they start
     Daemon(DaemonArgs),
     /// List the Go processes on this node and what is wrong with each, at a glance
@@ -189,6 +192,7 @@ pub fn run(cli: Cli) -> Result<Exit, CliError> {
         Command::Diff(args) => diff::run(&args),
         Command::Daemon(args) => daemon::run(&args),
         Command::Gc(args) => gc::run(&args),
+        Command::Requests(args) => requests::run(&args),
         Command::Ps(args) => ps::run(&args),
         Command::Top(args) => top::run(&args),
         Command::Inspect(args) => binary::run(args),

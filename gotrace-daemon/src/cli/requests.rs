@@ -1,113 +1,253 @@
-//! What `gotrace inspect` says of a binary's request servers.
+//! `gotrace requests`: where each request's time went, and because of whom.
+//!
+//! Probes at level `full`, and where requests begin and end.
 
-use std::io::{self, Write};
-
-use serde_json::{Value, json};
-
-use gotrace_go::{
-    Binary,
-    requests::{Point, Requests},
+use std::{
+    io::{self, Write as _},
+    time::{Duration, Instant},
 };
 
-/// What the executable tells of its requests. What cannot be read is said instead.
-pub fn of(binary: &Binary, executable: &[u8]) -> Requests {
-    binary
-        .requests(executable)
-        .unwrap_or_else(|e| Requests { missing: vec![e.to_string()], ..Requests::default() })
+use clap::Args;
+
+use super::{
+    CliError, Exit, TextOrJson,
+    args::{BudgetArg, percent},
+    is_broken_pipe,
+    output::Stdout,
+    target::TargetArgs,
+    trace::Background,
+};
+use crate::units as values;
+use gotrace_agent::pipeline::{Engine, Follow, LeftBehind, Line, LineConfig, Slow, SpanSampling, Stop};
+use gotrace_export::{otlp::ExportConfig, requests as export};
+use gotrace_go::requests::{Requests, Server};
+use gotrace_inspect::leak::Suppressions;
+use gotrace_metadata::ResourceOptions;
+use gotrace_model::{Interval, Level};
+use gotrace_process::{Clock, Target};
+
+/// How long a slow request that has ended waits to be printed.
+const TICK: Duration = Duration::from_secs(1);
+/// Frames of a wait.
+const STACK_DEPTH: u8 = 24;
+
+/// Arguments of `requests`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Prints each slow request as it ends: its parts, which add up to its duration (on CPU, run queue,
+throttled, system call, GC assist, blocked by wait reason), its longest waits with the place in the
+program, and what the goroutine did meanwhile that ended each. A request that is open for so long
+is printed once while it is, and again when it ends. Then a table of routes, every --interval and
+at the end. Fast requests leave only counts. Of a request gotrace reads its method, the route's
+pattern, the status and the traceparent header, and nothing else: no URL, no other header, no body.
+
+Servers: net/http (HTTP/1.1 and 2), golang.org/x/net/http2 behind net/http, google.golang.org/grpc.
+`gotrace inspect` shows what a binary has.
+
+Examples:
+  gotrace requests 1234
+  gotrace requests server --slow 250ms --duration 1m
+  gotrace requests server --slow 0ms --format json | jq -c '.request // empty | [.route, .time_ns]'")]
+pub struct RequestsArgs {
+    /// Which process.
+    #[command(flatten)]
+    target: TargetArgs,
+    /// A request is slow from this time on (0ms: all are); auto: from the 99th percentile of its route on,
+    /// at least 1 ms, and from 100 ms on for a route with fewer than 200 requests
+    #[arg(long, value_parser = slow, default_value = "auto", value_name = "TIME|auto")]
+    slow: Slow,
+    /// Waits of a slow request that are at least this long are told with their places
+    #[arg(long, value_parser = values::duration, default_value = "1ms", value_name = "TIME")]
+    min_wait: Duration,
+    /// Stop after this time (10s, 2m, 1h30m)
+    #[arg(long, value_parser = values::duration_above_zero, value_name = "TIME")]
+    duration: Option<Duration>,
+    /// Time between two tables of routes
+    #[arg(long, value_parser = values::interval, default_value = "10s", value_name = "TIME")]
+    interval: Duration,
+    /// Output format: text, or one JSON object per line (schema gotrace.requests/1)
+    #[arg(long, value_enum, default_value_t = TextOrJson::Text, value_name = "FORMAT")]
+    format: TextOrJson,
+    /// Limit the probes' overhead to this percentage of the process's CPU time (but allow at least 5 ms
+    /// per second), or none for no limit. Above it, requests are not traced until there is room again;
+    /// the share of the time that was traced is shown
+    #[arg(long, value_parser = percent, default_value = "10%", value_name = "PERCENT|none")]
+    budget: BudgetArg,
 }
 
-/// The values at a point, each with its register.
-fn values<'a>(binary: &Binary, point: &'a Point) -> impl Iterator<Item = (&'a str, &'static str)> + use<'a> {
-    let arch = binary.arch();
-    point.values.iter().filter_map(move |&(name, n)| Some((name, arch.argument_register(n)?)))
+/// `auto`, or a time.
+fn slow(text: &str) -> Result<Slow, String> {
+    if text == "auto" { Ok(Slow::Auto) } else { values::duration(text).map(Slow::From) }
 }
 
-/// The member `requests` of `gotrace.inspect/1`.
-pub fn to_json(binary: &Binary, requests: &Requests) -> Value {
-    let points: Vec<_> = requests
-        .points
-        .iter()
-        .map(|p| {
-            json!({
-                "server": p.server,
-                "moment": p.moment,
-                "function": p.function,
-                "address": format!("{:#x}", p.address),
-                "file_offset": format!("{:#x}", p.file_offset),
-                "instruction": p.instruction,
-                "emulated": p.emulated,
-                "values": values(binary, p).map(|(name, register)| (name.to_owned(), register.into()))
-                    .collect::<serde_json::Map<_, _>>(),
-            })
-        })
-        .collect();
-    json!({
-        "placed": false,
-        "servers": requests.servers,
-        "points": points,
-        "routes": requests.routes.map(|(routes, how)| json!({ "by": routes, "how": how })),
-        "fields": requests.fields,
-        "headers": requests.headers,
-        "span_type": requests.span_type.map(|address| format!("{address:#x}")),
-        "missing": requests.missing,
-    })
-}
-
-/// The block of the text.
+/// Traces requests until the process ends, the time is over, or the user has enough.
 ///
 /// # Errors
-/// Those of the writer.
-pub fn render(binary: &Binary, requests: &Requests, out: &mut dyn Write) -> io::Result<()> {
-    if requests.servers.is_empty() && requests.missing.is_empty() {
-        return writeln!(
-            out,
-            "\nrequests: none: neither a server of net/http, golang.org/x/net/http2 or gRPC nor the OpenTelemetry SDK \
-             is in it"
-        );
+/// When the process cannot be traced or serves no requests that can be, or results cannot be written.
+pub(super) fn run(args: &RequestsArgs) -> Result<Exit, CliError> {
+    let target = Target::open(args.target.pid()?)?;
+    let pid = target.pid();
+    let background = Background::with_export(ExportConfig::default())?;
+    let stop = Stop::default();
+    background.stop_on_signals(&stop)?;
+    let mut line = Line::new(args.line_config(), None)?;
+    line.trace(target)?;
+    let mut out = Output { json: args.format == TextOrJson::Json, out: Stdout::lock() };
+    if let Some(traced) = line.first() {
+        let requests = traced.requests();
+        let servers = servers(requests);
+        if servers.is_empty() {
+            return Err(cannot(pid, requests));
+        }
+        for missing in &requests.missing {
+            CliError::warn(missing);
+        }
+        if out.json {
+            let now = Clock::measure().unix_nano(Clock::now_monotonic_ns());
+            let how = (traced.engine(), traced.level_name());
+            export::json_header(&mut out.out, traced.resource(), pid, how, now)?;
+        } else {
+            export::header(&mut out.out, traced.resource(), pid, &servers, &args.in_words())?;
+        }
+        out.out.flush()?;
     }
-    writeln!(
-        out,
-        "\nrequests: probe points for tracing requests; this version finds them and does not place them"
-    )?;
-    for server in &requests.servers {
-        writeln!(out, "  {}", server.name())?;
-        for p in requests.points.iter().filter(|p| p.server == *server) {
-            let held: Vec<_> =
-                values(binary, p).map(|(name, register)| format!("{name} in {register}")).collect();
-            let kernel = if p.emulated { "emulated" } else { "single-stepped (slow)" };
-            writeln!(
-                out,
-                "    {:<5}  {}  {:#x}  {:#x}  {}  {kernel}  {}",
-                p.moment.name(),
-                p.function,
-                p.address,
-                p.file_offset,
-                p.instruction,
-                held.join(", ")
-            )?;
+    let deadline = args.duration.map(|d| Instant::now() + d);
+    let (mut gathered, mut failed) = (export::Gathered::default(), None);
+    let mut shown = Instant::now();
+    let ended = line.run(&stop, deadline, &mut |interval| {
+        gathered.add(interval, false);
+        let mut report = || {
+            out.slow(interval)?;
+            if shown.elapsed() >= args.interval {
+                shown = Instant::now();
+                out.interval(&gathered)?;
+                gathered = gathered.next();
+            }
+            io::Result::Ok(())
+        };
+        if let (Err(error), None) = (report(), &failed) {
+            failed = Some(error);
+            stop.set();
+        }
+    });
+    let summaries = line.finish();
+    let written = failed.map_or(Ok(()), Err).and_then(|()| {
+        if out.json {
+            out.interval(&gathered)?;
+        }
+        for summary in &summaries {
+            let mut whole = export::Gathered::default();
+            whole.add(&summary.last, true);
+            if out.json {
+                let cost = summary.last.probe_cost_share;
+                export::json_summary(&mut out.out, &whole, cost, &summary.ended)?;
+            } else {
+                export::table(&mut out.out, &whole)?;
+            }
+        }
+        io::Result::Ok(())
+    });
+    ended?;
+    match written {
+        Err(error) if !is_broken_pipe(&error) => Err(error.into()),
+        _ => Ok(Exit::DONE),
+    }
+}
+
+struct Output {
+    json: bool,
+    out: Stdout,
+}
+
+impl Output {
+    /// The slow requests of a report.
+    fn slow(&mut self, interval: &Interval) -> io::Result<()> {
+        for request in interval.requests.iter().flat_map(|requests| &requests.slow) {
+            if self.json {
+                export::json_request(&mut self.out, request)?;
+            } else {
+                export::request(&mut self.out, request)?;
+            }
+        }
+        self.out.flush()
+    }
+
+    fn interval(&mut self, gathered: &export::Gathered) -> io::Result<()> {
+        if self.json {
+            export::json_interval(&mut self.out, gathered)
+        } else {
+            export::table(&mut self.out, gathered)
         }
     }
-    if let Some((_, how)) = requests.routes {
-        writeln!(out, "  routes of net/http are told {how}")?;
-    }
-    if !requests.fields.is_empty() {
-        writeln!(out, "  fields, in bytes, from type descriptors (-> follows a pointer)")?;
-        let width = requests.fields.keys().map(|k| k.len()).max().unwrap_or_default();
-        for (field, path) in &requests.fields {
-            let steps: Vec<_> = path.0.iter().map(u32::to_string).collect();
-            writeln!(out, "    {field:<width$}  {}", steps.join(" -> "))?;
+}
+
+/// Names of the servers whose requests can be traced.
+fn servers(requests: &Requests) -> Vec<&'static str> {
+    requests
+        .servers
+        .iter()
+        .filter(|server| requests.can_trace(**server))
+        .map(|server| server.name())
+        .collect()
+}
+
+/// The process serves no requests that can be traced.
+fn cannot(pid: u32, requests: &Requests) -> CliError {
+    let has_spans = requests.servers.contains(&Server::OpenTelemetry);
+    let what = match (requests.missing.as_slice(), has_spans) {
+        ([], true) => {
+            "it has OpenTelemetry's SDK, whose spans gotrace does not trace yet, and no server".to_owned()
+        }
+        ([], false) => "neither net/http's server nor gRPC's is in its executable".to_owned(),
+        (missing, _) => missing.join("; "),
+    };
+    CliError::failure(format!("cannot trace requests of process {pid}: {what}"))
+        .help("`gotrace inspect` shows which servers an executable has; `gotrace attach` shows waits of any goroutine")
+}
+
+impl RequestsArgs {
+    fn in_words(&self) -> String {
+        match self.slow {
+            Slow::Auto => "from the 99th percentile of its route on (100ms until 200 requests)".into(),
+            Slow::From(time) if time.is_zero() => "whatever it takes".into(),
+            Slow::From(time) => {
+                let ns = u64::try_from(time.as_nanos()).ok();
+                format!("from {} on", gotrace_export::text::duration(ns))
+            }
         }
     }
-    if let Some(m) = requests.headers {
-        let (kind, unit) = if m.swiss { ("Swiss map", "groups") } else { ("map", "buckets") };
-        writeln!(
-            out,
-            "  http.Header is a {kind} with {unit} of {} bytes: keys at {}, each {}; elements at {}, each {}",
-            m.size, m.keys, m.key_stride, m.elements, m.element_stride
-        )?;
+
+    fn line_config(&self) -> LineConfig {
+        LineConfig {
+            // Snapshots show nothing of it.
+            engine: Engine::Events,
+            level: Level::Full,
+            min_wait: self.min_wait,
+            stack_depth: STACK_DEPTH,
+            interval: TICK.min(self.interval),
+            reconcile: None,
+            trace_root_age: Duration::from_secs(10),
+            sampling: SpanSampling {
+                ratio: 0.0,
+                keep_longer_than: None,
+                keep_wait_over: None,
+                max_per_second: None,
+            },
+            ring_bytes: 8 << 20,
+            goroutines: 1 << 17,
+            follow: Follow::Nobody,
+            processes: 2,
+            goroutines_each: usize::MAX,
+            memory: u64::MAX,
+            budget: self.budget.budget(),
+            resource: ResourceOptions { command_args: false },
+            kernel_log_level: 0,
+            suspicions: None,
+            proofs: None,
+            left_behind: LeftBehind::Nobody,
+            requests: Some(self.slow),
+            suppressions: Suppressions::default(),
+            state: None,
+        }
     }
-    for missing in &requests.missing {
-        writeln!(out, "  missing: {missing}")?;
-    }
-    Ok(())
 }

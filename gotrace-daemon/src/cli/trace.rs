@@ -80,6 +80,7 @@ impl TraceArgs {
                 max_read_rate: self.max_read_rate,
             }),
             left_behind,
+            requests: None,
             suppressions: Suppressions::default(),
             state: None,
         }

@@ -417,6 +417,7 @@ impl Config {
                 max_read_rate: limits.max_read_rate.0,
             }),
             left_behind: LeftBehind::Nobody,
+            requests: None,
             suppressions: suppressions::of(&self.suppressions),
             state: self.state.directory(),
         }

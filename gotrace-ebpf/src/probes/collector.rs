@@ -3,14 +3,16 @@
 //! All of it is on the scheduler's stack, where a stack check never restarts a function.
 
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
-use gotrace_common::{AssistRecord, FRAMES, Header, Hit, LEVEL_LIFECYCLE, Lost, PauseRecord, flags, kind};
+use gotrace_common::{
+    AssistRecord, FRAMES, Header, Hit, LEVEL_LIFECYCLE, Lost, PauseRecord, flags, kind, request::state,
+};
 
 use crate::{
     emit::{reserve, submit},
     go_abi::{argument, current_g, read_word, read_words},
-    maps::PAUSES,
-    probes::{cpu, wait::walk},
-    process::{Probe, Process},
+    maps::{PAUSES, STOPPED},
+    probes::{account, cpu, wait::walk},
+    process::{Probe, Process, increment},
 };
 
 /// `stopTheWorldWithSema`: the reason is the first argument (Go 1.21).
@@ -64,9 +66,13 @@ pub fn start_world(ctx: ProbeContext) -> u32 {
 #[inline(always)]
 pub fn on_start(ctx: &Probe) -> Option<()> {
     let process = Process::hit(ctx, Hit::StartWorld, LEVEL_LIFECYCLE)?;
-    let pause = PAUSES.get_ptr_mut(process.slot)?;
     // SAFETY: a value of an array, which lives as long as the map; only who stops the world writes it.
-    unsafe { (*pause).restart_ns = process.now_ns };
+    let pause = unsafe { &mut *PAUSES.get_ptr_mut(process.slot)? };
+    if pause.start_ns != 0 && pause.restart_ns == 0 {
+        let stopped_ns = process.now_ns.saturating_sub(pause.start_ns);
+        increment(STOPPED.get_ptr_mut(process.slot)?, stopped_ns);
+    }
+    pause.restart_ns = process.now_ns;
     Some(())
 }
 
@@ -109,6 +115,9 @@ pub fn assist_begin(ctx: ProbeContext) -> u32 {
 #[inline(always)]
 pub fn on_assist_begin(ctx: &Probe) -> Option<()> {
     let process = Process::hit(ctx, Hit::AssistBegin, LEVEL_LIFECYCLE)?;
+    if let Some(goid) = running_g(ctx, &process).and_then(|g| read_word(g + u64::from(process.layout.goid))) {
+        account::change(&process, goid, state::ASSIST);
+    }
     // It does not leave the thread before it is done: it is on the scheduler's stack.
     // SAFETY: the value of a preallocated map, of the thread whose event this is.
     unsafe { (*cpu::thread(&process)?).assist_ns = process.now_ns };
@@ -127,6 +136,7 @@ pub fn on_assist_end(ctx: &Probe) -> Option<()> {
     let process = Process::hit(ctx, Hit::AssistEnd, LEVEL_LIFECYCLE)?;
     let g = running_g(ctx, &process)?;
     let goid = process.read(read_word(g + u64::from(process.layout.goid)))?;
+    account::change(&process, goid, state::RUNNING);
     // SAFETY: the value of a preallocated map, of the thread whose event this is.
     let start_ns = unsafe { core::mem::take(&mut (*cpu::known_thread(&process)?).assist_ns) };
     if start_ns == 0 {

@@ -194,6 +194,19 @@ fn clock(process: &Process, thread: *mut ThreadState) -> u64 {
     }
 }
 
+/// What the current thread has used of the processors, and for how long it has stood still for its quota, since it is
+/// known; 0 where that is not counted.
+#[inline(always)]
+pub fn used(process: &Process) -> (u64, u64) {
+    if process.flags & flags::CPU_TIME == 0 {
+        return (0, 0);
+    }
+    let Some(thread) = known_thread(process) else { return (0, 0) };
+    // SAFETY: the value of a preallocated map, of the thread whose event this is.
+    let throttled_ns = unsafe { ptr::read_volatile(&raw const (*thread).throttled_ns) };
+    (clock(process, thread), throttled_ns)
+}
+
 /// A goroutine is put on this thread; the one before it, if it has not left, leaves.
 #[inline(always)]
 pub fn run(process: &Process, g: u64, goid: u64) -> Option<()> {

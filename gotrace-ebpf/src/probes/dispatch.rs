@@ -8,7 +8,7 @@ use gotrace_common::{kind, program};
 
 use crate::{
     go_abi::{argument, closure_context, current_g, read_word},
-    probes::{collector, coroutine, lifecycle, syscall, wait, wake},
+    probes::{collector, coroutine, lifecycle, request, syscall, wait, wake},
     process::Probe,
 };
 
@@ -44,6 +44,25 @@ pub fn dispatch_waits(ctx: ProbeContext) -> u32 {
     match *number {
         program::RUN => wait::on_run(ctx, argument::<0>(ctx)),
         program::PARK => wait::on_park(ctx, argument::<0>(ctx)),
+        _ => None,
+    };
+    0
+}
+
+/// Requests.
+#[inline(always)]
+#[uprobe]
+pub fn dispatch_requests(ctx: ProbeContext) -> u32 {
+    let (ctx, number) = &Probe::dispatched(ctx);
+    match *number {
+        program::HTTP_BEGIN => request::on_http_begin(ctx),
+        program::HTTP_ROUTE => request::on_http_route(ctx),
+        program::HTTP_HANDLER => request::on_http_handler(ctx),
+        program::HTTP_HIJACK => request::on_http_hijack(ctx),
+        program::HTTP1_END | program::HTTP2_END | program::X_HTTP2_END => request::on_http_end(ctx, *number),
+        program::GRPC_BEGIN => request::on_grpc_begin(ctx),
+        program::GRPC_END => request::on_grpc_end(ctx),
+        program::PANIC => request::on_panic(ctx),
         _ => None,
     };
     0

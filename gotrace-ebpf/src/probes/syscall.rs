@@ -2,12 +2,15 @@
 //! calls are not).
 
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
-use gotrace_common::{GoroutineState, Header, Hit, LEVEL_FULL, ROW_SYSCALL, WaitHead, WakerKind, kind};
+use gotrace_common::{
+    GoroutineState, Header, Hit, LEVEL_FULL, ROW_SYSCALL, WaitHead, WakerKind, kind,
+    request::state as account_state,
+};
 
 use crate::{
     go_abi::{current_g, frame_pointer, read_word},
     maps::GOROUTINES,
-    probes::wait,
+    probes::{account, wait},
     process::{Probe, Process},
 };
 
@@ -25,7 +28,9 @@ pub fn on_enter(ctx: &Probe, g: u64) -> Option<()> {
     let goid = process.read(read_word(g + u64::from(process.layout.goid)))?;
     if let Some(state) = GOROUTINES.get_ptr_mut(process.key(goid)) {
         // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
-        unsafe { (*state).syscall_ns = process.now_ns };
+        let state = unsafe { &mut *state };
+        state.syscall_ns = process.now_ns;
+        account::enter(&process, state, goid, account_state::SYSCALL);
     } else {
         process.keep(goid, &GoroutineState { syscall_ns: process.now_ns, g, ..GoroutineState::default() });
     }
@@ -46,6 +51,7 @@ pub fn on_exit(ctx: &Probe, g: u64) -> Option<()> {
     let goid = process.read(read_word(g + u64::from(process.layout.goid)))?;
     // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
     let state = unsafe { &mut *GOROUTINES.get_ptr_mut(process.key(goid))? };
+    account::enter(&process, state, goid, account_state::RUNNING);
     let start_ns = state.syscall_ns;
     if start_ns == 0 {
         return None;
@@ -71,5 +77,9 @@ pub fn on_exit(ctx: &Probe, g: u64) -> Option<()> {
         waker_goid: 0,
         cpu_ns: 0,
     };
-    wait::send(&process, head, 0, frame_pointer(ctx))
+    let sent = wait::send(&process, head, 0, frame_pointer(ctx));
+    if sent.is_none() {
+        account::lose_wait(&process, goid);
+    }
+    sent
 }

@@ -14,7 +14,7 @@ use crate::{
     emit::{reserve, submit},
     go_abi::{argument, read_word, read_words},
     maps::GOROUTINES,
-    probes::cpu,
+    probes::{account, cpu},
     process::{Probe, Process},
 };
 
@@ -48,6 +48,7 @@ pub fn begin(process: &Process, g: u64, goid: u64, reason: u8) {
         state.g = g;
         state.reason = reason;
         state.waker = 0;
+        account::block(process, state, goid, reason);
         return;
     }
     process.keep(goid, &GoroutineState { park_ns: process.now_ns, g, reason, ..GoroutineState::default() });
@@ -74,6 +75,7 @@ pub fn on_run(ctx: &Probe, g: u64) -> Option<()> {
 pub fn end(process: &Process, g: u64, goid: u64) -> Option<()> {
     // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
     let state = unsafe { &mut *GOROUTINES.get_ptr_mut(process.key(goid))? };
+    account::run(process, state, goid);
     if state.wake_ns != 0 {
         let delay_ns = process.now_ns.saturating_sub(state.wake_ns);
         state.schedule_total_ns += delay_ns;
@@ -111,7 +113,11 @@ pub fn end(process: &Process, g: u64, goid: u64) -> Option<()> {
     let layout = &process.layout;
     let pc = read_word(g + u64::from(layout.sched_pc)).unwrap_or(0);
     let fp = read_word(g + u64::from(layout.sched_bp)).unwrap_or(0);
-    send(process, head, pc, fp)
+    let sent = send(process, head, pc, fp);
+    if sent.is_none() {
+        account::lose_wait(process, goid);
+    }
+    sent
 }
 
 /// Sends a wait with its stack. `pc` 0 means that the walk begins with the frame of `fp`.

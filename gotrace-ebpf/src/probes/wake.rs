@@ -1,12 +1,14 @@
 //! Wakes: who made a goroutine runnable. They only annotate a wait; its end is the next run.
 
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
-use gotrace_common::{GoroutineState, Hit, LEVEL_FULL, Lost, MAX_WAKE_LIST, WakerKind};
+use gotrace_common::{
+    GoroutineState, Hit, LEVEL_FULL, Lost, MAX_WAKE_LIST, WakerKind, request::state as account_state,
+};
 
 use crate::{
     go_abi::{argument, closure_context, read_word},
     maps::GOROUTINES,
-    probes::{cpu, lifecycle::running_goid},
+    probes::{account, cpu, lifecycle::running_goid},
     process::{Probe, Process},
 };
 
@@ -48,6 +50,7 @@ fn wake(process: &Process, g: u64, waker: WakerKind, waker_goid: u64) -> Option<
         return None;
     }
     state.wake_ns = process.now_ns;
+    account::enter(process, state, goid, account_state::RUNNABLE);
     if process.gc_reasons >> (state.reason & 63) & 1 != 0 {
         state.waker = WakerKind::Gc as u8;
     } else {
@@ -132,6 +135,7 @@ pub fn on_yield(ctx: &Probe, g: u64) -> Option<()> {
         let state = unsafe { &mut *state };
         state.wake_ns = process.now_ns;
         state.park_ns = 0;
+        account::enter(&process, state, goid, account_state::RUNNABLE);
     } else {
         process.keep(goid, &GoroutineState { wake_ns: process.now_ns, ..GoroutineState::default() });
     }

@@ -5,7 +5,9 @@
 
 use gotrace_common::{
     AssistRecord, CLOSURE_WORDS, CpuRecord, CreateClosureRecord, CreateRecord, DEEP_FRAMES, ExecRecord,
-    ExitRecord, FRAMES, OpenWaitRecord, PauseRecord, WaitDeepRecord, WaitHead, WaitRecord, WakerKind, kind,
+    ExitRecord, FRAMES, OpenWaitRecord, PauseRecord, RequestRecord, RouteKey, WaitDeepRecord, WaitHead,
+    WaitRecord, WakerKind, kind,
+    request::{TIMES, TRACEPARENT_BYTES, Times},
 };
 
 /// Why a record could not be decoded.
@@ -66,6 +68,8 @@ pub enum Event<'a> {
     Assist(Assist),
     /// A goroutine has used the processors.
     Cpu(Cpu),
+    /// A request has ended that was slow.
+    Request(RequestEnd),
     /// A process executed another program; `process` is 0 when it was not traced.
     Exec {
         /// Number of the process.
@@ -89,6 +93,7 @@ impl Event<'_> {
             Self::Pause(e) => e.process,
             Self::Assist(e) => e.process,
             Self::Cpu(e) => e.process,
+            Self::Request(e) => e.process,
             Self::Exec { process, .. } => *process,
         }
     }
@@ -190,12 +195,34 @@ pub struct Cpu {
     pub throttled_ns: u64,
 }
 
+/// See [`RequestRecord`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are the record's")]
+pub struct RequestEnd {
+    pub process: u32,
+    pub goid: u64,
+    pub start_ns: u64,
+    pub end_ns: u64,
+    /// One of [`gotrace_common::request::ended`].
+    pub ended: u8,
+    /// Waits of it could not be sent.
+    pub waits_lost: bool,
+    pub key: RouteKey,
+    pub times: Times,
+    pub traceparent: [u8; TRACEPARENT_BYTES],
+}
+
 /// The word at `offset`; 0 beyond the end, which the length checks before it rule out.
 fn word(bytes: &[u8], offset: usize) -> u64 {
     match bytes.get(offset..offset + 8).and_then(|b| b.try_into().ok()) {
         Some(b) => u64::from_ne_bytes(b),
         None => 0,
     }
+}
+
+/// The bytes at `offset`; 0 beyond the end.
+fn part<const N: usize>(bytes: &[u8], offset: usize) -> [u8; N] {
+    bytes.get(offset..).and_then(|rest| rest.first_chunk()).copied().unwrap_or([0; N])
 }
 
 fn half(bytes: &[u8], offset: usize) -> u32 {
@@ -224,6 +251,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
         kind::PAUSE => size_of::<PauseRecord>(),
         kind::ASSIST => size_of::<AssistRecord>(),
         kind::CPU => size_of::<CpuRecord>(),
+        kind::REQUEST => size_of::<RequestRecord>(),
         other => return Err(DecodeError::UnknownKind(other)),
     };
     if bytes.len() != expected {
@@ -299,6 +327,25 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
             goid: word(bytes, 16),
             cpu_ns: word(bytes, 24),
             throttled_ns: word(bytes, 32),
+        }),
+        kind::REQUEST => Event::Request(RequestEnd {
+            process,
+            goid: word(bytes, 16),
+            start_ns: word(bytes, 24),
+            end_ns: time_ns,
+            ended: count,
+            waits_lost: arg != 0,
+            key: RouteKey {
+                process: half(bytes, 32),
+                status: (half(bytes, 36) & 0xffff) as u16,
+                protocol: part::<1>(bytes, 38)[0],
+                length: part::<1>(bytes, 39)[0],
+                handler: word(bytes, 40),
+                method: part(bytes, 48),
+                route: part(bytes, 56),
+            },
+            times: std::array::from_fn(|n| word(bytes, 160 + 8 * n)),
+            traceparent: part(bytes, 160 + 8 * TIMES),
         }),
         _ => Event::Exec { process, pid: half(bytes, 16), time_ns },
     })

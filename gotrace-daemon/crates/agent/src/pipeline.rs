@@ -24,6 +24,7 @@ mod probes;
 mod programs;
 mod reload;
 mod reports;
+mod requests;
 mod retry;
 mod scout;
 mod seed;
@@ -52,7 +53,7 @@ use crate::{
 pub use behind::{LeftBehind, LeftProcess};
 pub use budget::{Budget, FLOOR_NS_PER_SECOND, Step};
 pub use captures::Captures;
-pub use config::{Engine, Follow, LineConfig, Stop};
+pub use config::{Engine, Follow, LineConfig, Slow, Stop};
 pub use error::LineError;
 pub use examining::{ProofPace, SuspicionPace};
 pub use findings::ProvenProcess;
@@ -181,6 +182,7 @@ impl Line {
         );
         let programs =
             if config.follow == Follow::Nobody { Programs::thorough() } else { Programs::default() };
+        let programs = programs.with_requests(config.requests.is_some());
         Ok(Self {
             config,
             probes,

@@ -10,6 +10,7 @@ pub mod otlp;
 mod outside;
 pub mod prometheus;
 pub mod ps;
+pub mod requests;
 pub mod text;
 pub mod top;
 

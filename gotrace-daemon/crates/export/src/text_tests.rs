@@ -33,6 +33,7 @@ pub(crate) fn sample() -> Interval {
     };
     let receive: BTreeMap<Arc<str>, u64> = [("chan receive".into(), 10)].into();
     Interval {
+        requests: None,
         resource: Arc::new(Resource::new(
             [("process.executable.name".into(), Value::Text("shop".into()))].into(),
         )),

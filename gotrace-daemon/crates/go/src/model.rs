@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::Serialize;
 
+use super::requests::{Moment, Server};
+
 /// Where a fact comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -190,10 +192,12 @@ pub enum Event {
     AssistBegin,
     /// It has done its share.
     AssistEnd,
+    /// Something becomes known of a request: see [`Requests::probes`](super::requests::Requests::probes).
+    Request(Server, Moment),
 }
 
 impl Event {
-    /// All events, in the order of a goroutine's life.
+    /// All events but those of requests, in the order of a goroutine's life.
     pub const ALL: [Self; 17] = [
         Self::Create,
         Self::CreateCoroutine,
@@ -235,6 +239,9 @@ impl Event {
             Self::WorldStarted => "world_started",
             Self::AssistBegin => "assist_begin",
             Self::AssistEnd => "assist_end",
+            Self::Request(_, Moment::Begin) => "request_begin",
+            Self::Request(_, Moment::End) => "request_end",
+            Self::Request(..) => "request_step",
         }
     }
 }

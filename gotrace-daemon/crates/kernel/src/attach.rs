@@ -10,7 +10,10 @@ use aya::programs::{
 use gotrace_common::program;
 
 use super::{Error, Kernel, Way, error::again, way};
-use gotrace_go::{Event, Operand, Probe};
+use gotrace_go::{
+    Event, Operand, Probe,
+    requests::{Moment, Server},
+};
 use gotrace_process::Guard;
 
 /// Probes that are removed side by side.
@@ -118,7 +121,7 @@ impl Kernel {
                 Scope::File(number) => (None, number.get()),
             };
             // A link holds all of a level: the cookie of each place names what is run there.
-            let mut places: [(&str, Vec<(u64, u64)>); 3] = DISPATCHERS.map(|name| (name, Vec::new()));
+            let mut places: [(&str, Vec<(u64, u64)>); 4] = DISPATCHERS.map(|name| (name, Vec::new()));
             for probe in probes {
                 let program = program_for(probe)?;
                 places[dispatcher_of(program)].1.push((probe.file_offset, cookie(number, program)));
@@ -212,8 +215,8 @@ fn uprobe<'a>(ebpf: &'a mut aya::Ebpf, name: &'static str) -> Result<&'a mut UPr
     program.try_into()
 }
 
-/// Programs that run each place's own: of births, deaths and the collector, of waits, of all else.
-const DISPATCHERS: [&str; 3] = ["dispatch_lifecycle", "dispatch_waits", "dispatch_full"];
+/// Programs that run each place's own: of births, deaths and the collector, of waits, of all else, of requests.
+const DISPATCHERS: [&str; 4] = ["dispatch_lifecycle", "dispatch_waits", "dispatch_full", "dispatch_requests"];
 
 fn dispatcher_of(program: u32) -> usize {
     match program {
@@ -226,6 +229,7 @@ fn dispatcher_of(program: u32) -> usize {
         | program::COROUTINE_SWITCH
         | program::SYSCALL_ENTER
         | program::SYSCALL_EXIT => 2,
+        program::HTTP_BEGIN.. => 3,
         _ => 0,
     }
 }
@@ -266,6 +270,19 @@ fn program_for(probe: &Probe) -> Result<u32, Error> {
         (Event::WorldStarted, Operand::CurrentG) => program::WORLD_STARTED,
         (Event::AssistBegin, Operand::Argument(0)) => program::ASSIST_BEGIN,
         (Event::AssistEnd, Operand::CurrentG) => program::ASSIST_END,
+        (Event::Request(server, moment), _) => match (server, moment) {
+            (Server::Http, Moment::Begin) => program::HTTP_BEGIN,
+            (Server::Http, Moment::Route) => program::HTTP_ROUTE,
+            (Server::Http, Moment::Handler) => program::HTTP_HANDLER,
+            (Server::Http, Moment::Hijack) => program::HTTP_HIJACK,
+            (Server::Http, Moment::Panic) => program::PANIC,
+            (Server::Http, Moment::End) => program::HTTP1_END,
+            (Server::Http2, Moment::End) => program::HTTP2_END,
+            (Server::XHttp2, Moment::End) => program::X_HTTP2_END,
+            (Server::Grpc, Moment::Begin) => program::GRPC_BEGIN,
+            (Server::Grpc, Moment::End) => program::GRPC_END,
+            _ => return Err(Error::Object(format!("program for {} of {}", moment.name(), server.name()))),
+        },
         (event, operand) => return Err(Error::Object(format!("program for {event:?} with {operand:?}"))),
     })
 }

@@ -13,6 +13,7 @@ mod diagnostics;
 mod error;
 mod multi;
 pub mod preflight;
+mod requests;
 mod ring;
 #[cfg(test)]
 mod tests;
@@ -71,6 +72,9 @@ pub struct Options {
     /// Whether processor time of goroutines is counted where the level allows it: then a program runs at each switch
     /// of the machine's threads.
     pub cpu_time: bool,
+    /// Requests that can be open at once, of all processes; 0 where none are traced. About 700 bytes of kernel memory each,
+    /// and 1.6 KB for each of a sixteenth as many routes.
+    pub requests: u32,
     /// Level of the kernel side's own diagnostics: 0 off (and free) to 5.
     pub log_level: u8,
 }
@@ -83,6 +87,7 @@ impl Default for Options {
             processes: 8,
             follow_all: false,
             cpu_time: false,
+            requests: 0,
             log_level: 0,
         }
     }
@@ -117,6 +122,7 @@ pub struct Kernel {
     shares: Array<MapData, u64>,
     threads: BpfHashMap<MapData, u32, ThreadState>,
     threads_held: Array<MapData, u64>,
+    requests: requests::Maps,
     cpu_time: CpuTime,
     /// Kept as it is, for commands that aya lacks.
     histograms: MapData,
@@ -184,6 +190,12 @@ impl Kernel {
             .map_max_entries("THREADS_HELD", processes)
             .map_max_entries("COUNTERS", processes)
             .map_max_entries("EXECUTIONS", processes)
+            .map_max_entries("STOPPED", processes)
+            .map_max_entries("REQUEST_CONFIGS", processes)
+            .map_max_entries("ACCOUNTS", options.requests.max(1))
+            .map_max_entries("REQUESTS", options.requests.max(1))
+            .map_max_entries("ROUTES", requests::routes(options.requests))
+            .map_max_entries("THRESHOLDS", requests::routes(options.requests))
             .map_max_entries("HISTOGRAMS", processes * copies * REASON_ROWS)
             .load(OBJECT)
             .map_err(|e| Error::from_loader("load gotrace's eBPF object", &e))?;
@@ -199,6 +211,7 @@ impl Kernel {
             maps.map(&mut take);
         let [held, shares, threads, threads_held] =
             ["HELD", "SHARES", "THREADS", "THREADS_HELD"].map(&mut take);
+        let requests = requests::Maps::take(&mut ebpf)?;
         let mut kernel = Self {
             ebpf,
             processes: typed(of_processes?, "PROCESSES")?,
@@ -210,6 +223,7 @@ impl Kernel {
             shares: typed(shares?, "SHARES")?,
             threads: typed(threads?, "THREADS")?,
             threads_held: typed(threads_held?, "THREADS_HELD")?,
+            requests,
             cpu_time,
             histograms: data(histograms?)?,
             copies,

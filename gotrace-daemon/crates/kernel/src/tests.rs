@@ -16,6 +16,7 @@ const OPTIONS: Options = Options {
     processes: PROCESSES,
     follow_all: true,
     cpu_time: true,
+    requests: 1 << 12,
     log_level: 0,
 };
 /// CPUs that the memory is computed for, and what it may be then.
@@ -216,5 +217,5 @@ fn each_program_on_a_probe_has_a_tail_call() {
         assert!(function.instructions.iter().any(is_tail_call), "{name}");
         programs += 1;
     }
-    assert_eq!(programs, gotrace_common::program::NAMES.len() + 3, "the dispatchers too");
+    assert_eq!(programs, gotrace_common::program::NAMES.len() + 4, "the dispatchers too");
 }

@@ -65,6 +65,12 @@ impl ProcessKey {
         nonzero(mix(mix(self.0[2] ^ mix(goid)) ^ start_ns))
     }
 
+    /// Span id of the request that a goroutine began to serve at `start_ns` (monotonic clock).
+    #[must_use]
+    pub fn request_span_id(&self, goid: u64, start_ns: u64) -> [u8; 8] {
+        nonzero(mix(mix(self.0[1] ^ mix(goid)) ^ start_ns))
+    }
+
     /// Address of the span of `goid` in the trace that begins with `root`.
     #[must_use]
     pub fn context(&self, root: u64, goid: u64) -> SpanContext {

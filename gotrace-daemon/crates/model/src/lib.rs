@@ -9,6 +9,7 @@ mod levels;
 pub mod metrics;
 pub mod printable;
 mod quantile;
+pub mod requests;
 mod results;
 pub mod samples;
 

@@ -12,7 +12,10 @@ use std::{
 use gotrace_common::Histogram;
 use serde::{Deserialize, Serialize};
 
-use crate::{Collector, Levels};
+use crate::{
+    Collector, Levels,
+    requests::{Request, Requests},
+};
 
 /// A place in the source of the traced program.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -163,6 +166,31 @@ pub enum Span {
     Goroutine(GoroutineSpan),
     /// A wait of at least the threshold.
     Wait(WaitSpan),
+    /// A slow request, of this process.
+    Request(Arc<Resource>, Arc<Request>),
+    /// One of its waits, by number.
+    RequestWait(Arc<Resource>, Arc<Request>, usize),
+}
+
+impl Span {
+    /// The process.
+    #[must_use]
+    pub fn resource(&self) -> &Arc<Resource> {
+        match self {
+            Self::Goroutine(span) => &span.resource,
+            Self::Wait(span) => &span.resource,
+            Self::Request(resource, _) | Self::RequestWait(resource, ..) => resource,
+        }
+    }
+
+    /// The same, to be replaced.
+    pub fn resource_mut(&mut self) -> &mut Arc<Resource> {
+        match self {
+            Self::Goroutine(span) => &mut span.resource,
+            Self::Wait(span) => &mut span.resource,
+            Self::Request(resource, _) | Self::RequestWait(resource, ..) => resource,
+        }
+    }
 }
 
 /// A goroutine's life, from creation to exit.
@@ -305,6 +333,8 @@ pub struct Interval {
     pub suspects: Vec<Suspected>,
     /// What the collector took, and what else stopped the world. Empty without events.
     pub collector: Collector,
+    /// Its requests, by route, and the slow ones; `None` where they are not traced.
+    pub requests: Option<Arc<Requests>>,
     /// CPU time that the process used within the interval, in goroutines and outside of them; `None` where it is not
     /// known.
     pub process_cpu_ns: Option<u64>,

@@ -203,6 +203,7 @@ pub fn collector() -> Collector {
 pub fn interval(resource: &Arc<Resource>, seconds: u64, sites: Vec<Site>) -> Interval {
     let sum = |f: fn(&Site) -> u64| sites.iter().map(f).sum();
     Interval {
+        requests: None,
         resource: Arc::clone(resource),
         pid: 7,
         start_unix_nano: START + seconds * 1_000_000_000,

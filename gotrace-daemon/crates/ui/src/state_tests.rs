@@ -38,6 +38,7 @@ pub(crate) fn interval() -> Interval {
         oldest_is_lower_bound: entry.starts_with("net/http"),
     };
     Interval {
+        requests: None,
         resource: Arc::new(resource),
         pid: 1234,
         start_unix_nano: 1_000_000_000_000,

@@ -37,6 +37,25 @@ pub enum Follow {
     Node,
 }
 
+/// From when on a request is slow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slow {
+    /// From the 99th percentile of its route on, at least [`Slow::LEAST`]; for a route with few requests from
+    /// [`Slow::UNKNOWN`] on.
+    Auto,
+    /// From this time on.
+    From(Duration),
+}
+
+impl Slow {
+    /// No route's own threshold is below this.
+    pub const LEAST: Duration = Duration::from_millis(1);
+    /// The threshold of a route whose 99th percentile is not known.
+    pub const UNKNOWN: Duration = Duration::from_millis(100);
+    /// Requests of a route from which on its 99th percentile is known.
+    pub const KNOWN_FROM: u64 = 200;
+}
+
 /// How to trace.
 #[derive(Clone, Debug)]
 pub struct LineConfig {
@@ -81,6 +100,8 @@ pub struct LineConfig {
     pub proofs: Option<ProofPace>,
     /// Whose goroutines to tell that are left behind at the end.
     pub left_behind: LeftBehind,
+    /// When requests are slow; `None` where requests are not traced. They take level `full`.
+    pub requests: Option<Slow>,
     /// Findings that are known and may stay.
     pub suppressions: Suppressions,
     /// Directory in which it is remembered over which processes gotrace died; `None` for nowhere.

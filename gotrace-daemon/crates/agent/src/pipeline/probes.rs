@@ -97,6 +97,7 @@ impl Probes {
             processes: config.processes,
             follow_all: config.follow != Follow::Nobody,
             cpu_time: !few,
+            requests: config.open_requests(),
             log_level: config.kernel_log_level,
         };
         let mut kernel = load_kernel(&options)?;
@@ -212,6 +213,9 @@ impl Probes {
     }
 
     fn kernel_configure(&mut self, traced: &Traced) -> Result<(), kernel::Error> {
+        if let Some(config) = traced.request_config() {
+            self.kernel.configure_requests(traced.config.slot, config)?;
+        }
         self.kernel.configure(traced.pid(), traced.config)
     }
 
@@ -326,6 +330,7 @@ impl Probes {
         if traced.tracee.level() < Level::Waits {
             self.forget_goroutines(traced);
         }
+        traced.forget_open_requests(&mut self.kernel);
         if let Some((place, placed)) = self.listening(traced) {
             placed.listeners.insert(traced.number(), traced.tracee.level());
             self.remove_unwanted(place);
@@ -509,6 +514,7 @@ impl Probes {
             return;
         }
         let unwatched = std::mem::take(&mut self.unwatched);
+        self.kernel.forget_requests(|process| unwatched.contains(&process), true);
         match self.kernel.forget_goroutines(|process| unwatched.contains(&process)) {
             Ok(goroutines) => tracing::debug!(goroutines, "removed goroutines of exited processes"),
             Err(error) => {

@@ -12,7 +12,7 @@ use gotrace_common::ROW_SYSCALL;
 use sha2::{Digest as _, Sha256};
 
 use super::{LineError, text::Text};
-use gotrace_go::{Binary, Error, gnu_build_id, may_be_go};
+use gotrace_go::{Binary, Error, gnu_build_id, may_be_go, requests::Requests};
 use gotrace_model::Level;
 use gotrace_process::{Executable, FileIdentity, Target};
 
@@ -35,6 +35,8 @@ pub(super) struct Program {
     pub binary: Arc<Binary>,
     /// Names of its version's wait reasons, 256 of them.
     pub reasons: Arc<[Arc<str>]>,
+    /// What it tells of its requests; nothing where those are not wanted.
+    pub requests: Requests,
     /// What its file has where probes go, at the highest level.
     pub text: Text,
     /// Its GNU build id, in hexadecimal digits.
@@ -75,12 +77,19 @@ pub(super) struct Programs {
     idle: usize,
     /// Whether files are read whole that do not look like Go programs at first sight.
     thorough: bool,
+    /// Whether requests are to be traced.
+    requests: bool,
 }
 
 impl Programs {
     /// For a program that somebody has named, as opposed to all that there are.
     pub fn thorough() -> Self {
         Self { thorough: true, ..Self::default() }
+    }
+
+    /// The same where requests are to be traced.
+    pub fn with_requests(self, requests: bool) -> Self {
+        Self { requests, ..self }
     }
 
     /// The program that a process runs. `limit`: bytes that the tables of all programs may take.
@@ -139,10 +148,13 @@ impl Programs {
                 if !self.thorough {
                     binary.pack();
                 }
-                let text = Text::read(&bytes, binary.arch(), &binary.plan(Level::Full).probes);
+                let mut probes = binary.plan(Level::Full).probes;
+                let requests = if self.requests { requests(&binary, &bytes) } else { Requests::default() };
+                probes.extend(requests.probes());
+                let text = Text::read(&bytes, binary.arch(), &probes);
                 let reasons = reasons(&binary);
                 let build_id = gnu_build_id(&bytes);
-                Arc::new(Program { content, binary: Arc::new(binary), reasons, text, build_id })
+                Arc::new(Program { content, binary: Arc::new(binary), reasons, requests, text, build_id })
             })
         } else {
             Err(Error::NotGo { why: "it has no Go sections" })
@@ -222,6 +234,14 @@ impl Programs {
         }
         idle.len()
     }
+}
+
+/// What a program tells of its requests.
+fn requests(binary: &Binary, bytes: &[u8]) -> Requests {
+    binary.requests(bytes).unwrap_or_else(|error| {
+        tracing::debug!(%error, "cannot look for requests in an executable");
+        Requests::default()
+    })
 }
 
 fn reasons(binary: &Binary) -> Arc<[Arc<str>]> {

@@ -68,6 +68,7 @@ impl Traced {
         let LineConfig {
             // As they were while the kernel side is loaded and the run lasts (`Line::adopt`).
             engine: _,
+            requests: _,
             ring_bytes: _,
             goroutines: _,
             follow: _,

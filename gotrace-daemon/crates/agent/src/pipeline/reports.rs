@@ -9,13 +9,14 @@ use gotrace_kernel::{HitCost, Kernel};
 use gotrace_model::{Interval, Level};
 use gotrace_process::Clock;
 
-use super::{CALIBRATION_WITHIN, Line, Traced, probes::read_open_waits};
+use super::{CALIBRATION_WITHIN, Line, Traced, probes::read_open_waits, requests::read_requests};
 use crate::tracee::{Counted, Input};
 
 impl Line {
     pub(super) fn end(&mut self, mut traced: Traced, why: &str, report: &mut dyn FnMut(&Arc<Interval>)) {
         self.forget(traced.pid());
         read_open_waits(self.probes.as_ref(), std::slice::from_mut(&mut traced));
+        read_requests(self.probes.as_mut(), std::slice::from_mut(&mut traced));
         let cost = self.cost(CALIBRATION_WITHIN);
         let last = traced.report(self.count(&traced, cost));
         traced.tracee.tell(&Input::End { why: why.into() });
@@ -73,6 +74,7 @@ impl Line {
         if self.traced.iter().any(|t| t.tracee.level() > Level::Lifecycle || t.is_sampled()) {
             read_open_waits(self.probes.as_ref(), &mut self.traced);
         }
+        read_requests(self.probes.as_mut(), &mut self.traced);
         let cost = self.cost(Duration::ZERO);
         let mut traced = std::mem::take(&mut self.traced);
         for (traced, _) in traced.iter_mut().zip(wanted).filter(|(_, wanted)| *wanted) {

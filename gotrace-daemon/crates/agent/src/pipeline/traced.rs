@@ -6,14 +6,15 @@ use gotrace_common::{EntryFilter, ProcessConfig, flags};
 
 use super::{
     LineConfig, LineError, behind::Behind, examining::Examining, in_hand::Process, live::LiveTracee,
-    probes::SharedFile, programs::Parsed, seed::Snapshots, spending::Look, text::Text,
+    probes::SharedFile, programs::Parsed, requests::WatchedRequests, seed::Snapshots, spending::Look,
+    text::Text,
 };
 use crate::{
     decode::{Create, Event, plain_creation},
     recording::Recorder,
     tracee::{Counted, Input, Lowered, Origin, Outputs, ProbeCost, Tracee},
 };
-use gotrace_go::{Binary, Event as ProbeEvent, Plan, Source};
+use gotrace_go::{Binary, Event as ProbeEvent, Source};
 use gotrace_inspect::{leak::Reason, snapshot::Live};
 use gotrace_metadata::{GoFacts, ResourceOptions, resource};
 use gotrace_model::{Interval, Level, Resource, Value};
@@ -38,6 +39,8 @@ pub struct Traced {
     shared_file: Option<SharedFile>,
     /// What the kernel side is told of it.
     pub(super) config: ProcessConfig,
+    /// `None` where its requests are not traced.
+    pub(super) watched: Option<WatchedRequests>,
     /// Whether it is to be told anew.
     pub(super) config_changed: bool,
     /// Whether the kernel side counts its executions, and `config` names the one that is traced.
@@ -127,6 +130,7 @@ impl Traced {
         // What it is going to execute is not mapped yet.
         let bias =
             if binary.build().pie && target.is_yet_to_execute() { None } else { load_bias(&target, binary) };
+        let watched = WatchedRequests::of(line, &parsed.program.requests);
         let config = ProcessConfig {
             // Number, slot and file are given when it joins the line.
             process: 0,
@@ -136,7 +140,8 @@ impl Traced {
             coroutine_reason: binary.coroutine_reason().unwrap_or(0),
             reserved: 0,
             flags: u32::from(binary.has_parent_goid_before_gopc()) * flags::PARENT_GOID
-                + u32::from(binary.go_version().minor >= 21) * flags::STOP_REASON,
+                + u32::from(binary.go_version().minor >= 21) * flags::STOP_REASON
+                + u32::from(watched.is_some()) * flags::REQUESTS,
             min_wait_ns: u64::try_from(line.min_wait.as_nanos()).unwrap_or(u64::MAX),
             layout: binary.g_layout(),
             gc_reasons: binary.gc_reasons(),
@@ -173,6 +178,7 @@ impl Traced {
                 .map(|node| SharedFile { node, content: parsed.program.content }),
             parsed,
             config,
+            watched,
             config_changed: false,
             generation_known: false,
             repeat: 0,
@@ -291,11 +297,6 @@ impl Traced {
         self.shared_file
     }
 
-    /// The probes of a level, with those of the levels below.
-    pub(super) fn plan(&self, level: Level) -> Plan {
-        self.parsed.program.binary.plan(level)
-    }
-
     /// There are no probes after all.
     pub(super) fn become_sampled(&mut self) {
         self.tracee.tell(&Input::Sampled);
@@ -313,6 +314,7 @@ impl Traced {
         self.tracee.tell(&Input::Settings(line.settings()));
         self.tell_wrappers();
         self.set_clock(clock);
+        self.begin_requests();
         let cpu_ns = self.watch.cpu_time_ns();
         self.tracee.tell(&Input::Begin { now_ns: Clock::now_monotonic_ns(), cpu_ns });
         if let Some(recorder) = recorder {

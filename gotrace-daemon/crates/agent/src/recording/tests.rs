@@ -16,7 +16,7 @@ use gotrace_inspect::{
     leak::{Awaited, Suppressions, Verdict},
     snapshot::Status,
 };
-use gotrace_model::{Interval, Level, Location, LogRecord, Resource, Span, Summary, Value, ids::ProcessKey};
+use gotrace_model::{Interval, Level, Location, LogRecord, Resource, Summary, Value, ids::ProcessKey};
 use gotrace_process::Clock;
 use proptest::prelude::*;
 
@@ -291,8 +291,7 @@ impl Listener for Told {
     fn told(&mut self, out: &mut Outputs) {
         let Outputs { spans, logs, intervals } = std::mem::take(out);
         self.spans.extend(spans.into_iter().map(|mut span| {
-            let (Span::Goroutine(gotrace_model::GoroutineSpan { resource, .. })
-            | Span::Wait(gotrace_model::WaitSpan { resource, .. })) = &mut span;
+            let resource = span.resource_mut();
             *resource = without_number(resource);
             format!("{span:?}")
         }));

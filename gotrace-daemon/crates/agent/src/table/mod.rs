@@ -206,7 +206,7 @@ impl Table {
             Event::Wait(wait) => self.wait(wait, out),
             Event::OpenWait(wait) => self.open_wait(wait),
             Event::Cpu(cpu) => self.cpu_used(cpu),
-            Event::Pause(_) | Event::Assist(_) | Event::Exec { .. } => {}
+            Event::Pause(_) | Event::Assist(_) | Event::Request(_) | Event::Exec { .. } => {}
         }
     }
 

@@ -7,9 +7,10 @@
 
 use gotrace_common::Hit;
 
-use gotrace_go::{Event, Plan};
+use gotrace_go::{Event, Plan, requests::Moment};
 use serde::{Deserialize, Serialize};
 
+use super::serial;
 use gotrace_kernel::HitCost;
 
 /// What counting a switch of a traced thread takes, as a share of an emulated hit: it traps nothing. The program's own
@@ -20,6 +21,7 @@ const SWITCH_SHARE: f64 = 0.3;
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct ProbeCost {
     /// Hits of which kinds are single-stepped.
+    #[serde(with = "serial::kinds")]
     stepped: [bool; Hit::COUNT],
     began_cpu_ns: Option<u64>,
     hits: u64,
@@ -43,6 +45,7 @@ impl ProbeCost {
             let level = match hit {
                 hit if hit == Hit::Create as usize || hit == Hit::Exit as usize => 0,
                 hit if [Hit::Park, Hit::Run, Hit::Switch].iter().any(|h| *h as usize == hit) => 1,
+                hit if hit >= Hit::RequestBegin as usize => 2,
                 hit if hit >= Hit::StopWorld as usize => 0,
                 _ => 2,
             };
@@ -130,6 +133,9 @@ fn hit_of(event: Event) -> Hit {
         Event::StartWorld | Event::WorldStarted => Hit::StartWorld,
         Event::AssistBegin => Hit::AssistBegin,
         Event::AssistEnd => Hit::AssistEnd,
+        Event::Request(_, Moment::Begin) => Hit::RequestBegin,
+        Event::Request(_, Moment::End) => Hit::RequestEnd,
+        Event::Request(..) => Hit::RequestStep,
     }
 }
 

@@ -14,7 +14,11 @@ use gotrace_inspect::{
 use gotrace_model::{Level, Value, ids::ProcessKey};
 use serde::{Deserialize, Serialize};
 
-use super::{CollectorState, Lowered, SpanSampling, Step, StepChange, Symbol, TraceeState, serial};
+use super::{
+    CollectorState, Lowered, SpanSampling, Step, StepChange, Symbol, TraceeState,
+    requests::{RequestCounts, RequestsState},
+    serial,
+};
 use crate::table::{CpuTimes, GoroutineState, Look, Sighting};
 
 /// Something that reaches a tracee.
@@ -152,6 +156,10 @@ pub enum Input<'a> {
     Collector(Box<CollectorState>),
     /// What its goroutines have used of the processors, behind [`Self::Goroutines`].
     CpuTimes(CpuTimes),
+    /// Its requests are traced from now on, or this is what is known of them, behind [`Self::State`].
+    Requests(Box<RequestsState>),
+    /// What was counted of its requests, by route and status, and which are open; in front of a report.
+    RequestCounts(Box<RequestCounts>),
 }
 
 /// A finding that is known and may stay ([`gotrace_inspect::leak::Suppression`]).

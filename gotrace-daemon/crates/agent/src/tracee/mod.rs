@@ -11,6 +11,7 @@ mod findings;
 mod input;
 mod mode;
 mod report;
+mod requests;
 mod sampling;
 pub(crate) mod serial;
 mod spans;
@@ -36,6 +37,7 @@ pub(crate) use findings::{known, percent};
 pub use input::{Counted, Found, FoundHolder, FoundPart, Input, Known, Settings, WaitPlace, Why};
 use mode::Mode;
 pub use mode::{Lowered, Step, StepChange};
+pub use requests::{OpenSeen, RequestCounts, RequestsState, RouteCount, RouteId};
 use sampling::Sampler;
 pub use sampling::SpanSampling;
 use symbols::Symbols;
@@ -87,6 +89,8 @@ pub struct Tracee {
     symbols: Symbols,
     findings: Findings,
     collector: Box<CollectorState>,
+    /// `None` where requests are not traced.
+    requests: Option<Box<RequestsState>>,
     suppressions: Suppressions,
     /// For what the table gives out, so that nothing is allocated for it.
     outputs: Vec<Output>,
@@ -171,6 +175,7 @@ impl Tracee {
             symbols: Symbols::default(),
             findings: Findings::default(),
             collector: Box::default(),
+            requests: None,
             suppressions,
             outputs: Vec::new(),
         }
@@ -189,6 +194,7 @@ impl Tracee {
             symbols: known,
             findings,
             collector: Box::default(),
+            requests: None,
             suppressions: suppressions(&all),
             outputs: Vec::new(),
         }
@@ -210,6 +216,9 @@ impl Tracee {
         }
         if *self.collector != CollectorState::default() {
             write(&Input::Collector(self.collector.clone()));
+        }
+        if let Some(requests) = &self.requests {
+            write(&Input::Requests(requests.clone()));
         }
         let mut part: Vec<GoroutineState> = Vec::new();
         for goroutine in self.table.goroutines() {
@@ -313,6 +322,12 @@ impl Tracee {
             Input::Wrappers(entries) => table.set_wrappers(entries),
             Input::CpuTimes(times) => table.restore_cpu(times),
             Input::Collector(state) => self.collector = state.clone(),
+            Input::Requests(state) => self.requests = Some(state.clone()),
+            Input::RequestCounts(counts) => {
+                if let Some(requests) = &mut self.requests {
+                    requests.count((**counts).clone());
+                }
+            }
             Input::Clock { offset_ns, error_ns } => facts.clock = Clock::from_offset(*offset_ns, *error_ns),
         }
     }
@@ -335,6 +350,15 @@ impl Tracee {
                 let site = self.table.creation_site(assist.goid).unwrap_or(SiteKey { created_pc, entry_pc });
                 self.collector.assist(assist, site);
                 return true;
+            }
+            Event::Request(request) => {
+                self.request_ended(request, names, out);
+                return true;
+            }
+            Event::Wait(wait) => {
+                if let Some(requests) = &mut self.requests {
+                    requests.waited(wait);
+                }
             }
             _ => {}
         }

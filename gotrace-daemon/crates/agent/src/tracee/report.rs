@@ -19,6 +19,7 @@ impl Tracee {
         let sites = self.sites(now_ns, names);
         let (leaks, suspects) = self.leaks_and_suspects(names);
         let collector = self.collector.told(&mut self.symbols, names, &self.facts.clock);
+        let requests = self.requests(now_ns, names);
         let mut hits = [0; Hit::COUNT];
         hits.iter_mut().zip(&counted.hits).for_each(|(hits, counted)| *hits = *counted);
         let cost = counted.cost_ns.map(|(emulated_ns, stepped_ns)| HitCost {
@@ -61,6 +62,7 @@ impl Tracee {
             leaks_refuted: self.findings.refuted,
             suspects,
             collector,
+            requests,
             process_cpu_ns,
             process_cpu_total_ns,
             probe_cost_share: self.facts.cost.interval(&hits, counted.cpu_ns, cost),

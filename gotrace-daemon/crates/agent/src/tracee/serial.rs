@@ -83,6 +83,25 @@ pub(crate) mod rows {
     }
 }
 
+/// A flag for each kind of hit, but for those of requests, whose probes are taken to be emulated.
+pub(crate) mod kinds {
+    use super::*;
+    use gotrace_common::Hit;
+
+    /// Kinds that recordings of gotrace 0.2 had first.
+    const FIRST: usize = 16;
+
+    pub(crate) fn serialize<S: Serializer>(kinds: &[bool; Hit::COUNT], to: S) -> Result<S::Ok, S::Error> {
+        let first: [bool; FIRST] = std::array::from_fn(|n| kinds[n]);
+        first.serialize(to)
+    }
+
+    pub(crate) fn deserialize<'a, D: Deserializer<'a>>(from: D) -> Result<[bool; Hit::COUNT], D::Error> {
+        let first = <[bool; FIRST]>::deserialize(from)?;
+        Ok(std::array::from_fn(|n| first.get(n).copied().unwrap_or(false)))
+    }
+}
+
 pub(crate) mod clock {
     use super::*;
     use gotrace_process::Clock;

@@ -13,7 +13,6 @@ use super::{
     pace::{Due, Pace},
     stats::Account,
 };
-use crate::otlp::convert::resource_of;
 use gotrace_model::{LogRecord, Resource, Span};
 
 /// What the thread works with.
@@ -73,7 +72,7 @@ impl Collector {
         // Spans come in runs of one process.
         let mut current: Option<(usize, Batch)> = None;
         for span in spans {
-            let resource: &Arc<Resource> = resource_of(span);
+            let resource: &Arc<Resource> = span.resource();
             let key = Arc::as_ptr(resource) as usize;
             if current.as_ref().is_none_or(|(k, _)| *k != key) {
                 if let Some((k, batch)) = current.take() {

@@ -17,7 +17,9 @@
 //! | `gotrace.wait.scheduling_delay` | wait | int, nanoseconds |
 //! | `gotrace.waker.kind`: `goroutine`, `netpoll`, `timer`, `gc`, `unknown` | wait | string |
 //! | `gotrace.waker.goroutine.id` | wait, when a goroutine woke it | int |
-//! | `gotrace.link.kind`: `creator`, `waker` | link | string |
+//! | `gotrace.link.kind`: `creator`, `waker`, `goroutine` | link | string |
+//!
+//! Those of requests: [`super::requests`].
 
 use opentelemetry_proto::tonic::{
     common::v1::{AnyValue, ArrayValue, InstrumentationScope, KeyValue, any_value},
@@ -25,6 +27,7 @@ use opentelemetry_proto::tonic::{
     trace::v1::{self as trace, span::SpanKind},
 };
 
+use super::requests;
 use gotrace_model::{
     GoroutineSpan, Location, Resource, Span, SpanContext, Value, WaitSpan, Waker,
     metrics::{CODE, CREATED_BY, PlaceLabels},
@@ -98,14 +101,6 @@ pub(super) fn scope() -> InstrumentationScope {
     InstrumentationScope { name: SCOPE.into(), version: VERSION.into(), ..Default::default() }
 }
 
-/// The resource of a span's process.
-pub(super) fn resource_of(span: &Span) -> &std::sync::Arc<Resource> {
-    match span {
-        Span::Goroutine(s) => &s.resource,
-        Span::Wait(s) => &s.resource,
-    }
-}
-
 /// A request with spans of one process.
 pub(super) fn trace_request(
     process: &Resource,
@@ -125,6 +120,8 @@ pub(super) fn span(span: &Span) -> trace::Span {
     match span {
         Span::Goroutine(s) => goroutine(s),
         Span::Wait(s) => wait(s),
+        Span::Request(_, request) => requests::request(request),
+        Span::RequestWait(_, request, n) => requests::wait(request, *n),
     }
 }
 
@@ -244,7 +241,7 @@ pub(super) fn reason_key(reason: &str) -> String {
     format!("gotrace.wait.total.{}", reason.replace(' ', "_"))
 }
 
-fn link(context: &SpanContext, kind: &str) -> trace::span::Link {
+pub(super) fn link(context: &SpanContext, kind: &str) -> trace::span::Link {
     trace::span::Link {
         trace_id: context.trace_id.to_vec(),
         span_id: context.span_id.to_vec(),

@@ -7,7 +7,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use prost::{encoding::encode_varint, length_delimiter_len};
+use prost::{Message as _, encoding::encode_varint, length_delimiter_len};
 
 use super::convert::{self, FLAGS};
 use gotrace_model::{
@@ -88,6 +88,10 @@ impl Encoder {
         match span {
             Span::Goroutine(span) => self.goroutine(span),
             Span::Wait(span) => self.wait(span),
+            // Few: not worth an encoding of their own.
+            Span::Request(..) | Span::RequestWait(..) => {
+                self.content = convert::span(span).encode_to_vec();
+            }
         }
         bytes(out, SCOPE_SPANS_SPANS, &self.content);
     }

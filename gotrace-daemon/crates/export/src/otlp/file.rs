@@ -15,8 +15,7 @@ use std::{
 use super::{
     SeriesBounds,
     config::{DEFAULT_METRIC_INTERVAL, Signal, Temporality},
-    convert::{self, resource_of},
-    json_lines,
+    convert, json_lines,
     lane::{Received, Taker},
     logs,
     pace::{Due, Pace},
@@ -106,9 +105,9 @@ impl FileWriter {
     }
 
     fn spans(&mut self, spans: &[Span]) {
-        for run in spans.chunk_by(|a, b| Arc::ptr_eq(resource_of(a), resource_of(b))) {
+        for run in spans.chunk_by(|a, b| Arc::ptr_eq(a.resource(), b.resource())) {
             for line in run.chunks(MAX_SPANS) {
-                let resource = Arc::clone(resource_of(&line[0]));
+                let resource = Arc::clone(line[0].resource());
                 let count = line.len() as u64;
                 if self.failed {
                     self.account.dropped(Signal::Traces, Dropped::FileError, &resource, count);

@@ -15,7 +15,7 @@ use std::{
 
 use gotrace_model::{Interval, LogRecord, Resource, Span};
 
-use super::{convert::resource_of, room::Room};
+use super::room::Room;
 
 /// Spans that may wait in one lane (about 20 MB).
 pub const MAX_QUEUED_SPANS: usize = 65_536;
@@ -59,7 +59,7 @@ impl Load {
     /// Makes the room of these spans free.
     fn give_back(&self, spans: &[Span], runs: Vec<Range<usize>>) -> Vec<Range<usize>> {
         for run in &runs {
-            self.spans.give_back(resource_of(&spans[run.start]), run.len());
+            self.spans.give_back(spans[run.start].resource(), run.len());
         }
         runs
     }
@@ -110,8 +110,8 @@ impl Giver {
     /// Gives spans, and tells of which process how many found no room.
     pub fn spans(&self, spans: &Arc<Vec<Span>>, mut lost: impl FnMut(&Arc<Resource>, usize)) {
         let (mut runs, mut at) = (Vec::new(), 0);
-        for run in spans.chunk_by(|a, b| Arc::ptr_eq(resource_of(a), resource_of(b))) {
-            let of = resource_of(&run[0]);
+        for run in spans.chunk_by(|a, b| Arc::ptr_eq(a.resource(), b.resource())) {
+            let of = run[0].resource();
             let granted = self.load.spans.take(of, run.len());
             if granted > 0 {
                 runs.push(at..at + granted);
@@ -126,7 +126,7 @@ impl Giver {
                 self.items.send(Item::Spans(Arc::clone(spans), runs))
         {
             for run in self.load.give_back(&spans, runs) {
-                lost(resource_of(&spans[run.start]), run.len());
+                lost(spans[run.start].resource(), run.len());
             }
         }
     }

@@ -27,6 +27,7 @@ mod lane;
 mod logs;
 mod metrics;
 mod pace;
+mod requests;
 mod retry;
 mod room;
 mod split;
@@ -54,13 +55,13 @@ pub use transport::TransportError;
 
 use collector::Collector;
 use config::{DEFAULT_METRIC_INTERVAL, Signal, SignalConfig};
-use convert::resource_of;
 use dispatch::Outbox;
 use file::FileWriter;
 use gotrace_model::{Coverage, Interval, LogRecord, Resource, Span};
 use health::Health;
 use lane::{Gauge, Giver};
 use pace::Pace;
+pub(crate) use requests::code as code_of_grpc;
 use room::Room;
 use spool::Spool;
 use stats::Account;
@@ -222,7 +223,7 @@ impl Exporter {
             let lost = |of: &Arc<Resource>, n: usize| self.account.dropped(Signal::Traces, why, of, n as u64);
             match lane {
                 Some(lane) => lane.giver.spans(&batch, lost),
-                None => batch.iter().for_each(|span| lost(resource_of(span), 1)),
+                None => batch.iter().for_each(|span| lost(span.resource(), 1)),
             }
         });
     }

@@ -2,9 +2,10 @@
 //!
 //! Probe points are found as those of the runtime are; layouts come from the binary's own type descriptors
 //! (`types`), so that no table of versions of `net/http`, gRPC or OpenTelemetry is needed. What is not
-//! found is told with the reason. Nothing here is placed: it answers `gotrace inspect`.
+//! found is told with the reason.
 
 mod layout;
+mod plan;
 mod points;
 mod types;
 
@@ -56,6 +57,12 @@ pub enum Moment {
     Begin,
     /// The request's route is about to be found, in a copy of it where a middleware made one.
     Route,
+    /// A function is called as a handler of it.
+    Handler,
+    /// The handler takes over the connection.
+    Hijack,
+    /// A goroutine panics, which may serve one.
+    Panic,
     /// The handler is done.
     End,
 }
@@ -67,6 +74,9 @@ impl Moment {
         match self {
             Self::Begin => "begin",
             Self::Route => "route",
+            Self::Handler => "handler",
+            Self::Hijack => "hijack",
+            Self::Panic => "panic",
             Self::End => "end",
         }
     }

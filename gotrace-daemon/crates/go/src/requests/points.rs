@@ -30,7 +30,7 @@ const fn at_entry(
 const WRITER: &[(&str, u8)] = &[("writer", 0)];
 const STATUS: &[(&str, u8)] = &[("stream", 1), ("status", 2)];
 
-const WANTED: [Wanted; 11] = [
+const WANTED: [Wanted; 14] = [
     at_entry(
         Server::Http,
         Moment::Begin,
@@ -38,6 +38,9 @@ const WANTED: [Wanted; 11] = [
         &[("writer", 2), ("request", 3)],
     ),
     at_entry(Server::Http, Moment::Route, "net/http.(*ServeMux).ServeHTTP", &[("request", 3)]),
+    at_entry(Server::Http, Moment::Handler, "net/http.HandlerFunc.ServeHTTP", &[("handler", 0)]),
+    at_entry(Server::Http, Moment::Hijack, "net/http.(*response).Hijack", &[]),
+    at_entry(Server::Http, Moment::Panic, "runtime.gopanic", &[]),
     at_entry(Server::Http, Moment::End, "net/http.(*response).finishRequest", &[("response", 0)]),
     at_entry(Server::Http2, Moment::End, "net/http.(*http2responseWriter).handlerDone", WRITER),
     at_entry(Server::Http2, Moment::End, "net/http/internal/http2.(*responseWriter).handlerDone", WRITER),
@@ -72,7 +75,8 @@ const WANTED: [Wanted; 11] = [
 ];
 
 /// What the names of these functions, and of those whose calls are probed, begin with.
-pub(super) const PREFIXES: [&str; 5] = [
+pub(super) const PREFIXES: [&str; 6] = [
+    "runtime.gopanic",
     "net/http",
     "golang.org/x/net/http2.",
     "google.golang.org/grpc",
@@ -91,8 +95,9 @@ pub(super) fn find(planner: &Planner<'_>) -> Requests {
     let there = |w: &Wanted| {
         planner.scan.addresses.contains_key(w.function) || !planner.scan.holders(w.function).is_empty()
     };
-    // A route alone is a mux that nothing serves.
-    for wanted in WANTED.iter().filter(|w| w.moment != Moment::Route && there(w)) {
+    // All else is there without a server too, or not with each.
+    let tells = |w: &Wanted| matches!(w.moment, Moment::Begin | Moment::End);
+    for wanted in WANTED.iter().filter(|w| tells(w) && there(w)) {
         if !requests.servers.contains(&wanted.server) {
             requests.servers.push(wanted.server);
         }
@@ -106,8 +111,7 @@ pub(super) fn find(planner: &Planner<'_>) -> Requests {
         } else {
             let others = WANTED.iter().filter(|o| (o.server, o.moment) == key);
             let last = others.clone().next_back().is_some_and(|o| std::ptr::eq(o, wanted));
-            // A program without a mux has its own routes.
-            if last && !done.contains(&key) && wanted.moment != Moment::Route {
+            if last && !done.contains(&key) && tells(wanted) {
                 requests.missing.push(absent(wanted, "is not in the binary"));
             }
             continue;
@@ -121,7 +125,8 @@ pub(super) fn find(planner: &Planner<'_>) -> Requests {
             Ok(point) => requests.points.push(point),
             Err(why) => requests.missing.push(absent(wanted, &why)),
         }
-        if !holders.is_empty() {
+        // What tells only details is no loss.
+        if !holders.is_empty() && tells(wanted) {
             let (server, moment) = (wanted.server.name(), wanted.moment.name());
             let into = holders.join(", ");
             requests.missing.push(format!(

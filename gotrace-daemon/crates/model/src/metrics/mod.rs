@@ -342,6 +342,7 @@ impl Samples<'_> {
             collector,
             process_cpu_ns: _,
             process_cpu_total_ns: _,
+            requests: _,
             probe_cost_share: _,
         } = interval;
         self.states(waiting);

@@ -1,0 +1,344 @@
+//! Requests: what user space tells the kernel side of a program's servers, and what the kernel side keeps of each request.
+//!
+//! A goroutine that serves a request has an [`Account`]: the state that it is in, since when, and one sum a state. Each
+//! event of the scheduler closes the books of the old state. A request is the difference of two readings, so that its
+//! parts always add up to the whole.
+
+use crate::{Header, Histogram};
+
+/// States of a goroutine that has an account ([`Account::state`]).
+pub mod state {
+    /// It has a thread.
+    pub const RUNNING: u32 = 0;
+    /// It waits for a thread.
+    pub const RUNNABLE: u32 = 1;
+    /// It is in a system call, or in C.
+    pub const SYSCALL: u32 = 2;
+    /// It does the collector's work, as it allocates.
+    pub const ASSIST: u32 = 3;
+    /// It waits.
+    pub const BLOCKED: u32 = 4;
+}
+
+/// Sums of an account ([`Account::times`]), by what time was spent on.
+pub mod time {
+    /// On a processor. Where processor time is not counted, all of the time on a thread.
+    pub const ON_CPU: usize = 0;
+    /// On a thread that had no processor, as others had it.
+    pub const DESCHEDULED: usize = 1;
+    /// On a thread that stood still, as the CPU quota was used up.
+    pub const THROTTLED: usize = 2;
+    /// Runnable, without a thread.
+    pub const RUN_QUEUE: usize = 3;
+    /// The same while the world was stopped.
+    pub const WORLD_STOPPED: usize = 4;
+    /// In system calls.
+    pub const SYSCALL: usize = 5;
+    /// At the collector's work.
+    pub const GC_ASSIST: usize = 6;
+    /// Blocked: the first of [`super::BLOCKED_CLASSES`].
+    pub const BLOCKED: usize = 7;
+}
+
+/// Classes of wait reasons that have a sum of their own; the last one is that of all others.
+pub const BLOCKED_CLASSES: usize = 12;
+/// Sums of an account.
+pub const TIMES: usize = time::BLOCKED + BLOCKED_CLASSES;
+/// Sums by what time was spent on ([`time`]).
+pub type Times = [u64; TIMES];
+
+/// What kind of request ([`RouteKey::protocol`]).
+pub mod protocol {
+    /// HTTP/1.0 or 1.1.
+    pub const HTTP1: u8 = 1;
+    /// HTTP/2.
+    pub const HTTP2: u8 = 2;
+    /// gRPC.
+    pub const GRPC: u8 = 3;
+}
+
+/// Families of requests: what tells one from another ([`RequestKey::family`]).
+pub mod family {
+    /// HTTP: the goroutine, which serves one at a time.
+    pub const HTTP: u32 = 1;
+    /// gRPC: the stream.
+    pub const GRPC: u32 = 2;
+}
+
+/// How a request ended ([`RequestRecord::header`], `count`).
+pub mod ended {
+    /// Its handler was done.
+    pub const NORMAL: u8 = 0;
+    /// Its goroutine panicked and ended.
+    pub const PANIC: u8 = 1;
+    /// Its connection was taken over by the handler, and its goroutine has ended.
+    pub const HIJACKED: u8 = 2;
+    /// Its goroutine has ended for another reason.
+    pub const GOROUTINE_EXIT: u8 = 3;
+}
+
+/// What [`RouteKey::status`] is where a request has none.
+pub mod status {
+    /// It is not known, or the handler took over the connection.
+    pub const NONE: u16 = 0xffff;
+    /// The goroutine ended without one.
+    pub const FAILED: u16 = 0xfffe;
+}
+
+/// Bytes of a route's text that are kept.
+pub const ROUTE_BYTES: usize = 104;
+/// Bytes of a `traceparent` header (W3C Trace Context), padded.
+pub const TRACEPARENT_BYTES: usize = 56;
+/// No step in a [`FieldPath`].
+pub const NO_STEP: u16 = u16::MAX;
+
+/// How to reach a field: bytes to go on from where a value points; before each step but the first a pointer is followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct FieldPath {
+    /// [`NO_STEP`] from the first that there is not.
+    pub steps: [u16; 3],
+}
+
+impl Default for FieldPath {
+    fn default() -> Self {
+        Self::NONE
+    }
+}
+
+impl FieldPath {
+    /// There is no such field.
+    pub const NONE: Self = Self { steps: [NO_STEP; 3] };
+}
+
+/// How entries of a `map[string][]string` lie in memory (14 bytes).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct HeaderMap {
+    /// 1 for a map of buckets, 2 for a Swiss map; 0 where it is not known.
+    pub kind: u16,
+    /// Bytes of a bucket or group.
+    pub size: u16,
+    /// Where the first key is in it.
+    pub keys: u16,
+    /// From a key to the next.
+    pub key_stride: u16,
+    /// Where the first element is in it.
+    pub elements: u16,
+    /// From an element to the next.
+    pub element_stride: u16,
+    /// Reserved, 0.
+    pub reserved: u16,
+}
+
+/// Value of the map `REQUEST_CONFIGS`, one row a process slot (168 bytes).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct RequestConfig {
+    /// Class of each wait reason, below [`BLOCKED_CLASSES`].
+    pub classes: [u8; 64],
+    /// A request of a route that has no threshold of its own is sent when it took at least so long.
+    pub threshold_ns: u64,
+    /// No threshold of a route is below this.
+    pub least_ns: u64,
+    /// `http.Request.Method`
+    pub method: FieldPath,
+    /// `http.Request.Pattern`, or the text behind `http.Request.pat`
+    pub pattern: FieldPath,
+    /// `http.Request.Header`
+    pub header: FieldPath,
+    /// `http.Request.ProtoMajor`
+    pub proto_major: FieldPath,
+    /// `http.response.status`
+    pub http1_status: FieldPath,
+    /// `status` of the state of `net/http`'s HTTP/2 writer
+    pub http2_status: FieldPath,
+    /// The same of `golang.org/x/net/http2`
+    pub x_http2_status: FieldPath,
+    /// The method of a gRPC stream
+    pub grpc_method: FieldPath,
+    /// The code of a gRPC status
+    pub grpc_code: FieldPath,
+    /// How headers lie in memory.
+    pub headers: HeaderMap,
+    /// Reserved, 0.
+    pub reserved: [u8; 20],
+}
+
+impl Default for RequestConfig {
+    fn default() -> Self {
+        let none = FieldPath::NONE;
+        Self {
+            classes: [0; 64],
+            threshold_ns: 0,
+            least_ns: 0,
+            method: none,
+            pattern: none,
+            header: none,
+            proto_major: none,
+            http1_status: none,
+            http2_status: none,
+            x_http2_status: none,
+            grpc_method: none,
+            grpc_code: none,
+            headers: HeaderMap::default(),
+            reserved: [0; 20],
+        }
+    }
+}
+
+/// Value of the map `ACCOUNTS`, keyed as `GOROUTINES` (200 bytes): made when a goroutine's first request begins, removed
+/// when it has none any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Account {
+    /// Since when it is in its state.
+    pub since_ns: u64,
+    /// Processor time that its thread had used then.
+    pub cpu_ns: u64,
+    /// For how long its thread had stood still then, as the CPU quota was used up.
+    pub throttled_ns: u64,
+    /// For how long the world had been stopped then.
+    pub stopped_ns: u64,
+    /// One of [`state`].
+    pub state: u32,
+    /// Class of its wait reason.
+    pub class: u32,
+    /// Requests that it serves.
+    pub open: u32,
+    /// Waits of it that could not be sent.
+    pub waits_lost: u32,
+    /// Sums, by [`time`].
+    pub times: Times,
+}
+
+/// Key of the map `REQUESTS` (16 bytes).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct RequestKey {
+    /// A goid, or an address: see [`family`].
+    pub id: u64,
+    /// [`crate::ProcessConfig::process`]
+    pub process: u32,
+    /// One of [`family`].
+    pub family: u32,
+}
+
+/// Value of the map `REQUESTS`: a request that has begun and not ended (208 bytes).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct OpenRequest {
+    /// When it began.
+    pub start_ns: u64,
+    /// The goroutine that it began on.
+    pub goid: u64,
+    /// Address of the `http.Request`, or of the stream.
+    pub object: u64,
+    /// Address of the request that a mux was last called with, which may be a copy; 0 for none.
+    pub routed: u64,
+    /// Address of the function that an `http.HandlerFunc` last called for it; 0 for none.
+    pub handler: u64,
+    /// One of [`protocol`].
+    pub protocol: u8,
+    /// The handler took over the connection.
+    pub hijacked: u8,
+    /// Its goroutine panicked.
+    pub panicked: u8,
+    /// Reserved, 0.
+    pub reserved: u8,
+    /// [`Account::waits_lost`] at its beginning.
+    pub waits_lost: u32,
+    /// The account at its beginning.
+    pub base: Times,
+    /// Reserved, 0.
+    pub spare: u64,
+}
+
+/// What requests are counted by (128 bytes): key of the map `ROUTES`, and, with status 0, of `THRESHOLDS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct RouteKey {
+    /// [`crate::ProcessConfig::process`]
+    pub process: u32,
+    /// HTTP's status, or gRPC's code, or one of [`status`].
+    pub status: u16,
+    /// One of [`protocol`].
+    pub protocol: u8,
+    /// Length of the route's text; 255 where there was more than is kept.
+    pub length: u8,
+    /// Where there is no text: [`OpenRequest::handler`].
+    pub handler: u64,
+    /// HTTP's method, padded with 0; of a longer one its beginning.
+    pub method: [u8; 8],
+    /// The pattern of the route, or gRPC's method, padded with 0.
+    pub route: [u8; ROUTE_BYTES],
+}
+
+impl Default for RouteKey {
+    fn default() -> Self {
+        Self {
+            process: 0,
+            status: 0,
+            protocol: 0,
+            length: 0,
+            handler: 0,
+            method: [0; 8],
+            route: [0; ROUTE_BYTES],
+        }
+    }
+}
+
+/// Value of the map `ROUTES`: all requests of a route with one status (1,328 bytes).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct RouteTimes {
+    /// How long they took. The count is that of the buckets.
+    pub durations: Histogram,
+    /// What they spent their time on.
+    pub times: Times,
+}
+
+/// A request has ended that took at least as long as its route's threshold (368 bytes).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct RequestRecord {
+    /// `kind` is [`crate::kind::REQUEST`]; `time_ns` is the end, `arg` 1 where waits of it could not be sent, `count` one
+    /// of [`ended`].
+    pub header: Header,
+    /// The goroutine that it began on.
+    pub goid: u64,
+    /// When it began.
+    pub start_ns: u64,
+    /// What it is counted by.
+    pub key: RouteKey,
+    /// What its goroutine spent the time on.
+    pub times: Times,
+    /// The caller's `traceparent`; 0 for none.
+    pub traceparent: [u8; TRACEPARENT_BYTES],
+}
+
+const _: () = {
+    assert!(size_of::<RequestConfig>() == 168);
+    assert!(size_of::<Account>() == 200);
+    assert!(size_of::<RequestKey>() == 16);
+    assert!(size_of::<OpenRequest>() == 208);
+    assert!(size_of::<RouteKey>() == 128);
+    assert!(size_of::<RouteTimes>() == 1328);
+    assert!(size_of::<RequestRecord>() == 368);
+};
+
+#[cfg(feature = "user")]
+mod pod {
+    // SAFETY: repr(C), no padding (sizes asserted above), every bit pattern valid.
+    unsafe impl aya::Pod for super::RequestConfig {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Account {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::RequestKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::OpenRequest {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::RouteKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::RouteTimes {}
+}

@@ -1,0 +1,586 @@
+//! Requests of a tracee: what the kernel side counted by route, and the slow ones with their waits and the causes of
+//! those, which are looked for among the waits of the goroutines that ended them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    sync::Arc,
+};
+
+use gotrace_common::{
+    Histogram, ROW_SYSCALL, RouteKey, WakerKind, bucket_upper_bound_ns,
+    request::{self, TIMES, Times},
+};
+use gotrace_model::{
+    Location, Span, SpanContext,
+    ids::ProcessKey,
+    printable::printable,
+    requests::{
+        Cause, Ended, Protocol, Request, RequestWait, Requests, Route, RouteName, RouteTotal, TimeSpent,
+    },
+};
+use serde::{Deserialize, Serialize};
+
+use super::{Facts, Names, Outputs, Tracee, serial, symbols::Symbols};
+use crate::{
+    decode::{RequestEnd, Wait},
+    table::Table,
+};
+
+/// Waits of all goroutines that are remembered, so that those can be explained that they ended.
+const MAX_PAST: usize = 1 << 16;
+/// Frames of each that are kept.
+const MAX_FRAMES: usize = 24;
+/// Waits that are told of a request, the longest.
+const MAX_WAITS: usize = 24;
+/// Causes that are told of a wait, and goroutines that are followed for them.
+const MAX_CAUSES: usize = 8;
+/// Waits of a goroutine that are looked through.
+const MAX_LOOKED: usize = 1 << 12;
+/// Slow requests that are told of a route within a second.
+const PER_SECOND: u64 = 20;
+/// Slow requests that are kept until the next report.
+const MAX_SLOW: usize = 1 << 12;
+/// Routes that are kept apart; the kernel side has no room for more.
+const MAX_ROUTES: usize = 1 << 12;
+
+/// What requests are told apart by, as the kernel side does.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RouteId {
+    /// One of [`request::protocol`].
+    pub protocol: u8,
+    /// HTTP's method.
+    pub method: String,
+    /// The route's text.
+    pub route: String,
+    /// Where there is none: the address of the function that served it, or 0.
+    pub handler: u64,
+}
+
+impl RouteId {
+    /// Of a key of the kernel side's. Text that is not UTF-8, or cannot be printed, is replaced.
+    #[must_use]
+    pub fn of(key: &RouteKey) -> Self {
+        let text = |bytes: &[u8]| printable(&String::from_utf8_lossy(bytes)).into_owned();
+        let end = key.method.iter().position(|b| *b == 0).unwrap_or(key.method.len());
+        let kept = key.route.get(..usize::from(key.length)).unwrap_or(&key.route);
+        let mut route = text(kept);
+        if usize::from(key.length) > key.route.len() {
+            route.push('…');
+        }
+        Self {
+            protocol: key.protocol,
+            method: text(key.method.get(..end).unwrap_or_default()),
+            route,
+            handler: key.handler,
+        }
+    }
+}
+
+/// What the kernel side counted of a route with one status, since attaching.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RouteCount {
+    /// The route.
+    pub id: RouteId,
+    /// The status, as [`RouteKey::status`] has it.
+    pub status: u16,
+    /// How long requests took.
+    #[serde(with = "serial::histogram")]
+    pub durations: Histogram,
+    /// What they spent their time on.
+    pub times: Times,
+}
+
+/// A request that was open when that was looked at.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OpenSeen {
+    /// The route, as far as it is known by now.
+    pub id: RouteId,
+    /// The goroutine that it began on.
+    pub goid: u64,
+    /// When it began.
+    pub start_ns: u64,
+    /// What its goroutine has spent the time on, up to its last change of state; `None` where that is not known.
+    pub times: Option<Times>,
+    /// The state that its goroutine is in ([`request::state`]), the class of its wait reason, and since when.
+    pub state: (u32, u32, u64),
+    /// Whether it has been open for so long that it is told.
+    pub slow: bool,
+}
+
+/// What was counted of a process's requests when that was looked at.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct RequestCounts {
+    /// When.
+    pub now_ns: u64,
+    /// By route and status.
+    pub routes: Vec<RouteCount>,
+    /// Those that are open.
+    pub open: Vec<OpenSeen>,
+}
+
+/// A wait that has ended.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Past {
+    goid: u64,
+    /// Number of the goroutine's wait before it.
+    before: Option<u64>,
+    start_ns: u64,
+    wake_ns: u64,
+    end_ns: u64,
+    reason: u8,
+    waker: u8,
+    waker_goid: u64,
+    frames: Vec<u64>,
+}
+
+impl Past {
+    /// Until when it was blocked.
+    fn blocked_until(&self) -> u64 {
+        if self.wake_ns == 0 { self.end_ns } else { self.wake_ns.clamp(self.start_ns, self.end_ns) }
+    }
+}
+
+/// What is known of a tracee's requests.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct RequestsState {
+    /// Waits, the oldest first, numbered from `first` on.
+    past: VecDeque<Past>,
+    first: u64,
+    /// Number of the last one of each goroutine.
+    last: HashMap<u64, u64>,
+    counts: RequestCounts,
+    /// What was counted at the last report, by route and status.
+    reported: BTreeMap<(RouteId, u16), (Sums, Times)>,
+    /// Slow ones since attaching, and at the last report.
+    slow: BTreeMap<RouteId, (u64, u64)>,
+    /// How many were told of a route within which second.
+    told: BTreeMap<RouteId, (u64, u64)>,
+    left_out: u64,
+    /// Numbers of open ones that were told: goid and beginning.
+    told_open: BTreeSet<(u64, u64)>,
+    next: u64,
+    /// To be told with the next report.
+    #[serde(skip)]
+    ended: Vec<Arc<Request>>,
+}
+
+/// A histogram.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Sums(#[serde(with = "serial::histogram")] Histogram);
+
+impl RequestsState {
+    /// A wait of one of the process's goroutines has ended.
+    pub(super) fn waited(&mut self, wait: &Wait<'_>) {
+        if self.past.len() >= MAX_PAST
+            && let Some(oldest) = self.past.pop_front()
+        {
+            if self.last.get(&oldest.goid) == Some(&self.first) {
+                self.last.remove(&oldest.goid);
+            }
+            self.first += 1;
+        }
+        let number = self.first + self.past.len() as u64;
+        self.past.push_back(Past {
+            goid: wait.goid,
+            before: self.last.insert(wait.goid, number),
+            start_ns: wait.start_ns,
+            wake_ns: wait.wake_ns,
+            end_ns: wait.end_ns,
+            reason: wait.reason,
+            waker: wait.waker as u8,
+            waker_goid: wait.waker_goid,
+            frames: wait.frames.iter().take(MAX_FRAMES).collect(),
+        });
+    }
+
+    /// Waits of a goroutine that lie within a time, the last one first.
+    fn waits(&self, goid: u64, from_ns: u64, to_ns: u64) -> impl Iterator<Item = &Past> {
+        let at = |number: u64| self.past.get(usize::try_from(number.checked_sub(self.first)?).ok()?);
+        let first = self.last.get(&goid).and_then(|n| at(*n));
+        std::iter::successors(first, move |past| past.before.and_then(at))
+            .take(MAX_LOOKED)
+            .take_while(move |past| past.end_ns > from_ns)
+            .filter(move |past| past.start_ns < to_ns)
+    }
+
+    /// What the kernel side has counted.
+    pub(super) fn count(&mut self, mut counts: RequestCounts) {
+        counts.routes.truncate(MAX_ROUTES);
+        self.counts = counts;
+    }
+
+    /// Whether one more slow request of a route may be told; counts it.
+    fn admits(&mut self, id: &RouteId, end_ns: u64) -> bool {
+        if self.slow.len() < MAX_ROUTES || self.slow.contains_key(id) {
+            self.slow.entry(id.clone()).or_default().0 += 1;
+        }
+        let second = end_ns / 1_000_000_000;
+        if self.told.len() >= MAX_ROUTES {
+            self.told.retain(|_, (told, _)| *told == second);
+        }
+        let (of, count) = self.told.entry(id.clone()).or_insert((second, 0));
+        if *of != second {
+            (*of, *count) = (second, 0);
+        }
+        *count += 1;
+        let admitted = *count <= PER_SECOND && self.ended.len() < MAX_SLOW;
+        self.left_out += u64::from(!admitted);
+        admitted
+    }
+}
+
+/// Who knows what addresses and goroutines stand for.
+struct Known<'a> {
+    symbols: &'a mut Symbols,
+    names: &'a dyn Names,
+    table: &'a Table,
+    reasons: &'a [Arc<str>],
+    key: &'a ProcessKey,
+}
+
+impl Known<'_> {
+    fn reason(&self, reason: u8) -> Arc<str> {
+        if u32::from(reason) == ROW_SYSCALL {
+            return "syscall".into();
+        }
+        self.reasons.get(usize::from(reason)).cloned().unwrap_or_else(|| "unknown".into())
+    }
+
+    fn function(&mut self, goid: u64) -> Option<Arc<Location>> {
+        let site = self.table.creation_site(goid)?;
+        Some(self.symbols.entry(site.entry_pc, self.names))
+    }
+
+    /// The route's name. Its text may have a method and a host: `GET example.com/users/{id}`.
+    fn name(&mut self, id: &RouteId) -> RouteName {
+        let protocol = match id.protocol {
+            request::protocol::GRPC => Protocol::Grpc,
+            request::protocol::HTTP2 => Protocol::Http2,
+            _ => Protocol::Http1,
+        };
+        let path = id.route.find('/').and_then(|at| id.route.get(at..)).unwrap_or(&id.route);
+        let is_code = id.handler != 0 && self.symbols.is_function_entry(id.handler, self.names);
+        RouteName {
+            protocol,
+            method: (!id.method.is_empty()).then(|| id.method.as_str().into()),
+            route: (!path.is_empty()).then(|| path.into()),
+            handler: is_code.then(|| self.symbols.entry(id.handler, self.names)),
+        }
+    }
+}
+
+impl Tracee {
+    /// A slow request has ended.
+    pub(super) fn request_ended(&mut self, end: &RequestEnd, names: &dyn Names, out: &mut Outputs) {
+        let Some(mut state) = self.requests.take() else { return };
+        let id = RouteId::of(&end.key);
+        if state.admits(&id, end.end_ns) {
+            let Facts { key, clock, reasons, .. } = &self.facts;
+            let mut known = Known { symbols: &mut self.symbols, names, table: &self.table, reasons, key };
+            let duration_ns = end.end_ns.saturating_sub(end.start_ns);
+            let time = TimeSpent(end.times);
+            let (mut waits, complete) = explain(&state, &mut known, end.goid, (end.start_ns, end.end_ns));
+            waits.sort_by_key(|wait| wait.offset_ns);
+            let caller = caller(&end.traceparent);
+            let own = SpanContext {
+                trace_id: caller
+                    .map_or_else(|| key.trace_id(self.table.trace_root(end.goid)), |c| c.trace_id),
+                span_id: key.request_span_id(end.goid, end.start_ns),
+            };
+            state.next += 1;
+            let request = Arc::new(Request {
+                id: state.next,
+                context: own,
+                parent_span_id: caller.map(|c| c.span_id),
+                goroutine: key.context(self.table.trace_root(end.goid), end.goid),
+                name: known.name(&id),
+                status: status(end.key.status),
+                start_unix_nano: clock.unix_nano(end.start_ns),
+                duration_ns,
+                goid: end.goid,
+                ended: Some(match end.ended {
+                    request::ended::NORMAL => Ended::Normal,
+                    request::ended::PANIC => Ended::Panic,
+                    request::ended::HIJACKED => Ended::Hijacked,
+                    _ => Ended::GoroutineExit,
+                }),
+                // Only a made-up record does not add up.
+                waits_complete: complete && !end.waits_lost && time.total() == duration_ns,
+                time,
+                waits,
+                state: None,
+            });
+            state.told_open.remove(&(end.goid, end.start_ns));
+            state.ended.push(Arc::clone(&request));
+            let span = |n| Span::RequestWait(Arc::clone(&self.resource), Arc::clone(&request), n);
+            out.spans.extend((0..request.waits.len()).map(span));
+            out.spans.push(Span::Request(Arc::clone(&self.resource), request));
+        }
+        self.requests = Some(state);
+    }
+
+    /// Requests since the last report; `None` where they are not traced.
+    pub(super) fn requests(&mut self, now_ns: u64, names: &dyn Names) -> Option<Arc<Requests>> {
+        let mut state = self.requests.take()?;
+        let Facts { key, clock, reasons, .. } = &self.facts;
+        let mut known = Known { symbols: &mut self.symbols, names, table: &self.table, reasons, key };
+        let mut routes = routes(&mut state, &mut known);
+        let mut slow = std::mem::take(&mut state.ended);
+        let counts = std::mem::take(&mut state.counts.open);
+        let still: BTreeSet<_> = counts.iter().map(|open| (open.goid, open.start_ns)).collect();
+        state.told_open.retain(|open| still.contains(open));
+        for open in counts {
+            let name = known.name(&open.id);
+            let age_ns = now_ns.saturating_sub(open.start_ns);
+            let place = routes.iter().position(|route| route.name == name).unwrap_or_else(|| {
+                routes.push(empty(name.clone()));
+                routes.len() - 1
+            });
+            if let Some(route) = routes.get_mut(place) {
+                route.open += 1;
+                route.oldest_open_ns = route.oldest_open_ns.max(Some(age_ns));
+            }
+            let fresh = open.slow && state.told_open.len() < MAX_SLOW;
+            if !fresh || !state.told_open.insert((open.goid, open.start_ns)) {
+                continue;
+            }
+            state.next += 1;
+            let (time, what) = now(&open, state.counts.now_ns);
+            let (mut waits, complete) =
+                explain(&state, &mut known, open.goid, (open.start_ns, state.counts.now_ns));
+            waits.sort_by_key(|wait| wait.offset_ns);
+            slow.push(Arc::new(Request {
+                id: state.next,
+                context: SpanContext {
+                    trace_id: key.trace_id(self.table.trace_root(open.goid)),
+                    span_id: key.request_span_id(open.goid, open.start_ns),
+                },
+                parent_span_id: None,
+                goroutine: key.context(self.table.trace_root(open.goid), open.goid),
+                name,
+                status: None,
+                start_unix_nano: clock.unix_nano(open.start_ns),
+                duration_ns: state.counts.now_ns.saturating_sub(open.start_ns),
+                goid: open.goid,
+                ended: None,
+                time,
+                waits,
+                waits_complete: complete,
+                state: Some(what.into()),
+            }));
+        }
+        let left_out = std::mem::take(&mut state.left_out);
+        self.requests = Some(state);
+        Some(Arc::new(Requests { routes, slow, left_out }))
+    }
+}
+
+/// The state that the goroutine of an open request is in, and what it has spent its time on with it.
+fn now(open: &OpenSeen, now_ns: u64) -> (TimeSpent, &'static str) {
+    let (state, class, since_ns) = open.state;
+    let class = usize::try_from(class).unwrap_or(usize::MAX).min(request::BLOCKED_CLASSES - 1);
+    let (part, what) = match state {
+        request::state::RUNNING => (request::time::ON_CPU, "running"),
+        request::state::RUNNABLE => (request::time::RUN_QUEUE, "runnable"),
+        request::state::SYSCALL => (request::time::SYSCALL, "syscall"),
+        request::state::ASSIST => (request::time::GC_ASSIST, "GC assist"),
+        _ => (request::time::BLOCKED + class, gotrace_model::requests::BLOCKED_NAMES[class]),
+    };
+    let mut times = open.times.unwrap_or([0; TIMES]);
+    if let Some(spent) = times.get_mut(part) {
+        *spent = spent.saturating_add(now_ns.saturating_sub(since_ns));
+    }
+    (TimeSpent(times), what)
+}
+
+/// The longest waits of a goroutine within a time, with their causes; and whether those are all.
+fn explain(
+    state: &RequestsState,
+    known: &mut Known<'_>,
+    goid: u64,
+    (from_ns, to_ns): (u64, u64),
+) -> (Vec<RequestWait>, bool) {
+    let within = |past: &&Past| past.start_ns >= from_ns && past.end_ns <= to_ns;
+    let mut waits: Vec<&Past> = state.waits(goid, from_ns, to_ns).filter(within).collect();
+    let complete = waits.len() <= MAX_WAITS && state.first_ns() <= from_ns;
+    waits.sort_by_key(|past| std::cmp::Reverse(past.end_ns - past.start_ns));
+    waits.truncate(MAX_WAITS);
+    let told = waits.into_iter().map(|past| {
+        let waker = WakerKind::from_u8(past.waker);
+        let by = (waker == WakerKind::Goroutine).then_some(past.waker_goid);
+        let mut causes = Vec::new();
+        if let Some(by) = by {
+            causes_of(state, known, by, (past.start_ns, past.blocked_until()), &mut causes);
+        }
+        RequestWait {
+            offset_ns: past.start_ns.saturating_sub(from_ns),
+            span_id: known.key.wait_span_id(goid, past.start_ns),
+            duration_ns: past.end_ns.saturating_sub(past.start_ns),
+            reason: known.reason(past.reason),
+            stack: past.frames.iter().filter_map(|pc| known.symbols.known_call(*pc, known.names)).collect(),
+            site: known.symbols.wait_site(&past.frames, known.names),
+            ended_by: match waker {
+                WakerKind::Goroutine => "goroutine",
+                WakerKind::Netpoll => "netpoll",
+                WakerKind::Timer => "timer",
+                WakerKind::Gc => "gc",
+                WakerKind::Unknown => "unknown",
+            },
+            ended_by_goid: by,
+            causes,
+        }
+    });
+    (told.collect(), complete)
+}
+
+/// What a goroutine did within a time, at whose end it woke another one: its longest wait then, where that was a good part
+/// of it, and that it ran else, or waited for less than is told; and where yet another one ended a wait that was most of
+/// it, what that one did.
+fn causes_of(
+    state: &RequestsState,
+    known: &mut Known<'_>,
+    mut goid: u64,
+    (mut from_ns, mut to_ns): (u64, u64),
+    causes: &mut Vec<Cause>,
+) {
+    while causes.len() < MAX_CAUSES {
+        let overlap = |past: &Past| -> u64 {
+            past.blocked_until().min(to_ns).saturating_sub(past.start_ns.max(from_ns))
+        };
+        let longest = state.waits(goid, from_ns, to_ns).max_by_key(|past| overlap(past));
+        let function = known.function(goid);
+        let whole = to_ns.saturating_sub(from_ns);
+        let waited = state.waits(goid, from_ns, to_ns).map(overlap).fold(0, u64::saturating_add);
+        let longest = longest.filter(|past| overlap(past) >= whole / 8);
+        if let Some(past) = longest {
+            causes.push(Cause {
+                goid,
+                function: function.clone(),
+                state: known.reason(past.reason),
+                duration_ns: overlap(past),
+                frame: known.symbols.wait_site(&past.frames, known.names),
+            });
+        }
+        let ran = whole.saturating_sub(waited);
+        if longest.is_none() || ran > whole / 4 {
+            causes.push(Cause { goid, function, state: "running".into(), duration_ns: ran, frame: None });
+        }
+        let Some(past) = longest.filter(|past| overlap(past) > whole / 2) else { return };
+        let is_followed = causes.iter().any(|cause| cause.goid == past.waker_goid);
+        if WakerKind::from_u8(past.waker) != WakerKind::Goroutine || is_followed {
+            return;
+        }
+        (from_ns, to_ns) = (past.start_ns.max(from_ns), past.blocked_until().min(to_ns));
+        goid = past.waker_goid;
+    }
+}
+
+impl RequestsState {
+    /// From when on all waits are remembered.
+    fn first_ns(&self) -> u64 {
+        if self.past.len() < MAX_PAST { 0 } else { self.past.front().map_or(0, |past| past.end_ns) }
+    }
+}
+
+fn empty(name: RouteName) -> Route {
+    Route {
+        name,
+        by_status: BTreeMap::new(),
+        errors: 0,
+        slow: 0,
+        durations: Histogram::default(),
+        times: TimeSpent::default(),
+        total: RouteTotal::default(),
+        open: 0,
+        oldest_open_ns: None,
+    }
+}
+
+/// All routes, with what came since the last report; the one that took the most time first.
+fn routes(state: &mut RequestsState, known: &mut Known<'_>) -> Vec<Route> {
+    let mut routes: Vec<Route> = Vec::new();
+    for count in &state.counts.routes {
+        let name = known.name(&count.id);
+        let place = routes.iter().position(|route| route.name == name).unwrap_or_else(|| {
+            routes.push(empty(name));
+            routes.len() - 1
+        });
+        let Some(route) = routes.get_mut(place) else { continue };
+        let now = (Sums(count.durations), count.times);
+        let before = state.reported.insert((count.id.clone(), count.status), now).unwrap_or_default();
+        let durations = since(&count.durations, &before.0.0);
+        let times = TimeSpent(std::array::from_fn(|n| count.times[n].saturating_sub(before.1[n])));
+        let status = status(count.status);
+        let failed = is_error(count.id.protocol, count.status);
+        if durations.count > 0 {
+            *route.by_status.entry(status).or_default() += durations.count;
+            route.errors += if failed { durations.count } else { 0 };
+            route.durations.merge(&durations);
+            route.times.add(&times);
+        }
+        *route.total.by_status.entry(status).or_default() += count.durations.count;
+        route.total.errors += if failed { count.durations.count } else { 0 };
+        route.total.durations.merge(&count.durations);
+        route.total.times.add(&TimeSpent(count.times));
+        // Once a route, not once a status.
+        if let Some((slow, reported)) = state.slow.get_mut(&count.id) {
+            route.slow += *slow - std::mem::replace(reported, *slow);
+            route.total.slow = route.total.slow.max(*slow);
+        }
+    }
+    routes.sort_by_key(|route| std::cmp::Reverse(route.total.durations.sum_ns));
+    routes
+}
+
+/// What came to a histogram since it was as `before`.
+fn since(now: &Histogram, before: &Histogram) -> Histogram {
+    let buckets: [u64; gotrace_common::BUCKETS] =
+        std::array::from_fn(|n| now.buckets[n].saturating_sub(before.buckets[n]));
+    let highest = buckets.iter().rposition(|n| *n > 0).map_or(0, bucket_upper_bound_ns);
+    Histogram {
+        count: buckets.iter().sum(),
+        sum_ns: now.sum_ns.saturating_sub(before.sum_ns),
+        max_ns: if now.max_ns > before.max_ns { now.max_ns } else { highest.min(now.max_ns) },
+        buckets,
+    }
+}
+
+fn status(status: u16) -> Option<u16> {
+    (!matches!(status, request::status::NONE | request::status::FAILED)).then_some(status)
+}
+
+/// Whether it is the server's fault: HTTP's 5xx, and gRPC's `UNKNOWN`, `DEADLINE_EXCEEDED`, `UNIMPLEMENTED`, `INTERNAL`,
+/// `UNAVAILABLE` and `DATA_LOSS`, as OpenTelemetry's conventions have it.
+fn is_error(protocol: u8, status: u16) -> bool {
+    match status {
+        request::status::FAILED => true,
+        request::status::NONE => false,
+        code if protocol == request::protocol::GRPC => matches!(code, 2 | 4 | 12 | 13 | 14 | 15),
+        status => (500..600).contains(&status),
+    }
+}
+
+/// The caller's span, out of its `traceparent` (W3C Trace Context).
+fn caller(traceparent: &[u8]) -> Option<SpanContext> {
+    let text = std::str::from_utf8(traceparent.get(..55)?).ok()?;
+    let mut parts = text.split('-');
+    let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let is_hex = |text: &str| text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    if parts.next().is_some() || version == "ff" || ![version, trace, span, flags].into_iter().all(is_hex) {
+        return None;
+    }
+    let trace_id = bytes(trace)?;
+    let span_id = bytes(span)?;
+    (trace_id != [0; 16] && span_id != [0; 8]).then_some(SpanContext { trace_id, span_id })
+}
+
+fn bytes<const N: usize>(hex: &str) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    if hex.len() != 2 * N {
+        return None;
+    }
+    for (n, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(hex.get(2 * n..2 * n + 2)?, 16).ok()?;
+    }
+    Some(bytes)
+}

@@ -1,0 +1,184 @@
+//! Slow requests as OTLP spans, in the caller's trace where the request names one; and their long waits, as children.
+//!
+//! | attribute | of | type |
+//! |---|---|---|
+//! | `http.request.method`, `http.route`, `http.response.status_code`, `network.protocol.version` | HTTP | string, string, int, string |
+//! | `rpc.system.name`, `rpc.method`, `rpc.response.status_code` | gRPC | string, string (`package.Service/Method`), string (`NOT_FOUND`) |
+//! | `error.type` | a request that failed | string: the status, or how it ended |
+//! | `code.function.name`, `code.file.path`, `code.line.number` | the handler, where no router told the route; a wait's site | string, string, int |
+//! | `gotrace.goroutine.id` | both | int |
+//! | `gotrace.request.ended`: `normal`, `panic`, `hijacked`, `goroutine_exit` | request | string |
+//! | `gotrace.request.waits_complete` | request, where waits are missing | bool, false |
+//! | `gotrace.time.{on_cpu,descheduled,throttled,run_queue,world_stopped,syscall,gc_assist}`, `gotrace.time.blocked.<reason>`, spaces as `_` | request, where not 0; they add up to its duration | int, nanoseconds |
+//! | `gotrace.wait.reason` | wait | string |
+//! | `gotrace.waker.kind`: `goroutine`, `netpoll`, `timer`, `gc`, `unknown`; `gotrace.waker.goroutine.id` | wait | string, int |
+//! | `gotrace.wait.cause` | wait that a goroutine ended: what that one did meanwhile, and who ended what it waited for | list of strings |
+
+use opentelemetry_proto::tonic::{
+    common::v1::{AnyValue, ArrayValue, KeyValue, any_value},
+    trace::v1::{self as trace, Status, span::SpanKind, status::StatusCode},
+};
+
+use super::convert::{FLAGS, attribute, int, link, place, text};
+use gotrace_model::{
+    metrics::CODE,
+    requests::{Ended, Protocol, Request, RouteName},
+};
+
+/// The parent is another program's (`SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK`).
+const REMOTE: u32 = 0x200;
+
+/// HTTP's methods as the semantic conventions know them; others are `_OTHER`.
+const METHODS: [&str; 10] =
+    ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"];
+
+/// Codes of gRPC, by number.
+const CODES: [&str; 17] = [
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+];
+
+/// HTTP's method as the conventions know it.
+pub(crate) fn method(name: &RouteName) -> Option<&str> {
+    let method = name.method.as_deref()?;
+    Some(if METHODS.contains(&method) { method } else { "_OTHER" })
+}
+
+/// The name of a code of gRPC.
+pub(crate) fn code(status: u16) -> Option<&'static str> {
+    CODES.get(usize::from(status)).copied()
+}
+
+fn attributes_of(request: &Request) -> Vec<KeyValue> {
+    let Request { name, status, .. } = request;
+    let mut attributes = Vec::new();
+    if name.protocol == Protocol::Grpc {
+        attributes.push(text("rpc.system.name", "grpc"));
+        if let Some(route) = &name.route {
+            attributes.push(text("rpc.method", route.trim_start_matches('/')));
+        }
+        if let Some(code) = status.and_then(code) {
+            attributes.push(text("rpc.response.status_code", code));
+        }
+    } else {
+        if let Some(method) = method(name) {
+            attributes.push(text("http.request.method", method));
+        }
+        if let Some(route) = &name.route {
+            attributes.push(text("http.route", route));
+        }
+        if let Some(status) = status {
+            attributes.push(int("http.response.status_code", (*status).into()));
+        }
+        let version = if name.protocol == Protocol::Http2 { "2" } else { "1.1" };
+        attributes.push(text("network.protocol.version", version));
+    }
+    if let Some(error) = error_type(request) {
+        attributes.push(text("error.type", &error));
+    }
+    if let (None, Some(handler)) = (&name.route, &name.handler) {
+        place(&mut attributes, &CODE, handler);
+    }
+    attributes.push(int("gotrace.goroutine.id", request.goid));
+    if let Some(ended) = request.ended {
+        attributes.push(text("gotrace.request.ended", ended.name()));
+    }
+    if !request.waits_complete {
+        attributes.push(attribute("gotrace.request.waits_complete", any_value::Value::BoolValue(false)));
+    }
+    for (state, ns) in request.time.states().filter(|(_, ns)| *ns > 0) {
+        attributes.push(int(&format!("gotrace.time.{state}"), ns));
+    }
+    for (reason, ns) in request.time.blocked().filter(|(_, ns)| *ns > 0) {
+        attributes.push(int(&format!("gotrace.time.blocked.{}", reason.replace(' ', "_")), ns));
+    }
+    attributes
+}
+
+/// Why a request counts as failed, on the server's side; `None` where it does not.
+fn error_type(request: &Request) -> Option<String> {
+    match (request.name.protocol, request.status) {
+        (Protocol::Grpc, Some(status)) => {
+            matches!(status, 2 | 4 | 12..=15).then(|| code(status).unwrap_or_default().to_owned())
+        }
+        (_, Some(status)) => (status >= 500).then(|| status.to_string()),
+        (_, None) => request
+            .ended
+            .filter(|ended| matches!(ended, Ended::Panic | Ended::GoroutineExit))
+            .map(|ended| ended.name().to_owned()),
+    }
+}
+
+/// The span of a request.
+pub(super) fn request(request: &Request) -> trace::Span {
+    let Request { context, parent_span_id, goroutine, name, .. } = request;
+    let title = match (&name.route, name.protocol) {
+        (Some(route), Protocol::Grpc) => route.trim_start_matches('/').to_owned(),
+        (Some(route), _) => format!("{} {route}", method(name).unwrap_or("HTTP")),
+        (None, _) => method(name).unwrap_or("HTTP").to_owned(),
+    };
+    let parent = parent_span_id.unwrap_or(goroutine.span_id);
+    trace::Span {
+        trace_id: context.trace_id.to_vec(),
+        span_id: context.span_id.to_vec(),
+        parent_span_id: parent.to_vec(),
+        flags: if parent_span_id.is_some() { FLAGS | REMOTE } else { FLAGS },
+        name: title,
+        kind: SpanKind::Server.into(),
+        start_time_unix_nano: request.start_unix_nano,
+        end_time_unix_nano: request.start_unix_nano.saturating_add(request.duration_ns),
+        attributes: attributes_of(request),
+        links: vec![link(goroutine, "goroutine")],
+        status: error_type(request).map(|_| Status { code: StatusCode::Error.into(), ..Status::default() }),
+        ..Default::default()
+    }
+}
+
+/// The span of one of its waits; an empty one where there is none of this number.
+pub(super) fn wait(request: &Request, n: usize) -> trace::Span {
+    let Some(wait) = request.waits.get(n) else { return trace::Span::default() };
+    let mut attributes = Vec::new();
+    if let Some(site) = &wait.site {
+        place(&mut attributes, &CODE, site);
+    }
+    attributes.push(int("gotrace.goroutine.id", request.goid));
+    attributes.push(text("gotrace.wait.reason", &wait.reason));
+    attributes.push(text("gotrace.waker.kind", wait.ended_by));
+    if let Some(goid) = wait.ended_by_goid {
+        attributes.push(int("gotrace.waker.goroutine.id", goid));
+    }
+    if !wait.causes.is_empty() {
+        let value = |text| AnyValue { value: Some(any_value::Value::StringValue(text)) };
+        let values = wait.causes.iter().map(|cause| value(crate::requests::cause(cause))).collect();
+        let list = any_value::Value::ArrayValue(ArrayValue { values });
+        attributes.push(attribute("gotrace.wait.cause", list));
+    }
+    let start = request.start_unix_nano.saturating_add(wait.offset_ns);
+    trace::Span {
+        trace_id: request.context.trace_id.to_vec(),
+        span_id: wait.span_id.to_vec(),
+        parent_span_id: request.context.span_id.to_vec(),
+        flags: FLAGS,
+        name: wait.reason.to_string(),
+        kind: SpanKind::Internal.into(),
+        start_time_unix_nano: start,
+        end_time_unix_nano: start.saturating_add(wait.duration_ns),
+        attributes,
+        ..Default::default()
+    }
+}

@@ -1,0 +1,192 @@
+//! `gotrace.requests/1`: one object a line. Unknown is `null`; times are `*_unix_nano` or `*_ns`, integers.
+
+use std::io::{self, Write};
+
+use gotrace_common::Histogram;
+use gotrace_model::{
+    Quantile, Resource,
+    requests::{Cause, Request, RequestWait, Route, RouteName, TimeSpent},
+};
+use serde_json::{Map, Value as Json, json};
+
+use super::Gathered;
+use crate::json::{header_of, location, write};
+
+/// The schema of these lines.
+pub const SCHEMA: &str = "gotrace.requests/1";
+
+/// The first line: the probes are in place.
+///
+/// # Errors
+/// What the writer says.
+pub fn header(
+    out: &mut impl Write,
+    resource: &Resource,
+    pid: u32,
+    how: (&str, &str),
+    time_unix_nano: u64,
+) -> io::Result<()> {
+    header_of(out, SCHEMA, resource, pid, how, time_unix_nano)
+}
+
+/// A line for a slow request.
+///
+/// # Errors
+/// What the writer says.
+pub fn request(out: &mut impl Write, request: &Request) -> io::Result<()> {
+    write(out, &json!({ "request": one(request) }))
+}
+
+/// A line for an interval.
+///
+/// # Errors
+/// What the writer says.
+pub fn interval(out: &mut impl Write, gathered: &Gathered) -> io::Result<()> {
+    write(out, &json!({ "interval": figures(gathered) }))
+}
+
+/// The last line: the whole run.
+///
+/// # Errors
+/// What the writer says.
+pub fn summary(
+    out: &mut impl Write,
+    gathered: &Gathered,
+    probe_cost: Option<f64>,
+    ended: &str,
+) -> io::Result<()> {
+    let mut line = figures(gathered);
+    if let Json::Object(fields) = &mut line {
+        fields.insert("probe_cost_share".into(), json!(probe_cost));
+        fields.insert("ended".into(), json!(ended));
+    }
+    write(out, &json!({ "summary": line }))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// `{"on_cpu": …, "blocked": {"chan receive": …}}`; reasons with 0 are left out.
+fn spent(time: &TimeSpent) -> Json {
+    let mut all: Map<String, Json> = time.states().map(|(name, ns)| (name.to_owned(), ns.into())).collect();
+    let blocked: Map<String, Json> =
+        time.blocked().filter(|(_, ns)| *ns > 0).map(|(name, ns)| (name.to_owned(), ns.into())).collect();
+    all.insert("blocked".into(), blocked.into());
+    all.into()
+}
+
+fn one(request: &Request) -> Json {
+    let Request {
+        id,
+        context,
+        parent_span_id,
+        goroutine: _,
+        name,
+        status,
+        start_unix_nano,
+        duration_ns,
+        goid,
+        ended,
+        time,
+        waits,
+        waits_complete,
+        state,
+    } = request;
+    let RouteName { protocol, method, route, handler } = name;
+    json!({
+        "id": id,
+        "protocol": protocol.name(),
+        "method": method,
+        "route": route,
+        "handler": handler.as_ref().map(|handler| location(handler)),
+        "path": null,
+        "status": status,
+        "start_unix_nano": start_unix_nano,
+        "duration_ns": duration_ns,
+        "goid": goid,
+        "open": ended.is_none(),
+        "ended": ended.map(|ended| ended.name()),
+        "state": state,
+        "trace_id": parent_span_id.map(|_| hex(&context.trace_id)),
+        "parent_span_id": parent_span_id.map(|id| hex(&id)),
+        "span_id": hex(&context.span_id),
+        "time_ns": spent(time),
+        "children": null,
+        "waits": waits.iter().map(wait).collect::<Vec<_>>(),
+        "waits_complete": waits_complete,
+    })
+}
+
+fn wait(wait: &RequestWait) -> Json {
+    let RequestWait {
+        offset_ns,
+        span_id: _,
+        duration_ns,
+        reason,
+        stack,
+        site,
+        ended_by,
+        ended_by_goid,
+        causes,
+    } = wait;
+    json!({
+        "offset_ns": offset_ns,
+        "duration_ns": duration_ns,
+        "reason": reason,
+        "stack": stack.iter().map(|frame| location(frame)).collect::<Vec<_>>(),
+        "site": site.as_ref().map(|site| location(site)),
+        "peer": null,
+        "ended_by": { "kind": ended_by, "goid": ended_by_goid },
+        "causes": causes.iter().map(cause).collect::<Vec<_>>(),
+    })
+}
+
+fn cause(cause: &Cause) -> Json {
+    let Cause { goid, function, state, duration_ns, frame } = cause;
+    json!({
+        "goid": goid,
+        "function": function.as_ref().map(|f| &f.function),
+        "state": state,
+        "duration_ns": duration_ns,
+        "frame": frame.as_ref().map(|frame| location(frame)),
+    })
+}
+
+fn quantiles(durations: &Histogram) -> Json {
+    let [p50, p99] = [0.5, 0.99].map(|q| Quantile::of(durations, q).map(|q| q.at_most_ns));
+    json!({ "p50": p50, "p99": p99, "max": (durations.count > 0).then_some(durations.max_ns) })
+}
+
+fn route(route: &Route) -> Json {
+    let Route { name, by_status, errors, slow, durations, times, total: _, open, oldest_open_ns } = route;
+    let statuses: Map<String, Json> = by_status
+        .iter()
+        .map(|(status, n)| (status.map_or_else(|| "none".to_owned(), |s| s.to_string()), (*n).into()))
+        .collect();
+    json!({
+        "protocol": name.protocol.name(),
+        "method": name.method,
+        "route": name.route,
+        "handler": name.handler.as_ref().map(|handler| location(handler)),
+        "count": durations.count,
+        "by_status": statuses,
+        "errors": errors,
+        "slow": slow,
+        "open": open,
+        "oldest_open_ns": oldest_open_ns,
+        "duration_ns": quantiles(durations),
+        "time_ns": spent(times),
+    })
+}
+
+fn figures(gathered: &Gathered) -> Json {
+    json!({
+        "start_unix_nano": gathered.start_unix_nano,
+        "end_unix_nano": gathered.end_unix_nano,
+        "coverage": gathered.coverage(),
+        "routes": gathered.busy().into_iter().map(route).collect::<Vec<_>>(),
+        "slow_left_out": gathered.left_out,
+        "lost": gathered.lost,
+    })
+}

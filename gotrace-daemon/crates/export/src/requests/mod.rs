@@ -1,0 +1,118 @@
+//! Requests, as `gotrace requests` prints them: each slow one with its parts and waits, and a table of routes; text and
+//! JSON lines (`gotrace.requests/1`).
+
+mod json;
+mod text;
+
+use std::collections::BTreeMap;
+
+use gotrace_common::Histogram;
+use gotrace_model::{
+    Interval,
+    printable::printable,
+    requests::{Cause, Route, TimeSpent},
+};
+
+pub use json::summary as json_summary;
+pub use json::{SCHEMA, header as json_header, interval as json_interval, request as json_request};
+pub use text::{header, request, table};
+
+use crate::text::duration;
+
+/// What came of several reports: an interval of the output.
+#[derive(Debug, Default)]
+pub struct Gathered {
+    start_unix_nano: u64,
+    end_unix_nano: u64,
+    routes: Vec<Route>,
+    left_out: u64,
+    lost: BTreeMap<&'static str, u64>,
+    /// Nanoseconds at each level since attaching: at its beginning, and now.
+    levels: (Option<BTreeMap<&'static str, u64>>, BTreeMap<&'static str, u64>),
+}
+
+impl Gathered {
+    /// Adds a report. `whole`: its figures since attaching instead, which stand alone.
+    pub fn add(&mut self, interval: &Interval, whole: bool) {
+        if self.start_unix_nano == 0 {
+            self.start_unix_nano = interval.start_unix_nano;
+        }
+        self.end_unix_nano = interval.end_unix_nano;
+        self.lost.clone_from(&interval.lost);
+        self.levels.1.clone_from(&interval.levels.ns);
+        let Some(requests) = &interval.requests else { return };
+        self.left_out += requests.left_out;
+        for route in &mut self.routes {
+            (route.open, route.oldest_open_ns) = (0, None);
+        }
+        for new in &requests.routes {
+            let mut new = new.clone();
+            if whole {
+                let total = &new.total;
+                (new.errors, new.slow, new.times) = (total.errors, total.slow, total.times);
+                (new.by_status, new.durations) = (total.by_status.clone(), total.durations);
+            }
+            let Some(known) = self.routes.iter_mut().find(|route| route.name == new.name) else {
+                self.routes.push(new);
+                continue;
+            };
+            (known.open, known.oldest_open_ns) = (new.open, new.oldest_open_ns);
+            known.errors += new.errors;
+            known.slow += new.slow;
+            known.durations.merge(&new.durations);
+            known.times.add(&new.times);
+            for (status, n) in new.by_status {
+                *known.by_status.entry(status).or_default() += n;
+            }
+        }
+    }
+
+    /// Begins anew behind this one.
+    #[must_use]
+    pub fn next(&self) -> Self {
+        Self {
+            start_unix_nano: self.end_unix_nano,
+            levels: (Some(self.levels.1.clone()), self.levels.1.clone()),
+            ..Self::default()
+        }
+    }
+
+    /// The share of its time for which requests were traced.
+    fn coverage(&self) -> f64 {
+        let (before, now) = &self.levels;
+        let none = BTreeMap::new();
+        let before = before.as_ref().unwrap_or(&none);
+        let spent =
+            |(level, ns): (&&'static str, &u64)| ns.saturating_sub(before.get(*level).copied().unwrap_or(0));
+        let all: u64 = now.iter().map(spent).sum();
+        let full: u64 = now.iter().filter(|(level, _)| **level == "full").map(spent).sum();
+        if all == 0 { 1.0 } else { full as f64 / all as f64 }
+    }
+
+    /// Routes that had requests or have open ones, the one that took the most time first.
+    fn busy(&self) -> Vec<&Route> {
+        let mut routes: Vec<_> =
+            self.routes.iter().filter(|route| route.durations.count > 0 || route.open > 0).collect();
+        routes.sort_by_key(|route| std::cmp::Reverse(route.durations.sum_ns));
+        routes
+    }
+
+    /// Requests of all routes.
+    fn all(&self) -> (Histogram, TimeSpent) {
+        let (mut durations, mut times) = (Histogram::default(), TimeSpent::default());
+        for route in &self.routes {
+            durations.merge(&route.durations);
+            times.add(&route.times);
+        }
+        (durations, times)
+    }
+}
+
+/// What a goroutine did that ended a wait, in words: `goroutine 911 (main.flush): IO wait 60ms in main.write`.
+#[must_use]
+pub fn cause(cause: &Cause) -> String {
+    let Cause { goid, function, state, duration_ns, frame } = cause;
+    let function = function.as_ref().map(|f| format!(" ({})", printable(&f.function))).unwrap_or_default();
+    let place = frame.as_ref().map(|f| format!(" in {}", printable(&f.function))).unwrap_or_default();
+    format!("goroutine {goid}{function}: {state} {}{place}", duration(Some(*duration_ns)))
+}

@@ -1,0 +1,251 @@
+//! Requests as people read them.
+
+use std::io::{self, Write};
+
+use gotrace_model::{
+    Location, Resource, Value,
+    printable::printable,
+    requests::{Ended, Protocol, Request, RequestWait, Route, TimeSpent},
+};
+
+use super::{Gathered, cause};
+use crate::text::{duration, percent, quantile};
+
+/// Routes that a table has.
+const ROUTES: usize = 20;
+/// Parts of a request that are less than this of it are not named.
+const LEAST_SHARE: f64 = 0.005;
+/// Parts that a route's row names.
+const PARTS: usize = 3;
+/// Waits that are printed of a request, the longest.
+const WAITS: usize = 5;
+/// Columns of a bar.
+const BAR: u64 = 16;
+/// Columns of a route's name.
+const NAME: usize = 36;
+
+/// The first lines. `servers`: what serves requests in it. `slow`: from when on a request is slow, in words.
+///
+/// # Errors
+/// What the writer says.
+pub fn header(
+    out: &mut impl Write,
+    resource: &Resource,
+    pid: u32,
+    servers: &[&str],
+    slow: &str,
+) -> io::Result<()> {
+    let text = |name: &str| match resource.attributes.get(name) {
+        Some(Value::Text(text)) => printable(text).into_owned(),
+        _ => "?".to_owned(),
+    };
+    writeln!(
+        out,
+        "pid {pid} ({}, {}): requests of {}; a request is slow {slow}",
+        text("process.executable.name"),
+        text("process.runtime.version"),
+        servers.join(", ")
+    )
+}
+
+fn name_of(spent: &'static str) -> String {
+    match spent {
+        "gc_assist" => "GC assist".into(),
+        "syscall" => "system call".into(),
+        "other" => "other waits".into(),
+        "on_cpu" => "on CPU".into(),
+        name => name.replace('_', " "),
+    }
+}
+
+/// The largest parts of a time, each with what `of` makes of it.
+fn parts(time: &TimeSpent, most: usize, of: impl Fn(u64, f64) -> String) -> Vec<String> {
+    let total = time.total().max(1) as f64;
+    let mut parts: Vec<_> = time.parts().filter(|(_, ns)| *ns as f64 / total >= LEAST_SHARE).collect();
+    parts.sort_by_key(|(_, ns)| std::cmp::Reverse(*ns));
+    parts
+        .iter()
+        .take(most)
+        .map(|(name, ns)| format!("{} {}", name_of(name), of(*ns, *ns as f64 / total)))
+        .collect()
+}
+
+/// A slow request, with its parts and its longest waits.
+///
+/// # Errors
+/// What the writer says.
+pub fn request(out: &mut impl Write, request: &Request) -> io::Result<()> {
+    let Request { name, status, duration_ns, ended, time, waits, waits_complete, state, goid, .. } = request;
+    let outcome = match (status, ended) {
+        (Some(code), _) if name.protocol == Protocol::Grpc => {
+            crate::otlp::code_of_grpc(*code).map_or_else(|| code.to_string(), str::to_owned)
+        }
+        (Some(status), _) => status.to_string(),
+        (None, None) => "OPEN".into(),
+        (None, Some(Ended::Normal)) => "-".into(),
+        (None, Some(ended)) => ended.name().to_uppercase().replace('_', " "),
+    };
+    let parts = parts(time, usize::MAX, |ns, _| duration(Some(ns)));
+    write!(
+        out,
+        "{}  {outcome}  {}  {}",
+        printable(&name.text()),
+        duration(Some(*duration_ns)),
+        parts.join(", ")
+    )?;
+    if let Some(state) = state {
+        write!(out, "; goroutine {goid} now: {state}")?;
+    }
+    writeln!(out)?;
+    let mut longest: Vec<&RequestWait> = waits.iter().collect();
+    longest.sort_by_key(|wait| std::cmp::Reverse(wait.duration_ns));
+    longest.truncate(WAITS);
+    longest.sort_by_key(|wait| wait.offset_ns);
+    for wait in &longest {
+        let site = wait.site.as_deref().map(place).unwrap_or_default();
+        writeln!(
+            out,
+            "  +{:<7} {} {}  {site}{}",
+            duration(Some(wait.offset_ns)),
+            wait.reason,
+            duration(Some(wait.duration_ns)),
+            because(wait),
+        )?;
+    }
+    if waits.len() > longest.len() {
+        writeln!(out, "  and {} shorter waits", waits.len() - longest.len())?;
+    }
+    if !waits_complete {
+        writeln!(out, "  some of its waits are missing here; the parts above are complete")?;
+    }
+    Ok(())
+}
+
+fn place(location: &Location) -> String {
+    let file = location.file.rsplit('/').next().unwrap_or_default();
+    let function = printable(&location.function);
+    if file.is_empty() {
+        function.into_owned()
+    } else {
+        format!("{function} {}:{}", printable(file), location.line)
+    }
+}
+
+/// Who ended a wait, and what kept that one.
+fn because(wait: &RequestWait) -> String {
+    let is_lock = wait.reason.contains("Mutex");
+    match (wait.ended_by, wait.causes.as_slice()) {
+        ("goroutine", [first, rest @ ..]) => {
+            let verb = if is_lock { "held by" } else { "ended by" };
+            let mut text = format!("  {verb} {}", cause(first));
+            let mut goid = first.goid;
+            for more in rest {
+                if more.goid == goid {
+                    text += &format!(", {} {}", more.state, duration(Some(more.duration_ns)));
+                } else {
+                    text += &format!(", ended by {}", cause(more));
+                }
+                goid = more.goid;
+            }
+            text
+        }
+        ("gc", _) => "  ended by the garbage collector".into(),
+        _ => String::new(),
+    }
+}
+
+/// Where time went, as a bar: on a CPU, waiting for one, in system calls and at the collector's work, blocked.
+fn bar(time: &TimeSpent) -> String {
+    let total = time.total();
+    if total == 0 {
+        return String::new();
+    }
+    let sum = |names: &[&str]| -> u64 {
+        time.states().filter(|(name, _)| names.contains(name)).map(|(_, ns)| ns).sum()
+    };
+    let on = sum(&["on_cpu"]);
+    let waiting = sum(&["descheduled", "throttled", "run_queue", "world_stopped"]);
+    let system = sum(&["syscall", "gc_assist"]);
+    let mut bar = String::new();
+    let (mut done, mut columns) = (0u64, 0);
+    for (ns, glyph) in [(on, '█'), (waiting, '▓'), (system, '▒'), (total - on - waiting - system, '░')]
+    {
+        done += ns;
+        let until = (u128::from(done) * u128::from(BAR) + u128::from(total) / 2) / u128::from(total);
+        let until = u64::try_from(until).unwrap_or(BAR);
+        bar.extend(std::iter::repeat_n(glyph, usize::try_from(until - columns).unwrap_or(0)));
+        columns = until;
+    }
+    bar
+}
+
+/// What a table's bars mean.
+pub const LEGEND: &str = "█ on CPU  ▓ waiting for a CPU  ▒ system call, GC assist  ░ blocked";
+
+fn row(route: &Route) -> String {
+    let name: String = printable(&route.name.text()).chars().take(NAME).collect();
+    let open = if route.open == 0 {
+        "-".to_owned()
+    } else {
+        format!("{} ({})", route.open, duration(route.oldest_open_ns))
+    };
+    let max = (route.durations.count > 0).then_some(route.durations.max_ns);
+    format!(
+        "{name:<NAME$} {:>8} {:>7} {:>6} {:>8} {:>8} {:>8} {open:>12}  {:<16}  {}",
+        route.durations.count,
+        route.errors,
+        route.slow,
+        quantile(&route.durations, 0.5),
+        quantile(&route.durations, 0.99),
+        duration(max),
+        bar(&route.times),
+        parts(&route.times, PARTS, |_, share| percent(share)).join(", "),
+    )
+}
+
+/// A table of routes.
+///
+/// # Errors
+/// What the writer says.
+pub fn table(out: &mut impl Write, gathered: &Gathered) -> io::Result<()> {
+    let routes = gathered.busy();
+    let seconds = gathered.end_unix_nano.saturating_sub(gathered.start_unix_nano) as f64 / 1e9;
+    let (all, _) = gathered.all();
+    writeln!(out, "\n{} requests in {seconds:.1} s{}", all.count, if routes.is_empty() { "" } else { ":" })?;
+    if !routes.is_empty() {
+        writeln!(
+            out,
+            "{:<NAME$} {:>8} {:>7} {:>6} {:>8} {:>8} {:>8} {:>12}  where the time went",
+            "route", "requests", "errors", "slow", "p50", "p99", "max", "open (since)"
+        )?;
+    }
+    for route in routes.iter().take(ROUTES) {
+        writeln!(out, "{}", row(route).trim_end())?;
+    }
+    if routes.len() > ROUTES {
+        writeln!(out, "and {} more routes", routes.len() - ROUTES)?;
+    }
+    if !routes.is_empty() {
+        writeln!(out, "{LEGEND}")?;
+    }
+    if gathered.left_out > 0 {
+        writeln!(
+            out,
+            "{} more slow requests are counted, and not shown: 20 a route and second are",
+            gathered.left_out
+        )?;
+    }
+    let coverage = gathered.coverage();
+    if coverage < 1.0 {
+        writeln!(
+            out,
+            "requests were traced for {} of the time, to keep the overhead within the budget",
+            percent(coverage)
+        )?;
+    }
+    if !gathered.lost.is_empty() {
+        let lost: Vec<_> = gathered.lost.iter().map(|(kind, n)| format!("{kind} {n}")).collect();
+        writeln!(out, "lost: {}", lost.join(", "))?;
+    }
+    out.flush()
+}

@@ -1,0 +1,109 @@
+//! What the kernel side is to know of a binary's requests: probes, and how fields are reached.
+
+use gotrace_common::{
+    RequestConfig,
+    request::{FieldPath as KernelPath, HeaderMap as KernelMap, NO_STEP},
+};
+
+use super::{
+    super::{Event, Operand, Probe},
+    FieldPath, Moment, Requests, Routes, Server,
+};
+
+/// Servers whose requests are traced.
+const TRACED: [Server; 4] = [Server::Http, Server::Http2, Server::XHttp2, Server::Grpc];
+
+impl Requests {
+    /// Whether requests of a server can be traced: where they begin and end is known.
+    #[must_use]
+    pub fn can_trace(&self, server: Server) -> bool {
+        let has = |server, moment| self.points.iter().any(|p| p.server == server && p.moment == moment);
+        // Those of HTTP/2 begin where all of HTTP do.
+        let begin = if matches!(server, Server::Http2 | Server::XHttp2) { Server::Http } else { server };
+        TRACED.contains(&server) && has(begin, Moment::Begin) && has(server, Moment::End)
+    }
+
+    /// The probes of servers whose requests can be traced.
+    #[must_use]
+    pub fn probes(&self) -> Vec<Probe> {
+        let by_handler = self.routes.is_some_and(|(routes, _)| routes == Routes::Handler);
+        let wanted = |moment| match moment {
+            // Where the mux tells the route nobody asks for the function.
+            Moment::Handler => by_handler,
+            Moment::Route => !by_handler,
+            _ => true,
+        };
+        let points = self.points.iter().filter(|p| self.can_trace(p.server) && wanted(p.moment));
+        points
+            .map(|p| Probe {
+                event: Event::Request(p.server, p.moment),
+                function: p.function.to_owned(),
+                address: p.address,
+                file_offset: p.file_offset,
+                instruction: p.instruction.clone(),
+                emulated: p.emulated,
+                operand: Operand::CurrentG,
+            })
+            .collect()
+    }
+
+    /// How the kernel side reads requests; without thresholds and classes of wait reasons.
+    #[must_use]
+    pub fn config(&self) -> RequestConfig {
+        let field = |name| self.fields.get(name).and_then(path).unwrap_or_default();
+        let patterns = self.routes.is_some_and(|(routes, _)| routes != Routes::Handler);
+        RequestConfig {
+            method: field("http.request.method"),
+            pattern: if patterns { field("http.request.pattern") } else { KernelPath::NONE },
+            header: field("http.request.header"),
+            proto_major: field("http.request.proto_major"),
+            http1_status: field("http.response.status"),
+            http2_status: field("http2.writer.status"),
+            x_http2_status: field("x_http2.writer.status"),
+            grpc_method: field("grpc.stream.method"),
+            grpc_code: field("grpc.status.code"),
+            headers: self.headers.and_then(|map| headers(&map)).unwrap_or_default(),
+            ..RequestConfig::default()
+        }
+    }
+}
+
+/// `None` where it has more steps, or longer ones, than the kernel side can go.
+fn path(path: &FieldPath) -> Option<KernelPath> {
+    let mut steps = [NO_STEP; 3];
+    if path.0.is_empty() || path.0.len() > steps.len() {
+        return None;
+    }
+    for (to, step) in steps.iter_mut().zip(&path.0) {
+        *to = u16::try_from(*step).ok().filter(|step| *step != NO_STEP)?;
+    }
+    Some(KernelPath { steps })
+}
+
+fn headers(map: &super::HeaderMap) -> Option<KernelMap> {
+    let short = |n: u32| u16::try_from(n).ok();
+    Some(KernelMap {
+        kind: if map.swiss { 2 } else { 1 },
+        size: short(map.size)?,
+        keys: short(map.keys)?,
+        key_stride: short(map.key_stride)?,
+        elements: short(map.elements)?,
+        element_stride: short(map.element_stride)?,
+        reserved: 0,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_the_kernel_side_cannot_go_is_none() {
+        let steps = |steps: &[u32]| path(&FieldPath(steps.to_vec())).map(|path| path.steps);
+        assert_eq!(steps(&[8]), Some([8, NO_STEP, NO_STEP]));
+        assert_eq!(steps(&[0, 16, 40]), Some([0, 16, 40]));
+        for far in [&[][..], &[65_535], &[70_000], &[0, 1, 2, 3]] {
+            assert_eq!(steps(far), None, "{far:?}");
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! Requests: what each spent its time on, what it waited for, and because of whom.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use gotrace_common::{
+    Histogram,
+    request::{BLOCKED_CLASSES, TIMES, time},
+};
+
+use crate::{Location, SpanContext};
+
+/// Names of what time is spent on, but for being blocked, in the order of [`TimeSpent`].
+pub const TIME_NAMES: [&str; time::BLOCKED] =
+    ["on_cpu", "descheduled", "throttled", "run_queue", "world_stopped", "syscall", "gc_assist"];
+
+/// Wait reasons that have a sum of their own, as the runtime names them; all others share the last one.
+pub const BLOCKED_NAMES: [&str; BLOCKED_CLASSES] = [
+    "chan receive",
+    "chan send",
+    "select",
+    "sync.Mutex.Lock",
+    "sync.RWMutex.Lock",
+    "sync.RWMutex.RLock",
+    "sync.WaitGroup.Wait",
+    "sync.Cond.Wait",
+    "semacquire",
+    "IO wait",
+    "sleep",
+    "other",
+];
+
+/// What time was spent on, in nanoseconds; the parts add up to the whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TimeSpent(pub [u64; TIMES]);
+
+impl TimeSpent {
+    /// The parts that are not blocked, by name.
+    pub fn states(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        TIME_NAMES.into_iter().zip(self.0)
+    }
+
+    /// Time blocked, by wait reason.
+    pub fn blocked(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        BLOCKED_NAMES.into_iter().zip(self.0.into_iter().skip(time::BLOCKED))
+    }
+
+    /// All parts, by name.
+    pub fn parts(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.states().chain(self.blocked())
+    }
+
+    /// The whole.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.0.iter().fold(0, |sum: u64, ns| sum.saturating_add(*ns))
+    }
+
+    /// Adds another one.
+    pub fn add(&mut self, other: &Self) {
+        self.0.iter_mut().zip(other.0).for_each(|(sum, ns)| *sum = sum.saturating_add(ns));
+    }
+}
+
+/// What kind of request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// HTTP/1.0 or 1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// gRPC.
+    Grpc,
+}
+
+impl Protocol {
+    /// The name that outputs use.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Http1 => "http/1.1",
+            Self::Http2 => "http/2",
+            Self::Grpc => "grpc",
+        }
+    }
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Its handler was done.
+    Normal,
+    /// Its goroutine panicked and ended.
+    Panic,
+    /// Its handler took over the connection, and its goroutine has ended.
+    Hijacked,
+    /// Its goroutine has ended for another reason.
+    GoroutineExit,
+}
+
+impl Ended {
+    /// The name that outputs use.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Normal => "normal",
+            Self::Panic => "panic",
+            Self::Hijacked => "hijacked",
+            Self::GoroutineExit => "goroutine_exit",
+        }
+    }
+}
+
+/// What requests are told apart by.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RouteName {
+    /// What kind of request.
+    pub protocol: Protocol,
+    /// HTTP's method; `None` for gRPC.
+    pub method: Option<Arc<str>>,
+    /// The pattern of the route without method and host, or `/package.Service/Method`; `None` where no router told it.
+    pub route: Option<Arc<str>>,
+    /// The function that served it, where that is all that is known.
+    pub handler: Option<Arc<Location>>,
+}
+
+impl RouteName {
+    /// As people read it: `GET /users/{id}`, `GET (main.serve)`.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let what = match (&self.route, &self.handler) {
+            (Some(route), _) => route.to_string(),
+            (None, Some(handler)) => format!("({})", handler.function),
+            (None, None) => "(no route)".to_owned(),
+        };
+        match &self.method {
+            Some(method) => format!("{method} {what}"),
+            None => what,
+        }
+    }
+}
+
+/// Requests of one route.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Which ones.
+    pub name: RouteName,
+    /// How many ended within the interval, by status: HTTP's, or gRPC's code; `None` where there was none.
+    pub by_status: BTreeMap<Option<u16>, u64>,
+    /// How many of them failed: HTTP 5xx, a panic, or a code of gRPC that stands for the server's fault.
+    pub errors: u64,
+    /// How many of them were slow.
+    pub slow: u64,
+    /// How long they took, within the interval. The longest may be told too long by up to a fifth where a longer one was
+    /// before.
+    pub durations: Histogram,
+    /// What they spent their time on, within the interval.
+    pub times: TimeSpent,
+    /// The same figures since attaching.
+    pub total: RouteTotal,
+    /// How many are open.
+    pub open: u64,
+    /// For how long the oldest of them has been.
+    pub oldest_open_ns: Option<u64>,
+}
+
+/// Requests of one route since attaching.
+#[derive(Clone, Debug, Default)]
+pub struct RouteTotal {
+    /// How many ended, by status.
+    pub by_status: BTreeMap<Option<u16>, u64>,
+    /// How many of them failed.
+    pub errors: u64,
+    /// How many of them were slow.
+    pub slow: u64,
+    /// How long they took.
+    pub durations: Histogram,
+    /// What they spent their time on.
+    pub times: TimeSpent,
+}
+
+/// What a goroutine did that ended another one's wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cause {
+    /// The goroutine.
+    pub goid: u64,
+    /// Its entry function; `None` where it is not known.
+    pub function: Option<Arc<Location>>,
+    /// What it waited for meanwhile, or `running` where it did not.
+    pub state: Arc<str>,
+    /// For how long of it.
+    pub duration_ns: u64,
+    /// Where, in the program.
+    pub frame: Option<Arc<Location>>,
+}
+
+/// A long wait of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestWait {
+    /// When it began, after the request did.
+    pub offset_ns: u64,
+    /// Its own address as a span of the request's trace.
+    pub span_id: [u8; 8],
+    /// How long it took, until the goroutine ran again.
+    pub duration_ns: u64,
+    /// Go's own wait reason, or `syscall`.
+    pub reason: Arc<str>,
+    /// Where, innermost first.
+    pub stack: Vec<Arc<Location>>,
+    /// The first of the stack that is not the runtime's or a waiting primitive of the standard library.
+    pub site: Option<Arc<Location>>,
+    /// Who ended it: `goroutine`, `netpoll`, `timer`, `gc` or `unknown`.
+    pub ended_by: &'static str,
+    /// The goroutine that did.
+    pub ended_by_goid: Option<u64>,
+    /// What that one did meanwhile.
+    pub causes: Vec<Cause>,
+}
+
+/// A slow request, or one that is open for long.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// Its number among those that were told of the process.
+    pub id: u64,
+    /// Its own address as a span: in the caller's trace where there is one, else in its goroutine's.
+    pub context: SpanContext,
+    /// The caller's span; `None` where the request names none.
+    pub parent_span_id: Option<[u8; 8]>,
+    /// The span of its goroutine.
+    pub goroutine: SpanContext,
+    /// What it is counted by.
+    pub name: RouteName,
+    /// HTTP's status, or gRPC's code; `None` where there was none.
+    pub status: Option<u16>,
+    /// When it began, Unix epoch.
+    pub start_unix_nano: u64,
+    /// How long it took, or has taken.
+    pub duration_ns: u64,
+    /// The goroutine that it began on.
+    pub goid: u64,
+    /// How it ended; `None` while it is open.
+    pub ended: Option<Ended>,
+    /// What its goroutine spent the time on.
+    pub time: TimeSpent,
+    /// Its waits of at least the threshold, the longest of them, in their order.
+    pub waits: Vec<RequestWait>,
+    /// Whether none is missing.
+    pub waits_complete: bool,
+    /// What its goroutine does now, where it is open.
+    pub state: Option<Arc<str>>,
+}
+
+/// Requests of a process, as of an interval.
+#[derive(Clone, Debug, Default)]
+pub struct Requests {
+    /// By route, the one that took the most time first.
+    pub routes: Vec<Route>,
+    /// Those that were slow, in the order of their ends, and open for long, that were not told before.
+    pub slow: Vec<Arc<Request>>,
+    /// Slow ones beyond what is told of each route and second.
+    pub left_out: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_have_names_and_add_up() {
+        let mut spent = TimeSpent::default();
+        (1..).zip(&mut spent.0).for_each(|(n, part)| *part = n);
+        assert_eq!(spent.parts().count(), TIMES);
+        assert_eq!(spent.parts().map(|(_, ns)| ns).sum::<u64>(), spent.total());
+        assert_eq!(spent.blocked().last(), Some(("other", 19)));
+        spent.add(&TimeSpent([u64::MAX; TIMES]));
+        assert_eq!(spent.total(), u64::MAX);
+    }
+}

@@ -1,0 +1,465 @@
+//! Requests: where they begin and end. A fast one leaves nothing but counts.
+
+use aya_ebpf::{macros::uprobe, programs::ProbeContext};
+use gotrace_common::{
+    Account, GoroutineState, Header, Hit, LEVEL_FULL, Lost, OpenRequest, RequestConfig, RequestKey,
+    RequestRecord, RouteKey, RouteTimes, bucket_of, flags, kind, program,
+    request::{FieldPath, ROUTE_BYTES, TIMES, Times, ended, family, protocol, state, status},
+};
+
+use crate::{
+    emit::{reserve, submit},
+    go_abi::{argument, current_g, follow, read_text, read_word, read_words},
+    maps::{ACCOUNTS, GOROUTINES, REQUEST_CONFIGS, REQUESTS, ROUTES, THRESHOLDS, ZEROS},
+    probes::{account, headers},
+    process::{Probe, Process, increment},
+};
+
+/// A hit in a process whose requests are watched, and the goroutine that runs.
+#[inline(always)]
+fn hit(ctx: &Probe, hit: Hit) -> Option<(Process, u64)> {
+    let process = Process::hit(ctx, hit, LEVEL_FULL)?;
+    if process.flags & flags::REQUESTS == 0 {
+        return None;
+    }
+    let goid = process.read(read_word(current_g(ctx) + u64::from(process.layout.goid)))?;
+    Some((process, goid))
+}
+
+#[inline(always)]
+fn config(process: &Process) -> Option<&'static RequestConfig> {
+    // SAFETY: a value of an array, which lives as long as the map; user space writes it before the process is traced.
+    REQUEST_CONFIGS.get_ptr(process.slot).map(|config| unsafe { &*config })
+}
+
+/// The key of the request that a goroutine serves by HTTP.
+#[inline(always)]
+fn by_goroutine(process: &Process, goid: u64) -> RequestKey {
+    RequestKey { id: goid, process: process.process, family: family::HTTP }
+}
+
+/// `net/http.serverHandler.ServeHTTP`: the request is the fourth argument.
+#[inline(always)]
+pub fn on_http_begin(ctx: &Probe) -> Option<()> {
+    let (process, goid) = hit(ctx, Hit::RequestBegin)?;
+    let object = argument::<3>(ctx);
+    let major = follow(object, config(&process)?.proto_major).and_then(read_word);
+    let protocol = if major == Some(2) { protocol::HTTP2 } else { protocol::HTTP1 };
+    begin(&process, current_g(ctx), goid, by_goroutine(&process, goid), object, protocol)
+}
+
+/// `(*Server).handleStream` of gRPC: the stream is the fourth argument.
+#[inline(always)]
+pub fn on_grpc_begin(ctx: &Probe) -> Option<()> {
+    let (process, goid) = hit(ctx, Hit::RequestBegin)?;
+    let object = argument::<3>(ctx);
+    let key = RequestKey { id: object, process: process.process, family: family::GRPC };
+    begin(&process, current_g(ctx), goid, key, object, protocol::GRPC)
+}
+
+/// `net/http.serverHandler.ServeHTTP`.
+#[uprobe]
+pub fn http_begin(ctx: ProbeContext) -> u32 {
+    let ctx = &Probe::new(ctx);
+    on_http_begin(ctx);
+    0
+}
+
+/// `net/http.(*ServeMux).ServeHTTP`.
+#[uprobe]
+pub fn http_route(ctx: ProbeContext) -> u32 {
+    let ctx = &Probe::new(ctx);
+    on_http_route(ctx);
+    0
+}
+
+/// `net/http.HandlerFunc.ServeHTTP`.
+#[uprobe]
+pub fn http_handler(ctx: ProbeContext) -> u32 {
+    let ctx = &Probe::new(ctx);
+    on_http_handler(ctx);
+    0
+}
+
+/// `net/http.(*response).Hijack`.
+#[uprobe]
+pub fn http_hijack(ctx: ProbeContext) -> u32 {
+    let ctx = &Probe::new(ctx);
+    on_http_hijack(ctx);
+    0
+}
+
+/// `net/http.(*response).finishRequest`.
+#[uprobe]
+pub fn http1_end(ctx: ProbeContext) -> u32 {
+    let ctx = &Probe::new(ctx);
+    on_http_end(ctx, program::HTTP1_END);
+    0
+}
+
+/// `handlerDone` of the writer of HTTP/2 in `net/http`.
+#[uprobe]
+pub fn http2_end(ctx: ProbeContext) -> u32 {
+    let ctx = &Probe::new(ctx);
+    on_http_end(ctx, program::HTTP2_END);
+    0
+}
+
+/// The same in `golang.org/x/net/http2`.
+#[uprobe]
+pub fn x_http2_end(ctx: ProbeContext) -> u32 {
+    let ctx = &Probe::new(ctx);
+    on_http_end(ctx, program::X_HTTP2_END);
+    0
+}
+
+/// `(*Server).handleStream` of gRPC.
+#[uprobe]
+pub fn grpc_begin(ctx: ProbeContext) -> u32 {
+    let ctx = &Probe::new(ctx);
+    on_grpc_begin(ctx);
+    0
+}
+
+/// `(*http2Server).writeStatus` of gRPC.
+#[uprobe]
+pub fn grpc_end(ctx: ProbeContext) -> u32 {
+    let ctx = &Probe::new(ctx);
+    on_grpc_end(ctx);
+    0
+}
+
+/// `runtime.gopanic`.
+#[uprobe]
+pub fn panic(ctx: ProbeContext) -> u32 {
+    let ctx = &Probe::new(ctx);
+    on_panic(ctx);
+    0
+}
+
+/// A request begins. It may have begun already: where the goroutine's stack has grown, the function began anew.
+#[inline(always)]
+fn begin(process: &Process, g: u64, goid: u64, key: RequestKey, object: u64, protocol: u8) -> Option<()> {
+    let account = account_of(process, g, goid)?;
+    account::close(process, account, true);
+    let open = match REQUESTS.get_ptr_mut(key) {
+        Some(open) => {
+            // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
+            if unsafe { (*open).object } != object {
+                process.lost(Lost::RequestUnended);
+            }
+            open
+        }
+        None => {
+            // SAFETY: the zeros of an array, which are more.
+            let zeros = unsafe { &*ZEROS.get_ptr(0)?.cast::<OpenRequest>() };
+            if REQUESTS.insert(key, zeros, 0).is_err() {
+                process.lost(Lost::RequestsFull);
+                // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
+                if unsafe { (*account).open } == 0 {
+                    close_account(process, goid);
+                }
+                return None;
+            }
+            // SAFETY: as above.
+            unsafe { (*account).open += 1 };
+            REQUESTS.get_ptr_mut(key)?
+        }
+    };
+    // SAFETY: values of preallocated maps, of the goroutine whose event this is.
+    unsafe {
+        (*open).start_ns = process.now_ns;
+        (*open).goid = goid;
+        (*open).object = object;
+        (*open).routed = 0;
+        (*open).handler = 0;
+        (*open).protocol = protocol;
+        (*open).hijacked = 0;
+        (*open).panicked = 0;
+        (*open).waits_lost = (*account).waits_lost;
+        (*open).base = (*account).times;
+    }
+    Some(())
+}
+
+/// The goroutine's account, which it has from now on.
+#[inline(always)]
+fn account_of(process: &Process, g: u64, goid: u64) -> Option<*mut Account> {
+    let goroutine = match GOROUTINES.get_ptr_mut(process.key(goid)) {
+        Some(goroutine) => goroutine,
+        None => {
+            process.keep(goid, &GoroutineState { g, ..GoroutineState::default() });
+            GOROUTINES.get_ptr_mut(process.key(goid))?
+        }
+    };
+    // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
+    if unsafe { (*goroutine).accounted } != 0
+        && let Some(account) = account::of(process, goid)
+    {
+        return Some(account);
+    }
+    // SAFETY: the zeros of an array, which are more.
+    let zeros = unsafe { &*ZEROS.get_ptr(0)?.cast::<Account>() };
+    if ACCOUNTS.insert(process.key(goid), zeros, 0).is_err() {
+        process.lost(Lost::RequestsFull);
+        return None;
+    }
+    let account = account::of(process, goid)?;
+    // SAFETY: as above.
+    unsafe {
+        (*goroutine).accounted = 1;
+        (*account).since_ns = process.now_ns;
+    }
+    account::open(process, account, state::RUNNING);
+    Some(account)
+}
+
+/// The goroutine has no request any more.
+#[inline(always)]
+fn close_account(process: &Process, goid: u64) {
+    // One that is gone has none.
+    let _ = ACCOUNTS.remove(process.key(goid));
+    if let Some(goroutine) = GOROUTINES.get_ptr_mut(process.key(goid)) {
+        // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
+        unsafe { (*goroutine).accounted = 0 };
+    }
+}
+
+/// The request that the goroutine serves by HTTP, if it does.
+#[inline(always)]
+fn open_http(process: &Process, goid: u64) -> Option<*mut OpenRequest> {
+    REQUESTS.get_ptr_mut(by_goroutine(process, goid))
+}
+
+/// `(*ServeMux).ServeHTTP`: the request, the fourth argument, may be a copy; the mux notes its pattern there.
+#[inline(always)]
+pub fn on_http_route(ctx: &Probe) -> Option<()> {
+    let (process, goid) = hit(ctx, Hit::RequestStep)?;
+    // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
+    unsafe { (*open_http(&process, goid)?).routed = argument::<3>(ctx) };
+    Some(())
+}
+
+/// `HandlerFunc.ServeHTTP`: the first argument is a func value, which begins with the address of its code.
+#[inline(always)]
+pub fn on_http_handler(ctx: &Probe) -> Option<()> {
+    let (process, goid) = hit(ctx, Hit::RequestStep)?;
+    let open = open_http(&process, goid)?;
+    let handler = process.read(read_word(argument::<0>(ctx)))?;
+    // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
+    unsafe { (*open).handler = handler };
+    Some(())
+}
+
+/// `(*response).Hijack`.
+#[inline(always)]
+pub fn on_http_hijack(ctx: &Probe) -> Option<()> {
+    let (process, goid) = hit(ctx, Hit::RequestStep)?;
+    // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
+    unsafe { (*open_http(&process, goid)?).hijacked = 1 };
+    Some(())
+}
+
+/// `runtime.gopanic`.
+#[inline(always)]
+pub fn on_panic(ctx: &Probe) -> Option<()> {
+    let (process, goid) = hit(ctx, Hit::RequestStep)?;
+    // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
+    unsafe { (*open_http(&process, goid)?).panicked = 1 };
+    Some(())
+}
+
+/// `(*response).finishRequest`, and `handlerDone` of the writers of HTTP/2: the first argument leads to the status.
+#[inline(always)]
+pub fn on_http_end(ctx: &Probe, program: u32) -> Option<()> {
+    let (process, goid) = hit(ctx, Hit::RequestEnd)?;
+    let open = open_http(&process, goid)?;
+    let config = config(&process)?;
+    let path = match program {
+        program::HTTP1_END => config.http1_status,
+        program::HTTP2_END => config.http2_status,
+        _ => config.x_http2_status,
+    };
+    let status = follow(argument::<0>(ctx), path).and_then(read_word).map_or(status::NONE, |status| status as u16);
+    // What nobody has written yet is written now: OK.
+    let status = if status == 0 { 200 } else { status };
+    end(&process, by_goroutine(&process, goid), open, goid, status, ended::NORMAL)
+}
+
+/// `(*http2Server).writeStatus` of gRPC: the stream is the second argument, the status the third.
+#[inline(always)]
+pub fn on_grpc_end(ctx: &Probe) -> Option<()> {
+    let (process, goid) = hit(ctx, Hit::RequestEnd)?;
+    let key = RequestKey { id: argument::<1>(ctx), process: process.process, family: family::GRPC };
+    let open = REQUESTS.get_ptr_mut(key)?;
+    // No status is OK.
+    let code = argument::<2>(ctx);
+    let code = match follow(code, config(&process)?.grpc_code).and_then(read_word) {
+        Some(code) => code as u16,
+        None if code == 0 => 0,
+        None => status::NONE,
+    };
+    end(&process, key, open, goid, code, ended::NORMAL)
+}
+
+/// A goroutine that has an account ends: so does what it served by HTTP.
+#[inline(always)]
+pub fn on_goroutine_exit(process: &Process, goid: u64) {
+    if let Some(open) = open_http(process, goid) {
+        // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
+        let (how, status) = match unsafe { ((*open).hijacked, (*open).panicked) } {
+            (0, 0) => (ended::GOROUTINE_EXIT, status::FAILED),
+            (0, _) => (ended::PANIC, status::FAILED),
+            _ => (ended::HIJACKED, status::NONE),
+        };
+        end(process, by_goroutine(process, goid), open, goid, status, how);
+    }
+    close_account(process, goid);
+}
+
+/// A request ends: it is counted with its route, and sent where it took long.
+#[inline(always)]
+fn end(
+    process: &Process,
+    at: RequestKey,
+    open: *mut OpenRequest,
+    current: u64,
+    status: u16,
+    how: u8,
+) -> Option<()> {
+    // SAFETY: the value of a preallocated map, which stays readable while this runs.
+    let open = unsafe { &*open };
+    let (goid, start_ns) = (open.goid, open.start_ns);
+    let account = account::of(process, goid)?;
+    account::close(process, account, goid == current);
+    let duration_ns = process.now_ns.saturating_sub(start_ns);
+    let config = config(process)?;
+    let mut key = RouteKey { process: process.process, protocol: open.protocol, ..RouteKey::default() };
+    name(process, config, open, &mut key);
+    let mut sent = false;
+    if duration_ns >= config.least_ns {
+        let own = THRESHOLDS.get_ptr(key);
+        // SAFETY: a value of a preallocated map, which user space writes.
+        let threshold_ns = own.map_or(config.threshold_ns, |ns| unsafe { core::ptr::read_volatile(ns) });
+        sent = duration_ns >= threshold_ns;
+    }
+    key.status = status;
+    // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
+    let (times, waits_lost) = unsafe { (&(*account).times, (*account).waits_lost) };
+    count(process, &key, duration_ns, times, &open.base);
+    if sent && let Some(mut entry) = reserve::<RequestRecord>(process, Lost::RingRequest) {
+        let to = entry.as_mut_ptr();
+        // SAFETY: the room that was reserved; all of it is written.
+        unsafe {
+            (&raw mut (*to).header).write(Header {
+                kind: kind::REQUEST,
+                arg: u8::from(waits_lost != open.waits_lost),
+                count: how,
+                waker: 0,
+                process: process.process,
+                time_ns: process.now_ns,
+            });
+            (&raw mut (*to).goid).write(goid);
+            (&raw mut (*to).start_ns).write(start_ns);
+            (&raw mut (*to).key).write(key);
+            let sums = (&raw mut (*to).times).cast::<u64>();
+            for n in 0..TIMES {
+                sums.add(n).write(times[n].wrapping_sub(open.base[n]));
+            }
+            let text = (&raw mut (*to).traceparent).cast::<u64>();
+            for n in 0..size_of_val(&(*to).traceparent) / 8 {
+                text.add(n).write(0);
+            }
+            if at.family == family::HTTP && how == ended::NORMAL {
+                headers::traceparent(open.object, config, text.cast());
+            }
+        }
+        submit(entry);
+    }
+    // SAFETY: as above.
+    let others = unsafe {
+        (*account).open = (*account).open.saturating_sub(1);
+        (*account).open
+    };
+    // It is there: its value was at hand.
+    let _ = REQUESTS.remove(at);
+    if others == 0 {
+        close_account(process, goid);
+    }
+    Some(())
+}
+
+/// What the request is counted by: its method and route, or the function that served it.
+#[inline(always)]
+fn name(process: &Process, config: &RequestConfig, open: &OpenRequest, key: &mut RouteKey) {
+    if open.protocol == protocol::GRPC {
+        text(open.object, config.grpc_method, key);
+        return;
+    }
+    if let Some(at) = follow(open.object, config.method)
+        && let Some([pointer, length]) = read_words::<2>(at)
+    {
+        // SAFETY: as long as stated.
+        unsafe { read_text::<8>((&raw mut key.method).cast(), pointer, length) };
+    }
+    // A mux notes the pattern in the request that it was called with: believed as long as that is a copy of this one.
+    let header = |object| follow(object, config.header).and_then(read_word);
+    let copy = open.routed != 0 && open.routed != open.object && header(open.routed) == header(open.object);
+    text(if copy { open.routed } else { open.object }, config.pattern, key);
+    if key.length == 0 {
+        key.handler = open.handler;
+    }
+    let _ = process;
+}
+
+/// Reads the route's text.
+#[inline(always)]
+fn text(object: u64, path: FieldPath, key: &mut RouteKey) -> Option<()> {
+    let [pointer, length] = read_words::<2>(follow(object, path)?)?;
+    // SAFETY: as long as stated.
+    if length != 0 && unsafe { read_text::<ROUTE_BYTES>((&raw mut key.route).cast(), pointer, length) } {
+        key.length = if length > ROUTE_BYTES as u64 { 255 } else { length as u8 };
+    }
+    Some(())
+}
+
+/// Counts a request with its route and status.
+#[inline(always)]
+fn count(process: &Process, key: &RouteKey, duration_ns: u64, times: &Times, base: &Times) -> Option<()> {
+    let route = match ROUTES.get_ptr_mut(key) {
+        Some(route) => route,
+        None => {
+            // SAFETY: the zeros of an array.
+            let zeros: &RouteTimes = unsafe { &*ZEROS.get_ptr(0)? };
+            // Another may have been first.
+            let _ = ROUTES.insert(key, zeros, u64::from(aya_ebpf::bindings::BPF_NOEXIST));
+            match ROUTES.get_ptr_mut(key) {
+                Some(route) => route,
+                None => {
+                    process.lost(Lost::RoutesFull);
+                    return None;
+                }
+            }
+        }
+    };
+    // SAFETY: a pointer to a map value; the bucket is below the array's length.
+    unsafe {
+        let durations = &raw mut (*route).durations;
+        increment(&raw mut (*durations).sum_ns, duration_ns);
+        // Two tasks may race here and the shorter may stay; the buckets are exact.
+        if duration_ns > (*durations).max_ns {
+            (*durations).max_ns = duration_ns;
+        }
+        let bucket = bucket_of(duration_ns);
+        if bucket < gotrace_common::BUCKETS {
+            increment((&raw mut (*durations).buckets).cast::<u64>().add(bucket), 1);
+        }
+        for n in 0..TIMES {
+            let spent = times[n].wrapping_sub(base[n]);
+            if spent != 0 {
+                increment((&raw mut (*route).times).cast::<u64>().add(n), spent);
+            }
+        }
+    }
+    Some(())
+}
