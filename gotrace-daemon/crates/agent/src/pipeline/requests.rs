@@ -13,8 +13,10 @@ use gotrace_model::{Level, Quantile, requests::BLOCKED_NAMES};
 use gotrace_process::{Clock, ImageMemory};
 
 use super::{LineConfig, Slow, Traced, probes::Probes};
-use crate::tracee::{Input, OpenSeen, RequestCounts, RouteCount, RouteId};
+use crate::tracee::{Input, OpenSeen, RequestCounts, RequestsState, RouteCount, RouteId};
 
+/// Slow requests that are told of a route within a second, where the threshold is the route's own.
+const PER_SECOND: u64 = 20;
 /// Open requests of a process that are told of, the oldest.
 const MAX_OPEN: usize = 1 << 10;
 /// One that has been open for less is no news.
@@ -71,8 +73,10 @@ impl Traced {
 
     /// Tracing begins.
     pub(super) fn begin_requests(&mut self) {
-        if self.traces_requests() {
-            self.tracee.tell(&Input::Requests(Box::default()));
+        if let Some(watched) = &self.watched {
+            // Who names a time wants all of them.
+            let per_second = (watched.slow == Slow::Auto).then_some(PER_SECOND);
+            self.tracee.tell(&Input::Requests(Box::new(RequestsState::new(per_second))));
         }
     }
 

@@ -36,10 +36,8 @@ const MAX_WAITS: usize = 24;
 const MAX_CAUSES: usize = 8;
 /// Waits of a goroutine that are looked through.
 const MAX_LOOKED: usize = 1 << 12;
-/// Slow requests that are told of a route within a second.
-const PER_SECOND: u64 = 20;
 /// Slow requests that are kept until the next report.
-const MAX_SLOW: usize = 1 << 12;
+const MAX_SLOW: usize = 1 << 15;
 /// Routes that are kept apart; the kernel side has no room for more.
 const MAX_ROUTES: usize = 1 << 12;
 
@@ -156,6 +154,8 @@ pub struct RequestsState {
     /// How many were told of a route within which second.
     told: BTreeMap<RouteId, (u64, u64)>,
     left_out: u64,
+    /// How many may be told of a route within a second; `None` for all.
+    per_second: Option<u64>,
     /// Numbers of open ones that were told: goid and beginning.
     told_open: BTreeSet<(u64, u64)>,
     next: u64,
@@ -169,6 +169,12 @@ pub struct RequestsState {
 struct Sums(#[serde(with = "serial::histogram")] Histogram);
 
 impl RequestsState {
+    /// Nothing is known yet. `per_second`: slow requests of a route that are told of within a second; `None` for all.
+    #[must_use]
+    pub fn new(per_second: Option<u64>) -> Self {
+        Self { per_second, ..Self::default() }
+    }
+
     /// A wait of one of the process's goroutines has ended.
     pub(super) fn waited(&mut self, wait: &Wait<'_>) {
         if self.past.len() >= MAX_PAST
@@ -223,7 +229,7 @@ impl RequestsState {
             (*of, *count) = (second, 0);
         }
         *count += 1;
-        let admitted = *count <= PER_SECOND && self.ended.len() < MAX_SLOW;
+        let admitted = self.per_second.is_none_or(|most| *count <= most) && self.ended.len() < MAX_SLOW;
         self.left_out += u64::from(!admitted);
         admitted
     }

@@ -231,7 +231,7 @@ pub fn table(out: &mut impl Write, gathered: &Gathered) -> io::Result<()> {
     if gathered.left_out > 0 {
         writeln!(
             out,
-            "{} more slow requests are counted, and not shown: 20 a route and second are",
+            "{} more slow requests are counted, and not shown: of each route 20 a second are",
             gathered.left_out
         )?;
     }
