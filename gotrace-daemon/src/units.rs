@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use gotrace_agent::pipeline::Slow;
 use gotrace_model::Level;
 
 /// `10s`, `2m`, `1h30m`, `1.5s`, `500us`; a bare number is refused but for `0`.
@@ -40,6 +41,11 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         rest = behind;
     }
     Ok(total)
+}
+
+/// From when on a request is slow: `auto`, or a time.
+pub(crate) fn slow(text: &str) -> Result<Slow, String> {
+    if text == "auto" { Ok(Slow::Auto) } else { duration(text).map(Slow::From) }
 }
 
 pub(crate) fn duration_above_zero(text: &str) -> Result<Duration, String> {

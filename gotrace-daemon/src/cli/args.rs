@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{CliError, target::TargetArgs};
 use crate::units as values;
+use gotrace_agent::pipeline::Slow;
 use gotrace_agent::pipeline::{Budget, LeftBehind};
 use gotrace_export::otlp::{
     ExportConfig, OtlpConfig, OtlpFlags, SeriesBounds, Temporality, config::metric_interval_from_env,
@@ -213,6 +214,10 @@ pub struct TraceArgs {
     /// Report interval
     #[arg(long, value_parser = values::interval, default_value = "1s", value_name = "TIME")]
     pub interval: Duration,
+    /// Trace requests too, with --level full, and report those that are slow: from this time on (0ms: all),
+    /// or auto; see `gotrace requests`
+    #[arg(long, value_parser = values::slow, value_name = "TIME|auto")]
+    pub requests: Option<Slow>,
     /// Print nothing; with --format json only the header and the summary
     #[arg(short, long)]
     pub quiet: bool,

@@ -54,7 +54,7 @@ pub struct RequestsArgs {
     target: TargetArgs,
     /// A request is slow from this time on (0ms: all are); auto: from the 99th percentile of its route on,
     /// at least 1 ms, and from 100 ms on for a route with fewer than 200 requests
-    #[arg(long, value_parser = slow, default_value = "auto", value_name = "TIME|auto")]
+    #[arg(long, value_parser = values::slow, default_value = "auto", value_name = "TIME|auto")]
     slow: Slow,
     /// Waits of a slow request that are at least this long are told with their places
     #[arg(long, value_parser = values::duration, default_value = "1ms", value_name = "TIME")]
@@ -73,11 +73,6 @@ pub struct RequestsArgs {
     /// the share of the time that was traced is shown
     #[arg(long, value_parser = percent, default_value = "10%", value_name = "PERCENT|none")]
     budget: BudgetArg,
-}
-
-/// `auto`, or a time.
-fn slow(text: &str) -> Result<Slow, String> {
-    if text == "auto" { Ok(Slow::Auto) } else { values::duration(text).map(Slow::From) }
 }
 
 /// Traces requests until the process ends, the time is over, or the user has enough.

@@ -50,7 +50,11 @@ impl TraceArgs {
                 super::args::Engine::Snapshot => Engine::Snapshot,
             },
             // A goroutine that somebody has woken is not left behind, and only the fullest level sees that.
-            level: if left_behind != LeftBehind::Nobody { Level::Full } else { self.level },
+            level: if left_behind != LeftBehind::Nobody || self.requests.is_some() {
+                Level::Full
+            } else {
+                self.level
+            },
             min_wait: self.min_wait,
             stack_depth: self.stack_depth,
             interval: self.interval,
@@ -80,7 +84,7 @@ impl TraceArgs {
                 max_read_rate: self.max_read_rate,
             }),
             left_behind,
-            requests: None,
+            requests: self.requests,
             suppressions: Suppressions::default(),
             state: None,
         }

@@ -8,6 +8,7 @@ mod http;
 mod metadata;
 mod otlp;
 mod reload;
+mod requests;
 mod suppressions;
 mod values;
 
@@ -23,6 +24,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 pub use http::Http;
 pub use metadata::{Asked, Cloud, Metadata};
 pub use otlp::{Otlp, Spool};
+pub use requests::{Mode, Requests};
 pub use suppressions::{SuppressionConfig, read_suppressions};
 
 use gotrace_agent::pipeline::{
@@ -49,6 +51,8 @@ pub struct Config {
     pub limits: Limits,
     /// What goes into spans.
     pub spans: Spans,
+    /// Which requests are traced.
+    pub requests: Requests,
     /// Whom to ask about containers, pods and clouds.
     pub metadata: Metadata,
     /// Findings that are known and may stay.
@@ -335,7 +339,10 @@ impl Config {
 
     /// What the types alone do not tell: the field, and what is wrong with it.
     fn check(&self) -> Result<(), (&'static str, String)> {
-        let Self { trace, limits, spans, otlp, http, state, rules: _, metadata: _, suppressions: _ } = self;
+        let Self { trace, limits, spans, requests, otlp, http, state, .. } = self;
+        if requests.mode != Mode::Off && trace.level != Level::Full {
+            return Err(("mode", "requests take trace.level full: set that, or requests.mode off".into()));
+        }
         within("stack_depth", trace.stack_depth.into(), 0, 32)?;
         within("kernel_log", trace.kernel_log.into(), 0, 5)?;
         within("processes", limits.processes.into(), 1, 4096)?;
@@ -417,7 +424,7 @@ impl Config {
                 max_read_rate: limits.max_read_rate.0,
             }),
             left_behind: LeftBehind::Nobody,
-            requests: None,
+            requests: self.requests.line(),
             suppressions: suppressions::of(&self.suppressions),
             state: self.state.directory(),
         }

@@ -1,7 +1,7 @@
 //! Which keys of the configuration take effect when it is read again, and which when gotrace is started anew: the
 //! latter are marked `(start)` in `deploy/gotrace.example.yaml`, and named when one has changed.
 
-use super::{Config, Http, Limits, Otlp, Spans, Spool, State, Trace};
+use super::{Config, Http, Limits, Otlp, Requests, Spans, Spool, State, Trace};
 
 impl Config {
     /// The keys with another value in `new` that take effect only when gotrace is started anew, as `trace.engine`.
@@ -44,6 +44,7 @@ impl Config {
                     max_per_second: _,
                     resource_command_args: _,
                 },
+            requests: Requests { mode, slow },
             // Whom to ask is asked anew.
             metadata: _,
             otlp:
@@ -76,6 +77,8 @@ impl Config {
             ("trace.kernel_log", *kernel_log != new.trace.kernel_log),
             ("limits.processes", *processes != new.limits.processes),
             ("limits.max_goroutines", *max_goroutines != new.limits.max_goroutines),
+            ("requests.mode", *mode != new.requests.mode),
+            ("requests.slow", *slow != new.requests.slow),
             ("otlp.endpoint", *endpoint != otlp.endpoint),
             ("otlp.protocol", *protocol != otlp.protocol),
             ("otlp.headers", *headers != otlp.headers),
@@ -136,6 +139,8 @@ mod tests {
         ("spans.keep_wait_over", "1s"),
         ("spans.max_per_second", "off"),
         ("spans.resource_command_args", "true"),
+        ("requests.mode", "slow"),
+        ("requests.slow", "250ms"),
         ("metadata.kubernetes", "off"),
         ("metadata.node_name", "node-b"),
         ("metadata.kubeconfig", "/etc/other"),
@@ -219,6 +224,9 @@ mod tests {
         }
         if key == "http.require_token" {
             yaml += "  token_file: /etc/gotrace/token\n";
+        }
+        if key == "requests.mode" {
+            yaml += "trace:\n  level: full\n";
         }
         if key == "otlp.cert" {
             yaml += "  key: client.key\n";

@@ -14,10 +14,21 @@ use crate::{
     process::Process,
 };
 
+/// Set to 1 where requests are traced. Constant to the verifier, which else removes all that is for them.
+#[unsafe(no_mangle)]
+static REQUESTS_TRACED: u32 = 0;
+
+/// Whether requests of a process are traced.
+#[inline(always)]
+pub fn wanted(process: &Process) -> bool {
+    // SAFETY: user space sets it before loading; volatile, so that the value here is not built in.
+    unsafe { ptr::read_volatile(&REQUESTS_TRACED) != 0 && process.flags & flags::REQUESTS != 0 }
+}
+
 /// Whether a goroutine has an account.
 #[inline(always)]
-fn has(process: &Process, goroutine: &GoroutineState) -> bool {
-    process.flags & flags::REQUESTS != 0 && goroutine.accounted != 0
+pub fn has(process: &Process, goroutine: &GoroutineState) -> bool {
+    wanted(process) && goroutine.accounted != 0
 }
 
 /// Its account.
@@ -41,7 +52,7 @@ pub fn enter(process: &Process, goroutine: &GoroutineState, goid: u64, to: u32) 
 /// The same of one whose state is not at hand.
 #[inline(always)]
 pub fn change(process: &Process, goid: u64, to: u32) -> Option<()> {
-    if process.flags & flags::REQUESTS == 0 {
+    if !wanted(process) {
         return None;
     }
     // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
@@ -86,7 +97,7 @@ pub fn run(process: &Process, goroutine: &GoroutineState, goid: u64) -> Option<(
 /// A wait of the goroutine could not be sent.
 #[inline(always)]
 pub fn lose_wait(process: &Process, goid: u64) {
-    if process.flags & flags::REQUESTS != 0
+    if wanted(process)
         && let Some(account) = of(process, goid)
     {
         // SAFETY: the value of a preallocated map, of the goroutine whose event this is.

@@ -10,7 +10,7 @@ use crate::{
     emit::{reserve, submit},
     go_abi::{argument, current_g, read_into, read_word, read_words},
     maps::GOROUTINES,
-    probes::{cpu, request},
+    probes::{account, cpu, request},
     process::{Probe, Process},
 };
 
@@ -197,7 +197,7 @@ pub fn on_exit(ctx: &Probe, g: u64) -> Option<()> {
             wait_count = state.wait_count;
             cpu_ns = state.cpu_ns;
             throttled_ns = state.throttled_ns;
-            if state.accounted != 0 {
+            if account::has(&process, state) {
                 request::on_goroutine_exit(&process, goid);
             }
             process.forget(goid);

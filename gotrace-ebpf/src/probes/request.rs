@@ -3,7 +3,7 @@
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use gotrace_common::{
     Account, GoroutineState, Header, Hit, LEVEL_FULL, Lost, OpenRequest, RequestConfig, RequestKey,
-    RequestRecord, RouteKey, RouteTimes, bucket_of, flags, kind, program,
+    RequestRecord, RouteKey, RouteTimes, bucket_of, kind, program,
     request::{FieldPath, ROUTE_BYTES, TIMES, Times, ended, family, protocol, state, status},
 };
 
@@ -19,7 +19,7 @@ use crate::{
 #[inline(always)]
 fn hit(ctx: &Probe, hit: Hit) -> Option<(Process, u64)> {
     let process = Process::hit(ctx, hit, LEVEL_FULL)?;
-    if process.flags & flags::REQUESTS == 0 {
+    if !account::wanted(&process) {
         return None;
     }
     let goid = process.read(read_word(current_g(ctx) + u64::from(process.layout.goid)))?;
@@ -403,7 +403,8 @@ fn name(process: &Process, config: &RequestConfig, open: &OpenRequest, key: &mut
         unsafe { read_text::<8>((&raw mut key.method).cast(), pointer, length) };
     }
     // A mux notes the pattern in the request that it was called with: believed as long as that is a copy of this one.
-    let header = |object| follow(object, config.header).and_then(read_word);
+    // As words: comparing what may be nothing reads what was never written, which kernels before 5.19 refuse.
+    let header = |object| follow(object, config.header).and_then(read_word).unwrap_or(0);
     let copy = open.routed != 0 && open.routed != open.object && header(open.routed) == header(open.object);
     text(if copy { open.routed } else { open.object }, config.pattern, key);
     if key.length == 0 {

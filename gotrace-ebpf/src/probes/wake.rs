@@ -42,6 +42,19 @@ pub fn on_ready(ctx: &Probe, g: u64) -> Option<()> {
 /// Notes that a parked goroutine has become runnable. The first wake counts.
 #[inline(always)]
 fn wake(process: &Process, g: u64, waker: WakerKind, waker_goid: u64) -> Option<()> {
+    let (goid, state) = note_wake(process, g, waker, waker_goid)?;
+    account::enter(process, state, goid, account_state::RUNNABLE)
+}
+
+/// The same, without the account: of one of a list, for which the verifier would have to look at that as often as the list
+/// may be long. Until it runs it counts as blocked.
+#[inline(always)]
+fn note_wake(
+    process: &Process,
+    g: u64,
+    waker: WakerKind,
+    waker_goid: u64,
+) -> Option<(u64, &'static GoroutineState)> {
     let goid = process.read(read_word(g + u64::from(process.layout.goid)))?;
     // SAFETY: the value of a preallocated map; between park and run only the wake that wins in the
     // runtime comes here.
@@ -50,14 +63,13 @@ fn wake(process: &Process, g: u64, waker: WakerKind, waker_goid: u64) -> Option<
         return None;
     }
     state.wake_ns = process.now_ns;
-    account::enter(process, state, goid, account_state::RUNNABLE);
     if process.gc_reasons >> (state.reason & 63) & 1 != 0 {
         state.waker = WakerKind::Gc as u8;
     } else {
         state.waker = waker as u8;
         state.waker_goid = waker_goid;
     }
-    Some(())
+    Some((goid, state))
 }
 
 /// `netpollready(toRun, pd, mode)`: a file descriptor is ready for reading, writing or both.
@@ -108,7 +120,7 @@ pub fn on_inject_list(ctx: &Probe, list: u64) -> Option<()> {
             return None;
         }
         // Goroutines that the network poller lists have had their wake already.
-        wake(&process, g, WakerKind::Unknown, 0);
+        note_wake(&process, g, WakerKind::Unknown, 0);
         g = process.read(read_word(g + u64::from(process.layout.schedlink)))?;
     }
     if g != 0 {

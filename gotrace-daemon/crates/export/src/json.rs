@@ -10,7 +10,7 @@ use std::{
 use gotrace_common::Histogram;
 use serde_json::{Value as Json, json};
 
-use crate::collector;
+use crate::{collector, requests};
 use gotrace_model::printable::write_json;
 use gotrace_model::{
     Holder, Interval, Leak, LeakPart, Location, Quantile, Resource, Site, Summary, Suspected, Value,
@@ -81,7 +81,7 @@ pub(crate) fn header_of(
 /// # Errors
 /// What the writer says.
 pub fn interval(out: &mut impl Write, interval: &Interval) -> io::Result<()> {
-    write(out, &json!({ "interval": state(interval) }))
+    write(out, &json!({ "interval": state(interval, false) }))
 }
 
 /// The last line of a process.
@@ -91,7 +91,7 @@ pub fn interval(out: &mut impl Write, interval: &Interval) -> io::Result<()> {
 pub fn summary(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
     let Summary { last, cost_ns_per_event, spans, spans_dropped, points_dropped, logs_dropped, ended } =
         summary;
-    let mut line = state(last);
+    let mut line = state(last, true);
     if let Json::Object(fields) = &mut line {
         // Since attaching, not within the last interval.
         fields.insert("born".into(), last.born_total.into());
@@ -108,7 +108,8 @@ pub fn summary(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
     write(out, &json!({ "summary": line }))
 }
 
-fn state(interval: &Interval) -> Json {
+/// `total`: figures of requests since attaching.
+fn state(interval: &Interval, total: bool) -> Json {
     json!({
         "pid": interval.pid,
         "start_unix_nano": interval.start_unix_nano,
@@ -127,6 +128,7 @@ fn state(interval: &Interval) -> Json {
         "syscall_ns": counted(&interval.syscalls),
         "snapshot_ns": counted(&interval.snapshots),
         "gc": collector::to_json(&interval.collector),
+        "requests": interval.requests.as_deref().map(|of| requests::to_json(of, total)),
         "process_cpu_ns": interval.process_cpu_ns,
         "probe_cost_share": interval.probe_cost_share,
         "budget": interval.levels.budget,

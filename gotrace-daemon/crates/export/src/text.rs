@@ -10,7 +10,7 @@ use std::{
 };
 
 pub use self::leaks::{bytes, held_by, leaks};
-use crate::collector;
+use crate::{collector, requests};
 use gotrace_common::Histogram;
 use gotrace_go::is_system_reason;
 use gotrace_model::printable::printable;
@@ -65,6 +65,7 @@ pub fn interval(out: &mut impl Write, interval: &Interval, system: bool) -> io::
         writeln!(out, "  and {more} more creation sites")?;
     }
     collector::in_interval(out, &interval.collector)?;
+    requests::in_interval(out, interval)?;
     leaks(out, interval)?;
     out.flush()
 }
@@ -191,6 +192,7 @@ pub fn summary(out: &mut impl Write, summary: &Summary, system: bool) -> io::Res
         }
     }
     collector::in_summary(out, &last.collector)?;
+    requests::in_summary(out, last)?;
     leaks(out, last)?;
     incomplete(out, last)?;
     if last.levels.ns.contains_key("sampled") {

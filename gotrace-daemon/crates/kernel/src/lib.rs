@@ -165,6 +165,7 @@ impl Kernel {
                 (CpuTime::Refused, btf::Task::default())
             }
         };
+        let requests_traced = u32::from(options.requests > 0);
         let mut loader = EbpfLoader::new();
         let mut ebpf = loader
             .override_global("PID_NAMESPACE_DEVICE", &device, true)
@@ -176,6 +177,7 @@ impl Kernel {
             .override_global("TASK_PID", &task.pid, true)
             .override_global("TASK_RUNTIME", &task.runtime, true)
             .override_global("TASK_THROTTLED", &task.throttled, true)
+            .override_global("REQUESTS_TRACED", &requests_traced, true)
             .override_global("THREADS_EACH", &u64::from(threads_each), true)
             .override_global("AYA_LOG_LEVEL", &options.log_level, true)
             // Always there, as the object names it; a page when nothing is logged.

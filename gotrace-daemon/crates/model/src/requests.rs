@@ -123,7 +123,45 @@ pub struct RouteName {
     pub handler: Option<Arc<Location>>,
 }
 
+/// HTTP's methods as the semantic conventions know them; others are `_OTHER`.
+const METHODS: [&str; 10] =
+    ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"];
+
+/// Codes of gRPC, by number.
+const CODES: [&str; 17] = [
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+];
+
+/// The name of a code of gRPC.
+#[must_use]
+pub fn code_of_grpc(status: u16) -> Option<&'static str> {
+    CODES.get(usize::from(status)).copied()
+}
+
 impl RouteName {
+    /// HTTP's method as the semantic conventions know it.
+    #[must_use]
+    pub fn known_method(&self) -> Option<&str> {
+        let method = self.method.as_deref()?;
+        Some(if METHODS.contains(&method) { method } else { "_OTHER" })
+    }
+
     /// As people read it: `GET /users/{id}`, `GET (main.serve)`.
     #[must_use]
     pub fn text(&self) -> String {
@@ -163,11 +201,29 @@ pub struct Route {
     pub oldest_open_ns: Option<u64>,
 }
 
+impl Route {
+    /// One that has none yet.
+    #[must_use]
+    pub fn new(name: RouteName) -> Self {
+        Self {
+            name,
+            by_status: BTreeMap::new(),
+            errors: 0,
+            slow: 0,
+            durations: Histogram::default(),
+            times: TimeSpent::default(),
+            total: RouteTotal::default(),
+            open: 0,
+            oldest_open_ns: None,
+        }
+    }
+}
+
 /// Requests of one route since attaching.
 #[derive(Clone, Debug, Default)]
 pub struct RouteTotal {
-    /// How many ended, by status.
-    pub by_status: BTreeMap<Option<u16>, u64>,
+    /// How long those that ended took, by status.
+    pub by_status: BTreeMap<Option<u16>, Histogram>,
     /// How many of them failed.
     pub errors: u64,
     /// How many of them were slow.

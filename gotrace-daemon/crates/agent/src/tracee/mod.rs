@@ -357,7 +357,7 @@ impl Tracee {
             }
             Event::Wait(wait) => {
                 if let Some(requests) = &mut self.requests {
-                    requests.waited(wait);
+                    requests.waited(wait, &self.table);
                 }
             }
             _ => {}

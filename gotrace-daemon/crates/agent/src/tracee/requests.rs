@@ -128,6 +128,8 @@ struct Past {
     reason: u8,
     waker: u8,
     waker_goid: u64,
+    /// Entry of its function, as it may have ended when it is asked for; 0 where that is not known.
+    entry_pc: u64,
     frames: Vec<u64>,
 }
 
@@ -176,7 +178,7 @@ impl RequestsState {
     }
 
     /// A wait of one of the process's goroutines has ended.
-    pub(super) fn waited(&mut self, wait: &Wait<'_>) {
+    pub(super) fn waited(&mut self, wait: &Wait<'_>, table: &Table) {
         if self.past.len() >= MAX_PAST
             && let Some(oldest) = self.past.pop_front()
         {
@@ -195,6 +197,7 @@ impl RequestsState {
             reason: wait.reason,
             waker: wait.waker as u8,
             waker_goid: wait.waker_goid,
+            entry_pc: table.creation_site(wait.goid).map_or(0, |site| site.entry_pc),
             frames: wait.frames.iter().take(MAX_FRAMES).collect(),
         });
     }
@@ -252,9 +255,11 @@ impl Known<'_> {
         self.reasons.get(usize::from(reason)).cloned().unwrap_or_else(|| "unknown".into())
     }
 
-    fn function(&mut self, goid: u64) -> Option<Arc<Location>> {
-        let site = self.table.creation_site(goid)?;
-        Some(self.symbols.entry(site.entry_pc, self.names))
+    /// `past`: a wait of it, if there is one.
+    fn function(&mut self, goid: u64, past: Option<&Past>) -> Option<Arc<Location>> {
+        let known = past.map(|past| past.entry_pc).filter(|pc| *pc != 0);
+        let entry_pc = known.or_else(|| Some(self.table.creation_site(goid)?.entry_pc))?;
+        Some(self.symbols.entry(entry_pc, self.names))
     }
 
     /// The route's name. Its text may have a method and a host: `GET example.com/users/{id}`.
@@ -339,7 +344,7 @@ impl Tracee {
             let name = known.name(&open.id);
             let age_ns = now_ns.saturating_sub(open.start_ns);
             let place = routes.iter().position(|route| route.name == name).unwrap_or_else(|| {
-                routes.push(empty(name.clone()));
+                routes.push(Route::new(name.clone()));
                 routes.len() - 1
             });
             if let Some(route) = routes.get_mut(place) {
@@ -454,7 +459,7 @@ fn causes_of(
             past.blocked_until().min(to_ns).saturating_sub(past.start_ns.max(from_ns))
         };
         let longest = state.waits(goid, from_ns, to_ns).max_by_key(|past| overlap(past));
-        let function = known.function(goid);
+        let function = known.function(goid, longest);
         let whole = to_ns.saturating_sub(from_ns);
         let waited = state.waits(goid, from_ns, to_ns).map(overlap).fold(0, u64::saturating_add);
         let longest = longest.filter(|past| overlap(past) >= whole / 8);
@@ -488,27 +493,13 @@ impl RequestsState {
     }
 }
 
-fn empty(name: RouteName) -> Route {
-    Route {
-        name,
-        by_status: BTreeMap::new(),
-        errors: 0,
-        slow: 0,
-        durations: Histogram::default(),
-        times: TimeSpent::default(),
-        total: RouteTotal::default(),
-        open: 0,
-        oldest_open_ns: None,
-    }
-}
-
 /// All routes, with what came since the last report; the one that took the most time first.
 fn routes(state: &mut RequestsState, known: &mut Known<'_>) -> Vec<Route> {
     let mut routes: Vec<Route> = Vec::new();
     for count in &state.counts.routes {
         let name = known.name(&count.id);
         let place = routes.iter().position(|route| route.name == name).unwrap_or_else(|| {
-            routes.push(empty(name));
+            routes.push(Route::new(name));
             routes.len() - 1
         });
         let Some(route) = routes.get_mut(place) else { continue };
@@ -524,7 +515,7 @@ fn routes(state: &mut RequestsState, known: &mut Known<'_>) -> Vec<Route> {
             route.durations.merge(&durations);
             route.times.add(&times);
         }
-        *route.total.by_status.entry(status).or_default() += count.durations.count;
+        route.total.by_status.entry(status).or_default().merge(&count.durations);
         route.total.errors += if failed { count.durations.count } else { 0 };
         route.total.durations.merge(&count.durations);
         route.total.times.add(&TimeSpent(count.times));
@@ -590,3 +581,7 @@ fn bytes<const N: usize>(hex: &str) -> Option<[u8; N]> {
     }
     Some(bytes)
 }
+
+#[cfg(test)]
+#[path = "requests_tests.rs"]
+mod tests;

@@ -61,7 +61,6 @@ use gotrace_model::{Coverage, Interval, LogRecord, Resource, Span};
 use health::Health;
 use lane::{Gauge, Giver};
 use pace::Pace;
-pub(crate) use requests::code as code_of_grpc;
 use room::Room;
 use spool::Spool;
 use stats::Account;

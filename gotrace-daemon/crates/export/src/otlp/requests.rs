@@ -22,47 +22,11 @@ use opentelemetry_proto::tonic::{
 use super::convert::{FLAGS, attribute, int, link, place, text};
 use gotrace_model::{
     metrics::CODE,
-    requests::{Ended, Protocol, Request, RouteName},
+    requests::{Ended, Protocol, Request, code_of_grpc},
 };
 
 /// The parent is another program's (`SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK`).
 const REMOTE: u32 = 0x200;
-
-/// HTTP's methods as the semantic conventions know them; others are `_OTHER`.
-const METHODS: [&str; 10] =
-    ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"];
-
-/// Codes of gRPC, by number.
-const CODES: [&str; 17] = [
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-];
-
-/// HTTP's method as the conventions know it.
-pub(crate) fn method(name: &RouteName) -> Option<&str> {
-    let method = name.method.as_deref()?;
-    Some(if METHODS.contains(&method) { method } else { "_OTHER" })
-}
-
-/// The name of a code of gRPC.
-pub(crate) fn code(status: u16) -> Option<&'static str> {
-    CODES.get(usize::from(status)).copied()
-}
 
 fn attributes_of(request: &Request) -> Vec<KeyValue> {
     let Request { name, status, .. } = request;
@@ -72,11 +36,11 @@ fn attributes_of(request: &Request) -> Vec<KeyValue> {
         if let Some(route) = &name.route {
             attributes.push(text("rpc.method", route.trim_start_matches('/')));
         }
-        if let Some(code) = status.and_then(code) {
+        if let Some(code) = status.and_then(code_of_grpc) {
             attributes.push(text("rpc.response.status_code", code));
         }
     } else {
-        if let Some(method) = method(name) {
+        if let Some(method) = name.known_method() {
             attributes.push(text("http.request.method", method));
         }
         if let Some(route) = &name.route {
@@ -114,7 +78,7 @@ fn attributes_of(request: &Request) -> Vec<KeyValue> {
 fn error_type(request: &Request) -> Option<String> {
     match (request.name.protocol, request.status) {
         (Protocol::Grpc, Some(status)) => {
-            matches!(status, 2 | 4 | 12..=15).then(|| code(status).unwrap_or_default().to_owned())
+            matches!(status, 2 | 4 | 12..=15).then(|| code_of_grpc(status).unwrap_or_default().to_owned())
         }
         (_, Some(status)) => (status >= 500).then(|| status.to_string()),
         (_, None) => request
@@ -129,8 +93,8 @@ pub(super) fn request(request: &Request) -> trace::Span {
     let Request { context, parent_span_id, goroutine, name, .. } = request;
     let title = match (&name.route, name.protocol) {
         (Some(route), Protocol::Grpc) => route.trim_start_matches('/').to_owned(),
-        (Some(route), _) => format!("{} {route}", method(name).unwrap_or("HTTP")),
-        (None, _) => method(name).unwrap_or("HTTP").to_owned(),
+        (Some(route), _) => format!("{} {route}", name.known_method().unwrap_or("HTTP")),
+        (None, _) => name.known_method().unwrap_or("HTTP").to_owned(),
     };
     let parent = parent_span_id.unwrap_or(goroutine.span_id);
     trace::Span {

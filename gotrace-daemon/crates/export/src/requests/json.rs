@@ -5,11 +5,11 @@ use std::io::{self, Write};
 use gotrace_common::Histogram;
 use gotrace_model::{
     Quantile, Resource,
-    requests::{Cause, Request, RequestWait, Route, RouteName, TimeSpent},
+    requests::{Cause, Request, RequestWait, Requests, Route, RouteName, TimeSpent},
 };
 use serde_json::{Map, Value as Json, json};
 
-use super::Gathered;
+use super::{Gathered, whole};
 use crate::json::{header_of, location, write};
 
 /// The schema of these lines.
@@ -177,6 +177,16 @@ fn route(route: &Route) -> Json {
         "oldest_open_ns": oldest_open_ns,
         "duration_ns": quantiles(durations),
         "time_ns": spent(times),
+    })
+}
+
+/// As `attach` has them. `total`: figures since attaching.
+pub(crate) fn to_json(requests: &Requests, total: bool) -> Json {
+    let routes = requests.routes.iter().map(|of| if total { route(&whole(of)) } else { route(of) });
+    json!({
+        "routes": routes.collect::<Vec<_>>(),
+        "slow": requests.slow.iter().map(|request| one(request)).collect::<Vec<_>>(),
+        "slow_left_out": requests.left_out,
     })
 }
 

@@ -10,12 +10,14 @@ use gotrace_common::Histogram;
 use gotrace_model::{
     Interval,
     printable::printable,
-    requests::{Cause, Route, TimeSpent},
+    requests::{Cause, Route, RouteTotal, TimeSpent},
 };
 
 pub use json::summary as json_summary;
+pub(crate) use json::to_json;
 pub use json::{SCHEMA, header as json_header, interval as json_interval, request as json_request};
 pub use text::{header, request, table};
+pub(crate) use text::{in_interval, in_summary};
 
 use crate::text::duration;
 
@@ -32,8 +34,8 @@ pub struct Gathered {
 }
 
 impl Gathered {
-    /// Adds a report. `whole`: its figures since attaching instead, which stand alone.
-    pub fn add(&mut self, interval: &Interval, whole: bool) {
+    /// Adds a report. `all`: its figures since attaching instead, which stand alone.
+    pub fn add(&mut self, interval: &Interval, all: bool) {
         if self.start_unix_nano == 0 {
             self.start_unix_nano = interval.start_unix_nano;
         }
@@ -46,12 +48,7 @@ impl Gathered {
             (route.open, route.oldest_open_ns) = (0, None);
         }
         for new in &requests.routes {
-            let mut new = new.clone();
-            if whole {
-                let total = &new.total;
-                (new.errors, new.slow, new.times) = (total.errors, total.slow, total.times);
-                (new.by_status, new.durations) = (total.by_status.clone(), total.durations);
-            }
+            let new = if all { whole(new) } else { new.clone() };
             let Some(known) = self.routes.iter_mut().find(|route| route.name == new.name) else {
                 self.routes.push(new);
                 continue;
@@ -105,6 +102,19 @@ impl Gathered {
             times.add(&route.times);
         }
         (durations, times)
+    }
+}
+
+/// A route with its figures since attaching.
+fn whole(route: &Route) -> Route {
+    let RouteTotal { by_status, errors, slow, durations, times } = &route.total;
+    Route {
+        by_status: by_status.iter().map(|(status, h)| (*status, h.count)).collect(),
+        errors: *errors,
+        slow: *slow,
+        durations: *durations,
+        times: *times,
+        ..route.clone()
     }
 }
 

@@ -3,9 +3,9 @@
 use std::io::{self, Write};
 
 use gotrace_model::{
-    Location, Resource, Value,
+    Interval, Location, Resource, Value,
     printable::printable,
-    requests::{Ended, Protocol, Request, RequestWait, Route, TimeSpent},
+    requests::{Ended, Protocol, Request, RequestWait, Route, TimeSpent, code_of_grpc},
 };
 
 use super::{Gathered, cause};
@@ -78,7 +78,7 @@ pub fn request(out: &mut impl Write, request: &Request) -> io::Result<()> {
     let Request { name, status, duration_ns, ended, time, waits, waits_complete, state, goid, .. } = request;
     let outcome = match (status, ended) {
         (Some(code), _) if name.protocol == Protocol::Grpc => {
-            crate::otlp::code_of_grpc(*code).map_or_else(|| code.to_string(), str::to_owned)
+            code_of_grpc(*code).map_or_else(|| code.to_string(), str::to_owned)
         }
         (Some(status), _) => status.to_string(),
         (None, None) => "OPEN".into(),
@@ -203,6 +203,25 @@ fn row(route: &Route) -> String {
     )
 }
 
+/// What `attach` prints of requests for an interval: the slow ones.
+pub(crate) fn in_interval(out: &mut impl Write, interval: &Interval) -> io::Result<()> {
+    for slow in interval.requests.iter().flat_map(|requests| &requests.slow) {
+        request(out, slow)?;
+    }
+    Ok(())
+}
+
+/// And for the whole run: its routes.
+pub(crate) fn in_summary(out: &mut impl Write, last: &Interval) -> io::Result<()> {
+    if last.requests.is_none() {
+        return Ok(());
+    }
+    let mut gathered = Gathered::default();
+    gathered.add(last, true);
+    writeln!(out, "  requests")?;
+    rows(out, &gathered.busy(), "    ")
+}
+
 /// A table of routes.
 ///
 /// # Errors
@@ -212,22 +231,7 @@ pub fn table(out: &mut impl Write, gathered: &Gathered) -> io::Result<()> {
     let seconds = gathered.end_unix_nano.saturating_sub(gathered.start_unix_nano) as f64 / 1e9;
     let (all, _) = gathered.all();
     writeln!(out, "\n{} requests in {seconds:.1} s{}", all.count, if routes.is_empty() { "" } else { ":" })?;
-    if !routes.is_empty() {
-        writeln!(
-            out,
-            "{:<NAME$} {:>8} {:>7} {:>6} {:>8} {:>8} {:>8} {:>12}  where the time went",
-            "route", "requests", "errors", "slow", "p50", "p99", "max", "open (since)"
-        )?;
-    }
-    for route in routes.iter().take(ROUTES) {
-        writeln!(out, "{}", row(route).trim_end())?;
-    }
-    if routes.len() > ROUTES {
-        writeln!(out, "and {} more routes", routes.len() - ROUTES)?;
-    }
-    if !routes.is_empty() {
-        writeln!(out, "{LEGEND}")?;
-    }
+    rows(out, &routes, "")?;
     if gathered.left_out > 0 {
         writeln!(
             out,
@@ -248,4 +252,23 @@ pub fn table(out: &mut impl Write, gathered: &Gathered) -> io::Result<()> {
         writeln!(out, "lost: {}", lost.join(", "))?;
     }
     out.flush()
+}
+
+/// Rows of a table, with its head.
+fn rows(out: &mut impl Write, routes: &[&Route], indent: &str) -> io::Result<()> {
+    if routes.is_empty() {
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "{indent}{:<NAME$} {:>8} {:>7} {:>6} {:>8} {:>8} {:>8} {:>12}  where the time went",
+        "route", "requests", "errors", "slow", "p50", "p99", "max", "open (since)"
+    )?;
+    for route in routes.iter().take(ROUTES) {
+        writeln!(out, "{indent}{}", row(route).trim_end())?;
+    }
+    if routes.len() > ROUTES {
+        writeln!(out, "{indent}and {} more routes", routes.len() - ROUTES)?;
+    }
+    writeln!(out, "{indent}{LEGEND}")
 }

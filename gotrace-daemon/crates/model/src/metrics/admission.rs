@@ -8,6 +8,9 @@
 
 use std::{collections::HashSet, sync::Arc};
 
+use gotrace_common::request::TIMES;
+
+use super::requests::{Routes, STATUSES};
 use crate::{Location, Site, TRIGGERS};
 
 /// How many series there may be.
@@ -33,9 +36,9 @@ impl Default for SeriesBounds {
 /// Series of a metric whose label is one of gotrace's own names (kinds of events, of loss), the one for what is
 /// beyond included.
 pub(super) const MAX_NAMES: usize = 16;
-/// Names that such metrics have in all: 16 events, 14 kinds of loss, 8 of spans that were dropped, 2 that were sampled
+/// Names that such metrics have in all: 16 events, 16 kinds of loss, 8 of spans that were dropped, 2 that were sampled
 /// out, 2 of repairs.
-const NAMES: usize = 42;
+const NAMES: usize = 44;
 /// Leaks of a process that have series of their own, and as many suspected ones.
 pub(super) const LEAKS: usize = 8;
 /// Creation sites of a process whose assists of the collector have series of their own.
@@ -103,7 +106,12 @@ impl Room {
         Self { weights, left: bounds.all, pool: bounds.per_process.saturating_sub(weights.base()) }
     }
 
-    fn take(&mut self, series: usize) -> bool {
+    /// What a route takes of it: its statuses, and its times by state, of which few are not 0.
+    pub(super) const fn route(&self) -> usize {
+        STATUSES * self.weights.histogram + TIMES
+    }
+
+    pub(super) fn take(&mut self, series: usize) -> bool {
         let left = self.left.checked_sub(series);
         self.left = left.unwrap_or(self.left);
         left.is_some()
@@ -111,10 +119,11 @@ impl Room {
 
     /// A process has ended.
     pub fn give_back(&mut self, admitted: &Admitted) {
-        let Admitted { entered, reasons, sites, assists: _, cpu_times: _ } = admitted;
+        let Admitted { entered, reasons, sites, assists: _, cpu_times: _, routes } = admitted;
         self.left += usize::from(*entered) * self.weights.base()
             + self.weights.reason() * reasons.len()
-            + self.weights.site() * sites.len();
+            + self.weights.site() * sites.len()
+            + self.route() * routes.len();
     }
 }
 
@@ -126,6 +135,7 @@ pub struct Admitted {
     sites: HashSet<SiteKey>,
     assists: HashSet<SiteKey>,
     cpu_times: HashSet<SiteKey>,
+    pub(super) routes: Routes,
 }
 
 impl Admitted {

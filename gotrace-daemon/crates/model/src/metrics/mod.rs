@@ -8,6 +8,7 @@
 
 pub mod admission;
 pub mod node;
+mod requests;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -15,6 +16,7 @@ use gotrace_common::Histogram;
 
 use crate::{Collector, Interval, Leak, Location, Site, Suspected};
 use admission::{Admitted, LEAKS, MAX_NAMES, Room, SiteKey};
+pub use requests::RequestKey;
 
 /// What a metric's values are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +96,8 @@ catalogue! {
         "Time that goroutines spent assisting the garbage collector.";
     WORLD_STOPS = "gotrace.stop_the_world.time", "s", Counter,
         "Time that the world was stopped for other reasons than the garbage collector.";
+    REQUEST_DURATION = "gotrace.request.duration", "s", Histogram, "Duration of requests that the process served.";
+    REQUEST_TIME = "gotrace.request.time", "s", Counter, "What requests spent their time on, by state.";
     EVENTS = "gotrace.events", "{event}", Counter, "Events seen by the probes.";
     LOST = "gotrace.events.lost", "{event}", Counter, "Events lost before they reached the goroutine table.";
     REPAIRED = "gotrace.table.repaired", "{goroutine}", Counter,
@@ -151,6 +155,8 @@ pub enum Series {
     Leak(Box<LeakKey>),
     /// By engine, and whether the count of goroutines is a lower bound.
     Engine(&'static str, bool),
+    /// By route, and status or state.
+    Request(Box<RequestKey>),
     /// What found no room.
     Overflow,
 }
@@ -221,6 +227,7 @@ impl Series {
                 ("gotrace.engine", LabelValue::Name(engine)),
                 ("gotrace.goroutine.count.lower_bound", LabelValue::Bool(*lower_bound)),
             ],
+            Self::Request(key) => key.labels(),
             Self::Overflow => vec![("otel.metric.overflow", LabelValue::Bool(true))],
         }
     }
@@ -342,7 +349,7 @@ impl Samples<'_> {
             collector,
             process_cpu_ns: _,
             process_cpu_total_ns: _,
-            requests: _,
+            requests,
             probe_cost_share: _,
         } = interval;
         self.states(waiting);
@@ -354,6 +361,9 @@ impl Samples<'_> {
         self.waits(waits, syscalls);
         self.durations(&SCHEDULE, schedule);
         self.collector(collector);
+        if let Some(requests) = requests {
+            self.requests(requests);
+        }
         self.kinds(&EVENTS, "gotrace.event.kind", events);
         self.kinds(&LOST, "gotrace.lost.kind", lost);
         self.kinds(&REPAIRED, "gotrace.repaired.kind", repaired);

@@ -1,0 +1,60 @@
+//! The section `requests`.
+
+use serde::Deserialize;
+
+use super::values::text;
+use crate::units;
+use gotrace_agent::pipeline::Slow;
+
+/// Which requests are traced.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Requests {
+    /// `off`, `slow` (all are counted, and the slow ones become spans), or `all` (each becomes a span).
+    pub mode: Mode,
+    /// From when on a request is slow: a time, or `auto`, the 99th percentile of its route.
+    #[serde(deserialize_with = "text")]
+    pub slow: Threshold,
+}
+
+impl Default for Requests {
+    fn default() -> Self {
+        Self { mode: Mode::Off, slow: Threshold(Slow::Auto) }
+    }
+}
+
+/// Of which requests spans are made.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Requests are not traced.
+    #[default]
+    Off,
+    /// Of slow ones.
+    Slow,
+    /// Of each.
+    All,
+}
+
+/// From when on a request is slow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Threshold(pub Slow);
+
+impl std::str::FromStr for Threshold {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        units::slow(text).map(Self)
+    }
+}
+
+impl Requests {
+    /// As the line is told; `None` where they are not traced.
+    pub(super) fn line(&self) -> Option<Slow> {
+        match self.mode {
+            Mode::Off => None,
+            Mode::Slow => Some(self.slow.0),
+            Mode::All => Some(Slow::From(std::time::Duration::ZERO)),
+        }
+    }
+}
