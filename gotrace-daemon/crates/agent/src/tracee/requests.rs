@@ -14,9 +14,7 @@ use gotrace_model::{
     Location, Span, SpanContext,
     ids::ProcessKey,
     printable::printable,
-    requests::{
-        Cause, Ended, Protocol, Request, RequestWait, Requests, Route, RouteName, RouteTotal, TimeSpent,
-    },
+    requests::{Cause, Ended, Protocol, Request, RequestWait, Requests, Route, RouteName, TimeSpent},
 };
 use serde::{Deserialize, Serialize};
 
