@@ -169,7 +169,7 @@ impl Comparison<'_> {
                 Some(i) => {
                     let span = spans.swap_remove(i);
                     spans.retain(|s| !(s.start_ns >= from && s.end_ns <= to && fits(s)));
-                    if self.waker(g, wait, span) {
+                    if self.waker(g, wait, span) && self.place(g, wait, span) {
                         self.counted.waits += 1;
                     }
                 }
@@ -198,6 +198,18 @@ impl Comparison<'_> {
                 ));
             }
         }
+    }
+
+    /// In the function of the program that it is in; the compiler may have made a closure of its own for a call of C.
+    fn place(&mut self, g: &Goroutine, wait: &Wait, span: &Span) -> bool {
+        let got = span.own_code();
+        let fits =
+            got == wait.at || got.strip_prefix(&*wait.at).is_some_and(|more| more.starts_with(".func"));
+        if !fits {
+            let (who, reason, want) = (g.goid, &span.name, &wait.at);
+            self.wrong.push(format!("goroutine {who}: a wait {reason:?} in {got:?} instead of {want:?}"));
+        }
+        fits
     }
 
     fn waker(&mut self, g: &Goroutine, wait: &Wait, span: &Span) -> bool {
@@ -274,6 +286,7 @@ mod tests {
                     to_ns: Some(130_000_000),
                     by: "3".into(),
                     may: false,
+                    at: "main.worker".into(),
                 }],
             }],
         }
@@ -312,6 +325,8 @@ mod tests {
                 ("gotrace.wait.reason", "sync.Mutex.Lock"),
                 ("gotrace.waker.kind", "goroutine"),
                 ("gotrace.waker.goroutine.id", "3"),
+                ("code.function.name", "sync/errgroup.wait"),
+                ("gotrace.own_code.function.name", "main.worker"),
             ],
         );
         wait.parent_span_id.clone_from(&life.span_id);
@@ -327,7 +342,7 @@ mod tests {
     #[test]
     fn every_kind_of_error_is_found() {
         type Change = fn(&mut Vec<Span>);
-        let changes: [(&str, Change); 12] = [
+        let changes: [(&str, Change); 13] = [
             ("no life", |s| drop(s.remove(0))),
             ("a second life", |s| s.push(s[0].clone())),
             ("another parent", |s| set(&mut s[0], "gotrace.goroutine.parent.id", "2")),
@@ -338,6 +353,7 @@ mod tests {
             ("no wait", |s| drop(s.remove(1))),
             ("another reason", |s| set(&mut s[1], "gotrace.wait.reason", "semacquire")),
             ("another waker", |s| set(&mut s[1], "gotrace.waker.goroutine.id", "4")),
+            ("another place", |s| set(&mut s[1], "gotrace.own_code.function.name", "main.workers")),
             ("a wait beyond its bounds", |s| s[1].end_ns += 9_000_000),
             ("a stranger", |s| {
                 let mut other = s[0].clone();

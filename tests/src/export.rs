@@ -48,6 +48,15 @@ impl Span {
         self.number("gotrace.goroutine.id")
     }
 
+    /// Of a wait, the function of the program's own code.
+    #[must_use]
+    pub fn own_code(&self) -> &str {
+        match self.get("gotrace.own_code.function.name") {
+            "" => self.get("code.function.name"),
+            own_code => own_code,
+        }
+    }
+
     /// Whether it is a wait rather than a goroutine's life.
     #[must_use]
     pub fn is_wait(&self) -> bool {

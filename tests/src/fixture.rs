@@ -32,6 +32,8 @@ pub struct Wait {
     pub by: String,
     /// Whether it may be too short to be reported, or not happen at all.
     pub may: bool,
+    /// The function of the program that waits.
+    pub at: String,
 }
 
 /// A goroutine's own record. Times are `CLOCK_MONOTONIC` in nanoseconds.

@@ -1,12 +1,15 @@
 //! The steps that live tests share: attach to the program, let it run, hold the accounts against each
 //! other.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use serde_json::Value;
+
 use crate::{
     compare::{Counted, Rules, compare},
+    export::Export,
     fixture::{Account, Fixture},
     gotrace::{Gotrace, Outcome},
 };
@@ -49,6 +52,7 @@ pub fn exact_with(mut fixture: Fixture, gotrace: Gotrace) -> Result<Counted> {
 pub fn judge(account: &Account, outcome: &Outcome) -> Result<Counted> {
     let lost = outcome.lost()?;
     ensure!(lost == 0, "gotrace lost {lost} at a rate at which nothing may be lost: {:?}", outcome.summary());
+    places(&outcome.export, outcome.summary()?)?;
     match compare(account, &outcome.export.spans, Rules::default()) {
         Ok(counted) => {
             ensure!(counted.goroutines > 0 && counted.waits > 0, "the account is empty");
@@ -66,6 +70,38 @@ pub fn judge(account: &Account, outcome: &Outcome) -> Result<Counted> {
             )
         }
     }
+}
+
+/// Holds the summary's places of waits against the spans of the same waits: as many, as long, the longest as long.
+///
+/// # Errors
+/// What disagrees.
+pub fn places(export: &Export, summary: &Value) -> Result<()> {
+    type Sums = BTreeMap<(String, String), (u64, u64, u64)>;
+    let add = |sums: &mut Sums, reason: &str, function: &str, (count, total, max): (u64, u64, u64)| {
+        let sum = sums.entry((reason.into(), function.into())).or_default();
+        *sum = (sum.0 + count, sum.1 + total, max.max(sum.2));
+    };
+    let (mut of_spans, mut told) = (Sums::new(), Sums::new());
+    for span in export.spans.iter().filter(|s| s.is_wait()) {
+        let ns = span.end_ns - span.start_ns;
+        add(&mut of_spans, span.get("gotrace.wait.reason"), span.own_code(), (1, ns, ns));
+    }
+    for place in summary["waits_at"].as_array().context("places of waits")? {
+        let number = |name: &str| place[name].as_u64().unwrap_or(u64::MAX);
+        let figures = (number("count"), number("total_ns"), number("max"));
+        let [reason, function] =
+            [&place["reason"], &place["frame"]["function"]].map(|v| v.as_str().unwrap_or_default());
+        add(&mut told, reason, function, figures);
+        let stack = place["stack"].as_array().context("a stack")?;
+        ensure!(
+            stack.is_empty() || stack.iter().any(|frame| *frame == place["frame"]),
+            "a place is not on its own stack: {place}"
+        );
+    }
+    ensure!(summary["waits_at_others"]["count"] == 0, "places found no room: {}", summary["waits_at_others"]);
+    ensure!(told == of_spans, "places of waits are\n{told:#?}\ninstead of\n{of_spans:#?}");
+    Ok(())
 }
 
 /// Leaves both accounts where the person who looks for the error asked for them.

@@ -88,6 +88,7 @@ pub fn sample(resource: &Arc<Resource>, count: usize) -> Vec<Span> {
                     end_unix_nano: start + i + 900_000,
                     scheduling_delay_ns: Some(3_000),
                     site: Some(Arc::clone(site)),
+                    own_code: None,
                     waker: Waker::Goroutine(1, key.context(1, 1)),
                 })
             }
@@ -118,6 +119,7 @@ pub fn interval(resource: &Arc<Resource>) -> Interval {
         events: BTreeMap::from([("create", 3)]),
         waiting: BTreeMap::from([("chan receive".into(), 2)]),
         waits: BTreeMap::from([("chan receive".into(), waits)]),
+        waits_at: Arc::default(),
         schedule: Histogram::default(),
         syscalls: Histogram::default(),
         sites: Vec::new(),

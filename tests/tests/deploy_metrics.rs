@@ -151,6 +151,7 @@ fn page() -> String {
         events: [("create", 9)].into(),
         waiting: BTreeMap::from([("sync.Mutex.Lock".into(), 1)]),
         waits: BTreeMap::from([("sync.Mutex.Lock".into(), histogram(5_000_000))]),
+        waits_at: Arc::new(gotrace_model::samples::places()),
         schedule: histogram(1_000),
         syscalls: Histogram::default(),
         sites: vec![site],

@@ -11,10 +11,14 @@ use std::{
 };
 
 use gotrace_tests::{
+    export::Export,
     gotrace::binary,
+    live::places,
     recording::{Exported, intervals},
     terminal::OnTerminal,
 };
+
+use serde_json::Value;
 
 /// gotrace's own version in what it writes.
 const VERSION: &str = concat!("\"version\":\"", env!("CARGO_PKG_VERSION"), "\"");
@@ -54,6 +58,27 @@ fn kept_recordings_give_what_is_kept_of_them() {
         assert_eq!(intervals(&json), intervals(&kept_json), "{}", path.display());
     }
     assert!(found > 0, "recordings are kept");
+}
+
+#[test]
+fn places_of_waits_are_those_of_the_spans() {
+    let path = directory().join("places.gtr");
+    let (otlp, json) = (convert(&path, "otlp"), convert(&path, "json"));
+    let last: Value = serde_json::from_str(json.lines().last().expect("a line")).expect("JSON");
+    places(&Export::parse(&otlp).expect("spans"), &last["summary"]).expect("they agree");
+    // As `tests/go/demo` has them.
+    let of = |function: &str, reason: &str| {
+        let all = last["summary"]["waits_at"].as_array().expect("places");
+        let found = all.iter().find(|p| p["frame"]["function"] == function && p["reason"] == reason);
+        found.unwrap_or_else(|| panic!("{function}, {reason}")).clone()
+    };
+    let accept = of("main.openShop", "IO wait");
+    assert_eq!((&accept["own"], &accept["stack_complete"]), (&Value::Bool(true), &Value::Bool(true)));
+    assert_eq!(accept["stack"][0]["function"], "runtime.gopark");
+    assert!(accept["count"].as_u64() > Some(50), "{accept}");
+    assert!(of("main.janitor", "sync.Cond.Wait")["max"].as_u64() >= Some(500_000_000));
+    assert_eq!(of("runtime.bgsweep", "GC sweep wait")["system"], true);
+    assert_eq!(last["summary"]["min_wait_ns"], 1_000_000);
 }
 
 #[test]

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"math"
 	"os"
+	"reflect"
 	"runtime"
 	"strconv"
 	"sync"
@@ -23,6 +24,7 @@ type wait struct {
 	From int64  `json:"from_ns"` // just before the operation
 	To   *int64 `json:"to_ns"`   // just after it; null when it never ends
 	By   string `json:"by"`      // goid of the waker, "timer", "netpoll", or "" where it is open
+	At   string `json:"at"`      // the function that waits
 	May  bool   `json:"may"`     // it may be too short to be reported, or not happen at all
 
 	of *goroutine
@@ -150,7 +152,15 @@ func (g *goroutine) end() {
 
 // waits announces a blocking operation; over (or overBy) follows it.
 func (g *goroutine) waits(kind string) *wait {
-	w := &wait{Kind: kind, From: now(), of: g}
+	return g.waitsAt(2, kind)
+}
+
+// waitsAt announces one of the function that is so many callers away.
+func (g *goroutine) waitsAt(skip int, kind string) *wait {
+	var pcs [1]uintptr
+	runtime.Callers(skip+1, pcs[:])
+	f, _ := runtime.CallersFrames(pcs[:]).Next()
+	w := &wait{Kind: kind, From: now(), At: f.Function, of: g}
 	g.mu.Lock()
 	g.Waits = append(g.Waits, w)
 	g.mu.Unlock()
@@ -159,10 +169,16 @@ func (g *goroutine) waits(kind string) *wait {
 
 // mayWait announces an operation that usually does not block for long.
 func (g *goroutine) mayWait(kind string) *wait {
-	w := g.waits(kind)
+	w := g.waitsAt(2, kind)
 	g.mu.Lock()
 	w.May = true
 	g.mu.Unlock()
+	return w
+}
+
+// within says that the wait is in another function.
+func (w *wait) within(f func()) *wait {
+	w.At = runtime.FuncForPC(reflect.ValueOf(f).Pointer()).Name()
 	return w
 }
 

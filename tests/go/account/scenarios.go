@@ -250,7 +250,7 @@ func waiter(b birth, wg *sync.WaitGroup, kind string, block func()) {
 	g := b.begin()
 	defer g.end()
 	defer wg.Done()
-	w := g.waits(kind)
+	w := g.waits(kind).within(block)
 	block()
 	w.over("")
 	result(8)
@@ -397,7 +397,7 @@ func leaks(me *goroutine) {
 		go func() {
 			g := b.begin()
 			started <- struct{}{}
-			w := g.waits(f.kind)
+			w := g.waits(f.kind).within(f.block)
 			f.block()
 			w.over("")
 		}()

@@ -10,7 +10,7 @@ use std::{
 use gotrace_common::Histogram;
 use serde_json::{Value as Json, json};
 
-use crate::{collector, requests};
+use crate::{collector, places, requests};
 use gotrace_model::printable::write_json;
 use gotrace_model::{
     Holder, Interval, Leak, LeakPart, Location, Quantile, Resource, Site, Summary, Suspected, Value,
@@ -110,6 +110,7 @@ pub fn summary(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
 
 /// `total`: figures of requests since attaching.
 fn state(interval: &Interval, total: bool) -> Json {
+    let (waits_at, waits_at_others) = places::to_json(&interval.waits_at);
     json!({
         "pid": interval.pid,
         "start_unix_nano": interval.start_unix_nano,
@@ -124,6 +125,9 @@ fn state(interval: &Interval, total: bool) -> Json {
         "events": interval.events,
         "waiting": interval.waiting.iter().map(|(k, n)| (k.to_string(), json!(n))).collect::<Json>(),
         "waits": interval.waits.iter().map(|(k, h)| (k.to_string(), counted(h))).collect::<Json>(),
+        "waits_at": waits_at,
+        "waits_at_others": counted(&waits_at_others),
+        "min_wait_ns": interval.waits_at.min_wait_ns,
         "schedule_delay_ns": counted(&interval.schedule),
         "syscall_ns": counted(&interval.syscalls),
         "snapshot_ns": counted(&interval.snapshots),
@@ -249,7 +253,7 @@ pub(crate) fn location(location: &Location) -> Json {
     })
 }
 
-fn quantiles(histogram: &Histogram) -> Json {
+pub(crate) fn quantiles(histogram: &Histogram) -> Json {
     let [p50, p99] = [0.5, 0.99].map(|q| Quantile::of(histogram, q));
     json!({
         "p50": p50.map(|p| p.at_most_ns),

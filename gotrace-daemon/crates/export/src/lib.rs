@@ -8,6 +8,7 @@ pub mod json;
 pub mod leaks;
 pub mod otlp;
 mod outside;
+mod places;
 pub mod prometheus;
 pub mod ps;
 pub mod requests;

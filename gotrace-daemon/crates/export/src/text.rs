@@ -10,7 +10,7 @@ use std::{
 };
 
 pub use self::leaks::{bytes, held_by, leaks};
-use crate::{collector, requests};
+use crate::{collector, places, requests};
 use gotrace_common::Histogram;
 use gotrace_go::is_system_reason;
 use gotrace_model::printable::printable;
@@ -161,6 +161,7 @@ pub fn summary(out: &mut impl Write, summary: &Summary, system: bool) -> io::Res
             writeln!(out, "               {:<34} {count:>10}", "of the Go runtime (--system)")?;
         }
     }
+    places::in_summary(out, &last.waits_at, system)?;
     let scheduling = ("scheduling", "latency, runnable to running", &last.schedule);
     for (what, of, histogram) in [scheduling, ("syscalls", "duration", &last.syscalls)] {
         if histogram.count > 0 {
@@ -355,6 +356,7 @@ fn incomplete(out: &mut impl Write, last: &Interval) -> io::Result<()> {
     let what: Vec<&str> = levels
         .incomplete()
         .into_iter()
+        .filter(|field| *field != "waits_at")
         .map(|field| match field {
             "born" => "created",
             "died" => "exited",
@@ -424,7 +426,7 @@ fn creator(site: &Site) -> String {
     }
 }
 
-fn made_at(location: Option<&Arc<Location>>) -> String {
+pub(crate) fn made_at(location: Option<&Arc<Location>>) -> String {
     match location {
         Some(location) if location.line > 0 => {
             let file = location.file.rsplit('/').next().unwrap_or(&location.file);

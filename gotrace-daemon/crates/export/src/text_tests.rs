@@ -52,6 +52,7 @@ pub(crate) fn sample() -> Interval {
         events: [("create", 100), ("exit", 88)].into(),
         waiting: receive.clone(),
         waits: [("chan receive".into(), waits)].into(),
+        waits_at: Arc::new(gotrace_model::samples::places()),
         schedule: empty,
         syscalls: empty,
         sites: vec![

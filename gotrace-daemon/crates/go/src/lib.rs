@@ -50,7 +50,7 @@ pub use model::{
     Arch, BuildInfo, Event, Frame, Function, GoVersion, Offset, Offsets, Operand, Plan, Probe, Source,
 };
 pub use names::MAX_NAME;
-pub use packages::{has_go_statement, waits_for_others};
+pub use packages::{Origin, has_go_statement, origin, waits_for_others};
 pub use semaphores::SemaphoreTable;
 pub use sniff::may_be_go;
 pub use stack_map::{FrameMap, StackObject};

@@ -63,7 +63,7 @@ impl Levels {
     pub fn incomplete(&self) -> Vec<&'static str> {
         let kinds: [(&str, &[&'static str]); 3] = [
             ("lifecycle", &["born", "died"]),
-            ("waits", &["waits", "cpu_ns", "spans"]),
+            ("waits", &["waits", "waits_at", "cpu_ns", "spans"]),
             ("full", &["schedule_delay_ns", "syscall_ns"]),
         ];
         let mut fields = Vec::new();

@@ -7,6 +7,7 @@ pub mod ids;
 pub mod level;
 mod levels;
 pub mod metrics;
+mod place;
 pub mod printable;
 mod quantile;
 pub mod requests;
@@ -17,5 +18,6 @@ pub use collector::{Assists, Collector, Cycle, STOP_REASONS, TRIGGERS, WorldStop
 pub use coverage::{Coverage, Covered, Refused};
 pub use level::Level;
 pub use levels::{LevelChange, Levels};
+pub use place::{Place, Places};
 pub use quantile::Quantile;
 pub use results::*;

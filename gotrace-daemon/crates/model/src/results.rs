@@ -13,7 +13,7 @@ use gotrace_common::Histogram;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Collector, Levels,
+    Collector, Levels, Places,
     requests::{Request, Requests},
 };
 
@@ -266,6 +266,8 @@ pub struct WaitSpan {
     pub scheduling_delay_ns: Option<u64>,
     /// First frame outside the runtime and the standard library's waiting primitives.
     pub site: Option<Arc<Location>>,
+    /// Where it is in the program's own code ([`crate::Place::at`]), where that is another place than `site`.
+    pub own_code: Option<Arc<Location>>,
     /// Who woke it.
     pub waker: Waker,
 }
@@ -308,6 +310,8 @@ pub struct Interval {
     pub waiting: BTreeMap<Arc<str>, u64>,
     /// All waits since attaching, by reason, short ones included.
     pub waits: BTreeMap<Arc<str>, Histogram>,
+    /// Where waits of at least the threshold were, since attaching.
+    pub waits_at: Arc<Places>,
     /// Scheduling delays since attaching; empty below level `full`.
     pub schedule: Histogram,
     /// System calls since attaching; empty below level `full`.

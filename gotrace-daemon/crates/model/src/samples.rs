@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use gotrace_common::Histogram;
 
 use crate::{
-    Assists, Collector, Cycle, GoroutineSpan, Interval, Levels, Location, LogRecord, Resource, Severity,
-    Site, Span, SpanContext, Value, WaitSpan, Waker, WorldStop, ids::ProcessKey,
+    Assists, Collector, Cycle, GoroutineSpan, Interval, Levels, Location, LogRecord, Place, Places, Resource,
+    Severity, Site, Span, SpanContext, Value, WaitSpan, Waker, WorldStop, ids::ProcessKey,
 };
 
 /// When the samples begin, Unix epoch in nanoseconds.
@@ -110,6 +110,7 @@ pub fn wait(resource: &Arc<Resource>, waker: Waker) -> Span {
         end_unix_nano: START + 2_001_000,
         scheduling_delay_ns: matches!(waker, Waker::Goroutine(..)).then_some(700),
         site: (waker != Waker::Unknown).then(|| location("main.worker", "/src/main.go", 15)),
+        own_code: (waker == Waker::Netpoll).then(|| location("main.fetch", "/src/main.go", 19)),
         waker,
     })
 }
@@ -198,6 +199,34 @@ pub fn collector() -> Collector {
     }
 }
 
+/// Where goroutines wait: in two functions, of which one is more than one place, and where it is not known.
+#[must_use]
+pub fn places() -> Places {
+    let place = |reason: &str, function: &str, line, waits: &[u64]| Place {
+        reason: reason.into(),
+        at: Some(location(function, "/src/main.go", line)),
+        own: true,
+        stack: vec![
+            location("runtime.gopark", "/go/src/runtime/proc.go", 402),
+            location(function, "/src/main.go", line),
+        ],
+        waits: histogram(waits),
+        recent: (1, waits.last().copied().unwrap_or(0)),
+        system: false,
+    };
+    let unknown = Place { at: None, stack: Vec::new(), ..place("select", "", 0, &[1_500_000]) };
+    Places {
+        places: vec![
+            place("chan receive", "main.worker", 15, &[40_000_000, 2_000_000, 3_000_000]),
+            place("select", "main.serve", 86, &[5_000_000, 6_000_000]),
+            place("chan receive", "main.worker", 22, &[4_000_000]),
+            unknown,
+        ],
+        others: histogram(&[1_000_000]),
+        min_wait_ns: Some(1_000_000),
+    }
+}
+
 /// A state of the process.
 #[must_use]
 pub fn interval(resource: &Arc<Resource>, seconds: u64, sites: Vec<Site>) -> Interval {
@@ -220,6 +249,7 @@ pub fn interval(resource: &Arc<Resource>, seconds: u64, sites: Vec<Site>) -> Int
         events: BTreeMap::from([("create", sum(|s| s.born_total)), ("exit", sum(|s| s.died_total))]),
         waiting: BTreeMap::from([("chan receive".into(), 2), ("syscall".into(), 1)]),
         waits: BTreeMap::from([("chan receive".into(), histogram(&[900, 1_000_000, 3_000_000]))]),
+        waits_at: Arc::new(places()),
         schedule: histogram(&[1_200, 4_000]),
         syscalls: histogram(&[50_000]),
         sites,

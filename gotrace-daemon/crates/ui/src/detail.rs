@@ -40,7 +40,7 @@ pub(super) fn lines(interval: &Interval, site: &Site) -> Vec<String> {
 }
 
 /// `main.worker (pool.go:12)`
-fn at(location: &Location) -> String {
+pub(super) fn at(location: &Location) -> String {
     let file = location.file.rsplit('/').next().unwrap_or_default();
     let place = if file.is_empty() { String::new() } else { format!(" ({file}:{})", location.line) };
     printable(&format!("{}{place}", location.function)).into_owned()

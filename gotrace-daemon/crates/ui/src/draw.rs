@@ -9,8 +9,8 @@ use ratatui::{
 };
 
 use super::{
-    format,
-    state::{Row, State},
+    format, places,
+    state::{Row, State, View},
 };
 
 /// Which columns give way to each other where there is no room for all.
@@ -46,9 +46,10 @@ const ALL_FROM: u16 = 110;
 const WAITING_FROM: u16 = 72;
 
 /// What the keys do.
-const HELP: [&str; 12] = [
+const HELP: [&str; 13] = [
     "↑↓ j k      select a row; page up, page down, space, home",
     "enter       more about it: totals, durations, findings with why, holders and ids",
+    "1 2         goroutines by creation site; places: where they wait in the program's own code",
     "s           sort by the next column: alive, cpu, new/s, exit/s, p99, max, oldest",
     "/           show rows whose function, file or wait reason has what you type",
     "r           show or hide the runtime's own goroutines",
@@ -95,6 +96,8 @@ pub(super) fn draw(frame: &mut Frame<'_>, state: &mut State) {
     state.clamp();
     if state.help {
         frame.render_widget(Paragraph::new(HELP.map(Line::raw).to_vec()), body);
+    } else if state.view == View::Places {
+        places::table(frame, body, state);
     } else {
         table(frame, body, state);
     }
@@ -124,15 +127,16 @@ fn footer(state: &State, width: u16) -> String {
     if state.typing {
         return format!("/{}▏ · enter keeps it · esc shows all", state.filter);
     }
-    let mut line = format!("q quit · ↑↓ enter details · s sort: {} · / filter", state.sort.name());
+    let other = if state.view == View::Sites { "2 places" } else { "1 goroutines" };
+    let mut line = format!("q quit · enter details · {other} · s sort: {} · / filter", state.sorted_by());
     if !state.filter.is_empty() {
         line += &format!(": {}", state.filter);
     }
-    if state.with_waits && width < ALL_FROM {
+    if state.with_waits && width < ALL_FROM && state.view == View::Sites {
         line += if state.durations { " · w rates" } else { " · w durations" };
     }
     line += " · ? help";
-    let hidden = state.rows.len().saturating_sub(state.top + state.visible);
+    let hidden = state.len().saturating_sub(state.top + state.visible);
     if hidden > 0 {
         line += &format!(" · {hidden} more below");
     }

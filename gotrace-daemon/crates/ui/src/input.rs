@@ -12,6 +12,8 @@ use crossterm::{
     execute, terminal,
 };
 
+use super::state::View;
+
 /// Whether the terminal is taken: giving back what was not taken would garble it.
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
@@ -29,6 +31,8 @@ pub(super) enum Action {
     Top,
     /// The other columns, where not all fit.
     SwitchColumns,
+    /// Another view.
+    Show(View),
     /// By another column.
     Sort,
     /// To say which rows to show.
@@ -108,6 +112,8 @@ fn action(event: &Event, typing: bool) -> Action {
             KeyCode::Char('q') => Action::Quit,
             KeyCode::Esc => Action::Back,
             KeyCode::Enter => Action::Enter,
+            KeyCode::Char('1') => Action::Show(View::Sites),
+            KeyCode::Char('2') => Action::Show(View::Places),
             KeyCode::Char('s') => Action::Sort,
             KeyCode::Char('/') => Action::Filter,
             KeyCode::Char('r') => Action::Runtime,
@@ -147,6 +153,7 @@ mod tests {
         assert_eq!(key(KeyCode::Left, KeyModifiers::NONE), Action::Seek(-1));
         assert_eq!(key(KeyCode::Char('+'), KeyModifiers::NONE), Action::Faster);
         assert_eq!(key(KeyCode::Esc, KeyModifiers::NONE), Action::Back);
+        assert_eq!(key(KeyCode::Char('2'), KeyModifiers::NONE), Action::Show(View::Places));
         assert_eq!(key(KeyCode::Char('/'), KeyModifiers::NONE), Action::Filter);
         assert_eq!(key(KeyCode::Char('w'), KeyModifiers::NONE), Action::SwitchColumns);
         assert_eq!(action(&Event::Resize(1, 1), false), Action::Redraw);

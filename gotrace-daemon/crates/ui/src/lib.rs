@@ -8,6 +8,7 @@ mod detail;
 mod draw;
 mod format;
 mod input;
+mod places;
 mod play;
 mod state;
 mod top;
@@ -87,6 +88,7 @@ impl Ui {
         match action {
             Some(Action::Scroll(by)) => self.state.scroll(by),
             Some(Action::SwitchColumns) => self.state.durations = !self.state.durations,
+            Some(Action::Show(view)) => self.state.show(view),
             Some(Action::Sort) => self.state.sort_by_next(),
             Some(Action::Filter) => self.state.typing = true,
             Some(Action::Type(typed)) => self.state.type_char(typed),

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{detail, format};
+use super::{
+    detail, format,
+    places::{self, PlaceRow},
+};
 use gotrace_model::{Interval, Location, Quantile, Resource, Site, Value, printable::printable};
 
 /// A creation site as a row.
@@ -114,6 +117,16 @@ impl Sort {
     }
 }
 
+/// What is shown of a process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum View {
+    /// Its goroutines by creation site.
+    #[default]
+    Sites,
+    /// Where they wait.
+    Places,
+}
+
 /// The view's state.
 #[derive(Debug)]
 pub(super) struct State {
@@ -122,7 +135,13 @@ pub(super) struct State {
     pub header: Option<Header>,
     /// What is wrong, the worst first; empty where nothing is known to be.
     pub problems: String,
+    pub view: View,
+    /// Of the view of creation sites; empty in another one.
     pub rows: Vec<Row>,
+    /// Of the view of places.
+    pub places: Vec<PlaceRow>,
+    /// The shortest wait that places count, where that is known.
+    pub min_wait_ns: Option<u64>,
     pub with_waits: bool,
     /// First row shown.
     pub top: usize,
@@ -136,6 +155,7 @@ pub(super) struct State {
     /// What the last line begins with.
     pub note: String,
     pub sort: Sort,
+    pub place_sort: places::Sort,
     /// Rows that have this are shown.
     pub filter: String,
     /// Whether keys change it.
@@ -158,7 +178,10 @@ impl State {
             about,
             header: None,
             problems: String::new(),
+            view: View::default(),
             rows: Vec::new(),
+            places: Vec::new(),
+            min_wait_ns: None,
             with_waits: true,
             top: 0,
             selected: 0,
@@ -167,6 +190,7 @@ impl State {
             durations: false,
             note: String::new(),
             sort: Sort::default(),
+            place_sort: places::Sort::default(),
             filter: String::new(),
             typing: false,
             system,
@@ -190,11 +214,37 @@ impl State {
     /// Makes what is shown anew.
     fn refresh(&mut self) {
         let Some(interval) = self.last.clone() else { return };
-        // The row that is selected stays so, wherever it goes.
-        let selected = self.rows.get(self.selected).map(|row| row.key.clone());
         self.header = Some(header(&interval, self.began_unix_nano.unwrap_or(interval.start_unix_nano)));
         self.problems = problems(&interval);
+        self.with_waits = interval.level != "lifecycle";
+        self.min_wait_ns = interval.waits_at.min_wait_ns;
+        match self.view {
+            View::Sites => self.refresh_sites(&interval),
+            View::Places => self.refresh_places(&interval),
+        }
+    }
+
+    fn refresh_places(&mut self, interval: &Interval) {
+        let selected = self.places.get(self.selected).map(|row| row.key.clone());
+        let chosen =
+            places::chosen(&interval.waits_at, &self.filter.to_lowercase(), self.place_sort, self.system);
+        self.rows.clear();
+        self.places = places::rows(interval, &chosen, self.system);
+        if let Some(at) = selected.and_then(|key| self.places.iter().position(|row| row.key == key)) {
+            self.selected = at;
+        }
+        self.clamp();
+        self.detail = match chosen.get(self.selected).filter(|_| self.with_detail) {
+            Some(place) => places::details(interval, place, self.system),
+            None => Vec::new(),
+        };
+    }
+
+    fn refresh_sites(&mut self, interval: &Interval) {
+        // The row that is selected stays so, wherever it goes.
+        let selected = self.rows.get(self.selected).map(|row| row.key.clone());
         let wanted = self.filter.to_lowercase();
+        self.places.clear();
         let mut sites: Vec<&Site> = interval
             .sites
             .iter()
@@ -202,16 +252,36 @@ impl State {
             .collect();
         // What has the same value stays in its order.
         sites.sort_by_key(|site| std::cmp::Reverse(self.sort.of(site)));
-        self.rows = rows(&interval, &sites);
-        self.with_waits = interval.level != "lifecycle";
+        self.rows = rows(interval, &sites);
         if let Some(at) = selected.and_then(|key| self.rows.iter().position(|row| row.key == key)) {
             self.selected = at;
         }
         self.clamp();
         self.detail = match sites.get(self.selected).filter(|_| self.with_detail) {
-            Some(site) => detail::lines(&interval, site),
+            Some(site) => detail::lines(interval, site),
             None => Vec::new(),
         };
+    }
+
+    /// Shows something else of the process.
+    pub(super) fn show(&mut self, view: View) {
+        if self.view != view {
+            (self.view, self.selected, self.top) = (view, 0, 0);
+            self.refresh();
+        }
+    }
+
+    /// How many rows the view has.
+    pub(super) fn len(&self) -> usize {
+        self.rows.len() + self.places.len()
+    }
+
+    /// By what the view is sorted.
+    pub(super) fn sorted_by(&self) -> &'static str {
+        match self.view {
+            View::Sites => self.sort.name(),
+            View::Places => self.place_sort.name(),
+        }
     }
 
     /// Selects another row; `isize::MIN` is the first.
@@ -224,17 +294,23 @@ impl State {
     }
 
     pub(super) fn clamp(&mut self) {
-        self.selected = self.selected.min(self.rows.len().saturating_sub(1));
+        self.selected = self.selected.min(self.len().saturating_sub(1));
         let visible = self.visible.max(1);
-        self.top = self.top.min(self.rows.len().saturating_sub(visible));
+        self.top = self.top.min(self.len().saturating_sub(visible));
         self.top = self.top.clamp((self.selected + 1).saturating_sub(visible), self.selected);
     }
 
     pub(super) fn sort_by_next(&mut self) {
-        let at = Sort::ALL.iter().position(|sort| *sort == self.sort).unwrap_or(0);
-        self.sort = Sort::ALL[(at + 1) % Sort::ALL.len()];
+        match self.view {
+            View::Sites => {
+                let at = Sort::ALL.iter().position(|sort| *sort == self.sort).unwrap_or(0);
+                self.sort = Sort::ALL[(at + 1) % Sort::ALL.len()];
+            }
+            View::Places => self.place_sort = self.place_sort.next(),
+        }
         self.selected = 0;
         self.rows.clear();
+        self.places.clear();
         self.refresh();
     }
 

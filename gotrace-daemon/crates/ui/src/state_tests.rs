@@ -55,6 +55,7 @@ pub(crate) fn interval() -> Interval {
         events: BTreeMap::new(),
         waiting: BTreeMap::from([("chan receive".into(), 900), ("select".into(), 100)]),
         waits: BTreeMap::new(),
+        waits_at: Arc::new(gotrace_model::samples::places()),
         schedule: Histogram::default(),
         syscalls: Histogram::default(),
         sites: vec![

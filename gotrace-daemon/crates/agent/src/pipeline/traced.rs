@@ -312,6 +312,7 @@ impl Traced {
     ) {
         // It may have been prepared under another configuration, and before the wall clock was set.
         self.tracee.tell(&Input::Settings(line.settings()));
+        self.tracee.tell(&Input::MinWait { ns: self.config.min_wait_ns });
         self.tell_wrappers();
         self.set_clock(clock);
         self.begin_requests();

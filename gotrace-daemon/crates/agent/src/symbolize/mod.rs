@@ -6,12 +6,15 @@
 use std::sync::Arc;
 
 use foldhash::fast::FixedState;
-use gotrace_go::{Binary, Frame, waits_for_others};
+use gotrace_go::{Binary, Frame, origin, waits_for_others};
 use gotrace_model::Location;
 use gotrace_process::Executable;
 use hashbrown::HashMap;
 
-use crate::{decode::ClosureWords, tracee::Names};
+use crate::{
+    decode::ClosureWords,
+    tracee::{Frame as Called, Names},
+};
 
 /// Names the addresses of one program in one process.
 #[derive(Debug)]
@@ -103,6 +106,14 @@ impl Names for Symbolizer {
     fn site(&self, return_address: u64) -> Option<Location> {
         let frames = self.binary.lookup(self.link_time(return_address), true);
         frames.into_iter().find(|f| !waits_for_others(&f.function) && !f.wrapper).map(location)
+    }
+
+    fn frames(&self, return_address: u64) -> Vec<Called> {
+        let frames = self.binary.lookup(self.link_time(return_address), true);
+        let module = self.binary.build().module.as_deref();
+        let called =
+            |frame: Frame| Called { origin: origin(&frame.function, module), at: Arc::new(location(frame)) };
+        frames.into_iter().filter(|f| !f.wrapper).map(called).collect()
     }
 }
 

@@ -10,6 +10,7 @@
 
 mod cpu;
 mod output;
+mod places;
 mod reconcile;
 mod site;
 mod state;
@@ -17,12 +18,15 @@ mod state;
 use foldhash::fast::FixedState;
 use hashbrown::{HashMap, HashSet};
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 
 use crate::decode::{Create, Event, Exit, OpenWait, Wait};
 use gotrace_common::{Histogram, WakerKind};
 
 pub use cpu::{CpuTimes, CpuUse};
 pub use output::{Ended, Output, Waited, Waker};
+pub(crate) use places::Stacks;
+pub use places::StacksState;
 pub use reconcile::{Look, Sighting};
 pub use site::{SiteKey, SiteStats};
 pub use state::{GoroutineState, TableState};
@@ -75,7 +79,7 @@ pub struct Living {
 }
 
 /// Sums of waits by reason. Most goroutines wait for one reason only; more go to the heap.
-type ByReason = smallvec::SmallVec<[(u8, u64); 1]>;
+type ByReason = SmallVec<[(u8, u64); 1]>;
 
 /// What happened since the table was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,6 +110,8 @@ pub struct Table {
     sites: Vec<SiteStats>,
     site_index: HashMap<SiteKey, u32, FixedState>,
     waits: Vec<Option<Box<Histogram>>>,
+    /// The same by reason and stack.
+    stacks: Stacks,
     waiting: HashMap<u8, u64, FixedState>,
     totals: Totals,
     knows_main: bool,
@@ -141,6 +147,7 @@ impl Table {
             sites: vec![SiteStats::new(SiteKey { created_pc: 0, entry_pc: 0 })],
             site_index: HashMap::default(),
             waits: vec![None; 256],
+            stacks: Stacks::default(),
             waiting: HashMap::default(),
             totals: Totals::default(),
             knows_main: false,
@@ -350,6 +357,8 @@ impl Table {
         if let Some(slot) = self.waits.get_mut(usize::from(wait.reason)) {
             slot.get_or_insert_with(Box::default).add(duration_ns);
         }
+        let frames: SmallVec<[u64; 8]> = wait.frames.iter().collect();
+        self.stacks.add(wait.reason, &frames, duration_ns);
         if self.is_full_for(wait.goid) {
             // Whose it was, and where that came from, is not kept: it has no span.
             self.refuse();
@@ -383,7 +392,7 @@ impl Table {
             end_ns: wait.end_ns,
             wake_ns: (wait.wake_ns != 0).then_some(wait.wake_ns),
             waker,
-            frames: wait.frames.iter().collect(),
+            frames,
         }));
     }
 
@@ -471,6 +480,16 @@ impl Table {
         self.waits.iter().enumerate().filter_map(|(i, h)| Some((u8::try_from(i).ok()?, h.as_deref()?)))
     }
 
+    /// Waits that were sent, by reason and stack.
+    pub(crate) fn stacks(&mut self) -> &mut Stacks {
+        &mut self.stacks
+    }
+
+    /// The same, to be written.
+    pub(crate) fn stacks_state(&self) -> Option<StacksState> {
+        (!self.stacks.is_empty()).then(|| self.stacks.state())
+    }
+
     /// How many wait now, by reason: as of the last reading, and, once [`Self::sites`] was called, as of the
     /// last snapshot those of which events do not tell.
     pub fn waiting(&self) -> impl Iterator<Item = (u8, u64)> {
@@ -506,6 +525,7 @@ impl Table {
         let histograms =
             self.waits.iter().flatten().count() + self.sites.iter().map(SiteStats::histograms).sum::<usize>();
         self.memory_bytes()
+            + self.stacks.bytes()
             + self.missing.allocation_size()
             + self.site_index.allocation_size()
             + self.sites.capacity() * size_of::<SiteStats>()

@@ -19,7 +19,7 @@ use super::{
     requests::{RequestCounts, RequestsState},
     serial,
 };
-use crate::table::{CpuTimes, GoroutineState, Look, Sighting};
+use crate::table::{CpuTimes, GoroutineState, Look, Sighting, StacksState};
 
 /// Something that reaches a tracee.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -156,6 +156,13 @@ pub enum Input<'a> {
     Collector(Box<CollectorState>),
     /// What its goroutines have used of the processors, behind [`Self::Goroutines`].
     CpuTimes(CpuTimes),
+    /// Waits by reason and stack, behind [`Self::State`].
+    Stacks(Box<StacksState>),
+    /// Shorter waits are not sent.
+    MinWait {
+        /// In nanoseconds.
+        ns: u64,
+    },
     /// Its requests are traced from now on, or this is what is known of them, behind [`Self::State`].
     Requests(Box<RequestsState>),
     /// What was counted of its requests, by route and status, and which are open; in front of a report.

@@ -10,6 +10,7 @@ mod cost;
 mod findings;
 mod input;
 mod mode;
+mod places;
 mod report;
 mod requests;
 mod sampling;
@@ -27,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     decode::{Assist, Event, OpenWait, decode},
-    table::{GoroutineState, Output, SiteKey, Table, TableState},
+    table::{GoroutineState, Output, SiteKey, Stacks, Table, TableState},
 };
 pub use collector::CollectorState;
 pub(crate) use cost::ProbeCost;
@@ -41,7 +42,7 @@ pub use requests::{OpenSeen, RequestCounts, RequestsState, RouteCount, RouteId};
 use sampling::Sampler;
 pub use sampling::SpanSampling;
 use symbols::Symbols;
-pub use symbols::{Names, NoNames, Symbol};
+pub use symbols::{Frame, Names, NoNames, Symbol};
 
 /// Goroutines of one input when a state is written.
 const PART: usize = 1 << 14;
@@ -217,6 +218,9 @@ impl Tracee {
         if *self.collector != CollectorState::default() {
             write(&Input::Collector(self.collector.clone()));
         }
+        if let Some(stacks) = self.table.stacks_state() {
+            write(&Input::Stacks(Box::new(stacks)));
+        }
         if let Some(requests) = &self.requests {
             write(&Input::Requests(requests.clone()));
         }
@@ -322,6 +326,8 @@ impl Tracee {
             Input::Wrappers(entries) => table.set_wrappers(entries),
             Input::CpuTimes(times) => table.restore_cpu(times),
             Input::Collector(state) => self.collector = state.clone(),
+            Input::Stacks(state) => *table.stacks() = Stacks::from_state(state),
+            Input::MinWait { ns } => table.stacks().set_min_wait_ns(*ns),
             Input::Requests(state) => self.requests = Some(state.clone()),
             Input::RequestCounts(counts) => {
                 if let Some(requests) = &mut self.requests {

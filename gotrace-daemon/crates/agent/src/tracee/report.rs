@@ -18,6 +18,7 @@ impl Tracee {
             std::mem::replace(&mut self.facts.reported, (totals.born, totals.died));
         let sites = self.sites(now_ns, names);
         let (leaks, suspects) = self.leaks_and_suspects(names);
+        let waits_at = Arc::new(self.places(names));
         let collector = self.collector.told(&mut self.symbols, names, &self.facts.clock);
         let requests = self.requests(now_ns, names);
         let mut hits = [0; Hit::COUNT];
@@ -50,6 +51,7 @@ impl Tracee {
             events: Hit::NAMES.iter().zip(hits).filter(|(_, n)| *n > 0).map(|(k, n)| (*k, n)).collect(),
             waiting: self.table.waiting().map(|(reason, n)| (self.reason(reason), n)).collect(),
             waits: self.waits(counted),
+            waits_at,
             schedule: counted.histogram(ROW_SCHEDULE),
             syscalls: counted.histogram(ROW_SYSCALL),
             sites,

@@ -130,6 +130,24 @@ pub(crate) mod verdict {
     }
 }
 
+/// Whose code a function is, as a number.
+pub(crate) mod origin {
+    use super::*;
+    use gotrace_go::Origin;
+
+    const ALL: [Origin; 4] = [Origin::Own, Origin::Library, Origin::Standard, Origin::Waiting];
+
+    pub(crate) fn serialize<S: Serializer>(origin: &Origin, to: S) -> Result<S::Ok, S::Error> {
+        let number = ALL.iter().position(|known| known == origin).unwrap_or(0);
+        u8::try_from(number).unwrap_or(0).serialize(to)
+    }
+
+    pub(crate) fn deserialize<'a, D: Deserializer<'a>>(from: D) -> Result<Origin, D::Error> {
+        let number = usize::from(u8::deserialize(from)?);
+        ALL.get(number).copied().ok_or_else(|| D::Error::custom("code of nobody that this version knows"))
+    }
+}
+
 pub(crate) mod bytes {
     use super::*;
 

@@ -41,6 +41,8 @@ impl Tracee {
         let Facts { key, clock, .. } = &self.facts;
         let trace_id = key.trace_id(waited.root);
         let span_id = key.wait_span_id(waited.goid, waited.start_ns);
+        let site = self.symbols.wait_site(&waited.frames, names);
+        let own_code = self.symbols.own_code(&waited.frames, names).map(|frame| frame.at);
         WaitSpan {
             resource: Arc::clone(&self.resource),
             context: SpanContext { trace_id, span_id },
@@ -50,7 +52,8 @@ impl Tracee {
             start_unix_nano: clock.unix_nano(waited.start_ns),
             end_unix_nano: clock.unix_nano(waited.end_ns),
             scheduling_delay_ns: waited.wake_ns.map(|wake_ns| waited.end_ns.saturating_sub(wake_ns)),
-            site: self.symbols.wait_site(&waited.frames, names),
+            own_code: own_code.filter(|own| site.as_ref() != Some(own)),
+            site,
             waker: match waited.waker {
                 TableWaker::Unknown => Waker::Unknown,
                 TableWaker::Goroutine { goid, root } => Waker::Goroutine(goid, key.context(root, goid)),

@@ -6,10 +6,12 @@
 use std::sync::Arc;
 
 use foldhash::fast::FixedState;
-use gotrace_go::has_go_statement;
+use gotrace_go::{Origin, has_go_statement, origin};
 use gotrace_model::Location;
 use hashbrown::{HashMap, HashSet};
 use serde::{Deserialize, Serialize};
+
+use super::serial;
 
 /// Answers of all kinds that are kept of one tracee. A program has few places; only a made-up recording has more.
 const MAX_SYMBOLS: usize = 1 << 20;
@@ -22,8 +24,25 @@ pub trait Names {
     fn call(&self, address: u64) -> Option<Location>;
     /// The place of this return address that is outside of what waits on behalf of others.
     fn site(&self, address: u64) -> Option<Location>;
+    /// The calls that return to this address, innermost first: those of inlined functions, then the function's own. None
+    /// outside of the program's code.
+    fn frames(&self, address: u64) -> Vec<Frame> {
+        let called =
+            self.call(address).map(|at| Frame { origin: origin(&at.function, None), at: Arc::new(at) });
+        called.into_iter().collect()
+    }
     /// Whether a function begins here.
     fn is_function_entry(&self, address: u64) -> bool;
+}
+
+/// A call on a stack.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frame {
+    /// Where it is.
+    pub at: Arc<Location>,
+    /// Whose code that is.
+    #[serde(with = "serial::origin")]
+    pub origin: Origin,
 }
 
 /// Nobody: what a recording does not say is not known.
@@ -59,6 +78,8 @@ pub enum Symbol {
     Site(u64, Option<Arc<Location>>),
     /// A function begins there.
     Function(u64),
+    /// It is on the stack of one that waits: the calls that return there.
+    Frames(u64, Arc<[Frame]>),
 }
 
 /// What is known of one tracee's addresses.
@@ -68,6 +89,7 @@ pub(super) struct Symbols {
     calls: HashMap<u64, Arc<Location>, FixedState>,
     sites: HashMap<u64, Option<Arc<Location>>, FixedState>,
     functions: HashSet<u64, FixedState>,
+    frames: HashMap<u64, Arc<[Frame]>, FixedState>,
     /// Those that became known since this was last taken; `None` where nobody wants them.
     fresh: Option<Vec<Symbol>>,
 }
@@ -121,6 +143,44 @@ impl Symbols {
         })
     }
 
+    /// The calls that return to this address, innermost first; none where they are not known. What is no code of the
+    /// program is not kept.
+    pub fn frames(&mut self, address: u64, names: &dyn Names) -> Arc<[Frame]> {
+        if let Some(frames) = self.frames.get(&address) {
+            return Arc::clone(frames);
+        }
+        let frames: Arc<[Frame]> = names.frames(address).into();
+        if !frames.is_empty() {
+            self.learn(Symbol::Frames(address, Arc::clone(&frames)));
+            return frames;
+        }
+        // All that a recording of an earlier version says of it.
+        let site = self.sites.get(&address).cloned().flatten();
+        site.map(|at| Frame { origin: origin(&at.function, None), at }).into_iter().collect()
+    }
+
+    /// Where a stack (return addresses, innermost first) is in the program's own code ([`gotrace_model::Place::at`]).
+    pub fn own_code(&mut self, stack: &[u64], names: &dyn Names) -> Option<Frame> {
+        let mut best: Option<Frame> = None;
+        for address in stack {
+            for frame in &*self.frames(*address, names) {
+                let replaces = match &best {
+                    // The outermost frame, where all wait on behalf of others.
+                    Some(best) if best.origin == Origin::Waiting => &*frame.at.function != "runtime.goexit",
+                    Some(best) => frame.origin < best.origin,
+                    None => true,
+                };
+                if replaces {
+                    best = Some(frame.clone());
+                }
+            }
+            if best.as_ref().is_some_and(|best| best.origin == Origin::Own) {
+                break;
+            }
+        }
+        best
+    }
+
     /// Whether a function begins there.
     pub fn is_function_entry(&mut self, address: u64, names: &dyn Names) -> bool {
         if self.functions.contains(&address) {
@@ -151,6 +211,7 @@ impl Symbols {
             Symbol::Call(address, location) => drop(self.calls.insert(address, location)),
             Symbol::Site(address, location) => drop(self.sites.insert(address, location)),
             Symbol::Function(address) => drop(self.functions.insert(address)),
+            Symbol::Frames(address, frames) => drop(self.frames.insert(address, frames)),
         }
     }
 
@@ -159,6 +220,7 @@ impl Symbols {
         self.entries.clear();
         self.calls.clear();
         self.sites.clear();
+        self.frames.clear();
     }
 
     /// From now on new answers are kept until they are taken.
@@ -177,11 +239,13 @@ impl Symbols {
         let calls = self.calls.iter().map(|(address, l)| Symbol::Call(*address, Arc::clone(l)));
         let sites = self.sites.iter().map(|(address, l)| Symbol::Site(*address, l.clone()));
         let functions = self.functions.iter().map(|address| Symbol::Function(*address));
-        entries.chain(calls).chain(sites).chain(functions).collect()
+        let frames = self.frames.iter().map(|(address, frames)| Symbol::Frames(*address, Arc::clone(frames)));
+        entries.chain(calls).chain(sites).chain(functions).chain(frames).collect()
     }
 
     fn len(&self) -> usize {
-        self.entries.len() + self.calls.len() + self.sites.len() + self.functions.len()
+        let Self { entries, calls, sites, functions, frames, fresh: _ } = self;
+        entries.len() + calls.len() + sites.len() + functions.len() + frames.len()
     }
 }
 
@@ -210,6 +274,21 @@ mod tests {
             (address > 10).then(|| self.entry(address)).flatten()
         }
 
+        /// Two calls each, of which the outer one is whose code the address says.
+        fn frames(&self, address: u64) -> Vec<Frame> {
+            let origins = [Origin::Own, Origin::Library, Origin::Standard, Origin::Waiting];
+            let Some(outer) = origins.get(address as usize / 10).copied() else { return Vec::new() };
+            let place = |name: &str| Location {
+                function: format!("{name}{address}").into(),
+                file: "".into(),
+                line: 1,
+            };
+            vec![
+                Frame { at: Arc::new(place("inlined")), origin: Origin::Waiting },
+                Frame { at: Arc::new(place("f")), origin: outer },
+            ]
+        }
+
         fn is_function_entry(&self, address: u64) -> bool {
             address == 7
         }
@@ -226,6 +305,36 @@ mod tests {
     }
 
     #[test]
+    fn own_code_comes_before_that_of_others() {
+        let mut symbols = Symbols::default();
+        let mut at = |stack: &[u64]| symbols.own_code(stack, &Some1).map(|f| f.at.function.to_string());
+        for (stack, expected) in [
+            (&[31, 21, 11, 1, 2][..], Some("f1")),
+            (&[31, 21, 11, 12], Some("f11")),
+            (&[31, 22, 21], Some("f22")),
+            // All of it waits on behalf of others: the outermost.
+            (&[31, 32, 33], Some("f33")),
+            (&[99, 31, 98, 97], Some("f31")),
+            (&[99], None),
+            (&[], None),
+        ] {
+            assert_eq!(at(stack).as_deref(), expected, "{stack:?}");
+        }
+        assert_eq!(symbols.frames.len(), 10, "what is no code is not kept");
+    }
+
+    #[test]
+    fn an_old_recording_tells_the_site_of_a_wait() {
+        let mut symbols = Symbols::default();
+        let place = |function: &str| Location { function: function.into(), file: "f".into(), line: 1 };
+        symbols.learn(Symbol::Site(5, None));
+        symbols.learn(Symbol::Site(6, Some(Arc::new(place("main.serve")))));
+        let expected = Frame { at: Arc::new(place("main.serve")), origin: Origin::Own };
+        assert_eq!(symbols.own_code(&[5, 6, 7], &NoNames), Some(expected));
+        assert_eq!(symbols.frames(5, &NoNames).len(), 0);
+    }
+
+    #[test]
     fn what_was_answered_once_needs_nobody_who_knows() {
         let mut live = Symbols::default();
         live.keep_fresh();
@@ -234,12 +343,13 @@ mod tests {
                 symbols.entry(7, names),
                 symbols.call(8, names),
                 symbols.wait_site(&[5, 11, 12], names),
+                symbols.own_code(&[31, 25, 99], names),
                 [6, 7].map(|address| symbols.is_function_entry(address, names)),
             )
         };
         let answers = asked(&mut live, &Some1);
         assert_eq!(answers.2.as_ref().map(|l| &*l.function), Some("main.f11"));
-        assert_eq!(answers.3, [false, true]);
+        assert_eq!(answers.4, [false, true]);
         let mut replayed = Symbols::default();
         live.take_fresh().into_iter().for_each(|symbol| replayed.learn(symbol));
         assert_eq!(asked(&mut replayed, &NoNames), answers);

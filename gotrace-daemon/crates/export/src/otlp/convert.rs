@@ -7,6 +7,7 @@
 //! | attribute | of | type |
 //! |---|---|---|
 //! | `code.function.name`, `code.file.path`, `code.line.number` | a goroutine's entry; a wait's site | string, string, int |
+//! | `gotrace.own_code.{function.name,file.path,line.number}` | wait, where it is another place than the site | string, string, int |
 //! | `gotrace.goroutine.id` | both | int |
 //! | `gotrace.goroutine.parent.id` | goroutine; left out when the runtime made it | int |
 //! | `gotrace.created_by.{function.name,file.path,line.number}` | goroutine | string, string, int |
@@ -30,7 +31,7 @@ use opentelemetry_proto::tonic::{
 use super::requests;
 use gotrace_model::{
     GoroutineSpan, Location, Resource, Span, SpanContext, Value, WaitSpan, Waker,
-    metrics::{CODE, CREATED_BY, PlaceLabels},
+    metrics::{CODE, CREATED_BY, OWN_CODE, PlaceLabels},
 };
 
 /// The scope's name.
@@ -193,11 +194,15 @@ fn wait(span: &WaitSpan) -> trace::Span {
         end_unix_nano,
         scheduling_delay_ns,
         site,
+        own_code,
         waker,
     } = span;
     let mut attributes = Vec::with_capacity(8);
     if let Some(location) = site {
         place(&mut attributes, &CODE, location);
+    }
+    if let Some(location) = own_code {
+        place(&mut attributes, &OWN_CODE, location);
     }
     attributes.push(int("gotrace.goroutine.id", *goid));
     attributes.push(text("gotrace.wait.reason", reason));

@@ -12,7 +12,7 @@ use prost::{Message as _, encoding::encode_varint, length_delimiter_len};
 use super::convert::{self, FLAGS};
 use gotrace_model::{
     GoroutineSpan, Location, Span, SpanContext, WaitSpan, Waker,
-    metrics::{CODE, CREATED_BY, PlaceLabels},
+    metrics::{CODE, CREATED_BY, OWN_CODE, PlaceLabels},
 };
 
 /// Places whose attributes are kept. When there are more, all are forgotten and kept anew: a program
@@ -26,6 +26,7 @@ pub(super) struct Encoder {
     content: Vec<u8>,
     entries: Places,
     creators: Places,
+    own_code: Places,
     reasons: HashMap<Arc<str>, Box<str>>,
 }
 
@@ -164,12 +165,16 @@ impl Encoder {
             end_unix_nano,
             scheduling_delay_ns,
             site,
+            own_code,
             waker,
         } = span;
         let out = &mut self.content;
         head(out, context, Some(parent), reason, *start_unix_nano, *end_unix_nano);
         if let Some(location) = site {
             self.entries.write(out, &CODE, location);
+        }
+        if let Some(location) = own_code {
+            self.own_code.write(out, &OWN_CODE, location);
         }
         int(out, SPAN_ATTRIBUTES, "gotrace.goroutine.id", *goid);
         text(out, SPAN_ATTRIBUTES, "gotrace.wait.reason", reason);

@@ -45,6 +45,8 @@ pub(super) const LEAKS: usize = 8;
 pub(super) const ASSISTS: usize = 2;
 /// Creation sites of a process whose CPU time has series of its own.
 pub(super) const CPU_TIMES: usize = 6;
+/// Reasons and functions of a process whose waiting time has series of its own.
+pub(super) const WAIT_TIMES: usize = 10;
 /// What series cost on an output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Weights {
@@ -74,7 +76,7 @@ impl Weights {
     }
 
     /// What a process has beside reasons and sites of its own: count, cost, engine and level; scheduling delays,
-    /// snapshots and pauses; cycles, assists and stops of the world; CPU time, and time throttled; metrics by name; leaks that are proven and
+    /// snapshots and pauses; cycles, assists and stops of the world; CPU time, time throttled and time waited; metrics by name; leaks that are proven and
     /// those that are suspected, two metrics each with the one for what is beyond (growth has none), and those refuted;
     /// what is beyond of reasons and sites.
     #[must_use]
@@ -82,7 +84,7 @@ impl Weights {
         let lifetimes = if self.lifetimes_by_site { 0 } else { self.histogram };
         let durations = 3 * self.histogram + lifetimes;
         let collector = TRIGGERS.len() + (ASSISTS + 1) + 1;
-        let times = collector + (CPU_TIMES + 1) + 1;
+        let times = collector + (CPU_TIMES + 1) + 1 + (WAIT_TIMES + 1);
         4 + durations + times + NAMES + (4 * LEAKS + 3) + 1 + self.reason() + self.site() + self.more
     }
 }
@@ -119,7 +121,7 @@ impl Room {
 
     /// A process has ended.
     pub fn give_back(&mut self, admitted: &Admitted) {
-        let Admitted { entered, reasons, sites, assists: _, cpu_times: _, routes } = admitted;
+        let Admitted { entered, reasons, sites, assists: _, cpu_times: _, wait_times: _, routes } = admitted;
         self.left += usize::from(*entered) * self.weights.base()
             + self.weights.reason() * reasons.len()
             + self.weights.site() * sites.len()
@@ -135,6 +137,7 @@ pub struct Admitted {
     sites: HashSet<SiteKey>,
     assists: HashSet<SiteKey>,
     cpu_times: HashSet<SiteKey>,
+    wait_times: HashSet<(Arc<str>, Arc<str>)>,
     pub(super) routes: Routes,
 }
 
@@ -182,6 +185,16 @@ impl Admitted {
     ) -> Option<SiteKey> {
         let most = if new { CPU_TIMES } else { 0 };
         among_first(&mut self.cpu_times, most, entry, created_by)
+    }
+
+    /// Whether waits of a reason in a function have a series of their own; those of the first few have.
+    pub fn own_code(&mut self, reason: &Arc<str>, function: &Arc<str>) -> bool {
+        let key = (Arc::clone(reason), Arc::clone(function));
+        if self.wait_times.len() < WAIT_TIMES {
+            self.wait_times.insert(key);
+            return true;
+        }
+        self.wait_times.contains(&key)
     }
 
     /// Whether a site has series of its own; gives it some while there is room.

@@ -14,7 +14,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use gotrace_common::Histogram;
 
-use crate::{Collector, Interval, Leak, Location, Site, Suspected};
+use crate::{Collector, Interval, Leak, Location, Places, Site, Suspected};
 use admission::{Admitted, LEAKS, MAX_NAMES, Room, SiteKey};
 pub use requests::RequestKey;
 
@@ -88,6 +88,8 @@ catalogue! {
     THROTTLED = "gotrace.cpu.throttled.time", "s", Counter,
         "Time that threads of goroutines stood still as the CPU quota was used up.";
     WAITS = "gotrace.goroutine.wait.duration", "s", Histogram, "Duration of all waits, from park to the next run.";
+    WAIT_TIME = "gotrace.goroutine.wait.time", "s", Counter,
+        "Time that goroutines waited, by reason and function of the program's own code; waits of at least --min-wait.";
     SCHEDULE = "go.schedule.duration", "s", Histogram,
         "The time goroutines have spent in the scheduler in a runnable state before actually running.";
     GC_CYCLES = "gotrace.gc.cycles", "{cycle}", Counter, "Cycles of the garbage collector.";
@@ -149,6 +151,8 @@ pub enum Series {
     Reason(Arc<str>),
     /// By state and wait reason.
     State(&'static str, Arc<str>),
+    /// By wait reason and function of the program's own code.
+    OwnCode(Arc<str>, Arc<str>),
     /// By creation site.
     Site(SiteKey),
     /// By creation site, where they wait, reason and verdict.
@@ -199,6 +203,13 @@ pub const WAITS_AT: PlaceLabels = PlaceLabels {
     line: "gotrace.wait.line.number",
 };
 
+/// Where goroutines wait in the program's own code.
+pub const OWN_CODE: PlaceLabels = PlaceLabels {
+    function: "gotrace.own_code.function.name",
+    file: "gotrace.own_code.file.path",
+    line: "gotrace.own_code.line.number",
+};
+
 impl Series {
     /// Its labels; an unknown entry, file or line is left out.
     #[must_use]
@@ -210,6 +221,9 @@ impl Series {
             Self::Reason(reason) => vec![("gotrace.wait.reason", text(reason))],
             Self::State(state, reason) => {
                 vec![("gotrace.state", LabelValue::Name(state)), ("gotrace.wait.reason", text(reason))]
+            }
+            Self::OwnCode(reason, function) => {
+                vec![("gotrace.wait.reason", text(reason)), (OWN_CODE.function, text(function))]
             }
             Self::Site(site) => site_labels(site),
             Self::Leak(key) => {
@@ -335,6 +349,7 @@ impl Samples<'_> {
             events,
             waiting,
             waits,
+            waits_at,
             schedule,
             syscalls,
             sites,
@@ -359,6 +374,7 @@ impl Samples<'_> {
             self.one(&THROTTLED, Series::Only, Value::Nanoseconds(interval.throttled_total_ns()));
         }
         self.waits(waits, syscalls);
+        self.wait_time(waits_at);
         self.durations(&SCHEDULE, schedule);
         self.collector(collector);
         if let Some(requests) = requests {
@@ -447,6 +463,22 @@ impl Samples<'_> {
         }
         series.extend(beyond.map(|h| (Series::Overflow, Value::Durations(h))));
         self.push(&WAITS, series);
+    }
+
+    fn wait_time(&mut self, places: &Places) {
+        let (by_function, mut beyond) = places.by_function();
+        let mut series = Vec::new();
+        for (reason, function, ns) in by_function {
+            if self.admitted.own_code(&reason, &function) {
+                series.push((Series::OwnCode(reason, function), Value::Nanoseconds(ns)));
+            } else {
+                beyond = u64::saturating_add(beyond, ns);
+            }
+        }
+        if beyond > 0 {
+            series.push((Series::Overflow, Value::Nanoseconds(beyond)));
+        }
+        self.push(&WAIT_TIME, series);
     }
 
     fn sites(&mut self, sites: &[Site]) {

@@ -1,0 +1,77 @@
+//! A tracee's waits by place, put together from its table's stacks: those that are at one place in the program's own code
+//! and of one reason are one, with the stack of the longest wait as an example.
+//!
+//! Input: stacks in numbers, and what names addresses, which are asked for once each. Output: the model's [`Places`].
+
+use std::{cmp::Reverse, sync::Arc};
+
+use foldhash::fast::FixedState;
+use gotrace_common::Histogram;
+use gotrace_go::{Origin, is_system_reason};
+use gotrace_model::{Location, Place, Places};
+use hashbrown::{HashMap, hash_map::Entry};
+
+use super::{Names, Tracee};
+
+/// A place while it is put together.
+struct Sum {
+    place: Place,
+    /// The stack of its longest wait.
+    longest: (u64, Box<[u64]>),
+}
+
+impl Tracee {
+    /// Where waits of at least the threshold were, and what of that is new since the last call.
+    pub(super) fn places(&mut self, names: &dyn Names) -> Places {
+        let Self { table, symbols, facts, .. } = self;
+        let reasons = &facts.reasons;
+        let mut sums: Vec<Sum> = Vec::new();
+        let mut known: HashMap<(u8, Option<Arc<Location>>), usize, FixedState> = HashMap::default();
+        let stacks = table.stacks();
+        for stack in stacks.stacks() {
+            let frame = symbols.own_code(&stack.frames, names);
+            let own = frame.as_ref().is_some_and(|frame| frame.origin == Origin::Own);
+            let at = frame.map(|frame| frame.at);
+            let number = match known.entry((stack.reason, at.clone())) {
+                Entry::Occupied(known) => *known.get(),
+                Entry::Vacant(new) => {
+                    let reason = reasons.get(usize::from(stack.reason)).cloned();
+                    let reason = reason.unwrap_or_else(|| Arc::from("unspecified"));
+                    let of_runtime = at.as_deref().is_some_and(|at| at.function.starts_with("runtime."));
+                    let place = Place {
+                        system: of_runtime || is_system_reason(&reason),
+                        reason,
+                        at,
+                        own,
+                        stack: Vec::new(),
+                        waits: Histogram::default(),
+                        recent: (0, 0),
+                    };
+                    sums.push(Sum { place, longest: (0, Box::default()) });
+                    *new.insert(sums.len() - 1)
+                }
+            };
+            let Some(Sum { place, longest }) = sums.get_mut(number) else { continue };
+            stack.add_to(&mut place.waits);
+            let (count, ns) = stack.report();
+            place.recent = (place.recent.0.saturating_add(count), place.recent.1.saturating_add(ns));
+            // Of two that are as long the one that came first.
+            if stack.max_ns() > longest.0 || longest.1.is_empty() {
+                *longest = (stack.max_ns(), stack.frames.clone());
+            }
+        }
+        let (others, min_wait_ns) = (*stacks.others(), stacks.min_wait_ns());
+        for Sum { place, longest } in &mut sums {
+            for address in &longest.1 {
+                place.stack.extend(symbols.frames(*address, names).iter().map(|frame| Arc::clone(&frame.at)));
+            }
+            place.stack.truncate(Place::MAX_STACK);
+        }
+        let mut places: Vec<Place> = sums.into_iter().map(|sum| sum.place).collect();
+        places.sort_by(|a, b| {
+            let by = |p: &Place| Reverse(p.waits.sum_ns);
+            by(a).cmp(&by(b)).then_with(|| a.at.cmp(&b.at)).then_with(|| a.reason.cmp(&b.reason))
+        });
+        Places { places, others, min_wait_ns }
+    }
+}
