@@ -69,7 +69,7 @@ impl Default for Otlp {
             grace: None,
             spool: Spool::default(),
             metric_interval: None,
-            series_per_process: 200,
+            series_per_process: 212,
             series: 20_000,
         }
     }

@@ -335,7 +335,7 @@ mod tests {
             ("level_lowered_by", json!("budget")),
             ("level_change", json!({"from": "waits", "to": "lifecycle", "probe_cost_share": 0.28})),
             ("level_ns", json!({"waits": 1_500_000_000_u64, "lifecycle": 8_500_000_000_u64})),
-            ("incomplete", json!(["waits", "cpu_ns", "spans"])),
+            ("incomplete", json!(["waits", "waits_at", "cpu_ns", "spans"])),
             ("budget", json!(0.05)),
         ] {
             assert_eq!(interval[field], value, "{field}");

@@ -97,7 +97,7 @@ mod tests {
         let lowered = levels("full", &[("full", 5), ("waits", 2)]);
         assert_eq!(lowered.incomplete(), ["schedule_delay_ns", "syscall_ns"]);
         let lowered = levels("waits", &[("waits", 5), ("lifecycle", 2)]);
-        assert_eq!(lowered.incomplete(), ["waits", "cpu_ns", "spans"]);
+        assert_eq!(lowered.incomplete(), ["waits", "waits_at", "cpu_ns", "spans"]);
         let lowered = levels("lifecycle", &[("sampled", 2)]);
         assert_eq!(lowered.incomplete(), ["born", "died", "spans"]);
         let lowered = levels("full", &[("full", 5), ("lifecycle", 2), ("sampled", 3)]);

@@ -33,7 +33,6 @@ const MS: u64 = 1_000_000;
 
 /// A program in which a function begins at each multiple of 16.
 struct Program;
-
 impl Names for Program {
     fn entry(&self, address: u64) -> Option<Location> {
         (address != 0).then(|| Location {
@@ -408,6 +407,7 @@ fn all_symbols() -> Vec<u8> {
     for address in 1..128 {
         symbols.extend(Program.entry(address).map(|l| Symbol::Entry(address, Arc::new(l))));
         symbols.extend(Program.call(address).map(|l| Symbol::Call(address, Arc::new(l))));
+        symbols.push(Symbol::Frames(address, Program.frames(address).into()));
         symbols.push(Symbol::Site(address, Program.site(address).map(Arc::new)));
         symbols.extend(Program.is_function_entry(address).then_some(Symbol::Function(address)));
     }

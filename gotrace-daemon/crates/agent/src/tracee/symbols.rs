@@ -320,7 +320,7 @@ mod tests {
         ] {
             assert_eq!(at(stack).as_deref(), expected, "{stack:?}");
         }
-        assert_eq!(symbols.frames.len(), 10, "what is no code is not kept");
+        assert_eq!(symbols.frames.len(), 8, "what is no code is not kept");
     }
 
     #[test]

@@ -85,6 +85,7 @@ fn every_metric_of_a_full_interval() {
             ("gotrace.goroutine.exited", "{goroutine}"),
             ("gotrace.goroutine.lifetime", "s"),
             ("gotrace.goroutine.wait.duration", "s"),
+            ("gotrace.goroutine.wait.time", "s"),
             ("gotrace.level", "1"),
             ("gotrace.probe.cost", "1"),
             ("gotrace.snapshot.duration", "s"),
@@ -177,6 +178,7 @@ fn lower_levels_say_only_what_they_know() {
     interval.snapshots = Histogram::default();
     interval.waiting.clear();
     interval.waits.clear();
+    interval.waits_at = Arc::default();
     interval.lost.clear();
     interval.schedule = Histogram::default();
     interval.syscalls = Histogram::default();

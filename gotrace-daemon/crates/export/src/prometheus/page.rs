@@ -23,7 +23,7 @@ use gotrace_model::{
 };
 
 /// Series that one process may have.
-pub const MAX_SERIES: usize = 250;
+pub const MAX_SERIES: usize = 262;
 /// Series of all processes.
 pub const MAX_SERIES_OF_NODE: usize = 20_000;
 /// Upper bounds of histograms' buckets, in seconds, as the page writes them.

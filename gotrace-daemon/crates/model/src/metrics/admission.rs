@@ -29,7 +29,7 @@ impl SeriesBounds {
 
 impl Default for SeriesBounds {
     fn default() -> Self {
-        Self { per_process: 200, all: 20_000 }
+        Self { per_process: 212, all: 20_000 }
     }
 }
 
