@@ -103,7 +103,7 @@ mod tests {
         let lowered = levels("full", &[("full", 5), ("lifecycle", 2), ("sampled", 3)]);
         assert_eq!(
             lowered.incomplete(),
-            ["born", "died", "waits", "cpu_ns", "spans", "schedule_delay_ns", "syscall_ns"]
+            ["born", "died", "waits", "waits_at", "cpu_ns", "spans", "schedule_delay_ns", "syscall_ns"]
         );
         assert_eq!((lowered.below_ns("lifecycle"), lowered.below_ns("waits")), (3, 5));
         assert_eq!(lowered.lowered_ns(), 5);
