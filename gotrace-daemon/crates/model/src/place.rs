@@ -51,6 +51,9 @@ impl Place {
     }
 }
 
+/// A wait reason, a function, and nanoseconds spent so.
+pub type WaitTime = (Arc<str>, Arc<str>, u64);
+
 impl Places {
     /// Time that was waited since attaching; `system`: with that of the runtime's own goroutines.
     #[must_use]
@@ -71,7 +74,7 @@ impl Places {
     /// Time that was waited by reason and function, the longest first, and that of which the function is not known;
     /// without the runtime's own.
     #[must_use]
-    pub fn by_function(&self) -> (Vec<(Arc<str>, Arc<str>, u64)>, u64) {
+    pub fn by_function(&self) -> (Vec<WaitTime>, u64) {
         let mut sums: BTreeMap<(&Arc<str>, &Arc<str>), u64> = BTreeMap::new();
         let mut unknown = self.others.sum_ns;
         for place in self.places.iter().filter(|p| !p.system) {

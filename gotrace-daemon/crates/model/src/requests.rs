@@ -264,6 +264,8 @@ pub struct RequestWait {
     pub stack: Vec<Arc<Location>>,
     /// The first of the stack that is not the runtime's or a waiting primitive of the standard library.
     pub site: Option<Arc<Location>>,
+    /// The first of the stack that is the program's own code, else the first outside the standard library.
+    pub own_code: Option<Arc<Location>>,
     /// Who ended it: `goroutine`, `netpoll`, `timer`, `gc` or `unknown`.
     pub ended_by: &'static str,
     /// The goroutine that did.

@@ -90,7 +90,7 @@ pub(crate) struct Stacks {
     min_wait_ns: Option<u64>,
 }
 
-/// [`Stacks`] as a value that can be written and read.
+/// `Stacks` as a value that can be written and read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StacksState {
     stacks: Vec<Stack>,
@@ -189,7 +189,10 @@ impl Stacks {
 mod tests {
     use super::*;
 
-    fn told(stacks: &mut Stacks) -> Vec<(u8, Vec<u64>, u64, u64, (u64, u64))> {
+    /// Reason, frames and figures.
+    type Told = (u8, Vec<u64>, u64, u64, (u64, u64));
+
+    fn told(stacks: &mut Stacks) -> Vec<Told> {
         let tell = |s: &mut Stack| {
             let mut histogram = Histogram::default();
             s.add_to(&mut histogram);

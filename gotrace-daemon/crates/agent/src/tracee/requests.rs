@@ -253,6 +253,11 @@ impl Known<'_> {
         self.reasons.get(usize::from(reason)).cloned().unwrap_or_else(|| "unknown".into())
     }
 
+    /// Where a wait is in the program's own code, as far as its stack goes.
+    fn own_code(&mut self, past: &Past) -> Option<Arc<Location>> {
+        self.symbols.own_code(&past.frames, self.names).map(|frame| frame.at)
+    }
+
     /// `past`: a wait of it, if there is one.
     fn function(&mut self, goid: u64, past: Option<&Past>) -> Option<Arc<Location>> {
         let known = past.map(|past| past.entry_pc).filter(|pc| *pc != 0);
@@ -428,6 +433,7 @@ fn explain(
             reason: known.reason(past.reason),
             stack: past.frames.iter().filter_map(|pc| known.symbols.known_call(*pc, known.names)).collect(),
             site: known.symbols.wait_site(&past.frames, known.names),
+            own_code: known.own_code(past),
             ended_by: match waker {
                 WakerKind::Goroutine => "goroutine",
                 WakerKind::Netpoll => "netpoll",
@@ -467,7 +473,7 @@ fn causes_of(
                 function: function.clone(),
                 state: known.reason(past.reason),
                 duration_ns: overlap(past),
-                frame: known.symbols.wait_site(&past.frames, known.names),
+                frame: known.own_code(past),
             });
         }
         let ran = whole.saturating_sub(waited);

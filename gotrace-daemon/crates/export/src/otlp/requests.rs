@@ -21,7 +21,7 @@ use opentelemetry_proto::tonic::{
 
 use super::convert::{FLAGS, attribute, int, link, place, text};
 use gotrace_model::{
-    metrics::CODE,
+    metrics::{CODE, OWN_CODE},
     requests::{Ended, Protocol, Request, code_of_grpc},
 };
 
@@ -119,6 +119,9 @@ pub(super) fn wait(request: &Request, n: usize) -> trace::Span {
     let mut attributes = Vec::new();
     if let Some(site) = &wait.site {
         place(&mut attributes, &CODE, site);
+    }
+    if let Some(own) = wait.own_code.as_ref().filter(|own| wait.site.as_ref() != Some(own)) {
+        place(&mut attributes, &OWN_CODE, own);
     }
     attributes.push(int("gotrace.goroutine.id", request.goid));
     attributes.push(text("gotrace.wait.reason", &wait.reason));

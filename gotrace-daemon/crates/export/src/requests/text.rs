@@ -102,7 +102,14 @@ pub fn request(out: &mut impl Write, request: &Request) -> io::Result<()> {
     longest.truncate(WAITS);
     longest.sort_by_key(|wait| wait.offset_ns);
     for wait in &longest {
-        let site = wait.site.as_deref().map(place).unwrap_or_default();
+        // What waits, and where the program called it.
+        let site = match (&wait.site, &wait.own_code) {
+            (Some(site), Some(own)) if site != own => {
+                format!("{} < {}", printable(&site.function), place(own))
+            }
+            (Some(site), _) => place(site),
+            (None, own) => own.as_deref().map(place).unwrap_or_default(),
+        };
         writeln!(
             out,
             "  +{:<7} {} {}  {site}{}",
