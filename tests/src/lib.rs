@@ -28,6 +28,7 @@ pub mod ports;
 pub mod quota;
 pub mod receiver;
 pub mod recording;
+pub mod requests;
 pub mod rotel;
 pub mod running;
 pub mod server;

@@ -1,0 +1,3 @@
+module gotrace.test/requests
+
+go 1.19

@@ -1,0 +1,488 @@
+//! Holds the records of `gotrace requests` against what the program itself says of its requests.
+//!
+//! Every judgement gives sentences, one for each disagreement; none: they agree. What takes time is judged by medians, and
+//! what others of the machine took from the program is known by gotrace's own account of it: where the program's clock says
+//! more, that much is allowed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Map, Value};
+
+use super::{Own, Report};
+use crate::compare::reason;
+
+/// Processes of a build of which one must agree: what others of the machine do to one process, its own clocks do not know.
+const TRIES: u32 = 2;
+/// How far medians may be apart.
+const APART: u64 = 100_000;
+/// Between a handler and what is around it, by the thread's clock: the server's own work for a request.
+const AROUND: u64 = 250_000;
+/// A wait that must be told.
+const LONG: u64 = 2_000_000;
+
+/// Who ends the wait of a kind of requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// The program's `partner`.
+    Partner,
+    /// A timer.
+    Timer,
+    /// The network.
+    Network,
+    /// Whoever it is, it is not judged.
+    Anyone,
+}
+
+/// What is known of all requests of a kind.
+#[derive(Clone, Copy, Debug)]
+pub struct Kind {
+    /// Its name.
+    pub name: &'static str,
+    /// Neutral name of the wait's reason ([`reason`]); empty where it does not wait.
+    pub reason: &'static str,
+    /// The function of the program that waits; empty where it is another's.
+    pub frame: &'static str,
+    /// Who ends the wait.
+    pub by: By,
+    /// What the partner did meanwhile; empty where it is not judged.
+    pub cause: &'static str,
+}
+
+const fn kind(
+    name: &'static str,
+    reason: &'static str,
+    frame: &'static str,
+    by: By,
+    cause: &'static str,
+) -> Kind {
+    Kind { name, reason, frame, by, cause }
+}
+
+/// All kinds.
+pub const KINDS: [Kind; 37] = [
+    kind("sleep", "sleep", "main.sleeps", By::Timer, ""),
+    kind("mutex_sleeping", "mutex", "main.locks", By::Partner, "sleep"),
+    kind("mutex_computing", "mutex", "main.locks", By::Partner, "on_cpu"),
+    kind("channel", "chan receive", "main.receives", By::Partner, "sleep"),
+    kind("select", "select", "main.selects", By::Partner, "sleep"),
+    kind("waitgroup", "waitgroup", "main.waits", By::Partner, "sleep"),
+    kind("cpu", "", "", By::Anyone, ""),
+    kind("assist", "", "", By::Anyone, ""),
+    kind("io", "io", "main.reads", By::Network, ""),
+    kind("syscall", "", "", By::Anyone, ""),
+    kind("raw", "", "", By::Anyone, ""),
+    kind("fast", "", "", By::Anyone, ""),
+    kind("slow", "sleep", "main.sleepsLong", By::Timer, ""),
+    kind("bare", "sleep", "main.sleeps", By::Timer, ""),
+    kind("abort", "sleep", "main.sleeps", By::Timer, ""),
+    kind("panic", "sleep", "main.sleeps", By::Timer, ""),
+    kind("hijack", "sleep", "main.sleeps", By::Timer, ""),
+    kind("gone", "chan receive", "main.staysUntilGone", By::Anyone, ""),
+    kind("timeout", "select", "", By::Anyone, ""),
+    kind("behind", "sleep", "main.sleeps", By::Timer, ""),
+    kind("user", "sleep", "main.sleeps", By::Timer, ""),
+    kind("copied", "sleep", "main.sleeps", By::Timer, ""),
+    kind("stripped", "sleep", "main.sleeps", By::Timer, ""),
+    kind("post", "sleep", "main.sleeps", By::Timer, ""),
+    kind("failing", "sleep", "main.sleeps", By::Timer, ""),
+    kind("nowhere", "", "", By::Anyone, ""),
+    kind("http2", "sleep", "main.sleeps", By::Timer, ""),
+    kind("http2_abort", "sleep", "main.sleeps", By::Timer, ""),
+    kind("streams", "sleep", "main.sleeps", By::Timer, ""),
+    kind("endless", "chan receive", "main.staysUntilReleased", By::Anyone, ""),
+    // Calls of gRPC, and spans.
+    kind("call", "sleep", "main.sleeps", By::Timer, ""),
+    kind("missing", "sleep", "main.sleeps", By::Timer, ""),
+    kind("stream", "sleep", "main.sleeps", By::Timer, ""),
+    kind("late", "chan receive", "main.staysUntilLate", By::Anyone, ""),
+    kind("pooled", "sleep", "main.sleeps", By::Timer, ""),
+    kind("outer", "", "", By::Anyone, ""),
+    kind("inner", "sleep", "main.sleeps", By::Timer, ""),
+];
+
+/// A number of a record, 0 where there is none.
+fn number(of: &Value, field: &str) -> u64 {
+    of[field].as_u64().unwrap_or(0)
+}
+
+fn text<'a>(of: &'a Value, field: &str) -> &'a str {
+    of[field].as_str().unwrap_or("")
+}
+
+/// What goroutines waited for.
+fn blocked(time: &Value) -> u64 {
+    time["blocked"].as_object().into_iter().flat_map(Map::values).filter_map(Value::as_u64).sum()
+}
+
+/// All parts together.
+#[must_use]
+pub fn whole(time: &Value) -> u64 {
+    let parts = time.as_object().into_iter().flat_map(Map::values).filter_map(Value::as_u64);
+    parts.sum::<u64>() + blocked(time)
+}
+
+/// What is wrong with a record by itself.
+#[must_use]
+pub fn record(seen: &Value) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut check = |holds: bool, what: String| {
+        if !holds {
+            wrong.push(format!("{what}: {seen}"));
+        }
+    };
+    let parts = ["on_cpu", "descheduled", "throttled", "run_queue", "world_stopped", "syscall", "gc_assist"];
+    for part in parts {
+        check(seen["time_ns"][part].is_u64(), format!("time_ns has no {part}"));
+    }
+    check(seen["time_ns"]["blocked"].is_object(), "time_ns has no blocked".into());
+    for field in ["id", "start_unix_nano", "duration_ns", "goid"] {
+        check(seen[field].is_u64(), format!("{field} is no number"));
+    }
+    let (sum, duration) = (whole(&seen["time_ns"]), number(seen, "duration_ns"));
+    check(sum == duration, format!("its parts are {sum} ns of {duration}"));
+    check(seen["waits_complete"].is_boolean(), "waits_complete is neither true nor false".into());
+    check(text(seen, "span_id").len() == 16, "span_id is none".into());
+    for (field, length) in [("trace_id", 32), ("parent_span_id", 16)] {
+        let holds = seen[field].is_null() || text(seen, field).len() == length;
+        check(holds, format!("{field} is neither null nor of {length} digits"));
+    }
+    check(seen["path"].is_null(), "it has a path that was not asked for".into());
+    let mut by_reason: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut end = 0;
+    for wait in seen["waits"].as_array().into_iter().flatten() {
+        let (offset, long) = (number(wait, "offset_ns"), number(wait, "duration_ns"));
+        check(offset >= end, format!("a wait at {offset} begins before the one before it ends"));
+        end = offset + long;
+        check(end <= duration, format!("a wait ends at {end}, behind its request"));
+        *by_reason.entry(text(wait, "reason")).or_default() += long;
+    }
+    for (why, sum) in by_reason {
+        let all = seen["time_ns"]["blocked"][why].as_u64().or(seen["time_ns"]["blocked"]["other"].as_u64());
+        // A wait may last until its goroutine runs.
+        let most = all.unwrap_or(0) + number(&seen["time_ns"], "run_queue");
+        let most = most + number(&seen["time_ns"], "world_stopped");
+        check(sum <= most, format!("waits of {why} are {sum} ns, of {most} in sum"));
+    }
+    wrong
+}
+
+/// Which record is of which request, and what is missing, told twice, or not the program's.
+#[must_use]
+pub fn pairs<'a>(own: &'a [Own], seen: &'a [Value]) -> (Vec<(&'a Own, &'a Value)>, Vec<String>) {
+    let (mut pairs, mut wrong) = (Vec::new(), Vec::new());
+    let mut taken = BTreeSet::new();
+    for own in own {
+        let is_its = |seen: &Value| {
+            if own.protocol == "otel" {
+                return text(seen, "span_id") == own.span_id;
+            }
+            if !own.trace_id.is_empty() && text(seen, "trace_id") == own.trace_id {
+                return seen["protocol"] != "otel";
+            }
+            // By the goroutine, and the time: the clocks of both are not read at once.
+            let (start, duration) = (number(seen, "start_unix_nano"), number(seen, "duration_ns"));
+            let within = own.start_unix_nano + 1_000_000 >= start && own.start_unix_nano < start + duration;
+            own.trace_id.is_empty()
+                && number(seen, "goid") == own.goid
+                && within
+                && seen["protocol"] != "otel"
+        };
+        let its: Vec<_> = seen.iter().enumerate().filter(|(_, seen)| is_its(seen)).collect();
+        match its[..] {
+            [(n, seen)] if taken.insert(n) => pairs.push((own, seen)),
+            [(_, seen)] => wrong.push(format!("a record is of {own} and of another: {seen}")),
+            [] => wrong.push(format!("{own} has no record")),
+            _ => wrong.push(format!("{own} has {} records: {its:?}", its.len())),
+        }
+    }
+    let strange = seen.iter().enumerate().filter(|(n, _)| !taken.contains(n));
+    wrong.extend(strange.map(|(_, seen)| format!("a record of no request: {seen}")));
+    (pairs, wrong)
+}
+
+/// What a record says of who it was.
+#[must_use]
+pub fn identity(own: &Own, seen: &Value) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut check = |field: &str, expected: Value| {
+        if seen[field] != expected {
+            wrong.push(format!("{own}: {field} is {}, not {expected}", seen[field]));
+        }
+    };
+    let given = |text: &str| if text.is_empty() { Value::Null } else { text.into() };
+    check("protocol", own.protocol.as_str().into());
+    if own.protocol != "otel" {
+        check("method", given(&own.method));
+        check("route", given(&own.route));
+    }
+    check("goid", own.goid.into());
+    check("ended", own.ended.as_str().into());
+    check("trace_id", given(&own.trace_id));
+    check("parent_span_id", given(&own.parent_span_id));
+    // One whose client went away, or whose handler panicked, may have set none.
+    if own.ended == "normal" && own.kind != "gone" {
+        check("status", if own.protocol == "otel" { Value::Null } else { own.status.into() });
+    }
+    let (ours, start) = (own.start_unix_nano, number(seen, "start_unix_nano"));
+    if start > ours + 1_000_000 {
+        wrong.push(format!("{own}: begins {} ns after its handler", start - ours));
+    }
+    if number(seen, "duration_ns") + 1_000 < own.total_ns {
+        wrong.push(format!("{own}: {} ns, of which its handler took {}", seen["duration_ns"], own.total_ns));
+    }
+    wrong
+}
+
+/// What a record says of the wait that its request is made of.
+#[must_use]
+pub fn wait(kind: &Kind, own: &Own, seen: &Value, go_version: &str) -> Vec<String> {
+    let ours = own.phases.get("wait").copied().unwrap_or(own.total_ns);
+    // On a busy machine whoever was waited for may have been first.
+    if kind.reason.is_empty() || ours < LONG {
+        return Vec::new();
+    }
+    let why = reason(kind.reason, go_version);
+    let waits = seen["waits"].as_array().map_or(&[][..], Vec::as_slice);
+    let Some(longest) =
+        waits.iter().filter(|w| text(w, "reason") == why).max_by_key(|w| number(w, "duration_ns"))
+    else {
+        return vec![format!("{own}: waits for {why} {ours} ns, which its record does not have: {waits:?}")];
+    };
+    let mut wrong = Vec::new();
+    let mut check = |holds: bool, what: &str| {
+        if !holds {
+            wrong.push(format!("{own}: {what}: {longest}"));
+        }
+    };
+    let frames = longest["stack"].as_array().map_or(&[][..], Vec::as_slice);
+    let function = frames.iter().map(|f| text(f, "function")).find(|f| f.starts_with("main."));
+    check(kind.frame.is_empty() || function == Some(kind.frame), &format!("does not wait in {}", kind.frame));
+    let by = text(&longest["ended_by"], "kind");
+    match kind.by {
+        By::Partner => {
+            let ended = longest["ended_by"]["goid"] == own.partner && by == "goroutine";
+            check(ended, &format!("not ended by goroutine {}", own.partner));
+        }
+        By::Timer => check(by == "timer", "not ended by a timer"),
+        By::Network => check(by == "netpoll", "not ended by the network"),
+        By::Anyone => {}
+    }
+    if !own.peer.is_empty() && !longest["peer"].is_null() {
+        check(longest["peer"] == own.peer.as_str(), &format!("its peer is {}", own.peer));
+    }
+    if !kind.cause.is_empty() {
+        let causes = longest["causes"].as_array().map_or(&[][..], Vec::as_slice);
+        let its = causes.iter().filter(|c| number(c, "goid") == own.partner);
+        let most = its.max_by_key(|c| number(c, "duration_ns"));
+        let state = most.map_or("", |c| text(c, "state"));
+        check(state == kind.cause, &format!("goroutine {} did {state:?}, not {}", own.partner, kind.cause));
+        // Most of the wait: the program does nothing else then, but the machine may.
+        let explained = causes.iter().filter(|c| number(c, "goid") == own.partner);
+        let explained: u64 = explained.map(|c| number(c, "duration_ns")).sum();
+        let all = number(longest, "duration_ns");
+        check(explained <= all + APART, "is explained by more than it took");
+        check(explained + APART + all / 20 >= all, &format!("only {explained} ns of it are explained"));
+    }
+    wrong
+}
+
+/// Own and seen, and how much more the program's clock may say, of one phase of one request.
+fn phase(own: &Own, seen: &Value) -> Vec<(&'static str, u64, u64, u64)> {
+    let time = &seen["time_ns"];
+    let part = |name: &str| number(time, name);
+    let queued = part("run_queue") + part("world_stopped");
+    let others = part("descheduled") + part("throttled");
+    let mut all = Vec::new();
+    let mut add = |name: &'static str, seen: u64, more: u64| {
+        if let Some(&own) = own.phases.get(name) {
+            all.push((name, own, seen, more));
+        }
+    };
+    add("wait", blocked(time) + queued, others);
+    add("syscall", part("syscall") + queued, others);
+    add("descheduled", part("descheduled"), part("throttled") + part("on_cpu"));
+    add("cpu", part("on_cpu"), 0);
+    all
+}
+
+/// The middle one.
+fn median(mut of: Vec<i64>) -> i64 {
+    of.sort_unstable();
+    of.get(of.len() / 2).copied().unwrap_or(0)
+}
+
+/// How far apart, and zero where others explain it.
+fn apart(own: u64, seen: u64, more: u64) -> i64 {
+    let seen = if own > seen { own.min(seen + more) } else { seen };
+    seen.cast_signed() - own.cast_signed()
+}
+
+/// Times of all requests of each kind, by medians; `factor` more is allowed where the program is slow by itself.
+#[must_use]
+pub fn times(pairs: &[(&Own, &Value)], factor: u64) -> Vec<String> {
+    // Own, seen, and what others explain.
+    type Times = Vec<(u64, u64, u64)>;
+    let mut by_kind: BTreeMap<(&str, &str), Times> = BTreeMap::new();
+    for (own, seen) in pairs {
+        // The handler's end is before the request's: what others take between them is theirs.
+        let time = &seen["time_ns"];
+        let others = ["descheduled", "throttled", "run_queue", "world_stopped"];
+        let others: u64 = others.iter().map(|part| number(time, part)).sum();
+        let duration = number(seen, "duration_ns").saturating_sub(own.total_ns);
+        let around = duration.min(duration.saturating_sub(others) + APART / 2);
+        by_kind.entry((&own.kind, "whole")).or_default().push((own.total_ns, own.total_ns + around, 0));
+        for (name, ours, theirs, more) in phase(own, seen) {
+            by_kind.entry((&own.kind, name)).or_default().push((ours, theirs, more));
+        }
+    }
+    let mut wrong = Vec::new();
+    for ((kind, name), all) in by_kind {
+        let differences: Vec<_> = all.iter().map(|&(own, seen, more)| apart(own, seen, more)).collect();
+        let own = median(all.iter().map(|(own, ..)| own.cast_signed()).collect());
+        let (least, most) = (differences.iter().min(), differences.iter().max());
+        let middle = median(differences.clone());
+        let allowed = match name {
+            "cpu" => own.unsigned_abs() / 33 + AROUND,
+            "whole" if kind == "streams" => APART * 10,
+            _ => APART,
+        };
+        println!(
+            "  {kind:<16} {name:<12} {:>3}  own {:>9.3} ms, seen - own {:>8.1} us (from {:.1} to {:.1})",
+            all.len(),
+            own as f64 / 1e6,
+            middle as f64 / 1e3,
+            least.copied().unwrap_or(0) as f64 / 1e3,
+            most.copied().unwrap_or(0) as f64 / 1e3,
+        );
+        if middle.unsigned_abs() > allowed * factor {
+            wrong.push(format!("{kind}: {name} is {own} ns by its own clock, seen {middle} ns more"));
+        }
+    }
+    wrong
+}
+
+/// What the intervals count, against all requests of the program.
+#[must_use]
+pub fn counts(own: &[Own], report: &Report, slow: impl Fn(&Own) -> bool) -> Vec<String> {
+    type Key = (String, Option<String>, Option<String>);
+    let mut seen: BTreeMap<Key, [u64; 3]> = BTreeMap::new();
+    let mut expected: BTreeMap<Key, [u64; 3]> = BTreeMap::new();
+    let mut may_fail: BTreeMap<Key, u64> = BTreeMap::new();
+    for route in report.intervals.iter().flat_map(|i| i["routes"].as_array().into_iter().flatten()) {
+        let named = |field: &str| route[field].as_str().map(str::to_owned);
+        let key = (text(route, "protocol").to_owned(), named("method"), named("route"));
+        let counts = seen.entry(key).or_default();
+        for (n, field) in ["count", "errors", "slow"].into_iter().enumerate() {
+            counts[n] += number(route, field);
+        }
+    }
+    for own in own {
+        let named = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let key = (own.protocol.clone(), named(&own.method), named(&own.route));
+        let counts = expected.entry(key.clone()).or_default();
+        let failed = own.protocol.starts_with("http") && own.status >= 500 && own.ended == "normal";
+        // Whether a request that panicked, or a code of gRPC's, is an error is not said.
+        *may_fail.entry(key).or_default() += u64::from(own.ended == "panic" || own.protocol == "grpc");
+        counts[0] += 1;
+        counts[1] += u64::from(failed);
+        counts[2] += u64::from(slow(own));
+    }
+    seen.retain(|_, counts| *counts != [0; 3]);
+    let keys: BTreeSet<_> = seen.keys().chain(expected.keys()).collect();
+    let mut wrong = Vec::new();
+    for key in keys {
+        let none = [0; 3];
+        let (seen, own) = (seen.get(key).unwrap_or(&none), expected.get(key).unwrap_or(&none));
+        let more = may_fail.get(key).copied().unwrap_or(0);
+        if seen[0] != own[0] || seen[2] != own[2] || seen[1] < own[1] || seen[1] > own[1] + more {
+            wrong.push(format!("{key:?}: count, errors, slow are {seen:?}, not {own:?}"));
+        }
+    }
+    wrong
+}
+
+/// Sums of all intervals against those of all records, where every request has one.
+#[must_use]
+pub fn sums(report: &Report) -> Vec<String> {
+    let add = |sums: &mut BTreeMap<String, u64>, time: &Value| {
+        let blocked = time["blocked"].as_object().into_iter().flatten();
+        let plain = time.as_object().into_iter().flatten();
+        for (name, ns) in plain.chain(blocked) {
+            *sums.entry(name.clone()).or_default() += ns.as_u64().unwrap_or(0);
+        }
+    };
+    let (mut records, mut intervals) = (BTreeMap::new(), BTreeMap::new());
+    report.ended.iter().for_each(|r| add(&mut records, &r["time_ns"]));
+    let routes = report.intervals.iter().flat_map(|i| i["routes"].as_array().into_iter().flatten());
+    routes.for_each(|route| add(&mut intervals, &route["time_ns"]));
+    let names: BTreeSet<_> = records.keys().chain(intervals.keys()).collect();
+    let of = |sums: &BTreeMap<String, u64>, name: &str| sums.get(name).copied().unwrap_or(0);
+    let differ = names.iter().filter(|name| of(&records, name) != of(&intervals, name));
+    differ
+        .map(|name| {
+            let (records, intervals) = (of(&records, name), of(&intervals, name));
+            format!("{name}: records have {records} ns, intervals {intervals}")
+        })
+        .collect()
+}
+
+/// Everything of a run in which every request was to be told.
+#[must_use]
+pub fn all(own: &[Own], report: &Report, go_version: &str, factor: u64) -> Vec<String> {
+    let (pairs, mut wrong) = pairs(own, &report.ended);
+    wrong.extend(report.ended.iter().chain(&report.open).flat_map(record));
+    for (own, seen) in &pairs {
+        wrong.extend(identity(own, seen));
+        if let Some(kind) = KINDS.iter().find(|kind| kind.name == own.kind) {
+            wrong.extend(wait(kind, own, seen, go_version));
+        } else {
+            wrong.push(format!("{own}: no such kind is known"));
+        }
+        if seen["waits_complete"] != true {
+            wrong.push(format!("{own}: not complete: {seen}"));
+        }
+    }
+    wrong.extend(times(&pairs, factor));
+    wrong.extend(counts(own, report, |_| true));
+    wrong.extend(sums(report));
+    let lost = report.lost();
+    if !lost.is_empty() {
+        wrong.push(format!("lost: {lost:?}"));
+    }
+    if report.summary.is_null() {
+        wrong.push("there is no summary".into());
+    }
+    wrong.extend(report.others.iter().map(|line| format!("a line of no known kind: {line}")));
+    wrong
+}
+
+/// The first few of many sentences, one a line.
+#[must_use]
+pub fn said(wrong: &[String]) -> String {
+    let more = wrong.len().saturating_sub(40);
+    let mut text =
+        wrong.iter().take(40).map(|w| w.chars().take(1500).collect::<String>()).collect::<Vec<_>>();
+    if more > 0 {
+        text.push(format!("and {more} more"));
+    }
+    text.join("\n")
+}
+
+/// Judges a process, and another one where the first did not agree, which is said aloud.
+///
+/// # Panics
+/// Where none of them agrees.
+pub fn agrees(what: &str, judged: impl Fn() -> Vec<String>) {
+    for n in 1..=TRIES {
+        println!("{what}, process {n}");
+        let wrong = judged();
+        if wrong.is_empty() {
+            return;
+        }
+        println!("{what}, process {n}: {} disagreements:\n{}", wrong.len(), said(&wrong));
+        assert!(n < TRIES, "{what}: {}", said(&wrong));
+    }
+}
+
+#[cfg(test)]
+mod tests;

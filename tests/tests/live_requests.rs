@@ -1,0 +1,173 @@
+//! `gotrace requests` against a server that knows where each of its requests' time went (`tests/go/requests`), with every Go
+//! version and build mode. Needs root and `go`.
+
+use gotrace_tests::{
+    gobuild::{Mode, VERSIONS, minor},
+    gotrace::{left_out, privileged},
+    quota::Quota,
+    requests::{
+        Own, Program, Report, Watch,
+        judge::{agrees, all, counts, pairs, record, whole},
+        server, server_in,
+    },
+};
+use serde_json::Value;
+
+/// All kinds of requests that end by themselves, and soon.
+const KINDS: &str = "sleep mutex_sleeping mutex_computing channel select waitgroup cpu assist io syscall raw fast bare abort \
+                     panic hijack gone timeout behind user copied stripped post failing nowhere http2 http2_abort streams";
+
+/// One sentence where an assist took other time than the runtime says. It says so by the clock on the wall: what others
+/// took from a thread meanwhile is in it.
+fn assists(own: &[Own], report: &Report, line: &Value) -> Option<String> {
+    let ours = line["assist_ns"].as_u64()?;
+    let theirs = report.ended.iter().filter_map(|r| r["time_ns"]["gc_assist"].as_u64()).sum::<u64>();
+    let n = own.iter().filter(|own| own.kind == "assist").count();
+    println!(
+        "  assist: {n} requests, {:.2} ms by the runtime, seen {:.2}",
+        ours as f64 / 1e6,
+        theirs as f64 / 1e6
+    );
+    let agree = theirs <= ours * 11 / 10 + 2_000_000 && theirs >= ours / 2 && theirs > 0;
+    (!agree).then(|| format!("assists are {theirs} ns, {ours} by the runtime"))
+}
+
+/// What does not agree in one process of a build.
+fn judged(version: &str, mode: Mode, language: Option<&str>) -> Vec<String> {
+    let path = language.map_or_else(|| server(version, mode), |language| server_in(language, version, mode));
+    let mut program = Program::start(&path);
+    assert_eq!(program.ready["patterns"], minor(version) >= 22 && language.is_none(), "{}", program.ready);
+    let watch = Watch::start(program.pid(), &["--slow", "0ms"]);
+    let (own, line) = program.run(&format!("run 12 {KINDS}"));
+    let report = watch.finish();
+    let factor = if mode == Mode::Race { 3 } else { 1 };
+    let mut wrong = all(&own, &report, version, factor);
+    // The race detector's own memory is allocated in assists too.
+    if mode != Mode::Race {
+        wrong.extend(assists(&own, &report, &line));
+    }
+    for (own, seen) in pairs(&own, &report.ended).0 {
+        let children = seen["children"]["goroutines"].as_u64().unwrap_or(0);
+        if own.kind == "waitgroup" && children != 3 {
+            wrong.push(format!("{own}: it had three children: {}", seen["children"]));
+        }
+        if ["sleep", "cpu", "io"].contains(&own.kind.as_str()) && children != 0 {
+            wrong.push(format!("{own}: it had no children: {}", seen["children"]));
+        }
+    }
+    wrong
+}
+
+#[test]
+fn requests_are_cut_as_their_program_cuts_them() {
+    if !privileged("live_requests") {
+        return;
+    }
+    for version in VERSIONS {
+        agrees(&format!("Go {version}"), || judged(version, Mode::Stripped, None));
+    }
+}
+
+#[test]
+fn requests_are_cut_as_their_program_cuts_them_in_every_mode() {
+    if !privileged("live_requests") {
+        return;
+    }
+    for version in ["1.27.3", "1.19.13"] {
+        for mode in [Mode::Plain, Mode::PieStripped, Mode::Cgo, Mode::Race, Mode::NoInline] {
+            agrees(&format!("Go {version}, {}", mode.name()), || judged(version, mode, None));
+        }
+    }
+}
+
+/// The old mux sets no pattern: routes are not told, and everything else is.
+#[test]
+fn requests_of_the_old_mux_have_no_route() {
+    if !privileged("live_requests") {
+        return;
+    }
+    agrees("Go 1.27.3, language 1.19", || judged("1.27.3", Mode::Stripped, Some("1.19")));
+}
+
+/// Only what is slow is told, and everything is counted; what does not end is told once while it lasts.
+#[test]
+fn fast_requests_leave_counts_alone() {
+    if !privileged("live_requests") {
+        return;
+    }
+    for version in ["1.19.13", "1.24.11", "1.27.3"] {
+        agrees(&format!("Go {version}, slow ones"), || {
+            let mut program = Program::start(&server(version, Mode::Stripped));
+            let mut watch = Watch::start(program.pid(), &["--slow", "50ms"]);
+            program.tell("open");
+            let open = program.answer();
+            let is_its = |r: &Value| r["trace_id"] == open["trace_id"];
+            let (mut own, _) = program.run("run 20 fast fast fast sleep slow user http2");
+            watch.until("the request that does not end", |report| report.open.iter().any(is_its));
+            own.extend(program.run("release").0);
+            watch.until("the end of that request", |report| report.ended.iter().any(is_its));
+            let report = watch.finish();
+            let slow = |own: &Own| ["slow", "endless"].contains(&own.kind.as_str());
+            let slow_ones: Vec<_> = own.iter().filter(|own| slow(own)).cloned().collect();
+            let (paired, mut wrong) = pairs(&slow_ones, &report.ended);
+            wrong.extend(counts(&own, &report, slow));
+            wrong.extend(report.ended.iter().chain(&report.open).flat_map(record));
+            wrong.extend(
+                paired.iter().filter(|(_, seen)| seen["waits_complete"] != true).map(|p| format!("{p:?}")),
+            );
+            // One that ends soon after the threshold may be met by a look at what is open.
+            for (own, _) in paired {
+                let open = report.open.iter().filter(|r| r["trace_id"] == own.trace_id.as_str()).count();
+                if open > 1 || open == 0 && own.kind == "endless" {
+                    wrong.push(format!("{own}: reported {open} times while it was open"));
+                }
+            }
+            for seen in report.open.iter().filter(|r| is_its(r)) {
+                if !seen["ended"].is_null() || !seen.to_string().contains("main.staysUntilReleased") {
+                    wrong.push(format!("it is open, in main.staysUntilReleased: {seen}"));
+                }
+            }
+            wrong
+        });
+    }
+}
+
+/// Half a CPU for requests that want a whole one: what they do not get is told as such.
+#[test]
+fn what_the_quota_took_is_throttled() {
+    if !privileged("live_requests") {
+        return;
+    }
+    if !gotrace_process::kernel_is_at_least(6, 18) {
+        left_out("live_requests", "this kernel does not tell whether a thread is throttled (Linux 6.18)");
+        return;
+    }
+    let quota = Quota::new(50).expect("a control group");
+    for version in ["1.19.13", "1.27.3"] {
+        agrees(&format!("Go {version}, half a CPU"), || {
+            let mut program = Program::start(&server(version, Mode::Stripped));
+            let watch = Watch::start(program.pid(), &["--slow", "0ms"]);
+            quota.limit(program.pid()).expect("moved");
+            let (own, _) = program.run("run 60 cpu");
+            let report = watch.finish();
+            let (pairs, mut wrong) = pairs(&own, &report.ended);
+            wrong.extend(report.ended.iter().flat_map(record));
+            let sum = |of: &dyn Fn(&(&Own, &Value)) -> u64| pairs.iter().map(of).sum::<u64>();
+            let part = |name: &str| sum(&|(_, seen)| seen["time_ns"][name].as_u64().unwrap_or(0));
+            let (cpu, throttled) = (part("on_cpu"), part("throttled"));
+            let whole = sum(&|(_, seen)| whole(&seen["time_ns"]));
+            let (ours, total) = (sum(&|(own, _)| own.phases["cpu"]), sum(&|(own, _)| own.total_ns));
+            println!(
+                "  on CPU {cpu} ns, {ours} by its own clock; throttled {throttled} ns, of {whole} in all"
+            );
+            if cpu.abs_diff(ours) > ours / 33 + 200_000 * own.len() as u64 {
+                wrong.push(format!("on CPU {cpu} ns, {ours} by its own clock"));
+            }
+            // Waking up late lengthens other parts too; on CPU it is half of the time at most.
+            if throttled < total / 5 || throttled > total * 4 / 5 {
+                wrong.push(format!("throttled {throttled} ns of {total}"));
+            }
+            wrong
+        });
+    }
+}
