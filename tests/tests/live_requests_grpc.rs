@@ -9,7 +9,7 @@ use gotrace_tests::{
     gotrace::privileged,
     requests::{
         Own, Program, Report, Watch, built,
-        judge::{KINDS, agrees, identity, pairs, record, times, wait},
+        judge::{KINDS, agrees, identity, left_open, pairs, record, times, wait},
     },
 };
 use serde_json::Value;
@@ -47,6 +47,7 @@ fn counted(report: &Report, is_of: impl Fn(&Value) -> bool) -> u64 {
 /// What is true of all records of a process.
 fn whole(report: &Report, own: &[Own]) -> Vec<String> {
     let mut wrong: Vec<_> = report.ended.iter().chain(&report.open).flat_map(record).collect();
+    wrong.extend(left_open(report));
     wrong.extend(report.others.iter().map(|line| format!("a line of no known kind: {line}")));
     let (counted, lost) = (counted(report, |_| true), report.lost());
     if counted != own.len() as u64 || !lost.is_empty() {
@@ -127,6 +128,7 @@ fn calls_over_the_http_server_are_told_once() {
 }
 
 #[test]
+#[ignore = "spans of the SDK are no requests in this version"]
 fn spans_are_cut_as_their_program_cuts_them() {
     if !privileged("live_requests_grpc") {
         return;

@@ -59,6 +59,8 @@ func init() {
 		{name: "bare", bare: true, handler: only(sleeps)},
 		{name: "abort", ended: "panic", handler: only(func(o *own) { sleeps(o); panic(http.ErrAbortHandler) })},
 		{name: "panic", ended: "panic", handler: only(func(o *own) { sleeps(o); panic("on purpose") })},
+		{name: "recovered", handler: recovers},
+		{name: "goexit", ended: "goroutine_exit", handler: only(func(o *own) { sleeps(o); runtime.Goexit() })},
 		{name: "hijack", ended: "hijacked", handler: hijacks},
 		{name: "gone", handler: staysUntilGone},
 		{name: "timeout", handler: only(sleepsLong)},
@@ -316,6 +318,17 @@ func hijacks(o *own, w http.ResponseWriter, _ *http.Request) {
 	io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 	c.Close()
 	sleeps(o)
+}
+
+// Panics, as a middleware sees it that answers then.
+func recovers(o *own, w http.ResponseWriter, _ *http.Request) {
+	defer func() {
+		if recover() != nil {
+			http.Error(w, "on purpose", http.StatusInternalServerError)
+		}
+	}()
+	sleeps(o)
+	panic("on purpose")
 }
 
 //go:noinline

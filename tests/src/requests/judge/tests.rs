@@ -37,7 +37,7 @@ fn seen() -> Value {
         "waits": [{
             "offset_ns": 25_000, "duration_ns": 5_050_000, "reason": "sync.Mutex.Lock", "peer": null,
             "stack": [{"function": "sync.(*Mutex).Lock"}, {"function": "main.locks"}, {"function": "main.only.func1"}],
-            "ended_by": {"kind": "goroutine", "goid": 15},
+            "site": {"function": "main.locks"}, "ended_by": {"kind": "goroutine", "goid": 15},
             "causes": [{"goid": 15, "function": "main.holder", "state": "sleep", "duration_ns": 5_045_000}]
         }],
         "waits_complete": true
@@ -83,7 +83,7 @@ fn a_record_that_is_wrong_in_one_thing_is_found_wrong() {
         ("/waits/0/reason", json!("select")),
         ("/waits/0/stack/1/function", json!("main.holder")),
         ("/waits/0/ended_by/goid", json!(16)),
-        ("/waits/0/causes/0/state", json!("on_cpu")),
+        ("/waits/0/causes/0/state", json!("running")),
         ("/waits/0/offset_ns", json!(100_000)),
     ];
     for (at, value) in other {
