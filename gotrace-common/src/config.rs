@@ -98,9 +98,11 @@ pub mod program {
     pub const GRPC_END: u32 = 31;
     /// `panic`
     pub const PANIC: u32 = 32;
+    /// `http_carries_grpc`
+    pub const HTTP_CARRIES_GRPC: u32 = 33;
 
     /// Names of the programs, by number.
-    pub const NAMES: [&str; 33] = [
+    pub const NAMES: [&str; 34] = [
         "create_0",
         "create_1",
         "create_2",
@@ -134,6 +136,7 @@ pub mod program {
         "grpc_begin",
         "grpc_end",
         "panic",
+        "http_carries_grpc",
     ];
 }
 

@@ -187,7 +187,7 @@ impl Default for RequestConfig {
     }
 }
 
-/// Value of the map `ACCOUNTS`, keyed as `GOROUTINES` (200 bytes): made when a goroutine's first request begins, removed
+/// Value of the map `ACCOUNTS`, keyed as `GOROUTINES` (208 bytes): made when a goroutine's first request begins, removed
 /// when it has none any more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -208,6 +208,8 @@ pub struct Account {
     pub open: u32,
     /// Waits of it that could not be sent.
     pub waits_lost: u32,
+    /// The stream of gRPC's that it serves; 0 for none.
+    pub stream: u64,
     /// Sums, by [`time`].
     pub times: Times,
 }
@@ -244,8 +246,8 @@ pub struct OpenRequest {
     pub hijacked: u8,
     /// Its goroutine panicked.
     pub panicked: u8,
-    /// Reserved, 0.
-    pub reserved: u8,
+    /// It is answered as a call of gRPC's, which is a request of its own: this one is not counted.
+    pub carries_grpc: u8,
     /// [`Account::waits_lost`] at its beginning.
     pub waits_lost: u32,
     /// The account at its beginning.
@@ -319,7 +321,7 @@ pub struct RequestRecord {
 
 const _: () = {
     assert!(size_of::<RequestConfig>() == 168);
-    assert!(size_of::<Account>() == 200);
+    assert!(size_of::<Account>() == 208);
     assert!(size_of::<RequestKey>() == 16);
     assert!(size_of::<OpenRequest>() == 208);
     assert!(size_of::<RouteKey>() == 128);

@@ -62,6 +62,7 @@ pub fn dispatch_requests(ctx: ProbeContext) -> u32 {
         program::HTTP1_END | program::HTTP2_END | program::X_HTTP2_END => request::on_http_end(ctx, *number),
         program::GRPC_BEGIN => request::on_grpc_begin(ctx),
         program::GRPC_END => request::on_grpc_end(ctx),
+        program::HTTP_CARRIES_GRPC => request::on_http_carries_grpc(ctx),
         program::PANIC => request::on_panic(ctx),
         _ => None,
     };

@@ -142,6 +142,15 @@ pub fn panic(ctx: ProbeContext) -> u32 {
 fn begin(process: &Process, g: u64, goid: u64, key: RequestKey, object: u64, protocol: u8) -> Option<()> {
     let account = account_of(process, g, goid)?;
     account::close(process, account, true);
+    if key.family == family::GRPC {
+        // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
+        unsafe {
+            if (*account).stream != object {
+                forget_stream(process, account);
+            }
+            (*account).stream = object;
+        }
+    }
     let open = match REQUESTS.get_ptr_mut(key) {
         Some(open) => {
             // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
@@ -176,10 +185,24 @@ fn begin(process: &Process, g: u64, goid: u64, key: RequestKey, object: u64, pro
         (*open).protocol = protocol;
         (*open).hijacked = 0;
         (*open).panicked = 0;
+        (*open).carries_grpc = 0;
         (*open).waits_lost = (*account).waits_lost;
         (*open).base = (*account).times;
     }
     Some(())
+}
+
+/// The end of the stream that a goroutine serves was not seen, and is not going to be.
+#[inline(always)]
+fn forget_stream(process: &Process, account: *mut Account) {
+    // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
+    let stream = unsafe { core::mem::take(&mut (*account).stream) };
+    let key = RequestKey { id: stream, process: process.process, family: family::GRPC };
+    if stream != 0 && REQUESTS.remove(key).is_ok() {
+        process.lost(Lost::RequestUnended);
+        // SAFETY: as above.
+        unsafe { (*account).open = (*account).open.saturating_sub(1) };
+    }
 }
 
 /// The goroutine's account, which it has from now on.
@@ -260,6 +283,23 @@ pub fn on_http_hijack(ctx: &Probe) -> Option<()> {
     Some(())
 }
 
+/// `(*Server).ServeHTTP` of gRPC: a call that comes by way of `net/http`'s server is told once, as gRPC.
+#[inline(always)]
+pub fn on_http_carries_grpc(ctx: &Probe) -> Option<()> {
+    let (process, goid) = hit(ctx, Hit::RequestStep)?;
+    // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
+    unsafe { (*open_http(&process, goid)?).carries_grpc = 1 };
+    Some(())
+}
+
+/// The same.
+#[uprobe]
+pub fn http_carries_grpc(ctx: ProbeContext) -> u32 {
+    let ctx = &Probe::new(ctx);
+    on_http_carries_grpc(ctx);
+    0
+}
+
 /// `runtime.gopanic`.
 #[inline(always)]
 pub fn on_panic(ctx: &Probe) -> Option<()> {
@@ -305,6 +345,9 @@ pub fn on_grpc_end(ctx: &Probe) -> Option<()> {
 /// A goroutine that has an account ends: so does what it served by HTTP.
 #[inline(always)]
 pub fn on_goroutine_exit(process: &Process, goid: u64) {
+    if let Some(account) = account::of(process, goid) {
+        forget_stream(process, account);
+    }
     if let Some(open) = open_http(process, goid) {
         // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
         let (how, status) = match unsafe { ((*open).hijacked, (*open).panicked) } {
@@ -337,7 +380,8 @@ fn end(
     let mut key = RouteKey { process: process.process, protocol: open.protocol, ..RouteKey::default() };
     name(process, config, open, &mut key);
     let mut sent = false;
-    if duration_ns >= config.least_ns {
+    let counts = open.carries_grpc == 0;
+    if counts && duration_ns >= config.least_ns {
         let own = THRESHOLDS.get_ptr(key);
         // SAFETY: a value of a preallocated map, which user space writes.
         let threshold_ns = own.map_or(config.threshold_ns, |ns| unsafe { core::ptr::read_volatile(ns) });
@@ -346,7 +390,9 @@ fn end(
     key.status = status;
     // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
     let (times, waits_lost) = unsafe { (&(*account).times, (*account).waits_lost) };
-    count(process, &key, duration_ns, times, &open.base);
+    if counts {
+        count(process, &key, duration_ns, times, &open.base);
+    }
     if sent && let Some(mut entry) = reserve::<RequestRecord>(process, Lost::RingRequest) {
         let to = entry.as_mut_ptr();
         // SAFETY: the room that was reserved; all of it is written.
@@ -378,6 +424,9 @@ fn end(
     }
     // SAFETY: as above.
     let others = unsafe {
+        if (*account).stream == at.id && at.family == family::GRPC {
+            (*account).stream = 0;
+        }
         (*account).open = (*account).open.saturating_sub(1);
         (*account).open
     };

@@ -279,6 +279,7 @@ fn program_for(probe: &Probe) -> Result<u32, Error> {
             (Server::Http, Moment::End) => program::HTTP1_END,
             (Server::Http2, Moment::End) => program::HTTP2_END,
             (Server::XHttp2, Moment::End) => program::X_HTTP2_END,
+            (Server::Grpc, Moment::Carried) => program::HTTP_CARRIES_GRPC,
             (Server::Grpc, Moment::Begin) => program::GRPC_BEGIN,
             (Server::Grpc, Moment::End) => program::GRPC_END,
             _ => return Err(Error::Object(format!("program for {} of {}", moment.name(), server.name()))),

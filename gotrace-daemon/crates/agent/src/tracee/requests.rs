@@ -253,6 +253,12 @@ impl Known<'_> {
         self.reasons.get(usize::from(reason)).cloned().unwrap_or_else(|| "unknown".into())
     }
 
+    /// The calls of a wait's stack, those of inlined functions too.
+    fn stack(&mut self, past: &Past) -> Vec<Arc<Location>> {
+        let calls = past.frames.iter().flat_map(|pc| self.symbols.frames(*pc, self.names).to_vec());
+        calls.map(|frame| frame.at).collect()
+    }
+
     /// Where a wait is in the program's own code, as far as its stack goes.
     fn own_code(&mut self, past: &Past) -> Option<Arc<Location>> {
         self.symbols.own_code(&past.frames, self.names).map(|frame| frame.at)
@@ -431,7 +437,7 @@ fn explain(
             span_id: known.key.wait_span_id(goid, past.start_ns),
             duration_ns: past.end_ns.saturating_sub(past.start_ns),
             reason: known.reason(past.reason),
-            stack: past.frames.iter().filter_map(|pc| known.symbols.known_call(*pc, known.names)).collect(),
+            stack: known.stack(past),
             site: known.symbols.wait_site(&past.frames, known.names),
             own_code: known.own_code(past),
             ended_by: match waker {

@@ -61,6 +61,8 @@ pub enum Moment {
     Handler,
     /// The handler takes over the connection.
     Hijack,
+    /// A request of `net/http` is answered as a call of gRPC's.
+    Carried,
     /// A goroutine panics, which may serve one.
     Panic,
     /// The handler is done.
@@ -76,6 +78,7 @@ impl Moment {
             Self::Route => "route",
             Self::Handler => "handler",
             Self::Hijack => "hijack",
+            Self::Carried => "carried",
             Self::Panic => "panic",
             Self::End => "end",
         }

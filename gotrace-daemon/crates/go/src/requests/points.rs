@@ -8,7 +8,7 @@ use super::{
     Moment, Point, Requests, Server,
 };
 
-/// A function to probe. Of those with the same server and moment, a binary has one.
+/// A function to probe. Of those with the same server and moment, a binary has one, but for gRPC's two ways to end.
 struct Wanted {
     server: Server,
     moment: Moment,
@@ -30,7 +30,7 @@ const fn at_entry(
 const WRITER: &[(&str, u8)] = &[("writer", 0)];
 const STATUS: &[(&str, u8)] = &[("stream", 1), ("status", 2)];
 
-const WANTED: [Wanted; 14] = [
+const WANTED: [Wanted; 17] = [
     at_entry(
         Server::Http,
         Moment::Begin,
@@ -58,6 +58,19 @@ const WANTED: [Wanted; 14] = [
         "google.golang.org/grpc/internal/transport.(*http2Server).WriteStatus",
         STATUS,
     ),
+    at_entry(
+        Server::Grpc,
+        Moment::End,
+        "google.golang.org/grpc/internal/transport.(*serverHandlerTransport).writeStatus",
+        STATUS,
+    ),
+    at_entry(
+        Server::Grpc,
+        Moment::End,
+        "google.golang.org/grpc/internal/transport.(*serverHandlerTransport).WriteStatus",
+        STATUS,
+    ),
+    at_entry(Server::Grpc, Moment::Carried, "google.golang.org/grpc.(*Server).ServeHTTP", &[]),
     Wanted {
         server: Server::OpenTelemetry,
         moment: Moment::Begin,
