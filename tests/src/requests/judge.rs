@@ -281,8 +281,10 @@ pub fn wait(kind: &Kind, own: &Own, seen: &Value, go_version: &str) -> Vec<Strin
     let names = frames.iter().map(|f| text(f, "function")).collect::<Vec<_>>().join(" < ");
     let known = kind.frame.is_empty() || function == Some(kind.frame);
     check(known, &format!("does not wait in {} but {names}", kind.frame));
-    let site = text(&longest["site"], "function");
-    check(kind.frame.is_empty() || site == kind.frame, &format!("its site is {site}, not {}", kind.frame));
+    for field in ["site", "own_code"] {
+        let at = text(&longest[field], "function");
+        check(kind.frame.is_empty() || at == kind.frame, &format!("{field} is {at}, not {}", kind.frame));
+    }
     let by = text(&longest["ended_by"], "kind");
     match kind.by {
         By::Partner => {

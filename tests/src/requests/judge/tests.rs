@@ -37,7 +37,8 @@ fn seen() -> Value {
         "waits": [{
             "offset_ns": 25_000, "duration_ns": 5_050_000, "reason": "sync.Mutex.Lock", "peer": null,
             "stack": [{"function": "sync.(*Mutex).Lock"}, {"function": "main.locks"}, {"function": "main.only.func1"}],
-            "site": {"function": "main.locks"}, "ended_by": {"kind": "goroutine", "goid": 15},
+            "site": {"function": "main.locks"}, "own_code": {"function": "main.locks"},
+            "ended_by": {"kind": "goroutine", "goid": 15},
             "causes": [{"goid": 15, "function": "main.holder", "state": "sleep", "duration_ns": 5_045_000}]
         }],
         "waits_complete": true
@@ -67,7 +68,7 @@ fn a_record_that_is_right_is_not_found_wrong() {
 
 #[test]
 fn a_record_that_is_wrong_in_one_thing_is_found_wrong() {
-    let other: [(&str, Value); 17] = [
+    let other: [(&str, Value); 18] = [
         ("/duration_ns", json!(5_130_001)),
         ("/time_ns/run_queue", json!(19_999)),
         ("/protocol", json!("http/2")),
@@ -82,6 +83,7 @@ fn a_record_that_is_wrong_in_one_thing_is_found_wrong() {
         ("/waits_complete", json!(false)),
         ("/waits/0/reason", json!("select")),
         ("/waits/0/stack/1/function", json!("main.holder")),
+        ("/waits/0/own_code/function", json!("main.only.func1")),
         ("/waits/0/ended_by/goid", json!(16)),
         ("/waits/0/causes/0/state", json!("running")),
         ("/waits/0/offset_ns", json!(100_000)),
