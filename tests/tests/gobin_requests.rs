@@ -142,11 +142,13 @@ fn calls_and_spans_are_where_the_program_has_them() {
     assert_eq!(found.servers, [Server::Grpc, Server::OpenTelemetry]);
     assert!(found.missing.is_empty(), "{:?}", found.missing);
     let points: Vec<_> = found.points.iter().map(|p| (p.server, p.moment, p.function)).collect();
-    let transport = "google.golang.org/grpc/internal/transport.(*http2Server).writeStatus";
+    let transport = "google.golang.org/grpc/internal/transport";
     let sdk = "go.opentelemetry.io/otel/sdk/trace";
     let expected = [
         (Server::Grpc, Moment::Begin, "google.golang.org/grpc.(*Server).handleStream".to_owned()),
-        (Server::Grpc, Moment::End, transport.to_owned()),
+        (Server::Grpc, Moment::End, format!("{transport}.(*http2Server).writeStatus")),
+        (Server::Grpc, Moment::End, format!("{transport}.(*serverHandlerTransport).writeStatus")),
+        (Server::Grpc, Moment::Carried, "google.golang.org/grpc.(*Server).ServeHTTP".to_owned()),
         (Server::OpenTelemetry, Moment::Begin, format!("{sdk}.(*tracer).Start")),
         (Server::OpenTelemetry, Moment::End, format!("{sdk}.(*recordingSpan).End")),
     ];
@@ -155,7 +157,7 @@ fn calls_and_spans_are_where_the_program_has_them() {
         assert!(point.emulated, "{point:?}");
         assert_eq!(binary.function_at(point.address).expect("a function").name, point.function);
     }
-    assert!(found.points[2].instruction.ends_with("context.WithValue"), "{points:?}");
+    assert!(found.points[4].instruction.ends_with("context.WithValue"), "{points:?}");
     let fields: BTreeMap<_, _> =
         found.fields.iter().map(|(field, path)| ((*field).to_owned(), path.0.clone())).collect();
     assert_eq!(fields, own_account(&path));
