@@ -169,8 +169,11 @@ fn stopped(process: &Process) -> u64 {
     let before = STOPPED.get_ptr(process.slot).map_or(0, |sum| unsafe { ptr::read_volatile(sum) });
     let now = PAUSES.get_ptr(process.slot).map_or(0, |pause| {
         // SAFETY: as above.
-        let (start_ns, restart_ns) = unsafe { ((*pause).start_ns, (*pause).restart_ns) };
-        if start_ns == 0 || restart_ns != 0 { 0 } else { process.now_ns.saturating_sub(start_ns) }
+        let (start_ns, restart_ns, of) =
+            unsafe { ((*pause).start_ns, (*pause).restart_ns, (*pause).header.process) };
+        // One that another process ended in stays where it was.
+        let is_now = start_ns != 0 && restart_ns == 0 && of == process.process;
+        if is_now { process.now_ns.saturating_sub(start_ns) } else { 0 }
     });
     before + now
 }

@@ -68,7 +68,7 @@ pub fn on_start(ctx: &Probe) -> Option<()> {
     let process = Process::hit(ctx, Hit::StartWorld, LEVEL_LIFECYCLE)?;
     // SAFETY: a value of an array, which lives as long as the map; only who stops the world writes it.
     let pause = unsafe { &mut *PAUSES.get_ptr_mut(process.slot)? };
-    if pause.start_ns != 0 && pause.restart_ns == 0 {
+    if pause.start_ns != 0 && pause.restart_ns == 0 && pause.header.process == process.process {
         let stopped_ns = process.now_ns.saturating_sub(pause.start_ns);
         increment(STOPPED.get_ptr_mut(process.slot)?, stopped_ns);
     }

@@ -2,6 +2,8 @@
 //! JSON lines (`gotrace.requests/1`).
 
 mod json;
+#[cfg(test)]
+mod tests;
 mod text;
 
 use std::collections::BTreeMap;
