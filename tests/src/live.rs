@@ -17,13 +17,16 @@ use crate::{
 /// Arguments under which the program runs all scenarios whose account is exact.
 pub const EXACT: [&str; 4] = ["-scenario", "all", "-nap", "20ms"];
 
+/// Frames of a wait that reach from where the runtime waits for the network to the program's own code.
+pub const DEEP: [&str; 2] = ["--stack-depth", "16"];
+
 /// Attaches at level `full`, runs every scenario, and holds gotrace's account against the program's.
 ///
 /// # Errors
 /// Every disagreement, one a line; anything that goes wrong on the way.
 pub fn exact(program: &Path) -> Result<Counted> {
     let fixture = Fixture::start(program, &EXACT)?;
-    let gotrace = Gotrace::attach(fixture.pid(), &[])?;
+    let gotrace = Gotrace::attach(fixture.pid(), &DEEP)?;
     exact_with(fixture, gotrace)
 }
 

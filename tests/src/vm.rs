@@ -60,7 +60,7 @@ mkfifo stdin
 F=$!
 exec 3<>stdin
 said READY fixture $F
-/gotrace --log warn,gotrace_kernel::way=debug attach --pid $F --level full --budget none --min-wait 1ms --format json --export export >stdout 2>stderr 3>&- &
+/gotrace --log warn,gotrace_kernel::way=debug attach --pid $F --level full --budget none --min-wait 1ms --stack-depth 16 --format json --export export >stdout 2>stderr 3>&- &
 G=$!
 said gotrace.attach/1 stdout $G && echo "GOTRACE-VM attached"
 echo go >&3

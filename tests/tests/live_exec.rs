@@ -7,7 +7,7 @@ use gotrace_tests::{
     fixture::Account,
     gobuild::{Arch, Mode, build, workspace},
     gotrace::{Gotrace, binary, privileged},
-    live::{EXACT, judge},
+    live::{DEEP, EXACT, judge},
 };
 
 #[test]
@@ -22,7 +22,7 @@ fn everyone_is_seen_from_the_first_goroutine_on() {
         let program = build("account", version, Mode::Stripped, Arch::HOST).expect("it builds");
         let mut command = vec![program.to_str().expect("a plain path"), "-now", "-account", path];
         command.extend(EXACT);
-        let gotrace = Gotrace::exec(&[], &command).expect("gotrace runs the program");
+        let gotrace = Gotrace::exec(&DEEP, &command).expect("gotrace runs the program");
         let outcome = gotrace.wait().expect("gotrace ends");
         assert!(outcome.status.success(), "{}: {}", outcome.status, outcome.stderr);
         let text = std::fs::read_to_string(path).expect("the program wrote its account");

@@ -6,7 +6,7 @@ use gotrace_tests::{
     fixture::Fixture,
     gobuild::{Arch, Mode, build},
     gotrace::{Gotrace, privileged},
-    live::{EXACT, exact_with},
+    live::{DEEP, EXACT, exact_with},
 };
 
 fn in_namespaces(attach: impl Fn(u32) -> anyhow::Result<Gotrace>) {
@@ -21,13 +21,13 @@ fn in_namespaces(attach: impl Fn(u32) -> anyhow::Result<Gotrace>) {
 #[test]
 fn a_container_is_seen_from_the_node() {
     if privileged("live_namespace") {
-        in_namespaces(|pid| Gotrace::attach(pid, &[]));
+        in_namespaces(|pid| Gotrace::attach(pid, &DEEP));
     }
 }
 
 #[test]
 fn a_sidecar_sees_its_pod() {
     if privileged("live_namespace") {
-        in_namespaces(|pid| Gotrace::attach_within(pid, &[]));
+        in_namespaces(|pid| Gotrace::attach_within(pid, &DEEP));
     }
 }

@@ -178,7 +178,10 @@ func (g *goroutine) mayWait(kind string) *wait {
 
 // within says that the wait is in another function.
 func (w *wait) within(f func()) *wait {
-	w.At = runtime.FuncForPC(reflect.ValueOf(f).Pointer()).Name()
+	name := runtime.FuncForPC(reflect.ValueOf(f).Pointer()).Name()
+	w.of.mu.Lock()
+	w.At = name
+	w.of.mu.Unlock()
 	return w
 }
 
