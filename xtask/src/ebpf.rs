@@ -168,6 +168,9 @@ fn compile() -> Result<(Record, BTreeMap<String, Vec<u8>>)> {
         let stripped = target.join(format!("gotrace.{architecture}.bpf.o"));
         run(Command::new(Path::new(LLVM).join("bin/llvm-strip"))
             .arg("-g")
+            // Which line an instruction comes from: more than half of the object, and aya takes several times as much of
+            // memory for it. The kernel shows it where it refuses a program, without the line's text.
+            .args(["--remove-section", ".BTF.ext", "--remove-section", ".rel.BTF.ext"])
             .arg("-o")
             .arg(&stripped)
             .arg(&linked))?;
