@@ -18,9 +18,11 @@ use super::{
     trace::Background,
 };
 use crate::units as values;
-use gotrace_agent::pipeline::{Engine, Follow, LeftBehind, Line, LineConfig, Slow, SpanSampling, Stop};
+use gotrace_agent::pipeline::{
+    Engine, Follow, LeftBehind, Line, LineConfig, Slow, SpanSampling, Stop, TraceRequests,
+};
 use gotrace_export::{otlp::ExportConfig, requests as export};
-use gotrace_go::requests::{Requests, Server};
+use gotrace_go::requests::Requests;
 use gotrace_inspect::leak::Suppressions;
 use gotrace_metadata::ResourceOptions;
 use gotrace_model::{Interval, Level};
@@ -91,9 +93,6 @@ pub(super) fn run(args: &RequestsArgs) -> Result<Exit, CliError> {
     if let Some(traced) = line.first() {
         let requests = traced.requests();
         let servers = servers(requests);
-        if servers.is_empty() {
-            return Err(cannot(pid, requests));
-        }
         for missing in &requests.missing {
             CliError::warn(missing);
         }
@@ -186,20 +185,6 @@ fn servers(requests: &Requests) -> Vec<&'static str> {
         .collect()
 }
 
-/// The process serves no requests that can be traced.
-fn cannot(pid: u32, requests: &Requests) -> CliError {
-    let has_spans = requests.servers.contains(&Server::OpenTelemetry);
-    let what = match (requests.missing.as_slice(), has_spans) {
-        ([], true) => {
-            "it has OpenTelemetry's SDK, whose spans gotrace does not trace yet, and no server".to_owned()
-        }
-        ([], false) => "neither net/http's server nor gRPC's is in its executable".to_owned(),
-        (missing, _) => missing.join("; "),
-    };
-    CliError::failure(format!("cannot trace requests of process {pid}: {what}"))
-        .help("`gotrace inspect` shows which servers an executable has; `gotrace attach` shows waits of any goroutine")
-}
-
 impl RequestsArgs {
     fn in_words(&self) -> String {
         match self.slow {
@@ -240,7 +225,7 @@ impl RequestsArgs {
             suspicions: None,
             proofs: None,
             left_behind: LeftBehind::Nobody,
-            requests: Some(self.slow),
+            requests: Some(TraceRequests { slow: self.slow, required: true }),
             suppressions: Suppressions::default(),
             state: None,
         }

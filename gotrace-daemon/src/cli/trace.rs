@@ -14,7 +14,7 @@ use super::{CliError, Format, TraceArgs, diagnostics::HoldBack, is_broken_pipe};
 use crate::config::read_suppressions;
 use gotrace_agent::pipeline::{
     Budget, Engine, Follow, LeftBehind, Line, LineConfig, LineError, ProofPace, SpanSampling, Stop,
-    SuspicionPace, Traced,
+    SuspicionPace, TraceRequests, Traced,
 };
 use gotrace_agent::recording::{Recorder, RecordingError};
 use gotrace_export::{
@@ -84,7 +84,7 @@ impl TraceArgs {
                 max_read_rate: self.max_read_rate,
             }),
             left_behind,
-            requests: self.requests,
+            requests: self.requests.map(|slow| TraceRequests { slow, required: false }),
             suppressions: Suppressions::default(),
             state: None,
         }

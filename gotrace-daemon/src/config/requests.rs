@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use super::values::text;
 use crate::units;
-use gotrace_agent::pipeline::Slow;
+use gotrace_agent::pipeline::{Slow, TraceRequests};
 
 /// Which requests are traced.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
@@ -50,11 +50,12 @@ impl std::str::FromStr for Threshold {
 
 impl Requests {
     /// As the line is told; `None` where they are not traced.
-    pub(super) fn line(&self) -> Option<Slow> {
-        match self.mode {
-            Mode::Off => None,
-            Mode::Slow => Some(self.slow.0),
-            Mode::All => Some(Slow::From(std::time::Duration::ZERO)),
-        }
+    pub(super) fn line(&self) -> Option<TraceRequests> {
+        let slow = match self.mode {
+            Mode::Off => return None,
+            Mode::Slow => self.slow.0,
+            Mode::All => Slow::From(std::time::Duration::ZERO),
+        };
+        Some(TraceRequests { slow, required: false })
     }
 }

@@ -53,7 +53,7 @@ use crate::{
 pub use behind::{LeftBehind, LeftProcess};
 pub use budget::{Budget, FLOOR_NS_PER_SECOND, Step};
 pub use captures::Captures;
-pub use config::{Engine, Follow, LineConfig, Slow, Stop};
+pub use config::{Engine, Follow, LineConfig, Slow, Stop, TraceRequests};
 pub use error::LineError;
 pub use examining::{ProofPace, SuspicionPace};
 pub use findings::ProvenProcess;

@@ -6,14 +6,14 @@ use std::{
     os::fd::{AsRawFd as _, BorrowedFd},
 };
 
-use gotrace_common::{GoroutineKey, GoroutineState, Histogram};
+use gotrace_common::Histogram;
 
 use super::Error;
 
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
-/// Entries of a hash map that are read at once.
-const ENTRIES: usize = 4096;
+/// Bytes of a hash map's entries that are read at once.
+const BYTES: usize = 1 << 19;
 
 /// The part of `union bpf_attr` that batch commands use (include/uapi/linux/bpf.h).
 #[repr(C)]
@@ -77,6 +77,11 @@ pub(super) fn write_rows(array: BorrowedFd<'_>, first: u32, rows: &[Histogram]) 
     unsafe { run(BPF_MAP_UPDATE_BATCH, array, &mut attr) }
 }
 
+/// What keys and values of a map can be read into.
+pub(super) trait Entry: aya::Pod + Default {}
+
+impl<T: aya::Pod + Default> Entry for T {}
+
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 
 /// The part of `union bpf_attr` that commands on one element use.
@@ -90,7 +95,7 @@ struct ElementAttr {
 }
 
 /// Takes one entry out; whether it was there.
-pub(super) fn delete(map: BorrowedFd<'_>, key: &GoroutineKey) -> bool {
+pub(super) fn delete<K: Entry>(map: BorrowedFd<'_>, key: &K) -> bool {
     let attr = ElementAttr {
         map_fd: map.as_raw_fd().cast_unsigned(),
         reserved: 0,
@@ -105,12 +110,15 @@ pub(super) fn delete(map: BorrowedFd<'_>, key: &GoroutineKey) -> bool {
     result == 0
 }
 
-pub(super) fn for_each(
+/// Reads a whole hash map; `what` it is, in words.
+pub(super) fn for_each<K: Entry, V: Entry>(
     map: BorrowedFd<'_>,
-    mut f: impl FnMut(&GoroutineKey, &GoroutineState),
+    what: &str,
+    mut f: impl FnMut(&K, &V),
 ) -> Result<(), Error> {
-    let mut keys = vec![GoroutineKey::default(); ENTRIES];
-    let mut values = vec![GoroutineState::default(); ENTRIES];
+    let entries = (BYTES / (size_of::<K>() + size_of::<V>())).max(1);
+    let mut keys = vec![K::default(); entries];
+    let mut values = vec![V::default(); entries];
     // Where the kernel stopped: opaque, a bucket number for hash maps.
     let (mut from, mut to) = (0u64, 0u64);
     let mut first = true;
@@ -129,14 +137,14 @@ pub(super) fn for_each(
             // The end: what was found until there is valid.
             None | Some(Some(libc::ENOENT)) => {}
             // A bucket with more entries than there is room for.
-            Some(Some(libc::ENOSPC)) if keys.len() < ENTRIES << 8 => {
-                keys.resize(keys.len() * 2, GoroutineKey::default());
-                values.resize(values.len() * 2, GoroutineState::default());
+            Some(Some(libc::ENOSPC)) if keys.len() < entries << 8 => {
+                keys.resize(keys.len() * 2, K::default());
+                values.resize(values.len() * 2, V::default());
                 continue;
             }
             Some(_) => {
                 let reason = error.map(|e| e.to_string()).unwrap_or_default();
-                return Err(Error::Failed { what: "read the table of parked goroutines".into(), reason });
+                return Err(Error::Failed { what: format!("read the table of {what}"), reason });
             }
         }
         let count = attr.count as usize;

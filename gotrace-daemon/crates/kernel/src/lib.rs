@@ -435,7 +435,7 @@ impl Kernel {
     /// # Errors
     /// [`Error::Failed`] when the kernel refuses to read its map.
     pub fn goroutines(&self, f: impl FnMut(&GoroutineKey, &GoroutineState)) -> Result<(), Error> {
-        batch::for_each(self.goroutines.fd().as_fd(), f)
+        batch::for_each(self.goroutines.fd().as_fd(), "parked goroutines", f)
     }
 
     /// Takes goroutines out of the table of those that the kernel side keeps track of: all that `gone`

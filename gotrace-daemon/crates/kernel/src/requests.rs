@@ -1,20 +1,22 @@
 //! The kernel side's maps of requests.
 
+use std::{collections::HashMap, os::fd::AsFd as _};
+
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, MapData},
+    maps::{Array, HashMap as BpfHashMap, MapData},
 };
 use gotrace_common::{Account, GoroutineKey, OpenRequest, RequestConfig, RequestKey, RouteKey, RouteTimes};
 
-use super::{Error, Kernel, typed};
+use super::{Error, Kernel, batch, data, typed};
 
-/// The maps.
+/// The maps; those that are read whole are kept as they are, for the commands that aya lacks.
 pub(super) struct Maps {
     configs: Array<MapData, RequestConfig>,
-    accounts: HashMap<MapData, GoroutineKey, Account>,
-    open: HashMap<MapData, RequestKey, OpenRequest>,
-    routes: HashMap<MapData, RouteKey, RouteTimes>,
-    thresholds: HashMap<MapData, RouteKey, u64>,
+    accounts: MapData,
+    open: MapData,
+    routes: MapData,
+    thresholds: BpfHashMap<MapData, RouteKey, u64>,
 }
 
 /// Routes that there is room for, with so many requests.
@@ -27,11 +29,19 @@ impl Maps {
         let mut take = |name: &str| ebpf.take_map(name).ok_or_else(|| Error::Object(format!("map {name}")));
         Ok(Self {
             configs: typed(take("REQUEST_CONFIGS")?, "REQUEST_CONFIGS")?,
-            accounts: typed(take("ACCOUNTS")?, "ACCOUNTS")?,
-            open: typed(take("REQUESTS")?, "REQUESTS")?,
-            routes: typed(take("ROUTES")?, "ROUTES")?,
+            accounts: data(take("ACCOUNTS")?)?,
+            open: data(take("REQUESTS")?)?,
+            routes: data(take("ROUTES")?)?,
             thresholds: typed(take("THRESHOLDS")?, "THRESHOLDS")?,
         })
+    }
+
+    fn each_open(&self, f: impl FnMut(&RequestKey, &OpenRequest)) -> Result<(), Error> {
+        batch::for_each(self.open.fd().as_fd(), "open requests", f)
+    }
+
+    fn each_account(&self, f: impl FnMut(&GoroutineKey, &Account)) -> Result<(), Error> {
+        batch::for_each(self.accounts.fd().as_fd(), "goroutines that serve requests", f)
     }
 }
 
@@ -55,41 +65,68 @@ impl Kernel {
         set.map_err(|e| Error::from_loader("set when requests of a route are slow", &e))
     }
 
-    /// All routes and statuses, and what requests of each have taken. What changes meanwhile may be seen in its old state
-    /// or its new one.
-    pub fn routes(&self) -> impl Iterator<Item = (RouteKey, RouteTimes)> {
-        self.requests.routes.iter().filter_map(Result::ok)
+    /// Calls `f` with all routes and statuses, and what requests of each have taken. What changes meanwhile may be seen in
+    /// its old state or its new one.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] when the kernel refuses to read its map.
+    pub fn routes(&self, f: impl FnMut(&RouteKey, &RouteTimes)) -> Result<(), Error> {
+        batch::for_each(self.requests.routes.fd().as_fd(), "routes", f)
     }
 
-    /// All requests that are open, with the accounts of their goroutines.
-    pub fn open_requests(&self) -> impl Iterator<Item = (RequestKey, OpenRequest, Option<Account>)> {
-        self.requests.open.iter().filter_map(Result::ok).map(|(key, open)| {
-            let goroutine = GoroutineKey { goid: open.goid, process: key.process, reserved: 0 };
-            (key, open, self.requests.accounts.get(&goroutine, 0).ok())
-        })
+    /// All requests that are open, with the accounts of their goroutines; those alone that have one.
+    ///
+    /// # Errors
+    /// As [`Self::routes`].
+    pub fn open_requests(&self) -> Result<Vec<(RequestKey, OpenRequest, Account)>, Error> {
+        let mut open = Vec::new();
+        self.requests.each_open(|key, request| open.push((*key, *request)))?;
+        let mut accounts = HashMap::new();
+        if !open.is_empty() {
+            self.requests.each_account(|key, account| accounts.extend([(*key, *account)]))?;
+        }
+        let account = |key: &RequestKey, request: &OpenRequest| {
+            let goroutine = GoroutineKey { goid: request.goid, process: key.process, reserved: 0 };
+            accounts.get(&goroutine).copied()
+        };
+        Ok(open.into_iter().filter_map(|(key, o)| Some((key, o, account(&key, &o)?))).collect())
     }
 
-    /// Whether a request is open still, and the same.
-    #[must_use]
-    pub fn is_open(&self, key: &RequestKey, start_ns: u64) -> bool {
-        self.requests.open.get(key, 0).is_ok_and(|open| open.start_ns == start_ns)
+    /// Requests that are open, and since when.
+    ///
+    /// # Errors
+    /// As [`Self::routes`].
+    pub fn open_since(&self) -> Result<HashMap<RequestKey, u64>, Error> {
+        let mut open = HashMap::new();
+        self.requests.each_open(|key, request| open.extend([(*key, request.start_ns)]))?;
+        Ok(open)
     }
 
     /// Forgets what is known of requests of processes that `gone` names: those that are open, and with `routes` what was
     /// counted.
-    pub fn forget_requests(&mut self, gone: impl Fn(u32) -> bool, routes: bool) {
-        let Maps { accounts, open, routes: counted, thresholds, .. } = &mut self.requests;
-        // One that has ended meanwhile is gone already.
-        let keys: Vec<_> = open.keys().filter_map(Result::ok).filter(|key| gone(key.process)).collect();
-        keys.iter().for_each(|key| drop(open.remove(key)));
-        let keys: Vec<_> = accounts.keys().filter_map(Result::ok).filter(|key| gone(key.process)).collect();
-        keys.iter().for_each(|key| drop(accounts.remove(key)));
-        if !routes {
-            return;
+    ///
+    /// # Errors
+    /// As [`Self::routes`].
+    pub fn forget_requests(&mut self, gone: impl Fn(u32) -> bool, routes: bool) -> Result<(), Error> {
+        let Maps { accounts, open, routes: counted, thresholds, .. } = &self.requests;
+        let (mut of_open, mut of_accounts, mut of_routes) = (Vec::new(), Vec::new(), Vec::new());
+        let requests = &self.requests;
+        requests.each_open(|key, _| of_open.extend(Some(*key).filter(|key| gone(key.process))))?;
+        requests.each_account(|key, _| of_accounts.extend(Some(*key).filter(|key| gone(key.process))))?;
+        if routes {
+            self.routes(|key, _| of_routes.extend(Some(*key).filter(|key| gone(key.process))))?;
         }
-        let keys: Vec<_> = counted.keys().filter_map(Result::ok).filter(|key| gone(key.process)).collect();
-        keys.iter().for_each(|key| drop(counted.remove(key)));
-        let keys: Vec<_> = thresholds.keys().filter_map(Result::ok).filter(|key| gone(key.process)).collect();
-        keys.iter().for_each(|key| drop(thresholds.remove(key)));
+        // What has ended meanwhile is gone already.
+        let _ = of_open.iter().filter(|key| batch::delete(open.fd().as_fd(), *key)).count();
+        let _ = of_accounts.iter().filter(|key| batch::delete(accounts.fd().as_fd(), *key)).count();
+        let _ = of_routes.iter().filter(|key| batch::delete(counted.fd().as_fd(), *key)).count();
+        if routes {
+            let known: Vec<_> = thresholds.keys().filter_map(Result::ok).collect();
+            for key in known.iter().filter(|key| gone(key.process)) {
+                // As above.
+                let _ = self.requests.thresholds.remove(key);
+            }
+        }
+        Ok(())
     }
 }

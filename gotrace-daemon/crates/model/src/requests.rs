@@ -82,6 +82,16 @@ impl Protocol {
             Self::Grpc => "grpc",
         }
     }
+
+    /// Whether a status stands for a fault of the server's: HTTP's 5xx, and gRPC's `UNKNOWN`, `DEADLINE_EXCEEDED`,
+    /// `UNIMPLEMENTED`, `INTERNAL`, `UNAVAILABLE` and `DATA_LOSS`, as OpenTelemetry's conventions have it.
+    #[must_use]
+    pub const fn is_error(self, status: u16) -> bool {
+        match self {
+            Self::Grpc => matches!(status, 2 | 4 | 12..=15),
+            Self::Http1 | Self::Http2 => matches!(status, 500..=599),
+        }
+    }
 }
 
 /// How a request ended.
@@ -316,6 +326,32 @@ pub struct Requests {
     pub slow: Vec<Arc<Request>>,
     /// Slow ones beyond what is told of each route and second.
     pub left_out: u64,
+}
+
+/// The caller's span, out of its `traceparent` (W3C Trace Context).
+#[must_use]
+pub fn caller(traceparent: &[u8]) -> Option<SpanContext> {
+    let text = std::str::from_utf8(traceparent.get(..55)?).ok()?;
+    let mut parts = text.split('-');
+    let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let is_hex = |text: &str| text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    if parts.next().is_some() || version == "ff" || ![version, trace, span, flags].into_iter().all(is_hex) {
+        return None;
+    }
+    let trace_id = bytes(trace)?;
+    let span_id = bytes(span)?;
+    (trace_id != [0; 16] && span_id != [0; 8]).then_some(SpanContext { trace_id, span_id })
+}
+
+fn bytes<const N: usize>(hex: &str) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    if hex.len() != 2 * N {
+        return None;
+    }
+    for (n, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(hex.get(2 * n..2 * n + 2)?, 16).ok()?;
+    }
+    Some(bytes)
 }
 
 #[cfg(test)]

@@ -56,6 +56,15 @@ impl Slow {
     pub const KNOWN_FROM: u64 = 200;
 }
 
+/// How requests are traced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TraceRequests {
+    /// When they are slow.
+    pub slow: Slow,
+    /// Whether a program that serves none that can be traced is refused, before anything is put in place.
+    pub required: bool,
+}
+
 /// How to trace.
 #[derive(Clone, Debug)]
 pub struct LineConfig {
@@ -100,8 +109,8 @@ pub struct LineConfig {
     pub proofs: Option<ProofPace>,
     /// Whose goroutines to tell that are left behind at the end.
     pub left_behind: LeftBehind,
-    /// When requests are slow; `None` where requests are not traced. They take level `full`.
-    pub requests: Option<Slow>,
+    /// How requests are traced; `None` where they are not. They take level `full`.
+    pub requests: Option<TraceRequests>,
     /// Findings that are known and may stay.
     pub suppressions: Suppressions,
     /// Directory in which it is remembered over which processes gotrace died; `None` for nowhere.

@@ -64,7 +64,7 @@ impl Traced {
     fn bytes_now(&self) -> u64 {
         let snapshot = self.snapshots.as_ref().map_or(0, super::seed::Snapshots::bytes);
         let looks = self.examining.as_ref().map_or(0, super::examining::Examining::bytes);
-        (self.tracee.table().bytes() + snapshot + looks) as u64 + BESIDE
+        (self.tracee.table().bytes() + self.tracee.requests_bytes() + snapshot + looks) as u64 + BESIDE
     }
 }
 

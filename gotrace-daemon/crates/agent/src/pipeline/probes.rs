@@ -514,8 +514,8 @@ impl Probes {
             return;
         }
         let unwatched = std::mem::take(&mut self.unwatched);
-        self.kernel.forget_requests(|process| unwatched.contains(&process), true);
-        match self.kernel.forget_goroutines(|process| unwatched.contains(&process)) {
+        let gone = |process| unwatched.contains(&process);
+        match self.kernel.forget_requests(gone, true).and_then(|()| self.kernel.forget_goroutines(gone)) {
             Ok(goroutines) => tracing::debug!(goroutines, "removed goroutines of exited processes"),
             Err(error) => {
                 tracing::warn!(%error, "cannot remove goroutines of exited processes from the kernel table");

@@ -4,15 +4,16 @@
 use std::{collections::HashMap, time::Duration};
 
 use gotrace_common::{
-    Account, Histogram, OpenRequest, RequestConfig, RequestKey, RouteKey,
+    Account, Histogram, OpenRequest, RequestConfig, RequestKey, RouteKey, RouteTimes,
     request::{self, BLOCKED_CLASSES, FieldPath, NO_STEP, ROUTE_BYTES},
 };
 use gotrace_go::{Plan, requests::Requests};
+use gotrace_kernel as kernel;
 use gotrace_kernel::Kernel;
 use gotrace_model::{Level, Quantile, requests::BLOCKED_NAMES};
-use gotrace_process::{Clock, ImageMemory};
+use gotrace_process::{Clock, ImageMemory, Target};
 
-use super::{LineConfig, Slow, Traced, probes::Probes};
+use super::{Follow, LineConfig, LineError, Slow, TraceRequests, Traced, probes::Probes, programs::Program};
 use crate::tracee::{Input, OpenSeen, RequestCounts, RequestsState, RouteCount, RouteId};
 
 /// Slow requests that are told of a route within a second, where the threshold is the route's own.
@@ -31,15 +32,47 @@ const OPEN_REQUESTS: u32 = 1 << 14;
 #[derive(Debug)]
 pub(super) struct WatchedRequests {
     slow: Slow,
+    /// How the kernel side reads them.
+    config: RequestConfig,
     /// Of which routes the kernel side was told when a request is slow, and when.
     thresholds: HashMap<RouteKey, u64>,
 }
 
 impl WatchedRequests {
-    /// `None` where they are not wanted, and where the program has none that can be.
-    pub fn of(line: &LineConfig, requests: &Requests) -> Option<Self> {
-        let slow = line.requests.filter(|_| !requests.probes().is_empty())?;
-        Some(Self { slow, thresholds: HashMap::new() })
+    /// `None` where they are not wanted, and where the program has none that can be, which is said of one that was named.
+    ///
+    /// # Errors
+    /// [`LineError::NoProbe`] where such a program is of no use.
+    pub fn of(line: &LineConfig, target: &Target, program: &Program) -> Result<Option<Self>, LineError> {
+        let Some(TraceRequests { slow, required }) = line.requests else { return Ok(None) };
+        let (pid, requests) = (target.pid(), &program.requests);
+        if requests.probes().is_empty() {
+            let what = format!("requests: {}", requests.why_none());
+            if required {
+                let executable = target.executable.display().to_string();
+                return Err(LineError::NoProbe { pid, executable, what });
+            }
+            if line.follow == Follow::Nobody {
+                tracing::warn!(pid, "no {what}");
+            }
+            return Ok(None);
+        }
+        let mut config = requests.config();
+        for (class, reason) in config.classes.iter_mut().zip(program.reasons.iter()) {
+            let class_of = BLOCKED_NAMES.iter().position(|name| **name == **reason);
+            *class = u8::try_from(class_of.unwrap_or(BLOCKED_CLASSES - 1)).unwrap_or(0);
+        }
+        (config.threshold_ns, config.least_ns) = match slow {
+            Slow::Auto => (nanoseconds(Slow::UNKNOWN), nanoseconds(Slow::LEAST)),
+            Slow::From(time) => (nanoseconds(time), nanoseconds(time)),
+        };
+        Ok(Some(Self { slow, config, thresholds: HashMap::new() }))
+    }
+
+    /// From when on a request of this route is slow; its status is not looked at.
+    fn threshold_ns(&self, route: &RouteKey) -> u64 {
+        let own = self.thresholds.get(&RouteKey { status: 0, ..*route });
+        own.copied().unwrap_or(self.config.threshold_ns)
     }
 }
 
@@ -82,43 +115,38 @@ impl Traced {
 
     /// The ends of its requests are not seen from now on.
     pub(super) fn forget_open_requests(&self, kernel: &mut Kernel) {
-        if self.traces_requests() {
-            let number = self.number();
-            kernel.forget_requests(|process| process == number, false);
+        let number = self.number();
+        if self.traces_requests()
+            && let Err(error) = kernel.forget_requests(|process| process == number, false)
+        {
+            tracing::warn!(%error, "requests that are open now may be told with times that are too short");
         }
     }
 
     /// How the kernel side reads its requests; `None` where they are not traced.
     pub(super) fn request_config(&self) -> Option<RequestConfig> {
-        let slow = self.watched.as_ref()?.slow;
-        let mut config = self.requests().config();
-        for (class, reason) in config.classes.iter_mut().zip(self.parsed().program.reasons.iter()) {
-            let class_of = BLOCKED_NAMES.iter().position(|name| **name == **reason);
-            *class = u8::try_from(class_of.unwrap_or(BLOCKED_CLASSES - 1)).unwrap_or(0);
-        }
-        (config.threshold_ns, config.least_ns) = match slow {
-            Slow::Auto => (nanoseconds(Slow::UNKNOWN), nanoseconds(Slow::LEAST)),
-            Slow::From(time) => (nanoseconds(time), nanoseconds(time)),
-        };
-        Some(config)
+        self.watched.as_ref().map(|watched| watched.config)
     }
 
     /// The kernel side is told when requests are slow of the routes of which that is known.
     fn set_thresholds(&mut self, kernel: &mut Kernel, counted: &[(RouteKey, Histogram)]) {
         let pid = self.pid();
-        let Some(WatchedRequests { slow: Slow::Auto, thresholds }) = &mut self.watched else { return };
+        let Some(WatchedRequests { slow: Slow::Auto, config, thresholds }) = &mut self.watched else {
+            return;
+        };
         let mut routes: Vec<(RouteKey, Histogram)> = Vec::new();
         for (key, durations) in counted {
             let key = RouteKey { status: 0, ..*key };
-            match routes.iter_mut().find(|(other, _)| *other == key) {
-                Some((_, sum)) => sum.merge(durations),
-                None => routes.push((key, *durations)),
+            // They are in order: statuses of a route are side by side.
+            match routes.last_mut() {
+                Some((last, sum)) if *last == key => sum.merge(durations),
+                _ => routes.push((key, *durations)),
             }
         }
         for (key, durations) in routes.iter().filter(|(_, durations)| durations.count >= Slow::KNOWN_FROM) {
             let Some(p99) = Quantile::of(durations, 0.99) else { continue };
             let threshold_ns = p99.at_most_ns.max(nanoseconds(Slow::LEAST));
-            let told = thresholds.get(key).copied().unwrap_or(nanoseconds(Slow::UNKNOWN));
+            let told = thresholds.get(key).copied().unwrap_or(config.threshold_ns);
             if threshold_ns.abs_diff(told) <= told / STEADY {
                 continue;
             }
@@ -127,17 +155,6 @@ impl Traced {
                 Err(error) => tracing::debug!(pid, %error, "a route keeps its threshold"),
             }
         }
-    }
-
-    /// From when on a request of this route is slow.
-    fn threshold_ns(&self, id: &RouteId) -> u64 {
-        let own = |watched: &WatchedRequests| match watched.slow {
-            Slow::From(time) => Some(nanoseconds(time)),
-            Slow::Auto => {
-                watched.thresholds.iter().find(|(key, _)| RouteId::of(key) == *id).map(|(_, ns)| *ns)
-            }
-        };
-        self.watched.as_ref().and_then(own).unwrap_or(nanoseconds(Slow::UNKNOWN))
     }
 }
 
@@ -151,76 +168,85 @@ pub(super) fn read_requests(probes: Option<&mut Probes>, traced: &mut [Traced]) 
     if !traced.iter().any(Traced::traces_requests) {
         return;
     }
-    let mut routes: Vec<_> = kernel.routes().collect();
-    routes
-        .sort_by_key(|(key, _)| (key.process, key.protocol, key.method, key.route, key.handler, key.status));
-    let mut open: Vec<_> = kernel.open_requests().collect();
+    if let Err(error) = try_read(kernel, traced) {
+        tracing::warn!(%error, "requests are not told with this report");
+    }
+}
+
+fn try_read(kernel: &mut Kernel, traced: &mut [Traced]) -> Result<(), kernel::Error> {
+    let mut routes: Vec<(RouteKey, RouteTimes)> = Vec::new();
+    kernel.routes(|key, times| routes.push((*key, *times)))?;
+    routes.sort_by_key(|(k, _)| (k.process, k.protocol, k.method, k.route, k.length, k.handler, k.status));
+    let mut open = kernel.open_requests()?;
+    let now_ns = Clock::now_monotonic_ns();
     open.sort_by_key(|(key, open, _)| (key.process, open.start_ns, key.id));
-    for traced in traced.iter_mut().filter(|traced| traced.traces_requests()) {
+    let mut all: Vec<(usize, RequestCounts, Vec<RequestKey>)> = Vec::new();
+    for (n, traced) in traced.iter_mut().enumerate().filter(|(_, traced)| traced.traces_requests()) {
         let number = traced.number();
         let mut own = Vec::new();
-        let mut counts = RequestCounts { now_ns: Clock::now_monotonic_ns(), ..RequestCounts::default() };
-        for (key, times) in routes.iter().filter(|(key, _)| key.process == number) {
-            let mut durations = times.durations;
+        let mut counts = RequestCounts { now_ns, ..RequestCounts::default() };
+        for (key, RouteTimes { durations, times }) in routes.iter().filter(|(key, _)| key.process == number) {
+            let mut durations = *durations;
             durations.count = durations.buckets.iter().sum();
             own.push((*key, durations));
             counts.routes.push(RouteCount {
                 id: RouteId::of(key),
                 status: key.status,
                 durations,
-                times: times.times,
+                times: *times,
             });
         }
         traced.set_thresholds(kernel, &own);
         let memory = traced.watch.image().and_then(|image| image.memory().ok());
-        for (key, open, account) in open.iter().filter(|(key, ..)| key.process == number).take(MAX_OPEN) {
-            counts.open.extend(seen(
-                traced,
-                kernel,
-                memory.as_ref(),
-                counts.now_ns,
-                (key, open, account.as_ref()),
-            ));
-        }
-        traced.tracee.tell(&Input::RequestCounts(Box::new(counts)));
+        let own = open.iter().filter(|(key, ..)| key.process == number).take(MAX_OPEN);
+        let seen = own.filter_map(|(key, open, account)| {
+            Some((*key, traced.watched.as_ref()?.seen(number, memory.as_ref(), now_ns, (open, account))))
+        });
+        let (keys, seen) = seen.unzip();
+        counts.open = seen;
+        all.push((n, counts, keys));
     }
+    // What was read of one is its own only as long as it goes on.
+    let still = if open.is_empty() { HashMap::new() } else { kernel.open_since()? };
+    for (n, mut counts, keys) in all {
+        let mut keys = keys.iter();
+        counts.open.retain(|open| keys.next().and_then(|key| still.get(key)) == Some(&open.start_ns));
+        if let Some(traced) = traced.get_mut(n) {
+            traced.tracee.tell(&Input::RequestCounts(Box::new(counts)));
+        }
+    }
+    Ok(())
 }
 
-/// An open request; `None` where it has ended meanwhile.
-fn seen(
-    traced: &Traced,
-    kernel: &Kernel,
-    memory: Option<&ImageMemory>,
-    now_ns: u64,
-    (key, open, account): (&RequestKey, &OpenRequest, Option<&Account>),
-) -> Option<OpenSeen> {
-    let named = memory.map(|memory| name(traced, memory, open)).unwrap_or_default();
-    // What was read is its own only as long as it goes on.
-    if !kernel.is_open(key, open.start_ns) {
-        return None;
+impl WatchedRequests {
+    /// An open request of the process with this number.
+    fn seen(
+        &self,
+        process: u32,
+        memory: Option<&ImageMemory>,
+        now_ns: u64,
+        (open, account): (&OpenRequest, &Account),
+    ) -> OpenSeen {
+        let named = memory.map(|memory| name(&self.config, memory, open)).unwrap_or_default();
+        let mut route = RouteKey { process, protocol: open.protocol, ..named };
+        if route.length == 0 {
+            route.handler = open.handler;
+        }
+        let threshold_ns = self.threshold_ns(&route).max(LEAST_OPEN_NS);
+        OpenSeen {
+            id: RouteId::of(&route),
+            goid: open.goid,
+            start_ns: open.start_ns,
+            times: std::array::from_fn(|n| account.times[n].saturating_sub(open.base[n])),
+            state: (account.state, account.class, account.since_ns),
+            slow: now_ns.saturating_sub(open.start_ns) >= threshold_ns,
+        }
     }
-    let mut route = RouteKey { protocol: open.protocol, ..named };
-    if route.length == 0 {
-        route.handler = open.handler;
-    }
-    let id = RouteId::of(&route);
-    let slow = now_ns.saturating_sub(open.start_ns) >= traced.threshold_ns(&id).max(LEAST_OPEN_NS);
-    Some(OpenSeen {
-        id,
-        goid: open.goid,
-        start_ns: open.start_ns,
-        times: account.map(|account| std::array::from_fn(|n| account.times[n].saturating_sub(open.base[n]))),
-        state: account.map_or((request::state::RUNNING, 0, now_ns), |account| {
-            (account.state, account.class, account.since_ns)
-        }),
-        slow,
-    })
 }
 
 /// Method and route of an open request, read from the process's memory as the kernel side reads those that end.
-fn name(traced: &Traced, memory: &ImageMemory, open: &OpenRequest) -> RouteKey {
+fn name(config: &RequestConfig, memory: &ImageMemory, open: &OpenRequest) -> RouteKey {
     let mut key = RouteKey::default();
-    let Some(config) = traced.request_config() else { return key };
     let reader = Reader(memory);
     if open.protocol == request::protocol::GRPC {
         if let Some((text, length)) = reader.text(open.object, config.grpc_method) {

@@ -130,7 +130,7 @@ impl Traced {
         // What it is going to execute is not mapped yet.
         let bias =
             if binary.build().pie && target.is_yet_to_execute() { None } else { load_bias(&target, binary) };
-        let watched = WatchedRequests::of(line, &parsed.program.requests);
+        let watched = WatchedRequests::of(line, &target, &parsed.program)?;
         let config = ProcessConfig {
             // Number, slot and file are given when it joins the line.
             process: 0,

@@ -429,6 +429,11 @@ impl Tracee {
         self.facts.clock.unix_nano(self.facts.began_ns)
     }
 
+    /// Bytes that what is known of its requests takes.
+    pub(crate) fn requests_bytes(&self) -> usize {
+        self.requests.as_deref().map_or(0, RequestsState::bytes)
+    }
+
     /// Its goroutines.
     #[must_use]
     pub fn table(&self) -> &Table {

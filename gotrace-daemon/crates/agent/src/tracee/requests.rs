@@ -8,7 +8,7 @@ use std::{
 
 use gotrace_common::{
     Histogram, ROW_SYSCALL, RouteKey, WakerKind, bucket_upper_bound_ns,
-    request::{self, TIMES, Times},
+    request::{self, Times},
 };
 use gotrace_model::{
     Location, Span, SpanContext,
@@ -34,8 +34,9 @@ const MAX_WAITS: usize = 24;
 const MAX_CAUSES: usize = 8;
 /// Waits of a goroutine that are looked through.
 const MAX_LOOKED: usize = 1 << 12;
-/// Slow requests that are kept until the next report.
+/// Slow requests that are kept until the next report, and waits of them: some 20 and 30 MB.
 const MAX_SLOW: usize = 1 << 15;
+const MAX_SLOW_WAITS: usize = 1 << 16;
 /// Routes that are kept apart; the kernel side has no room for more.
 const MAX_ROUTES: usize = 1 << 12;
 
@@ -95,8 +96,8 @@ pub struct OpenSeen {
     pub goid: u64,
     /// When it began.
     pub start_ns: u64,
-    /// What its goroutine has spent the time on, up to its last change of state; `None` where that is not known.
-    pub times: Option<Times>,
+    /// What its goroutine has spent the time on, up to its last change of state.
+    pub times: Times,
     /// The state that its goroutine is in ([`request::state`]), the class of its wait reason, and since when.
     pub state: (u32, u32, u64),
     /// Whether it has been open for so long that it is told.
@@ -162,6 +163,9 @@ pub struct RequestsState {
     /// To be told with the next report.
     #[serde(skip)]
     ended: Vec<Arc<Request>>,
+    /// Their waits.
+    #[serde(skip)]
+    ended_waits: usize,
 }
 
 /// A histogram.
@@ -230,7 +234,8 @@ impl RequestsState {
             (*of, *count) = (second, 0);
         }
         *count += 1;
-        let admitted = self.per_second.is_none_or(|most| *count <= most) && self.ended.len() < MAX_SLOW;
+        let has_room = self.ended.len() < MAX_SLOW && self.ended_waits < MAX_SLOW_WAITS;
+        let admitted = self.per_second.is_none_or(|most| *count <= most) && has_room;
         self.left_out += u64::from(!admitted);
         admitted
     }
@@ -301,7 +306,7 @@ impl Tracee {
             let time = TimeSpent(end.times);
             let (mut waits, complete) = explain(&state, &mut known, end.goid, (end.start_ns, end.end_ns));
             waits.sort_by_key(|wait| wait.offset_ns);
-            let caller = caller(&end.traceparent);
+            let caller = gotrace_model::requests::caller(&end.traceparent);
             let own = SpanContext {
                 trace_id: caller
                     .map_or_else(|| key.trace_id(self.table.trace_root(end.goid)), |c| c.trace_id),
@@ -331,6 +336,7 @@ impl Tracee {
                 state: None,
             });
             state.told_open.remove(&(end.goid, end.start_ns));
+            state.ended_waits += request.waits.len();
             state.ended.push(Arc::clone(&request));
             let span = |n| Span::RequestWait(Arc::clone(&self.resource), Arc::clone(&request), n);
             out.spans.extend((0..request.waits.len()).map(span));
@@ -346,20 +352,16 @@ impl Tracee {
         let mut known = Known { symbols: &mut self.symbols, names, table: &self.table, reasons, key };
         let mut routes = routes(&mut state, &mut known);
         let mut slow = std::mem::take(&mut state.ended);
+        state.ended_waits = 0;
         let counts = std::mem::take(&mut state.counts.open);
         let still: BTreeSet<_> = counts.iter().map(|open| (open.goid, open.start_ns)).collect();
         state.told_open.retain(|open| still.contains(open));
         for open in counts {
             let name = known.name(&open.id);
             let age_ns = now_ns.saturating_sub(open.start_ns);
-            let place = routes.iter().position(|route| route.name == name).unwrap_or_else(|| {
-                routes.push(Route::new(name.clone()));
-                routes.len() - 1
-            });
-            if let Some(route) = routes.get_mut(place) {
-                route.open += 1;
-                route.oldest_open_ns = route.oldest_open_ns.max(Some(age_ns));
-            }
+            let route = routes.of(name.clone());
+            route.open += 1;
+            route.oldest_open_ns = route.oldest_open_ns.max(Some(age_ns));
             let fresh = open.slow && state.told_open.len() < MAX_SLOW;
             if !fresh || !state.told_open.insert((open.goid, open.start_ns)) {
                 continue;
@@ -391,7 +393,7 @@ impl Tracee {
         }
         let left_out = std::mem::take(&mut state.left_out);
         self.requests = Some(state);
-        Some(Arc::new(Requests { routes, slow, left_out }))
+        Some(Arc::new(Requests { routes: routes.sorted(), slow, left_out }))
     }
 }
 
@@ -406,7 +408,7 @@ fn now(open: &OpenSeen, now_ns: u64) -> (TimeSpent, &'static str) {
         request::state::ASSIST => (request::time::GC_ASSIST, "GC assist"),
         _ => (request::time::BLOCKED + class, gotrace_model::requests::BLOCKED_NAMES[class]),
     };
-    let mut times = open.times.unwrap_or([0; TIMES]);
+    let mut times = open.times;
     if let Some(spent) = times.get_mut(part) {
         *spent = spent.saturating_add(now_ns.saturating_sub(since_ns));
     }
@@ -497,28 +499,39 @@ fn causes_of(
 }
 
 impl RequestsState {
+    /// Bytes that all of it takes, about.
+    pub(crate) fn bytes(&self) -> usize {
+        /// Of a request with its names, and of a wait with its stack.
+        const REQUEST: usize = 600;
+        const WAIT: usize = 450;
+        self.past.capacity() * (size_of::<Past>() + 8 * 8)
+            + self.last.capacity() * 2 * size_of::<u64>()
+            + self.reported.len() * (size_of::<((RouteId, u16), (Sums, Times))>() + 64)
+            + self.ended.len() * REQUEST
+            + self.ended_waits * WAIT
+    }
+
     /// From when on all waits are remembered.
     fn first_ns(&self) -> u64 {
         if self.past.len() < MAX_PAST { 0 } else { self.past.front().map_or(0, |past| past.end_ns) }
     }
 }
 
-/// All routes, with what came since the last report; the one that took the most time first.
-fn routes(state: &mut RequestsState, known: &mut Known<'_>) -> Vec<Route> {
-    let mut routes: Vec<Route> = Vec::new();
+/// All routes, with what came since the last report.
+fn routes(state: &mut RequestsState, known: &mut Known<'_>) -> Routes {
+    let mut routes = Routes::default();
     for count in &state.counts.routes {
-        let name = known.name(&count.id);
-        let place = routes.iter().position(|route| route.name == name).unwrap_or_else(|| {
-            routes.push(Route::new(name));
-            routes.len() - 1
-        });
-        let Some(route) = routes.get_mut(place) else { continue };
+        let route = routes.of(known.name(&count.id));
         let now = (Sums(count.durations), count.times);
         let before = state.reported.insert((count.id.clone(), count.status), now).unwrap_or_default();
         let durations = since(&count.durations, &before.0.0);
         let times = TimeSpent(std::array::from_fn(|n| count.times[n].saturating_sub(before.1[n])));
         let status = status(count.status);
-        let failed = is_error(count.id.protocol, count.status);
+        // One that ended without a status has failed, but for a connection that was taken over.
+        let failed = match status {
+            Some(status) => route.name.protocol.is_error(status),
+            None => count.status == request::status::FAILED,
+        };
         if durations.count > 0 {
             *route.by_status.entry(status).or_default() += durations.count;
             route.errors += if failed { durations.count } else { 0 };
@@ -535,8 +548,24 @@ fn routes(state: &mut RequestsState, known: &mut Known<'_>) -> Vec<Route> {
             route.total.slow = route.total.slow.max(*slow);
         }
     }
-    routes.sort_by_key(|route| std::cmp::Reverse(route.total.durations.sum_ns));
     routes
+}
+
+/// Routes by their names.
+#[derive(Default)]
+struct Routes(BTreeMap<RouteName, Route>);
+
+impl Routes {
+    fn of(&mut self, name: RouteName) -> &mut Route {
+        self.0.entry(name).or_insert_with_key(|name| Route::new(name.clone()))
+    }
+
+    /// All of them, the one that took the most time first.
+    fn sorted(self) -> Vec<Route> {
+        let mut routes: Vec<Route> = self.0.into_values().collect();
+        routes.sort_by_key(|route| std::cmp::Reverse(route.total.durations.sum_ns));
+        routes
+    }
 }
 
 /// What came to a histogram since it was as `before`.
@@ -554,42 +583,6 @@ fn since(now: &Histogram, before: &Histogram) -> Histogram {
 
 fn status(status: u16) -> Option<u16> {
     (!matches!(status, request::status::NONE | request::status::FAILED)).then_some(status)
-}
-
-/// Whether it is the server's fault: HTTP's 5xx, and gRPC's `UNKNOWN`, `DEADLINE_EXCEEDED`, `UNIMPLEMENTED`, `INTERNAL`,
-/// `UNAVAILABLE` and `DATA_LOSS`, as OpenTelemetry's conventions have it.
-fn is_error(protocol: u8, status: u16) -> bool {
-    match status {
-        request::status::FAILED => true,
-        request::status::NONE => false,
-        code if protocol == request::protocol::GRPC => matches!(code, 2 | 4 | 12 | 13 | 14 | 15),
-        status => (500..600).contains(&status),
-    }
-}
-
-/// The caller's span, out of its `traceparent` (W3C Trace Context).
-fn caller(traceparent: &[u8]) -> Option<SpanContext> {
-    let text = std::str::from_utf8(traceparent.get(..55)?).ok()?;
-    let mut parts = text.split('-');
-    let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    let is_hex = |text: &str| text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    if parts.next().is_some() || version == "ff" || ![version, trace, span, flags].into_iter().all(is_hex) {
-        return None;
-    }
-    let trace_id = bytes(trace)?;
-    let span_id = bytes(span)?;
-    (trace_id != [0; 16] && span_id != [0; 8]).then_some(SpanContext { trace_id, span_id })
-}
-
-fn bytes<const N: usize>(hex: &str) -> Option<[u8; N]> {
-    let mut bytes = [0; N];
-    if hex.len() != 2 * N {
-        return None;
-    }
-    for (n, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(hex.get(2 * n..2 * n + 2)?, 16).ok()?;
-    }
-    Some(bytes)
 }
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
 //! Requests from records and counts as the kernel side gives them.
 
-use gotrace_common::{Header, RequestRecord, kind, request::TRACEPARENT_BYTES};
+use gotrace_common::{
+    Header, RequestRecord, kind,
+    request::{TIMES, TRACEPARENT_BYTES},
+};
 use gotrace_model::Resource;
 use gotrace_process::Clock;
 
@@ -246,7 +249,7 @@ fn an_open_request_is_told_once_and_again_when_it_ends() {
         id: RouteId::of(&key("/stream", 0)),
         goid: 5,
         start_ns: 10 * MS,
-        times: Some([0; TIMES]),
+        times: [0; TIMES],
         state: (request::state::BLOCKED, 9, 30 * MS),
         slow: true,
     };

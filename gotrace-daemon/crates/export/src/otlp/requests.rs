@@ -76,12 +76,14 @@ fn attributes_of(request: &Request) -> Vec<KeyValue> {
 
 /// Why a request counts as failed, on the server's side; `None` where it does not.
 fn error_type(request: &Request) -> Option<String> {
-    match (request.name.protocol, request.status) {
-        (Protocol::Grpc, Some(status)) => {
-            matches!(status, 2 | 4 | 12..=15).then(|| code_of_grpc(status).unwrap_or_default().to_owned())
+    let protocol = request.name.protocol;
+    match request.status {
+        Some(status) if !protocol.is_error(status) => None,
+        Some(status) if protocol == Protocol::Grpc => {
+            Some(code_of_grpc(status).unwrap_or_default().to_owned())
         }
-        (_, Some(status)) => (status >= 500).then(|| status.to_string()),
-        (_, None) => request
+        Some(status) => Some(status.to_string()),
+        None => request
             .ended
             .filter(|ended| matches!(ended, Ended::Panic | Ended::GoroutineExit))
             .map(|ended| ended.name().to_owned()),

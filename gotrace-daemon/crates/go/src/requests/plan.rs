@@ -7,7 +7,7 @@ use gotrace_common::{
 
 use super::{
     super::{Event, Operand, Probe},
-    FieldPath, Moment, Requests, Routes, Server,
+    FieldPath, Moment, Point, Requests, Routes, Server,
 };
 
 /// Servers whose requests are traced.
@@ -17,13 +17,26 @@ impl Requests {
     /// Whether requests of a server can be traced: where they begin and end is known.
     #[must_use]
     pub fn can_trace(&self, server: Server) -> bool {
-        let has = |server, moment| self.points.iter().any(|p| p.server == server && p.moment == moment);
+        let is_it = |p: &Point, server, moment| p.server == server && p.moment == moment && p.emulated;
+        let has = |server, moment| self.points.iter().any(|p| is_it(p, server, moment));
         // Those of HTTP/2 begin where all of HTTP do.
         let begin = if matches!(server, Server::Http2 | Server::XHttp2) { Server::Http } else { server };
         TRACED.contains(&server) && has(begin, Moment::Begin) && has(server, Moment::End)
     }
 
-    /// The probes of servers whose requests can be traced.
+    /// Why there are no requests that can be traced, where there are none.
+    #[must_use]
+    pub fn why_none(&self) -> String {
+        match (self.missing.as_slice(), self.servers.contains(&Server::OpenTelemetry)) {
+            ([], true) => {
+                "it has OpenTelemetry's SDK, whose spans are not traced yet, and no server".to_owned()
+            }
+            ([], false) => "neither net/http's server nor gRPC's is in its executable".to_owned(),
+            (missing, _) => missing.join("; "),
+        }
+    }
+
+    /// The probes of servers whose requests can be traced: on instructions that the kernel emulates.
     #[must_use]
     pub fn probes(&self) -> Vec<Probe> {
         let by_handler = self.routes.is_some_and(|(routes, _)| routes == Routes::Handler);
@@ -33,7 +46,8 @@ impl Requests {
             Moment::Route => !by_handler,
             _ => true,
         };
-        let points = self.points.iter().filter(|p| self.can_trace(p.server) && wanted(p.moment));
+        let points =
+            self.points.iter().filter(|p| p.emulated && self.can_trace(p.server) && wanted(p.moment));
         points
             .map(|p| Probe {
                 event: Event::Request(p.server, p.moment),

@@ -135,7 +135,14 @@ pub(super) fn find(planner: &Planner<'_>) -> Requests {
             continue;
         }
         match point(planner, wanted) {
-            Ok(point) => requests.points.push(point),
+            Ok(point) => {
+                if !point.emulated {
+                    requests
+                        .missing
+                        .push(absent(wanted, "begins with an instruction that the kernel single-steps"));
+                }
+                requests.points.push(point);
+            }
             Err(why) => requests.missing.push(absent(wanted, &why)),
         }
         // What tells only details is no loss.
