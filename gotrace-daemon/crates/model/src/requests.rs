@@ -177,7 +177,13 @@ impl RouteName {
     pub fn text(&self) -> String {
         let what = match (&self.route, &self.handler) {
             (Some(route), _) => route.to_string(),
-            (None, Some(handler)) => format!("({})", handler.function),
+            // Without the path of its package, which is long and often the same.
+            (None, Some(handler)) => {
+                let function = &*handler.function;
+                let path_end = function.find('[').unwrap_or(function.len());
+                let short = function[..path_end].rfind('/').map_or(function, |slash| &function[slash + 1..]);
+                format!("({short})")
+            }
             (None, None) => "(no route)".to_owned(),
         };
         match &self.method {
@@ -357,6 +363,20 @@ fn bytes<const N: usize>(hex: &str) -> Option<[u8; N]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_handler_is_named_without_the_path_of_its_package() {
+        for (function, expected) in [
+            ("github.com/prometheus/prometheus/web.New.func1", "(web.New.func1)"),
+            ("main.serve", "(main.serve)"),
+            ("a/b.F[c/d.E]", "(b.F[c/d.E])"),
+            ("ends/", "()"),
+        ] {
+            let handler = Some(Arc::new(Location { function: function.into(), file: "".into(), line: 0 }));
+            let name = RouteName { protocol: Protocol::Http1, method: None, route: None, handler };
+            assert_eq!(name.text(), expected);
+        }
+    }
 
     #[test]
     fn parts_have_names_and_add_up() {

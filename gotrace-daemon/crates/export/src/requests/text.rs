@@ -190,7 +190,11 @@ fn bar(time: &TimeSpent) -> String {
 pub const LEGEND: &str = "█ on CPU  ▓ waiting for a CPU  ▒ system call, GC assist  ░ blocked";
 
 fn row(route: &Route) -> String {
-    let name: String = printable(&route.name.text()).chars().take(NAME).collect();
+    let mut name = printable(&route.name.text()).into_owned();
+    if let Some((end, _)) = name.char_indices().nth(NAME - 1).filter(|_| name.chars().count() > NAME) {
+        name.truncate(end);
+        name.push('…');
+    }
     let open = if route.open == 0 {
         "-".to_owned()
     } else {
