@@ -5,6 +5,7 @@
 //! After a wanted change: `GOTRACE_BLESS=1 cargo test -p gotrace-tests --test recordings`.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -103,4 +104,46 @@ fn a_recording_is_played_paused_and_sought_through() {
     view.press("q");
     assert!(view.end().success(), "{}", view.shown());
     assert!(view.is_cooked());
+}
+
+#[test]
+fn requests_are_cut_exactly() {
+    let path = directory().join("requests.gtr");
+    let (otlp, json) = (convert(&path, "otlp"), convert(&path, "json"));
+    let lines: Vec<Value> = json.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let all: Vec<&Value> =
+        lines.iter().filter_map(|line| line["interval"]["requests"]["slow"].as_array()).flatten().collect();
+    let ended: Vec<&&Value> = all.iter().filter(|request| request["open"] == false).collect();
+    // Its server was asked thrice for each of five routes.
+    let mut routes: BTreeMap<&str, u64> = BTreeMap::new();
+    for request in &ended {
+        *routes.entry(request["route"].as_str().expect("a route")).or_default() += 1;
+        let time = request["time_ns"].as_object().expect("times");
+        let blocked = time["blocked"].as_object().expect("reasons").values();
+        let sum: u64 = time.values().chain(blocked).filter_map(Value::as_u64).sum();
+        assert_eq!(sum, request["duration_ns"].as_u64().expect("a time"), "{request}");
+        assert_eq!(request["waits_complete"], true, "{request}");
+    }
+    let expected = ["/chan", "/cpu", "/db", "/kids", "/mutex"].map(|route| (route, 3));
+    assert_eq!(routes, BTreeMap::from(expected));
+    // Who waits for its children waits for the one that slept longest.
+    let waits = ended.iter().flat_map(|request| request["waits"].as_array().into_iter().flatten());
+    let of = |function: &str| -> Vec<&Value> {
+        waits.clone().filter(|wait| wait["own_code"]["function"] == function).collect()
+    };
+    assert_eq!(["main.doKids", "main.doDB", "main.doChan"].map(|function| of(function).len()), [3, 3, 3]);
+    for wait in of("main.doKids") {
+        let cause = &wait["causes"][0];
+        assert_eq!((&cause["function"], &cause["state"]), (&"main.doKids.func1".into(), &"sleep".into()));
+    }
+    for wait in of("main.doDB") {
+        assert_eq!((&wait["reason"], &wait["ended_by"]["kind"]), (&"IO wait".into(), &"netpoll".into()));
+    }
+    // Each is a span of a server's, and each wait of it a child.
+    let spans = Export::parse(&otlp).expect("spans").spans;
+    let servers: Vec<_> = spans.iter().filter(|span| span.name.starts_with("GET /")).collect();
+    assert_eq!(servers.len(), ended.len());
+    let waits: usize = ended.iter().map(|request| request["waits"].as_array().map_or(0, Vec::len)).sum();
+    let is_child = |id: &str| servers.iter().any(|server| server.span_id == id);
+    assert_eq!(spans.iter().filter(|span| is_child(&span.parent_span_id)).count(), waits);
 }
