@@ -16,13 +16,11 @@ use super::{
     is_broken_pipe,
     output::Stdout,
     target::TargetArgs,
-    trace::Background,
+    trace::{Background, events_alone},
 };
 use crate::units as values;
-use gotrace_agent::pipeline::{Engine, Follow, LeftBehind, Line, LineConfig, SpanSampling, Stop};
+use gotrace_agent::pipeline::{Line, Stop};
 use gotrace_export::{collector, otlp::ExportConfig};
-use gotrace_inspect::leak::Suppressions;
-use gotrace_metadata::ResourceOptions;
 use gotrace_model::{Interval, Level};
 use gotrace_process::{Clock, Target, usage};
 
@@ -71,7 +69,7 @@ pub(super) fn run(args: &GcArgs) -> Result<Exit, CliError> {
     let background = Background::with_export(ExportConfig::default())?;
     let stop = Stop::default();
     background.stop_on_signals(&stop)?;
-    let mut line = Line::new(args.line_config(), None)?;
+    let mut line = Line::new(events_alone(Level::Lifecycle, args.interval, args.budget.budget()), None)?;
     let cpu_before = cpu_ns(pid);
     line.trace(target)?;
     let json = args.format == TextOrJson::Json;
@@ -127,40 +125,4 @@ pub(super) fn run(args: &GcArgs) -> Result<Exit, CliError> {
 fn cpu_ns(pid: u32) -> Option<u64> {
     let (seconds, _) = usage(pid);
     (seconds > 0.0).then_some((seconds * 1e9) as u64)
-}
-
-impl GcArgs {
-    fn line_config(&self) -> LineConfig {
-        LineConfig {
-            // Snapshots show nothing of it.
-            engine: Engine::Events,
-            level: Level::Lifecycle,
-            min_wait: Duration::from_secs(1),
-            stack_depth: 0,
-            interval: self.interval,
-            reconcile: None,
-            trace_root_age: Duration::from_secs(10),
-            sampling: SpanSampling {
-                ratio: 1.0,
-                keep_longer_than: None,
-                keep_wait_over: None,
-                max_per_second: None,
-            },
-            ring_bytes: 8 << 20,
-            goroutines: 1,
-            follow: Follow::Nobody,
-            processes: 2,
-            goroutines_each: usize::MAX,
-            memory: u64::MAX,
-            budget: self.budget.budget(),
-            resource: ResourceOptions { command_args: false },
-            kernel_log_level: 0,
-            suspicions: None,
-            proofs: None,
-            left_behind: LeftBehind::Nobody,
-            requests: None,
-            suppressions: Suppressions::default(),
-            state: None,
-        }
-    }
 }

@@ -15,16 +15,12 @@ use super::{
     is_broken_pipe,
     output::Stdout,
     target::TargetArgs,
-    trace::Background,
+    trace::{Background, events_alone},
 };
 use crate::units as values;
-use gotrace_agent::pipeline::{
-    Engine, Follow, LeftBehind, Line, LineConfig, Slow, SpanSampling, Stop, TraceRequests,
-};
+use gotrace_agent::pipeline::{Line, LineConfig, Slow, Stop, TraceRequests};
 use gotrace_export::{otlp::ExportConfig, requests as export};
 use gotrace_go::requests::Requests;
-use gotrace_inspect::leak::Suppressions;
-use gotrace_metadata::ResourceOptions;
 use gotrace_model::{Interval, Level};
 use gotrace_process::{Clock, Target};
 
@@ -199,35 +195,10 @@ impl RequestsArgs {
 
     fn line_config(&self) -> LineConfig {
         LineConfig {
-            // Snapshots show nothing of it.
-            engine: Engine::Events,
-            level: Level::Full,
             min_wait: self.min_wait,
             stack_depth: STACK_DEPTH,
-            interval: TICK.min(self.interval),
-            reconcile: None,
-            trace_root_age: Duration::from_secs(10),
-            sampling: SpanSampling {
-                ratio: 0.0,
-                keep_longer_than: None,
-                keep_wait_over: None,
-                max_per_second: None,
-            },
-            ring_bytes: 8 << 20,
-            goroutines: 1 << 17,
-            follow: Follow::Nobody,
-            processes: 2,
-            goroutines_each: usize::MAX,
-            memory: u64::MAX,
-            budget: self.budget.budget(),
-            resource: ResourceOptions { command_args: false },
-            kernel_log_level: 0,
-            suspicions: None,
-            proofs: None,
-            left_behind: LeftBehind::Nobody,
             requests: Some(TraceRequests { slow: self.slow, required: true }),
-            suppressions: Suppressions::default(),
-            state: None,
+            ..events_alone(Level::Full, TICK.min(self.interval), self.budget.budget())
         }
     }
 }

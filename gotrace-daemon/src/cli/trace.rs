@@ -91,6 +91,41 @@ impl TraceArgs {
     }
 }
 
+/// The line's configuration for watching one process by events, at this level: no spans, no snapshots, no findings.
+pub(super) fn events_alone(level: Level, interval: Duration, budget: Option<Budget>) -> LineConfig {
+    LineConfig {
+        // Snapshots show nothing of it.
+        engine: Engine::Events,
+        level,
+        min_wait: Duration::from_secs(1),
+        stack_depth: 0,
+        interval,
+        reconcile: None,
+        trace_root_age: Duration::from_secs(10),
+        sampling: SpanSampling {
+            ratio: 0.0,
+            keep_longer_than: None,
+            keep_wait_over: None,
+            max_per_second: None,
+        },
+        ring_bytes: 8 << 20,
+        goroutines: if level == Level::Lifecycle { 1 } else { 1 << 17 },
+        follow: Follow::Nobody,
+        processes: 2,
+        goroutines_each: usize::MAX,
+        memory: u64::MAX,
+        budget,
+        resource: ResourceOptions { command_args: false },
+        kernel_log_level: 0,
+        suspicions: None,
+        proofs: None,
+        left_behind: LeftBehind::Nobody,
+        requests: None,
+        suppressions: Suppressions::default(),
+        state: None,
+    }
+}
+
 impl From<RecordingError> for CliError {
     fn from(e: RecordingError) -> Self {
         Self::failure(e.to_string()).help("free space on its file system, or choose another file")
