@@ -109,11 +109,11 @@ impl Watch {
     }
 
     /// Whether it runs another program than when the watch began, or the same one anew. `false` when
-    /// it has ended: ask [`Self::has_ended`].
+    /// it has ended or is about to, as its memory goes before the end is told: ask [`Self::has_ended`].
     #[must_use]
     pub fn has_executed_another_program(&self) -> bool {
         let gone = self.image.as_ref().is_some_and(Image::is_gone);
-        (gone || program(&self.directory, self.pid).is_ok_and(|now| now != self.program)) && !self.has_ended()
+        (gone || program(&self.directory, self.pid).is_ok_and(|now| now != self.program)) && !self.is_ending()
     }
 
     /// Of the program that is watched; `None` without permission.
@@ -236,6 +236,21 @@ mod tests {
                 .expect("watched");
         });
         child.wait().expect("ends");
+    }
+
+    #[test]
+    fn one_that_is_ending_has_not_executed_another_program() {
+        for _ in 0..100 {
+            let mut child = Command::new("sleep").arg("60").spawn().expect("sleep starts");
+            crate::wait_for_program(child.id());
+            let watch = Target::open(child.id()).expect("lives").watch().expect("lives");
+            child.kill().expect("can be ended");
+            // Its memory goes before the end is told.
+            while !watch.has_ended() {
+                assert!(!watch.has_executed_another_program());
+            }
+            child.wait().expect("ends");
+        }
     }
 
     #[test]
