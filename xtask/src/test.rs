@@ -6,6 +6,9 @@
 //! machines beside the live tests, which mostly wait. A lane beside is this command again, with stages named; what it
 //! prints is kept and shown when it has ended.
 //!
+//! Live tests run two at a time, for the same reason. One that fails so is run once more, by itself, when all else has
+//! ended: failing again fails the run, and passing then is said at its end.
+//!
 //! One profile and one target serve all stages: the statically linked binary, which is also what runs
 //! in the virtual machines.
 
@@ -15,7 +18,8 @@ use std::{
     os::unix::{fs::MetadataExt, process::CommandExt as _},
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::OnceLock,
+    sync::{Mutex, OnceLock, PoisonError},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -52,6 +56,12 @@ const LONG: [&str; 4] = ["cluster", "soak", "harm-long", "faults-long"];
 /// The integration tests that `--test` names; empty for all of them.
 static CHOSEN: OnceLock<Vec<String>> = OnceLock::new();
 
+/// Live tests that failed beside others.
+static FAILED_BESIDE: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Live tests that run at a time.
+const LIVE_AT_ONCE: usize = 2;
+
 /// What needs nothing but a compiler, and runs beside the setup.
 const COMPILING: [&str; 3] = ["clippy", "docs", "build"];
 
@@ -73,7 +83,7 @@ const STAGES: [Stage; 17] = [
         "Go programs of every version and mode, read and compared (some minutes, more at first: they are built)",
         programs,
     ),
-    ("live", "live tests (about 20 min on two cores)", live),
+    ("live", "live tests (about 15 min on two cores)", live),
     ("harm", "who is watched comes to no harm (about 5 min on two cores)", || harm("short")),
     ("robustness", "gotrace stands whatever a node brings (about 4 min on two cores)", robustness),
     ("fuzz", "libFuzzer on everything that parses, 10 s each (about 3 min on two cores)", fuzzing),
@@ -101,6 +111,7 @@ pub fn main(options: &Options) -> Result<()> {
     let begin = Instant::now();
     let whole = options.only.is_empty() && !options.quick;
     let mut beside: Option<Beside> = None;
+    let mut passed_alone = Vec::new();
     for (name, what, stage) in STAGES {
         let wanted = if options.only.is_empty() {
             !LONG.contains(&name) && (!options.quick || QUICK.contains(&name))
@@ -128,23 +139,29 @@ pub fn main(options: &Options) -> Result<()> {
         if whole && name == "live" {
             beside = Some(Beside::start(&BESIDE_LIVE)?);
         }
-        // Trials are races, and run by themselves.
-        if whole && name == "harm" {
-            times.push(beside.take().context("the lane beside the live tests was not begun")?.finish()?);
-        }
         println!("\n=== {name}: {what}");
         let start = Instant::now();
-        stage().map_err(|error| {
+        let failed = |error: anyhow::Error| {
             let tests =
                 error.downcast_ref::<Failed>().map(|failed| format!(" --test {}", failed.0.join(",")));
             let again = format!("repeat with: cargo xtask test --only {name}{}", tests.unwrap_or_default());
             error.context(format!("stage {name} failed after {:.0?}\n{again}", start.elapsed()))
-        })?;
+        };
+        stage().map_err(failed)?;
         times.push((name, start.elapsed()));
+        if name == "live" {
+            // What follows are trials, which are races, and what failed, which gets its chance: both run by themselves.
+            let lane = beside.take().map(Beside::finish).transpose();
+            passed_alone = alone().map_err(failed)?;
+            times.extend(lane?);
+        }
     }
     println!("\n=== passed in {:.0} s", begin.elapsed().as_secs_f64());
     for (name, time) in &times {
         println!("{:>6.0} s  {name}", time.as_secs_f64());
+    }
+    if !passed_alone.is_empty() {
+        println!("FAILED ONCE, beside others, and passed alone: {}", passed_alone.join(", "));
     }
     let ran = |name: &str| times.iter().any(|(n, _)| *n == name);
     if ran("live") && is_root() {
@@ -332,28 +349,93 @@ fn run_integration(names: &[String], threads: &str) -> Result<()> {
 }
 
 fn run_integration_with(names: &[String], threads: &str, environment: &[(&str, &str)]) -> Result<()> {
+    let names = ready(names)?;
+    let (mut failed, mut times) = (Vec::new(), Vec::new());
+    for name in &names {
+        let start = Instant::now();
+        if run(integration_test(name, threads).envs(environment.iter().copied())).is_err() {
+            failed.push(name.clone());
+        }
+        times.push((start.elapsed(), name.clone()));
+    }
+    show(times);
+    if failed.is_empty() { Ok(()) } else { Err(Failed(failed).into()) }
+}
+
+/// Builds those of these that were chosen, and what they run.
+fn ready(names: &[String]) -> Result<Vec<String>> {
     // They run the command, also where a single stage is asked for.
     run(&mut cargo(&["build", "--locked", "--workspace", "--bin", "gotrace"]))?;
     let chosen = CHOSEN.get().map_or(&[][..], Vec::as_slice);
-    let names: Vec<&String> = names.iter().filter(|n| chosen.is_empty() || chosen.contains(n)).collect();
+    let names: Vec<String> =
+        names.iter().filter(|n| chosen.is_empty() || chosen.contains(n)).cloned().collect();
     let tests: Vec<&str> = names.iter().flat_map(|name| ["--test", name.as_str()]).collect();
-    let test = ["test", "--locked", "--workspace"];
-    run(cargo(&test).arg("--no-run").args(tests))?;
-    let (mut failed, mut times) = (Vec::new(), Vec::new());
-    for name in names {
-        let start = Instant::now();
-        let mut command = cargo(&test);
-        let arguments = ["--test", name, "--", "--test-threads", threads, "--nocapture"];
-        if run(command.args(arguments).envs(environment.iter().copied())).is_err() {
-            failed.push(name.clone());
-        }
-        times.push((start.elapsed(), name));
-    }
+    run(cargo(&["test", "--locked", "--workspace", "--no-run"]).args(tests))?;
+    Ok(names)
+}
+
+fn integration_test(name: &str, threads: &str) -> Command {
+    let mut command = cargo(&["test", "--locked", "--workspace", "--test", name]);
+    command.args(["--", "--test-threads", threads, "--nocapture"]);
+    command
+}
+
+fn show(mut times: Vec<(Duration, String)>) {
     times.sort_by(|a, b| b.cmp(a));
     for (time, name) in times {
         println!("{:>6.0} s  {name}", time.as_secs_f64());
     }
-    if failed.is_empty() { Ok(()) } else { Err(Failed(failed).into()) }
+}
+
+/// The same, [`LIVE_AT_ONCE`] at a time; what each prints is shown when it has ended. Gives those that failed.
+fn run_beside_each_other(names: &[String]) -> Result<Vec<String>> {
+    let names = ready(names)?;
+    let directory = root().join("target/xtask-test");
+    fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
+    let queue = Mutex::new(names.iter());
+    let ended = Mutex::new((Vec::new(), Vec::new()));
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let one = |name: &str| -> Result<()> {
+        let start = Instant::now();
+        let output = directory.join(format!("{name}.log"));
+        let file = File::create(&output).with_context(|| format!("making {}", output.display()))?;
+        let mut command = integration_test(name, "1");
+        let status = command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).status()?;
+        let text = fs::read(&output).with_context(|| format!("reading {}", output.display()))?;
+        let mut ended = ended.lock().unwrap_or_else(PoisonError::into_inner);
+        println!("{}", String::from_utf8_lossy(&text));
+        ended.0.push((start.elapsed(), name.to_owned()));
+        if !status.success() {
+            println!("FAILED: {name}: {status}");
+            ended.1.push(name.to_owned());
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let work = || -> Result<()> {
+            while let Some(name) = next() {
+                one(name)?;
+            }
+            Ok(())
+        };
+        let all: Vec<_> = (0..LIVE_AT_ONCE).map(|_| scope.spawn(work)).collect();
+        all.into_iter().try_for_each(|worker| {
+            worker.join().unwrap_or_else(|_| bail!("running a live test came to no end"))
+        })
+    })?;
+    let (times, failed) = ended.into_inner().unwrap_or_else(PoisonError::into_inner);
+    show(times);
+    Ok(failed)
+}
+
+/// Live tests that failed beside others, by themselves. Gives those that pass so.
+fn alone() -> Result<Vec<String>> {
+    let names = std::mem::take(&mut *FAILED_BESIDE.lock().unwrap_or_else(PoisonError::into_inner));
+    if !names.is_empty() {
+        println!("\n=== live: once more, alone: {}", names.join(", "));
+        run_integration(&names, "1")?;
+    }
+    Ok(names)
 }
 
 fn programs() -> Result<()> {
@@ -365,8 +447,9 @@ fn live() -> Result<()> {
     if !is_root() {
         return skip("the live tests need root");
     }
-    // One after the other: what they measure is time.
-    run_integration(&integration(|n| n.starts_with("live_"))?, "1")
+    let failed = run_beside_each_other(&integration(|n| n.starts_with("live_"))?)?;
+    FAILED_BESIDE.lock().unwrap_or_else(PoisonError::into_inner).extend(failed);
+    Ok(())
 }
 
 /// Trials of programs under gotrace, `short` or `long`.
