@@ -172,6 +172,10 @@ pub struct GLayout {
     pub poll_wg: u16,
     /// `g.atomicstatus`
     pub status: u16,
+    /// `m.waitlock`; 0 where that is not known
+    pub waitlock: u16,
+    /// `pollDesc.fd`
+    pub poll_fd: u16,
 }
 
 /// Entries of goroutines that call what the goroutine's closure holds (64 bytes): all of them are in it, and of other
@@ -207,7 +211,7 @@ impl EntryFilter {
     }
 }
 
-/// Value of the map `PROCESSES`, keyed by thread group id (128 bytes).
+/// Value of the map `PROCESSES`, keyed by thread group id (136 bytes).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct ProcessConfig {
@@ -221,14 +225,16 @@ pub struct ProcessConfig {
     pub stack_depth: u8,
     /// Wait reason number of a coroutine switch, for this Go version; 0 where there is none.
     pub coroutine_reason: u8,
-    /// Reserved, 0.
-    pub reserved: u8,
+    /// Number of the wait reason `IO wait`, for this Go version.
+    pub io_reason: u8,
     /// Bits of [`flags`].
     pub flags: u32,
     /// Waits at least this long become records.
     pub min_wait_ns: u64,
     /// Where things are.
     pub layout: GLayout,
+    /// Reserved, 0.
+    pub reserved: u32,
     /// Bit n: a wait with reason n that the scheduler itself ends is ended by the collector.
     pub gc_reasons: u64,
     /// Number of the file-wide attachment that the process listens to (the upper half of its probes' cookies);
@@ -253,7 +259,7 @@ pub struct GoroutineKey {
     pub reserved: u32,
 }
 
-/// Value of the map `GOROUTINES` (104 bytes): made at a goroutine's first park, or run where processor time is counted;
+/// Value of the map `GOROUTINES` (112 bytes): made at a goroutine's first park, or run where processor time is counted;
 /// removed at its exit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -282,6 +288,8 @@ pub struct GoroutineState {
     pub throttled_told_ns: u64,
     /// Address of its `g` at the park.
     pub g: u64,
+    /// Address of `pollDesc.rg` or `.wg` that it parked on; 0 where it waits for something else than a descriptor.
+    pub poll: u64,
     /// Wait reason of the park.
     pub reason: u8,
     /// [`crate::WakerKind`]
@@ -321,12 +329,67 @@ pub struct ThreadState {
     pub slot: u32,
 }
 
+/// Where the kernel keeps what a socket is connected to, in bytes (56 bytes).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct SocketLayout {
+    /// `task_struct.files`; 0 where none of this is known.
+    pub task_files: u32,
+    /// `files_struct.fdt`
+    pub files_table: u32,
+    /// `fdtable.max_fds`
+    pub table_length: u32,
+    /// `fdtable.fd`
+    pub table_files: u32,
+    /// `file.f_inode`
+    pub file_inode: u32,
+    /// `inode.i_mode`
+    pub inode_mode: u32,
+    /// `file.private_data`
+    pub file_private: u32,
+    /// `socket.sk`
+    pub socket_sock: u32,
+    /// `sock_common.skc_family`
+    pub family: u32,
+    /// `sock_common.skc_state`
+    pub state: u32,
+    /// `sock_common.skc_dport`
+    pub port: u32,
+    /// `sock_common.skc_num`
+    pub local_port: u32,
+    /// `sock_common.skc_daddr`
+    pub address: u32,
+    /// `sock_common.skc_v6_daddr`; 0 in a kernel without version 6.
+    pub address6: u32,
+}
+
+impl SocketLayout {
+    /// Nothing is known.
+    pub const NONE: Self = Self {
+        task_files: 0,
+        files_table: 0,
+        table_length: 0,
+        table_files: 0,
+        file_inode: 0,
+        inode_mode: 0,
+        file_private: 0,
+        socket_sock: 0,
+        family: 0,
+        state: 0,
+        port: 0,
+        local_port: 0,
+        address: 0,
+        address6: 0,
+    };
+}
+
 const _: () = {
-    assert!(size_of::<GLayout>() == 24);
+    assert!(size_of::<SocketLayout>() == 56);
+    assert!(size_of::<GLayout>() == 28);
     assert!(size_of::<EntryFilter>() == 64);
-    assert!(size_of::<ProcessConfig>() == 128);
+    assert!(size_of::<ProcessConfig>() == 136);
     assert!(size_of::<GoroutineKey>() == 16);
-    assert!(size_of::<GoroutineState>() == 104);
+    assert!(size_of::<GoroutineState>() == 112);
     assert!(size_of::<ThreadState>() == 80);
 };
 
@@ -340,6 +403,8 @@ mod pod {
     unsafe impl aya::Pod for super::GoroutineState {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::ThreadState {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::SocketLayout {}
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ pub mod request;
 
 pub use config::{
     CPU_TOLD_NS, EntryFilter, GLayout, GoroutineKey, GoroutineState, LEVEL_FULL, LEVEL_LIFECYCLE,
-    LEVEL_WAITS, MAX_WAKE_LIST, ProcessConfig, ThreadState, flags, program,
+    LEVEL_WAITS, MAX_WAKE_LIST, ProcessConfig, SocketLayout, ThreadState, flags, program,
 };
 pub use counters::{Counters, Hit, Lost};
 pub use histogram::{
@@ -25,7 +25,7 @@ pub use histogram::{
 };
 pub use record::{
     AssistRecord, CLOSURE_WORDS, CoroutineRecord, CpuRecord, CreateClosureRecord, CreateRecord, DEEP_FRAMES,
-    ExecRecord, ExitRecord, FRAMES, Header, OpenWaitRecord, PauseRecord, WaitDeepRecord, WaitHead,
-    WaitRecord, WakerKind, kind,
+    ExecRecord, ExitRecord, FRAMES, Header, OpenWaitRecord, PEER_WORDS, PauseRecord, Peer, WaitDeepRecord,
+    WaitHead, WaitOf, WaitPeerDeepRecord, WaitPeerRecord, WaitRecord, WakerKind, kind,
 };
 pub use request::{Account, OpenRequest, RequestConfig, RequestKey, RequestRecord, RouteKey, RouteTimes};

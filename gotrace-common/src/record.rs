@@ -31,6 +31,10 @@ pub mod kind {
     pub const CPU: u8 = 12;
     /// [`crate::RequestRecord`]
     pub const REQUEST: u8 = 13;
+    /// [`super::WaitPeerRecord`]
+    pub const WAIT_PEER: u8 = 14;
+    /// [`super::WaitPeerDeepRecord`]
+    pub const WAIT_PEER_DEEP: u8 = 15;
 }
 
 /// Frames in a [`WaitRecord`].
@@ -138,11 +142,11 @@ pub struct ExitRecord {
     pub throttled_ns: u64,
 }
 
-/// What both wait records begin with (56 bytes).
+/// What all wait records begin with (56 bytes).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct WaitHead {
-    /// `kind` is [`kind::WAIT`] or [`kind::WAIT_DEEP`]; `time_ns` is the wait's end (the goroutine's
+    /// `kind` is one of `kind::WAIT…`; `time_ns` is the wait's end (the goroutine's
     /// next run), `arg` the wait reason, `count` the number of frames, `waker` the [`WakerKind`].
     pub header: Header,
     /// The goroutine that waited.
@@ -157,24 +161,46 @@ pub struct WaitHead {
     pub cpu_ns: u64,
 }
 
-/// A wait of at least the threshold, with up to [`FRAMES`] frames (120 bytes).
+/// A wait of at least the threshold, with up to `N` frames, and of its socket, where it waited for one, `P` words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
-pub struct WaitRecord {
+pub struct WaitOf<const P: usize, const N: usize> {
     /// The wait.
     pub head: WaitHead,
+    /// See [`Peer`].
+    pub peer: [u64; P],
     /// Program counters, innermost first: the saved pc, then return addresses.
-    pub frames: [u64; FRAMES],
+    pub frames: [u64; N],
 }
 
-/// A wait of at least the threshold, with up to [`DEEP_FRAMES`] frames (312 bytes).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A wait (120 bytes).
+pub type WaitRecord = WaitOf<0, FRAMES>;
+/// A wait, for `--stack-depth` above [`FRAMES`] (312 bytes).
+pub type WaitDeepRecord = WaitOf<0, DEEP_FRAMES>;
+/// A wait for a socket (144 bytes).
+pub type WaitPeerRecord = WaitOf<PEER_WORDS, FRAMES>;
+/// A wait for a socket, for `--stack-depth` above [`FRAMES`] (336 bytes).
+pub type WaitPeerDeepRecord = WaitOf<PEER_WORDS, DEEP_FRAMES>;
+
+/// Words of a [`Peer`].
+pub const PEER_WORDS: usize = 3;
+
+/// An internet socket that a goroutine waited for, as it was when the wait ended (24 bytes).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct WaitDeepRecord {
-    /// The wait.
-    pub head: WaitHead,
-    /// Program counters, innermost first: the saved pc, then return addresses.
-    pub frames: [u64; DEEP_FRAMES],
+pub struct Peer {
+    /// `AF_INET` (2) or `AF_INET6` (10).
+    pub family: u16,
+    /// The other end's port, in network byte order; 0 for none.
+    pub port: u16,
+    /// This end's port, in the machine's byte order.
+    pub local_port: u16,
+    /// The connection's state (`TCP_ESTABLISHED` is 1, `TCP_LISTEN` 10); for UDP 1 where it is connected.
+    pub state: u8,
+    /// Reserved, 0.
+    pub reserved: u8,
+    /// The other end's address, in network byte order; of version 4 in the first four bytes.
+    pub address: [u8; 16],
 }
 
 /// A process executed another program, or ended (24 bytes).
@@ -261,6 +287,9 @@ const _: () = {
     assert!(size_of::<WaitHead>() == 56);
     assert!(size_of::<WaitRecord>() == 120);
     assert!(size_of::<WaitDeepRecord>() == 312);
+    assert!(size_of::<WaitPeerRecord>() == 144);
+    assert!(size_of::<WaitPeerDeepRecord>() == 336);
+    assert!(size_of::<Peer>() == 8 * PEER_WORDS);
     assert!(size_of::<ExecRecord>() == 24);
     assert!(size_of::<OpenWaitRecord>() == 40);
 };

@@ -16,6 +16,7 @@
 mod diagnostics;
 mod emit;
 mod go_abi;
+mod kernel;
 mod maps;
 mod process;
 mod probes {
@@ -28,6 +29,7 @@ mod probes {
     pub mod lifecycle;
     pub mod program;
     pub mod request;
+    pub mod socket;
     pub mod syscall;
     pub mod wait;
     pub mod wake;

@@ -237,9 +237,15 @@ pub fn server(version: &str, mode: Mode) -> PathBuf {
 /// The same in another version's language: up to 1.21 the mux is the old one.
 #[must_use]
 pub fn server_in(language: &str, version: &str, mode: Mode) -> PathBuf {
+    server_for(Arch::HOST, language, version, mode)
+}
+
+/// The same for another architecture.
+#[must_use]
+pub fn server_for(arch: Arch, language: &str, version: &str, mode: Mode) -> PathBuf {
     let files = [("main.go", "main.go"), ("kinds.go", "kinds.go"), ("client.go", "client.go")];
     let module = format!("module gotrace.test/requests\n\ngo {language}\n");
-    built("requests", &files, Some(&module), version, mode)
+    built("requests", &files, Some(&module), (version, mode, arch))
 }
 
 /// A copy of some files of a Go program under other names, with another `go.mod`, built.
@@ -248,8 +254,7 @@ pub fn built(
     program: &str,
     files: &[(&str, &str)],
     module: Option<&str>,
-    version: &str,
-    mode: Mode,
+    (version, mode, arch): (&str, Mode, Arch),
 ) -> PathBuf {
     let source = workspace().join("tests/go").join(program);
     let copy = tempfile::tempdir().expect("a directory");
@@ -259,5 +264,5 @@ pub fn built(
     if let Some(module) = module {
         fs::write(copy.path().join("go.mod"), module).expect("written");
     }
-    build_from(copy.path(), program, version, mode, Arch::HOST).unwrap_or_else(|e| panic!("{e:#}"))
+    build_from(copy.path(), program, version, mode, arch).unwrap_or_else(|e| panic!("{e:#}"))
 }

@@ -89,6 +89,7 @@ pub fn sample(resource: &Arc<Resource>, count: usize) -> Vec<Span> {
                     scheduling_delay_ns: Some(3_000),
                     site: Some(Arc::clone(site)),
                     own_code: None,
+                    peer: None,
                     waker: Waker::Goroutine(1, key.context(1, 1)),
                 })
             }

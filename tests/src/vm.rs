@@ -102,6 +102,23 @@ if [ -x /patterns ]; then
 	wait $P
 	echo "GOTRACE-VM patterns $?"
 fi
+if [ -x /requests ]; then
+	mkfifo stdin4
+	/requests <stdin4 >served 2>&1 &
+	R=$!
+	exec 6<>stdin4
+	said '"ready":true' served $R
+	/gotrace requests --pid $R --slow 0ms --budget none --format json >requests 2>requests-stderr 6>&- &
+	W=$!
+	said gotrace.requests/1 requests $W
+	echo 'run 2 sleep mutex_sleeping channel cpu io syscall fast panic post http2' >&6
+	said '"done"' served $R
+	kill -INT $W
+	wait $W
+	echo "GOTRACE-VM requests $?"
+	exec 6>&-
+	kill $R
+fi
 if [ -x /harm ]; then
 	# Who executes another at once, and who is written in place and started again, under the daemon.
 	printf 'trace: {level: full}\nrules:\n  include:\n  - command_line: ["*harmed*"]\nlimits: {budget: off}\n' >harm.yaml
@@ -131,7 +148,7 @@ if [ -x /harm ]; then
 	wait $D
 	echo "GOTRACE-VM harm $died"
 fi
-for f in doctor account export stdout stderr fixture own quit dump dump-stderr patterns leaks leaks-stderr harm harm-daemon; do
+for f in doctor account export stdout stderr fixture own quit dump dump-stderr patterns leaks leaks-stderr served requests requests-stderr harm harm-daemon; do
 	[ -f $f ] || continue
 	echo "GOTRACE-VM begin $f"
 	gzip -c $f | base64
@@ -146,12 +163,13 @@ poweroff -f
 pub struct Left {
     /// Release of its kernel.
     pub kernel: String,
-    /// Exit statuses of `fixture`, `gotrace` (attach), `dump`, `stacks`, `leaks` and `patterns`; of `harm` how many
+    /// Exit statuses of `fixture`, `gotrace` (attach), `dump`, `stacks`, `leaks`, `patterns` and `requests`; of `harm` how many
     /// programs died.
     pub statuses: BTreeMap<String, String>,
     /// Files by name: `doctor` (its report), `account`, `export`, `stdout`, `stderr`, `fixture`; of the program whose
     /// stacks were dumped `own` (`runtime.Stack`), `quit` (what it printed on SIGQUIT); `dump`, `dump-stderr`; of the
-    /// one that leaks `patterns` (its account), `leaks`, `leaks-stderr`; `harm`, what those printed who were executed
+    /// one that leaks `patterns` (its account), `leaks`, `leaks-stderr`; of the server `served` (its account),
+    /// `requests`, `requests-stderr`; `harm`, what those printed who were executed
     /// under the daemon, and `harm-daemon`, what it said.
     pub files: BTreeMap<String, String>,
     /// Everything that the console showed, but for the files.
@@ -169,6 +187,8 @@ pub struct Programs<'a> {
     pub stacks: &'a Path,
     /// Leaks goroutines in many patterns, which are to be proven.
     pub patterns: Option<&'a Path>,
+    /// Serves requests, which are to be told.
+    pub requests: Option<&'a Path>,
     /// Executes itself and the other, and is written over by the other.
     pub harm: [&'a Path; 2],
 }
@@ -195,6 +215,7 @@ pub fn boot(series: &str, arch: Arch, of: Programs<'_>) -> Result<Left> {
         ("fixture", Some(of.fixture)),
         ("stacks", Some(of.stacks)),
         ("patterns", of.patterns),
+        ("requests", of.requests),
         ("harm", Some(of.harm[0])),
         ("harm-older", Some(of.harm[1])),
     ];

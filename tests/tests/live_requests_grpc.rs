@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use gotrace_tests::{
-    gobuild::Mode,
+    gobuild::{Arch, Mode},
     gotrace::privileged,
     requests::{
         Own, Program, Report, Watch, built,
@@ -26,7 +26,7 @@ const FACTOR: u64 = 3;
 fn program(version: &str, module: &str) -> PathBuf {
     let (requirements, sums) = (format!("{module}.mod"), format!("{module}.sum"));
     let files = [("main.go", "main.go"), (&*requirements, "go.mod"), (&*sums, "go.sum")];
-    built("grpcserver", &files, None, version, Mode::Stripped)
+    built("grpcserver", &files, None, (version, Mode::Stripped, Arch::HOST))
 }
 
 /// Requests of a process of which all were to be told.

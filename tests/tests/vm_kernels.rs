@@ -1,6 +1,7 @@
 //! The same static binary with its embedded eBPF object attaches on every supported kernel and
 //! architecture, by links where the kernel has them, its account agrees with the Go program's there, and so do the
-//! stacks that it dumps. On arm64, which no other test runs on, leaks are proven too.
+//! stacks that it dumps. On arm64, which no other test runs on, leaks are proven too, and there and on the oldest kernel
+//! requests are told.
 //! Needs `go` and qemu, not root.
 
 use std::collections::BTreeSet;
@@ -13,6 +14,11 @@ use gotrace_tests::{
     gobuild::{Arch, Mode, build},
     gotrace::links_in,
     patterns::Told,
+    requests::{
+        Own, Report,
+        judge::{identity, left_open, pairs, record},
+        server_for,
+    },
     traceback::{self, Goroutine},
     vm::{Left, Programs, SERIES, boot, tail},
 };
@@ -20,6 +26,8 @@ use serde_json::Value;
 
 /// The kernels on which leaks are proven: on an architecture that no test runs on otherwise.
 const PROVEN: [(Arch, &str); 1] = [(Arch::Arm64, "6.12")];
+/// The kernels on which requests are told: the oldest, and the other architecture.
+const SERVED: [(Arch, &str); 2] = [(Arch::Amd64, "5.10"), (Arch::Arm64, "6.12")];
 /// Of the leaked goroutines, at least so many in a hundred are found at once.
 const LEAST: usize = 75;
 
@@ -172,6 +180,36 @@ fn judge_proof(left: &Left) -> Result<String, String> {
     ))
 }
 
+/// Holds what was told of a server's requests on one machine against its own account.
+fn judge_requests(left: &Left) -> Result<String, String> {
+    let file = |name: &str| left.files.get(name).map_or("", String::as_str);
+    let about = || format!("statuses {:?}\n{}", left.statuses, tail(file("requests-stderr"), 30));
+    if left.statuses.get("requests").map(String::as_str) != Some("0") {
+        return Err(format!("gotrace requests did not end well; {}", about()));
+    }
+    let lines = |name: &str| -> Result<Vec<Value>, String> {
+        let lines = file(name).lines().map(serde_json::from_str).collect::<Result<_, _>>();
+        lines.map_err(|e| format!("{name}: {e}; {}", about()))
+    };
+    let own = lines("served")?.into_iter().filter(|line| line.get("kind").is_some());
+    let own: Vec<Own> = own.filter_map(|line| serde_json::from_value(line).ok()).collect();
+    let mut report = Report::default();
+    lines("requests")?.into_iter().for_each(|line| report.take(line));
+    let (paired, mut wrong) = pairs(&own, &report.ended);
+    wrong.extend(report.ended.iter().flat_map(record));
+    wrong.extend(paired.iter().flat_map(|(own, seen)| identity(own, seen)));
+    wrong.extend(left_open(&report));
+    let waits = report.ended.iter().flat_map(|r| r["waits"].as_array().cloned().unwrap_or_default());
+    let peers = waits.filter(|wait| !wait["peer"].is_null()).count();
+    if own.len() < 20 || peers == 0 {
+        wrong.push(format!("{} requests of its own, {peers} waits with a peer", own.len()));
+    }
+    if wrong.is_empty() {
+        return Ok(format!("{} requests agree", paired.len()));
+    }
+    Err(format!("{} disagreements of requests:\n  {}\n{}", wrong.len(), wrong.join("\n  "), about()))
+}
+
 /// Nobody died who was executed under the daemon.
 fn judge_harm(left: &Left) -> Result<(), String> {
     let file = |name: &str| left.files.get(name).map_or("", String::as_str);
@@ -189,22 +227,32 @@ fn every_kernel(arch: Arch, version: &str) {
     let patterns = build("leakpatterns", version, Mode::Stripped, arch).expect("the program builds");
     let harm = build("harm", version, Mode::Stripped, arch).expect("the program builds");
     let older = build("harm", "1.26.6", Mode::Stripped, arch).expect("the program builds");
+    let requests = server_for(arch, "1.27", version, Mode::Stripped);
     let mut failed = Vec::new();
     for series in SERIES {
         let name = format!("kernel {series} {} go{version}", arch.name());
         let proven = PROVEN.contains(&(arch, series));
         let patterns = proven.then_some(&*patterns);
-        let programs = Programs { fixture: &fixture, stacks: &stacks, patterns, harm: [&harm, &older] };
+        let served = SERVED.contains(&(arch, series));
+        let requests = served.then_some(&*requests);
+        let programs =
+            Programs { fixture: &fixture, stacks: &stacks, patterns, requests, harm: [&harm, &older] };
         // What the dump, the proof and the links have wrong is wrong for good; what the account has, apart.
         let run = || {
             let left = boot(series, arch, programs).map_err(|e| format!("{e:#}"))?;
-            let proof = if proven { format!("; {}", judge_proof(&left)?) } else { String::new() };
+            let mut more = String::new();
+            if proven {
+                more = format!("; {}", judge_proof(&left)?);
+            }
+            if served {
+                more += &format!("; {}", judge_requests(&left)?);
+            }
             let by = judge_links(&left, ["6.12", "7"].contains(&series))?;
             let dump = judge_dump(&left)?;
             judge_harm(&left)?;
             judge_cpu_time(&left)?;
             let account = judge(&left);
-            Ok::<_, String>(account.map(|a| format!("{} {by}: {a}; {dump}{proof}", left.kernel)))
+            Ok::<_, String>(account.map(|a| format!("{} {by}: {a}; {dump}{more}", left.kernel)))
         };
         // An emulated machine may stand still in the midst of what the account arranged. Twice in a row is no chance.
         let judged = run().and_then(|account| {

@@ -28,7 +28,7 @@ pub fn on_switch(ctx: &Probe, from: u64) -> Option<()> {
     let to = process.read(read_word(coroutine))?;
     let exiting = process.read(read_word(from + u64::from(layout.coroexit)))? as u8 != 0;
     if !exiting {
-        wait::begin(&process, from, from_goid, process.coroutine_reason);
+        wait::begin(&process, from, from_goid, process.coroutine_reason, 0);
     }
     if to == 0 {
         return None;

@@ -10,7 +10,7 @@
 use core::ptr;
 
 use aya_ebpf::{
-    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated},
+    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns},
     macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
@@ -18,6 +18,7 @@ use gotrace_common::{CPU_TOLD_NS, CpuRecord, GoroutineState, Header, Hit, Lost, 
 
 use crate::{
     emit::{room, submit},
+    kernel::read,
     maps::{COUNTERS, GOROUTINES, THREADS, THREADS_HELD},
     process::{Process, increment},
 };
@@ -47,7 +48,7 @@ pub fn thread_switch(ctx: RawTracePointContext) -> i32 {
         // SAFETY: the value of a preallocated map, of the thread that leaves this processor.
         let thread = unsafe { &mut *thread };
         // SAFETY: user space sets it before loading.
-        let counted_ns = read_kernel::<u64>(ctx.arg::<u64>(1), unsafe { ptr::read_volatile(&TASK_RUNTIME) });
+        let counted_ns = read::<u64>(ctx.arg::<u64>(1), unsafe { ptr::read_volatile(&TASK_RUNTIME) });
         // SAFETY: the helper has no precondition.
         now_ns = unsafe { bpf_ktime_get_ns() };
         thread.cpu_ns += match (thread.counted_ns, counted_ns) {
@@ -59,7 +60,7 @@ pub fn thread_switch(ctx: RawTracePointContext) -> i32 {
         thread.since_ns = 0;
         // SAFETY: user space sets it before loading.
         let offset = unsafe { ptr::read_volatile(&TASK_THROTTLED) };
-        if offset != 0 && read_kernel::<u8>(ctx.arg::<u64>(1), offset) != 0 {
+        if offset != 0 && read::<u8>(ctx.arg::<u64>(1), offset) != 0 {
             thread.throttled_since_ns = now_ns;
         }
         if let Some(counters) = COUNTERS.get_ptr_mut(thread.slot) {
@@ -68,7 +69,7 @@ pub fn thread_switch(ctx: RawTracePointContext) -> i32 {
         }
     }
     // SAFETY: user space sets it before loading.
-    let next = read_kernel::<u32>(ctx.arg::<u64>(2), unsafe { ptr::read_volatile(&TASK_PID) });
+    let next = read::<u32>(ctx.arg::<u64>(2), unsafe { ptr::read_volatile(&TASK_PID) });
     if next != 0
         && let Some(thread) = THREADS.get_ptr_mut(next)
     {
@@ -85,20 +86,6 @@ pub fn thread_switch(ctx: RawTracePointContext) -> i32 {
         }
     }
     0
-}
-
-/// A number in a structure of the kernel's; 0 where it cannot be read.
-#[inline(always)]
-fn read_kernel<T: Copy + Default>(structure: u64, offset: u64) -> T {
-    let mut value = T::default();
-    let address = structure.wrapping_add(offset);
-    // SAFETY: the destination is ours and as long as stated, and what could not be read is filled with 0; the helper
-    // checks the source.
-    unsafe {
-        let to = (&raw mut value).cast();
-        generated::bpf_probe_read_kernel(to, size_of::<T>() as u32, address as *const _);
-    }
-    value
 }
 
 /// A thread ends.
@@ -182,15 +169,15 @@ fn clock(process: &Process, thread: *mut ThreadState) -> u64 {
     }
     // The thread may be switched away and come back between any two of these: then the second time is as good.
     // SAFETY: as above; only switches of this thread write what is read here.
-    let read = || unsafe {
+    let clock = || unsafe {
         let since_ns = ptr::read_volatile(&raw const (*thread).since_ns);
         let used_ns =
             ptr::read_volatile(&raw const (*thread).cpu_ns) + process.now_ns.saturating_sub(since_ns);
         (used_ns, since_ns == ptr::read_volatile(&raw const (*thread).since_ns))
     };
-    match read() {
+    match clock() {
         (used_ns, true) => used_ns,
-        _ => read().0,
+        _ => clock().0,
     }
 }
 

@@ -77,7 +77,7 @@ pub fn on_exit(ctx: &Probe, g: u64) -> Option<()> {
         waker_goid: 0,
         cpu_ns: 0,
     };
-    let sent = wait::send(&process, head, 0, frame_pointer(ctx));
+    let sent = wait::send(&process, head, [kind::WAIT, kind::WAIT_DEEP], [], 0, frame_pointer(ctx));
     if sent.is_none() {
         account::lose_wait(&process, goid);
     }

@@ -6,15 +6,15 @@
 
 use aya_ebpf::{macros::uprobe, maps::ring_buf::RingBufEntry, programs::ProbeContext};
 use gotrace_common::{
-    DEEP_FRAMES, FRAMES, GoroutineState, Header, Hit, LEVEL_WAITS, Lost, ROW_SCHEDULE, WaitDeepRecord,
-    WaitHead, WaitRecord, kind,
+    DEEP_FRAMES, FRAMES, GoroutineState, Header, Hit, LEVEL_WAITS, Lost, ROW_SCHEDULE, WaitHead,
+    WaitOf, kind,
 };
 
 use crate::{
     emit::{reserve, submit},
     go_abi::{argument, read_word, read_words},
     maps::GOROUTINES,
-    probes::{account, cpu},
+    probes::{account, cpu, socket},
     process::{Probe, Process},
 };
 
@@ -32,13 +32,15 @@ pub fn on_park(ctx: &Probe, g: u64) -> Option<()> {
     // goid, schedlink, waitsince, waitreason and its neighbours
     let words = process.read(read_words::<4>(g + u64::from(process.layout.goid)))?;
     cpu::leave(&process, words[0]);
-    begin(&process, g, words[0], words[3] as u8);
+    let reason = words[3] as u8;
+    let poll = if reason == process.io_reason { socket::poll(&process, g) } else { 0 };
+    begin(&process, g, words[0], reason, poll);
     Some(())
 }
 
-/// Notes that a goroutine waits from now on.
+/// Notes that a goroutine waits from now on; `poll`: for this ([`GoroutineState::poll`]).
 #[inline(always)]
-pub fn begin(process: &Process, g: u64, goid: u64, reason: u8) {
+pub fn begin(process: &Process, g: u64, goid: u64, reason: u8, poll: u64) {
     if let Some(state) = GOROUTINES.get_ptr_mut(process.key(goid)) {
         // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
         let state = unsafe { &mut *state };
@@ -46,12 +48,13 @@ pub fn begin(process: &Process, g: u64, goid: u64, reason: u8) {
         state.wake_ns = 0;
         state.waker_goid = 0;
         state.g = g;
+        state.poll = poll;
         state.reason = reason;
         state.waker = 0;
         account::block(process, state, goid, reason);
         return;
     }
-    process.keep(goid, &GoroutineState { park_ns: process.now_ns, g, reason, ..GoroutineState::default() });
+    process.keep(goid, &GoroutineState { park_ns: process.now_ns, g, poll, reason, ..GoroutineState::default() });
 }
 
 /// `execute`: the g is the first argument and about to run.
@@ -113,38 +116,54 @@ pub fn end(process: &Process, g: u64, goid: u64) -> Option<()> {
     let layout = &process.layout;
     let pc = read_word(g + u64::from(layout.sched_pc)).unwrap_or(0);
     let fp = read_word(g + u64::from(layout.sched_bp)).unwrap_or(0);
-    let sent = send(process, head, pc, fp);
+    let sent = match if state.poll == 0 { None } else { socket::peer(process, state.poll) } {
+        Some(peer) => send(process, head, [kind::WAIT_PEER, kind::WAIT_PEER_DEEP], peer, pc, fp),
+        None => send(process, head, [kind::WAIT, kind::WAIT_DEEP], [], pc, fp),
+    };
     if sent.is_none() {
         account::lose_wait(process, goid);
     }
     sent
 }
 
-/// Sends a wait with its stack. `pc` 0 means that the walk begins with the frame of `fp`.
+/// Sends a wait with its stack; `kinds`: with up to [`FRAMES`] frames, and with more. `pc` 0 means that the walk begins
+/// with the frame of `fp`.
 #[inline(always)]
-pub fn send(process: &Process, mut head: WaitHead, pc: u64, fp: u64) -> Option<()> {
-    let depth = process.stack_depth;
-    if depth as usize <= FRAMES {
-        let mut entry: RingBufEntry<WaitRecord> = reserve(process, Lost::RingWait)?;
-        // SAFETY: the reserved space is as long as the record; all of the head is written, and the
-        // frames up to `count`, beyond which the reader does not look.
-        unsafe {
-            let record = entry.as_mut_ptr();
-            head.header.count = walk::<FRAMES>((&raw mut (*record).frames).cast(), depth, pc, fp);
-            (&raw mut (*record).head).write(head);
-        }
-        submit(entry);
+pub fn send<const P: usize>(
+    process: &Process,
+    head: WaitHead,
+    kinds: [u8; 2],
+    peer: [u64; P],
+    pc: u64,
+    fp: u64,
+) -> Option<()> {
+    if process.stack_depth as usize <= FRAMES {
+        send_as::<P, FRAMES>(process, head, kinds[0], peer, pc, fp)
     } else {
-        let mut entry: RingBufEntry<WaitDeepRecord> = reserve(process, Lost::RingWait)?;
-        head.header.kind = kind::WAIT_DEEP;
-        // SAFETY: as above.
-        unsafe {
-            let record = entry.as_mut_ptr();
-            head.header.count = walk::<DEEP_FRAMES>((&raw mut (*record).frames).cast(), depth, pc, fp);
-            (&raw mut (*record).head).write(head);
-        }
-        submit(entry);
+        send_as::<P, DEEP_FRAMES>(process, head, kinds[1], peer, pc, fp)
     }
+}
+
+#[inline(always)]
+fn send_as<const P: usize, const N: usize>(
+    process: &Process,
+    mut head: WaitHead,
+    kind: u8,
+    peer: [u64; P],
+    pc: u64,
+    fp: u64,
+) -> Option<()> {
+    let mut entry: RingBufEntry<WaitOf<P, N>> = reserve(process, Lost::RingWait)?;
+    head.header.kind = kind;
+    // SAFETY: the reserved space is as long as the record; all of the head and of the peer is written, and the frames up
+    // to `count`, beyond which the reader does not look.
+    unsafe {
+        let record = entry.as_mut_ptr();
+        head.header.count = walk::<N>((&raw mut (*record).frames).cast(), process.stack_depth, pc, fp);
+        (&raw mut (*record).peer).write(peer);
+        (&raw mut (*record).head).write(head);
+    }
+    submit(entry);
     Some(())
 }
 

@@ -134,7 +134,7 @@ fn wait_record(goid: u64) -> Vec<u8> {
         time_ns: goid + 9,
     };
     let head = WaitHead { header, goid, start_ns: goid, wake_ns: 0, waker_goid: 0, cpu_ns: 0 };
-    let record = WaitRecord { head, frames: [0x40_0000; FRAMES] };
+    let record = WaitRecord { head, peer: [], frames: [0x40_0000; FRAMES] };
     // SAFETY: the record is repr(C) without padding.
     unsafe { std::slice::from_raw_parts((&raw const record).cast::<u8>(), size_of::<WaitRecord>()) }.to_vec()
 }

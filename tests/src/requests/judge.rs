@@ -295,7 +295,7 @@ pub fn wait(kind: &Kind, own: &Own, seen: &Value, go_version: &str) -> Vec<Strin
         By::Network => check(by == "netpoll", "not ended by the network"),
         By::Anyone => {}
     }
-    if !own.peer.is_empty() && !longest["peer"].is_null() {
+    if !own.peer.is_empty() {
         check(longest["peer"] == own.peer.as_str(), &format!("its peer is {}", own.peer));
     }
     if !kind.cause.is_empty() {

@@ -3,12 +3,16 @@
 //! Total: no input can make it panic. An unknown kind or a wrong size is an error that the caller
 //! counts; the record after it is read as if nothing had happened.
 
+mod socket;
+
 use gotrace_common::{
     AssistRecord, CLOSURE_WORDS, CpuRecord, CreateClosureRecord, CreateRecord, DEEP_FRAMES, ExecRecord,
-    ExitRecord, FRAMES, OpenWaitRecord, PauseRecord, RequestRecord, RouteKey, WaitDeepRecord, WaitHead,
-    WaitRecord, WakerKind, kind,
+    ExitRecord, FRAMES, OpenWaitRecord, PEER_WORDS, PauseRecord, RequestRecord, RouteKey, WaitDeepRecord,
+    WaitHead, WaitPeerDeepRecord, WaitPeerRecord, WaitRecord, WakerKind, kind,
     request::{TIMES, TRACEPARENT_BYTES, Times},
 };
+
+pub use socket::Socket;
 
 /// Why a record could not be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -143,6 +147,8 @@ pub struct Wait<'a> {
     pub waker_goid: u64,
     /// 0 where it is not known.
     pub cpu_ns: u64,
+    /// What it waited for, where that was an internet socket.
+    pub socket: Option<Socket>,
     pub frames: Frames<'a>,
 }
 
@@ -246,6 +252,8 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
         kind::EXIT => size_of::<ExitRecord>(),
         kind::WAIT => size_of::<WaitRecord>(),
         kind::WAIT_DEEP => size_of::<WaitDeepRecord>(),
+        kind::WAIT_PEER => size_of::<WaitPeerRecord>(),
+        kind::WAIT_PEER_DEEP => size_of::<WaitPeerDeepRecord>(),
         kind::EXEC => size_of::<ExecRecord>(),
         kind::OPEN_WAIT => size_of::<OpenWaitRecord>(),
         kind::PAUSE => size_of::<PauseRecord>(),
@@ -275,9 +283,10 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
             cpu_ns: word(bytes, 48),
             throttled_ns: word(bytes, 56),
         }),
-        kind::WAIT | kind::WAIT_DEEP => {
-            let room = if kind == kind::WAIT { FRAMES } else { DEEP_FRAMES };
-            let frames = size_of::<WaitHead>()..size_of::<WaitHead>() + 8 * room.min(usize::from(count));
+        kind::WAIT | kind::WAIT_DEEP | kind::WAIT_PEER | kind::WAIT_PEER_DEEP => {
+            let room = if matches!(kind, kind::WAIT | kind::WAIT_PEER) { FRAMES } else { DEEP_FRAMES };
+            let peer = size_of::<WaitHead>()..expected - 8 * room;
+            let frames = peer.end..peer.end + 8 * room.min(usize::from(count));
             Event::Wait(Wait {
                 process,
                 goid: word(bytes, 16),
@@ -288,6 +297,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
                 waker: WakerKind::from_u8(waker),
                 waker_goid: word(bytes, 40),
                 cpu_ns: word(bytes, 48),
+                socket: bytes.get(peer).filter(|peer| peer.len() == 8 * PEER_WORDS).and_then(Socket::of),
                 frames: Frames(bytes.get(frames).unwrap_or_default()),
             })
         }
@@ -423,11 +433,11 @@ mod tests {
             waker_goid: 8,
             cpu_ns: 77,
         };
-        let bytes = bytes_of(&WaitRecord { head, frames });
+        let bytes = bytes_of(&WaitRecord { head, peer: [], frames });
         let Ok(Event::Wait(wait)) = decode(&bytes) else { panic!("a wait") };
         assert_eq!((wait.goid, wait.start_ns, wait.end_ns, wait.wake_ns, wait.reason), (7, 50, 99, 90, 14));
         assert_eq!((wait.waker, wait.waker_goid, wait.cpu_ns), (WakerKind::Goroutine, 8, 77));
-        assert_eq!(wait.frames.iter().collect::<Vec<_>>(), [5, 6]);
+        assert_eq!((wait.frames.iter().collect::<Vec<_>>(), wait.socket), (vec![5, 6], None));
         let pause =
             PauseRecord { header: header(kind::PAUSE, 1), goid: 7, start_ns: 50, restart_ns: 90, frames };
         let bytes = bytes_of(&pause);
@@ -515,14 +525,19 @@ mod tests {
         }
 
         #[test]
-        fn any_count_of_frames_stays_within_the_record(count: u8, deep: bool) {
-            let (kind, length) = if deep { (kind::WAIT_DEEP, 312) } else { (kind::WAIT, 120) };
+        fn any_count_of_frames_stays_within_the_record(count: u8, deep: bool, peer: bool) {
+            let (kind, length) = match (deep, peer) {
+                (false, false) => (kind::WAIT, 120),
+                (true, false) => (kind::WAIT_DEEP, 312),
+                (false, true) => (kind::WAIT_PEER, 144),
+                (true, true) => (kind::WAIT_PEER_DEEP, 336),
+            };
             let mut bytes = vec![0; length];
             bytes[0] = kind;
             bytes[2] = count;
             let Ok(Event::Wait(wait)) = decode(&bytes) else { panic!("a wait") };
             let room = if deep { DEEP_FRAMES } else { FRAMES };
-            prop_assert!(wait.frames.iter().len() <= room);
+            prop_assert_eq!(wait.frames.iter().len(), room.min(usize::from(count)));
         }
     }
 }

@@ -42,7 +42,7 @@ pub(crate) fn in_summary(out: &mut impl Write, places: &Places, system: bool) ->
         let waits = &place.waits;
         writeln!(
             out,
-            "               {:<22} {:>10} {:>9} {:>9} {:>9} {:>9}  {}",
+            "               {:<22} {:>10} {:>9} {:>9} {:>9} {:>9}  {}{}",
             place.reason,
             waits.count,
             duration(Some(waits.sum_ns)),
@@ -50,6 +50,7 @@ pub(crate) fn in_summary(out: &mut impl Write, places: &Places, system: bool) ->
             quantile(waits, 0.99),
             duration(Some(waits.max_ns)),
             made_at(place.at.as_ref()),
+            place.peer.map(|peer| format!(" ← {peer}")).unwrap_or_default(),
         )?;
     }
     if shown.iter().take(SHOWN).any(|p| !p.own && !p.is_stack_complete()) {
@@ -86,8 +87,8 @@ fn place(place: &Place) -> Json {
         "system": place.system,
         "count": place.waits.count,
         "total_ns": place.waits.sum_ns,
-        // Neither is known of waits that have ended, or not yet.
-        "peer": null,
+        "peer": place.peer.map(|peer| peer.to_string()),
+        // Not known of waits that have ended.
         "now": null,
     });
     if let (Json::Object(line), Json::Object(more)) = (&mut line, more) {

@@ -19,6 +19,16 @@ pub(super) struct Place {
     pub emulated: bool,
 }
 
+/// A field of a structure that an instruction loads or stores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Field {
+    /// Bytes into the structure.
+    pub offset: u32,
+    /// Its length in bytes.
+    pub length: u32,
+    pub stored: bool,
+}
+
 /// A function's instructions.
 #[derive(Clone, Copy)]
 pub(super) struct Code<'a> {
@@ -95,6 +105,14 @@ impl Code<'_> {
         match self.arch {
             Arch::Amd64 => code_amd64::after_store(self, field),
             Arch::Arm64 => None,
+        }
+    }
+
+    /// The fields of structures, not on the stack, that instructions load or store: in order.
+    pub fn fields(&self) -> Vec<Field> {
+        match self.arch {
+            Arch::Amd64 => code_amd64::fields(self),
+            Arch::Arm64 => code_arm64::fields(self),
         }
     }
 

@@ -10,7 +10,7 @@ use iced_x86::{
 
 use super::{
     Operand,
-    code::{Code, Place},
+    code::{Code, Field, Place},
 };
 
 const ARGUMENTS: [Register; 9] = [
@@ -149,6 +149,22 @@ pub(super) fn after_store(code: &Code<'_>, field: u32) -> Option<(Place, Operand
     first_with(code, offset(code, &store) + store.len(), store.memory_base())
 }
 
+pub(super) fn fields(code: &Code<'_>) -> Vec<Field> {
+    decode(code, 0)
+        .filter(|i| matches!(i.mnemonic(), Mnemonic::Mov | Mnemonic::Movups))
+        .filter(|i| [i.op0_kind(), i.op1_kind()].contains(&OpKind::Memory))
+        .filter(|i| i.memory_index() == Register::None)
+        .filter(|i| {
+            !matches!(i.memory_base(), Register::RSP | Register::RBP | Register::RIP | Register::None)
+        })
+        .filter_map(|i| {
+            let offset = u32::try_from(i.memory_displacement64()).ok()?;
+            let length = u32::try_from(i.memory_size().size()).ok()?;
+            Some(Field { offset, length, stored: i.op0_kind() == OpKind::Memory })
+        })
+        .collect()
+}
+
 /// The first emulated instruction from an offset on, in a straight line, as long as an argument register
 /// holds what `held` does at the offset.
 fn first_with(code: &Code<'_>, from: usize, held: Register) -> Option<(Place, Operand)> {
@@ -231,6 +247,23 @@ mod tests {
         // The result is nowhere any more at the nop: the instruction behind the call, single-stepped.
         let (place, operand) = after_call(&code(&bytes), 10).expect("decodes");
         assert_eq!((place.offset, place.emulated, operand), (10, false, Operand::Argument(0)));
+    }
+
+    #[test]
+    fn fields_that_are_loaded_and_stored() {
+        // mov rbx,[rcx+0x2e8]; mov [rdx+0x2e0],rsi; movups [rdx+0x2e0],xmm15; mov rax,[rsp+0x20]; mov esi,[rcx+0x350]
+        let bytes = [
+            &[0x48, 0x8b, 0x99, 0xe8, 2, 0, 0][..],
+            &[0x48, 0x89, 0xb2, 0xe0, 2, 0, 0],
+            &[0x44, 0x0f, 0x11, 0xba, 0xe0, 2, 0, 0],
+            &[0x48, 0x8b, 0x44, 0x24, 0x20],
+            &[0x8b, 0xb1, 0x50, 3, 0, 0],
+        ]
+        .concat();
+        let field = |offset, length, stored| Field { offset, length, stored };
+        let expected =
+            [field(0x2e8, 8, false), field(0x2e0, 8, true), field(0x2e0, 16, true), field(0x350, 4, false)];
+        assert_eq!(fields(&code(&bytes)), expected);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use super::{
     Operand,
     bytes::u32_at,
-    code::{Code, Place},
+    code::{Code, Field, Place},
 };
 
 const fn register(operand: Operand) -> u32 {
@@ -82,6 +82,40 @@ fn place(code: &Code<'_>, offset: usize, w: u32) -> Place {
         None => format!(".word {w:#010x}"),
     };
     Place { offset, instruction, emulated: simulated(w).is_some() }
+}
+
+/// By `ldr` and `str` of a general register of 64 bits, `ldp` and `stp` of two, and `str` of one of 128 bits. Where an
+/// offset is too large for the instruction, the one before adds it.
+pub(super) fn fields(code: &Code<'_>) -> Vec<Field> {
+    const STACK: u32 = 31;
+    let mut added = None;
+    let mut found = Vec::new();
+    for (_, w) in words(code, 0) {
+        let scaled = |by: u32| ((w >> 10) & 0xfff) * by;
+        let pair = u32::try_from(8 * signed(w, 15, 7)).ok();
+        let base = (w >> 5) & 31;
+        let before = match added.take() {
+            Some((register, offset)) if register == base => offset,
+            _ => 0,
+        };
+        let access = match w >> 22 {
+            0x3e5 => Some((scaled(8), 8, false)),
+            0x3e4 => Some((scaled(8), 8, true)),
+            0x0f6 => Some((scaled(16), 16, true)),
+            0x2a5 => pair.map(|offset| (offset, 16, false)),
+            0x2a4 => pair.map(|offset| (offset, 16, true)),
+            // `add` of 12 bits
+            0x244 if base != STACK => {
+                added = Some((w & 31, scaled(1)));
+                None
+            }
+            _ => None,
+        };
+        if let Some((offset, length, stored)) = access.filter(|_| base != STACK) {
+            found.push(Field { offset: before + offset, length, stored });
+        }
+    }
+    found
 }
 
 /// General registers that an instruction may write, as bits. Where the encoding is not one that function
@@ -216,6 +250,16 @@ mod tests {
 
     fn code(bytes: &[u8]) -> Code<'_> {
         Code { arch: Arch::Arm64, bytes, address: 0x1000, name_of: &|a| (a == 0x2000).then(|| "f".into()) }
+    }
+
+    #[test]
+    fn fields_that_are_loaded_and_stored() {
+        // ldr x26,[x3,#632]; ldr x3,[sp,#24]; add x27,x3,#632; stp xzr,xzr,[x27]; str x4,[x3,#192]; str xzr,[x27]
+        let words: [u32; 6] = [0xf941_3c7a, 0xf940_0fe3, 0x9109_e07b, 0xa900_7f7f, 0xf900_6064, 0xf900_037f];
+        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        let field = |offset, length, stored| Field { offset, length, stored };
+        let expected = [field(632, 8, false), field(632, 16, true), field(192, 8, true), field(0, 8, true)];
+        assert_eq!(fields(&code(&bytes)), expected);
     }
 
     #[test]

@@ -63,7 +63,7 @@ const STRUCTURES: [(&str, &[&str]); 12] = [
             "sleepWhen",
         ],
     ),
-    ("runtime.m", &["g0", "procid", "curg", "p", "id"]),
+    ("runtime.m", &["g0", "procid", "waitlock", "curg", "p", "id"]),
     ("runtime.gobuf", &["sp", "pc", "lr", "bp"]),
     ("runtime.stack", &["lo", "hi"]),
     ("runtime.sudog", &["g", "elem", "waitlink", "c"]),

@@ -39,6 +39,7 @@ mod symtab;
 mod unwind;
 mod versions;
 mod wait_reasons;
+mod waitlock;
 
 use std::collections::BTreeMap;
 
@@ -148,7 +149,11 @@ impl Binary {
         build.static_ = !elf.interpreter && !elf.needs_libraries();
         build.go_build_id = elf.go_build_id();
 
-        let offsets = offsets(&elf, minor, &mut warnings);
+        let mut offsets = offsets(&elf, minor, &mut warnings);
+        let park = allgs::function(&elf, &found, &scan, "runtime.park_m");
+        if let Some(value) = park.and_then(|park| waitlock::find(&park)) {
+            offsets.0.entry(WAITLOCK).or_insert(Offset { value, source: Source::Code });
+        }
         let layout = layout(&offsets)?;
         let goid = u32::from(layout.goid);
         let plans = Planner { elf: &elf, found: &found, scan: &scan, symbols: &symbols, minor, goid }.plans();
@@ -296,6 +301,12 @@ impl Binary {
         wait_reasons::number(self.version.minor, "coroutine")
     }
 
+    /// Number of the wait reason `IO wait`.
+    #[must_use]
+    pub fn io_reason(&self) -> u8 {
+        wait_reasons::number(self.version.minor, "IO wait").unwrap_or(u8::MAX)
+    }
+
     /// Bit n: a wait with reason n that the scheduler itself ends is ended by the collector.
     #[must_use]
     pub fn gc_reasons(&self) -> u64 {
@@ -431,8 +442,11 @@ fn name_hash(name: &[u8]) -> u32 {
         .fold(0x811c_9dc5, |hash, &byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
+/// Found in code where no debug information tells it.
+const WAITLOCK: &str = "m.waitlock";
+
 /// Fields that the kernel side reads.
-const KERNEL_FIELDS: [&str; 16] = [
+const KERNEL_FIELDS: [&str; 17] = [
     "g.goid",
     "g.gopc",
     "g.startpc",
@@ -449,6 +463,7 @@ const KERNEL_FIELDS: [&str; 16] = [
     "g.atomicstatus",
     "g.waitreason",
     "g.parentGoid",
+    "pollDesc.fd",
 ];
 
 /// The version by its name or, where that names none, by where debug information has the runtime's fields, else the one
@@ -475,9 +490,10 @@ fn offsets(elf: &Elf<'_>, minor: u32, warnings: &mut Vec<String>) -> Offsets {
     let mut offsets = Offsets(
         versions::offsets(minor).map(|(f, value)| (f, Offset { value, source: Source::Table })).collect(),
     );
-    for (field, value) in dwarf::offsets(elf, &versions::FIELDS) {
+    for (field, value) in dwarf::offsets(elf, &[&versions::FIELDS[..], &[WAITLOCK]].concat()) {
         let old = offsets.0.insert(field, Offset { value, source: Source::Dwarf });
-        if minor <= versions::NEWEST && old.is_none_or(|o| o.value != value) {
+        let is_usual = field == WAITLOCK || old.is_some_and(|o| o.value == value);
+        if minor <= versions::NEWEST && !is_usual {
             warnings.push(format!(
                 "{field} is at {value} by debug information, which is not what Go 1.{minor} usually has; using it"
             ));
@@ -521,5 +537,7 @@ fn layout(offsets: &Offsets) -> Result<GLayout, Error> {
         poll_rg: field("pollDesc.rg")?,
         poll_wg: field("pollDesc.wg")?,
         status: field("g.atomicstatus")?,
+        waitlock: optional(WAITLOCK)?,
+        poll_fd: field("pollDesc.fd")?,
     })
 }

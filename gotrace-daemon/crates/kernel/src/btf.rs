@@ -5,6 +5,7 @@
 
 use std::{fs, io};
 
+use gotrace_common::SocketLayout;
 use gotrace_process::again;
 
 const PATH: &str = "/sys/kernel/btf/vmlinux";
@@ -52,6 +53,35 @@ impl Task {
         let throttled = offset("task_struct", "throttled").unwrap_or(0);
         Ok(Self { pid: offset("task_struct", "pid")?, runtime, throttled })
     }
+}
+
+/// Where sockets of the running kernel keep what they are connected to.
+///
+/// # Errors
+/// As [`Task::read`].
+pub(super) fn sockets() -> Result<SocketLayout, BtfError> {
+    let bytes = again(PATH, || fs::read(PATH)).map_err(BtfError::Read)?;
+    let types = Types::parse(&bytes).ok_or(BtfError::Format)?;
+    let offset = |structure, member| {
+        types.member_offset(structure, member).ok_or(BtfError::Missing(structure, member))
+    };
+    let common = |member| offset("sock_common", member);
+    Ok(SocketLayout {
+        task_files: offset("task_struct", "files")?,
+        files_table: offset("files_struct", "fdt")?,
+        table_length: offset("fdtable", "max_fds")?,
+        table_files: offset("fdtable", "fd")?,
+        file_inode: offset("file", "f_inode")?,
+        inode_mode: offset("inode", "i_mode")?,
+        file_private: offset("file", "private_data")?,
+        socket_sock: offset("socket", "sk")?,
+        family: common("skc_family")?,
+        state: common("skc_state")?,
+        port: common("skc_dport")?,
+        local_port: common("skc_num")?,
+        address: common("skc_daddr")?,
+        address6: common("skc_v6_daddr").unwrap_or(0),
+    })
 }
 
 /// The types.

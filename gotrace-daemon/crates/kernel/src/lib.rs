@@ -30,8 +30,8 @@ use aya::{
     maps::{Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray, PerCpuValues},
 };
 use gotrace_common::{
-    Counters, GoroutineKey, GoroutineState, Histogram, LEVEL_WAITS, ProcessConfig, REASON_ROWS, ThreadState,
-    flags,
+    Counters, GoroutineKey, GoroutineState, Histogram, LEVEL_WAITS, ProcessConfig, REASON_ROWS, SocketLayout,
+    ThreadState, flags,
 };
 
 use diagnostics::Diagnostics;
@@ -165,6 +165,10 @@ impl Kernel {
                 (CpuTime::Refused, btf::Task::default())
             }
         };
+        let sockets = btf::sockets().unwrap_or_else(|error| {
+            tracing::info!(%error, "who is at the other end of a connection that is waited for is not known");
+            SocketLayout::NONE
+        });
         let requests_traced = u32::from(options.requests > 0);
         let mut loader = EbpfLoader::new();
         let mut ebpf = loader
@@ -177,6 +181,7 @@ impl Kernel {
             .override_global("TASK_PID", &task.pid, true)
             .override_global("TASK_RUNTIME", &task.runtime, true)
             .override_global("TASK_THROTTLED", &task.throttled, true)
+            .override_global("SOCKETS", &sockets, true)
             .override_global("REQUESTS_TRACED", &requests_traced, true)
             .override_global("THREADS_EACH", &u64::from(threads_each), true)
             .override_global("AYA_LOG_LEVEL", &options.log_level, true)

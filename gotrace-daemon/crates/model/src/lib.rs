@@ -18,6 +18,6 @@ pub use collector::{Assists, Collector, Cycle, STOP_REASONS, TRIGGERS, WorldStop
 pub use coverage::{Coverage, Covered, Refused};
 pub use level::Level;
 pub use levels::{LevelChange, Levels};
-pub use place::{Place, Places};
+pub use place::{Peer, Place, Places};
 pub use quantile::Quantile;
 pub use results::*;

@@ -3,7 +3,8 @@
 //! Made of waits that were sent with their stacks, so of those of at least the threshold ([`Places::min_wait_ns`]);
 //! shorter ones are in [`crate::Interval::waits`] alone. Bounded: what found no room is summed up ([`Places::others`]).
 
-use std::{collections::BTreeMap, sync::Arc};
+use core::net::SocketAddr;
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use gotrace_common::Histogram;
 
@@ -20,7 +21,25 @@ pub struct Places {
     pub min_wait_ns: Option<u64>,
 }
 
-/// A place where goroutines wait for one reason.
+/// Who is at the other end of a connection that the process opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Peer {
+    /// Its address and port.
+    At(SocketAddr),
+    /// One of those that are not told apart, as there are too many.
+    Other,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::At(address) => address.fmt(f),
+            Self::Other => f.write_str("other"),
+        }
+    }
+}
+
+/// A place where goroutines wait for one reason, and one peer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Place {
     /// Go's own wait reason, or `syscall`.
@@ -30,6 +49,8 @@ pub struct Place {
     pub at: Option<Arc<Location>>,
     /// Whether that is in the main module.
     pub own: bool,
+    /// For whom, where they wait for connections that the process opened.
+    pub peer: Option<Peer>,
     /// The stack of the longest wait, innermost first, at most [`Self::MAX_STACK`] frames.
     pub stack: Vec<Arc<Location>>,
     /// Its waits since attaching.
@@ -71,6 +92,18 @@ impl Places {
         (told, others)
     }
 
+    /// How long was waited for each peer; the order is theirs.
+    #[must_use]
+    pub fn by_peer(&self) -> BTreeMap<Peer, Histogram> {
+        let mut sums: BTreeMap<Peer, Histogram> = BTreeMap::new();
+        for place in &self.places {
+            if let Some(peer) = place.peer {
+                sums.entry(peer).or_default().merge(&place.waits);
+            }
+        }
+        sums
+    }
+
     /// Time that was waited by reason and function, the longest first, and that of which the function is not known;
     /// without the runtime's own.
     #[must_use]
@@ -105,6 +138,7 @@ mod tests {
             reason: reason.into(),
             at: function.map(|f| Arc::new(at(f))),
             own: true,
+            peer: None,
             stack: Vec::new(),
             waits,
             recent: (1, ns),

@@ -1,5 +1,6 @@
 //! Requests: what each spent its time on, what it waited for, and because of whom.
 
+use core::net::SocketAddr;
 use std::{collections::BTreeMap, sync::Arc};
 
 use gotrace_common::{
@@ -282,6 +283,8 @@ pub struct RequestWait {
     pub site: Option<Arc<Location>>,
     /// The first of the stack that is the program's own code, else the first outside the standard library.
     pub own_code: Option<Arc<Location>>,
+    /// Who is at the other end of the connection that it waited for.
+    pub peer: Option<SocketAddr>,
     /// Who ended it: `goroutine`, `netpoll`, `timer`, `gc` or `unknown`.
     pub ended_by: &'static str,
     /// The goroutine that did.

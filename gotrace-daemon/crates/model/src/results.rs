@@ -1,6 +1,7 @@
 //! What every sink receives: finished spans and interval reports, with names resolved and times turned
 //! into Unix epoch. Made by the pipeline from the table's outputs; sinks only write them down.
 
+use core::net::SocketAddr;
 use std::{
     collections::BTreeMap,
     sync::{
@@ -270,6 +271,8 @@ pub struct WaitSpan {
     pub own_code: Option<Arc<Location>>,
     /// Who woke it.
     pub waker: Waker,
+    /// Who is at the other end of the connection that it waited for.
+    pub peer: Option<SocketAddr>,
 }
 
 /// State of a process over an interval; what the table on the terminal, the JSON lines and the

@@ -1,12 +1,13 @@
 //! Sample values of what results are, as a program would give them: for tests of what writes them down.
 
+use core::net::SocketAddr;
 use std::{collections::BTreeMap, sync::Arc};
 
 use gotrace_common::Histogram;
 
 use crate::{
-    Assists, Collector, Cycle, GoroutineSpan, Interval, Levels, Location, LogRecord, Place, Places, Resource,
-    Severity, Site, Span, SpanContext, Value, WaitSpan, Waker, WorldStop, ids::ProcessKey,
+    Assists, Collector, Cycle, GoroutineSpan, Interval, Levels, Location, LogRecord, Peer, Place, Places,
+    Resource, Severity, Site, Span, SpanContext, Value, WaitSpan, Waker, WorldStop, ids::ProcessKey,
 };
 
 /// When the samples begin, Unix epoch in nanoseconds.
@@ -111,6 +112,7 @@ pub fn wait(resource: &Arc<Resource>, waker: Waker) -> Span {
         scheduling_delay_ns: matches!(waker, Waker::Goroutine(..)).then_some(700),
         site: (waker != Waker::Unknown).then(|| location("main.worker", "/src/main.go", 15)),
         own_code: (waker == Waker::Netpoll).then(|| location("main.fetch", "/src/main.go", 19)),
+        peer: (waker == Waker::Netpoll).then(|| SocketAddr::from(([10, 0, 3, 7], 5432))),
         waker,
     })
 }
@@ -206,6 +208,7 @@ pub fn places() -> Places {
         reason: reason.into(),
         at: Some(location(function, "/src/main.go", line)),
         own: true,
+        peer: None,
         stack: vec![
             location("runtime.gopark", "/go/src/runtime/proc.go", 402),
             location(function, "/src/main.go", line),
@@ -214,9 +217,12 @@ pub fn places() -> Places {
         recent: (1, waits.last().copied().unwrap_or(0)),
         system: false,
     };
+    let database = Some(Peer::At(SocketAddr::from(([10, 0, 3, 7], 5432))));
+    let query = Place { peer: database, ..place("IO wait", "main.query", 40, &[61_000_000, 20_000_000]) };
     let unknown = Place { at: None, stack: Vec::new(), ..place("select", "", 0, &[1_500_000]) };
     Places {
         places: vec![
+            query,
             place("chan receive", "main.worker", 15, &[40_000_000, 2_000_000, 3_000_000]),
             place("select", "main.serve", 86, &[5_000_000, 6_000_000]),
             place("chan receive", "main.worker", 22, &[4_000_000]),

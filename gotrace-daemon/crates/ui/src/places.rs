@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use gotrace_export::text;
-use gotrace_model::{Interval, Location, Place, Places, Quantile, printable::printable};
+use gotrace_model::{Interval, Location, Peer, Place, Places, Quantile, printable::printable};
 use ratatui::{
     Frame,
     layout::{Constraint, Rect},
@@ -20,7 +20,7 @@ use super::{detail::at, format, state::State};
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct PlaceRow {
     /// Which one.
-    pub key: (Arc<str>, Option<Arc<Location>>),
+    pub key: (Arc<str>, Option<Arc<Location>>, Option<Peer>),
     pub function: String,
     /// `main.go:86`.
     pub position: String,
@@ -85,7 +85,11 @@ pub(super) fn chosen<'a>(places: &'a Places, wanted: &str, sort: Sort, system: b
         .places
         .iter()
         .filter(|p| system || !p.system)
-        .filter(|p| has(&p.reason) || p.at.as_deref().is_some_and(|at| has(&at.function) || has(&at.file)))
+        .filter(|p| {
+            has(&p.reason)
+                || p.peer.is_some_and(|peer| has(&peer.to_string()))
+                || p.at.as_deref().is_some_and(|at| has(&at.function) || has(&at.file))
+        })
         .collect();
     // What has the same value stays in its order.
     chosen.sort_by_key(|place| std::cmp::Reverse(sort.of(place)));
@@ -104,13 +108,17 @@ pub(super) fn rows(interval: &Interval, places: &[&Place], system: bool) -> Vec<
             printable(&format!("{file}:{}", at.line)).into_owned()
         });
         PlaceRow {
-            key: (Arc::clone(&place.reason), place.at.clone()),
+            key: (Arc::clone(&place.reason), place.at.clone(), place.peer),
             function: place
                 .at
                 .as_deref()
                 .map_or_else(|| "?".into(), |at| printable(&at.function).into_owned()),
             position: position.unwrap_or_else(|| "-".into()),
-            reason: printable(&place.reason).into_owned(),
+            reason: printable(&match place.peer {
+                Some(peer) => format!("{} ← {peer}", place.reason),
+                None => place.reason.to_string(),
+            })
+            .into_owned(),
             count: format::count(place.waits.count),
             rate: format::rate(place.recent.0, length_ns),
             total: format::duration(place.waits.sum_ns),
@@ -128,7 +136,10 @@ pub(super) fn details(interval: &Interval, place: &Place, system: bool) -> Vec<S
     let waits = &place.waits;
     let mut lines = vec![
         place.at.as_deref().map_or_else(|| "place not known".into(), at),
-        format!("reason      {}", printable(&place.reason)),
+        match place.peer {
+            Some(peer) => format!("reason      {}, from {peer}", printable(&place.reason)),
+            None => format!("reason      {}", printable(&place.reason)),
+        },
         format!(
             "waits       {}, p50 {}, p99 {}, max {}",
             waits.count,
@@ -261,6 +272,7 @@ mod tests {
     fn places_are_sorted_filtered_and_told_more_of() {
         let mut state = shown();
         let all = [
+            ("main.query", "main.go:40"),
             ("main.worker", "main.go:15"),
             ("main.serve", "main.go:86"),
             ("main.worker", "main.go:22"),
@@ -269,26 +281,31 @@ mod tests {
         assert_eq!(functions(&state), all);
         assert_eq!(
             (&*state.places[0].total, &*state.places[0].share, &*state.places[0].rate),
-            ("45ms", "72%", "0.5")
+            ("81ms", "56%", "0.5")
         );
+        assert_eq!(state.places[0].reason, "IO wait ← 10.0.3.7:5432");
         state.enter();
         let detail = state.detail.join("\n");
         for part in [
-            "main.worker (main.go:15)",
-            "waits       3, p50 ",
-            "max 40ms",
-            "longest     runtime.gopark (proc.go:402)\n            main.worker (main.go:15)",
+            "main.query (main.go:40)",
+            "reason      IO wait, from 10.0.3.7:5432",
+            "waits       2, p50 ",
+            "max 61ms",
+            "longest     runtime.gopark (proc.go:402)\n            main.query (main.go:40)",
         ] {
             assert!(detail.contains(part), "{part} in\n{detail}");
         }
         (0..3).for_each(|_| state.sort_by_next());
-        assert_eq!((state.place_sort, state.places.len()), (Sort::P99, 4));
+        assert_eq!((state.place_sort, state.places.len()), (Sort::P99, 5));
         state.sort_by_next();
         state.sort_by_next();
         assert_eq!(state.place_sort, Sort::Total);
         state.back();
         "SERVE".chars().for_each(|c| state.type_char(c));
         assert_eq!(functions(&state), [("main.serve", "main.go:86")]);
+        state.back();
+        "3.7:5432".chars().for_each(|c| state.type_char(c));
+        assert_eq!(functions(&state), [("main.query", "main.go:40")]);
         state.back();
         state.show(View::Sites);
         assert!(state.places.is_empty() && state.rows.len() == 2);
@@ -303,9 +320,9 @@ mod tests {
         let mut state = State::new(String::new(), false, false);
         state.show(View::Places);
         state.update(&Arc::new(with_runtime));
-        assert_eq!(state.places.len(), 3);
-        state.switch_system();
         assert_eq!(state.places.len(), 4);
+        state.switch_system();
+        assert_eq!(state.places.len(), 5);
     }
 
     #[test]

@@ -138,12 +138,13 @@ impl Traced {
             level: line.level as u8,
             stack_depth: line.stack_depth,
             coroutine_reason: binary.coroutine_reason().unwrap_or(0),
-            reserved: 0,
+            io_reason: binary.io_reason(),
             flags: u32::from(binary.has_parent_goid_before_gopc()) * flags::PARENT_GOID
                 + u32::from(binary.go_version().minor >= 21) * flags::STOP_REASON
                 + u32::from(watched.is_some()) * flags::REQUESTS,
             min_wait_ns: u64::try_from(line.min_wait.as_nanos()).unwrap_or(u64::MAX),
             layout: binary.g_layout(),
+            reserved: 0,
             gc_reasons: binary.gc_reasons(),
             file: 0,
             generation: 0,

@@ -10,6 +10,7 @@
 
 mod cpu;
 mod output;
+mod peers;
 mod places;
 mod reconcile;
 mod site;
@@ -358,7 +359,7 @@ impl Table {
             slot.get_or_insert_with(Box::default).add(duration_ns);
         }
         let frames: SmallVec<[u64; 8]> = wait.frames.iter().collect();
-        self.stacks.add(wait.reason, &frames, duration_ns);
+        self.stacks.add(wait.reason, &frames, wait.socket.as_ref(), duration_ns);
         if self.is_full_for(wait.goid) {
             // Whose it was, and where that came from, is not kept: it has no span.
             self.refuse();
@@ -392,6 +393,7 @@ impl Table {
             end_ns: wait.end_ns,
             wake_ns: (wait.wake_ns != 0).then_some(wait.wake_ns),
             waker,
+            peer: wait.socket.and_then(|socket| socket.peer),
             frames,
         }));
     }

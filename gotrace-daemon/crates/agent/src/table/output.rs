@@ -1,5 +1,7 @@
 //! What the table gives out: things that ended, in numbers. Names come later.
 
+use core::net::SocketAddr;
+
 use smallvec::SmallVec;
 
 use super::CpuUse;
@@ -61,6 +63,8 @@ pub struct Waited {
     pub wake_ns: Option<u64>,
     /// Who woke it.
     pub waker: Waker,
+    /// Who is at the other end of the connection that it waited for.
+    pub peer: Option<SocketAddr>,
     /// Program counters, innermost first.
     pub frames: SmallVec<[u64; 8]>,
 }

@@ -11,7 +11,8 @@ use gotrace_common::{BUCKETS, DEEP_FRAMES, Histogram, bucket_of};
 use hashbrown::HashTable;
 use serde::{Deserialize, Serialize};
 
-use crate::tracee::serial;
+use super::peers::{PeerNumber, Peers};
+use crate::{decode::Socket, tracee::serial};
 
 /// Stacks of one process.
 pub(crate) const MAX_STACKS: usize = 4096;
@@ -56,6 +57,8 @@ pub(crate) struct Stack {
     pub reason: u8,
     /// Return addresses, innermost first.
     pub frames: Box<[u64]>,
+    /// Whom they waited for.
+    pub peer: Option<PeerNumber>,
     waits: Durations,
     /// How many were reported, and how long they took.
     reported: (u64, u64),
@@ -86,6 +89,7 @@ pub(crate) struct Stacks {
     /// In the order in which they came.
     stacks: Vec<Stack>,
     index: HashTable<u32>,
+    peers: Peers,
     others: Histogram,
     min_wait_ns: Option<u64>,
 }
@@ -94,22 +98,26 @@ pub(crate) struct Stacks {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StacksState {
     stacks: Vec<Stack>,
+    peers: Peers,
     #[serde(with = "serial::histogram")]
     others: Histogram,
     min_wait_ns: Option<u64>,
 }
 
-fn hash(reason: u8, frames: &[u64]) -> u64 {
-    FixedState::default().hash_one((reason, frames))
+fn hash(reason: u8, frames: &[u64], peer: Option<PeerNumber>) -> u64 {
+    FixedState::default().hash_one((reason, frames, peer))
 }
 
 impl Stacks {
     /// A wait has ended.
-    pub fn add(&mut self, reason: u8, frames: &[u64], duration_ns: u64) {
-        let hash = hash(reason, frames);
+    pub fn add(&mut self, reason: u8, frames: &[u64], socket: Option<&Socket>, duration_ns: u64) {
+        let peer = socket.and_then(|socket| self.peers.number(socket));
+        let hash = hash(reason, frames, peer);
         let Self { stacks, index, others, .. } = self;
         let is_it = |at: &u32| {
-            stacks.get(*at as usize).is_some_and(|known| known.reason == reason && *known.frames == *frames)
+            stacks
+                .get(*at as usize)
+                .is_some_and(|known| known.reason == reason && known.peer == peer && *known.frames == *frames)
         };
         if let Some(known) = index.find(hash, is_it).and_then(|at| stacks.get_mut(*at as usize)) {
             known.waits.add(duration_ns);
@@ -121,7 +129,7 @@ impl Stacks {
         }
         let mut waits = Durations::default();
         waits.add(duration_ns);
-        self.push(hash, Stack { reason, frames: frames.into(), waits, reported: (0, 0) });
+        self.push(hash, Stack { reason, frames: frames.into(), peer, waits, reported: (0, 0) });
     }
 
     fn push(&mut self, hash_of_it: u64, stack: Stack) {
@@ -129,13 +137,18 @@ impl Stacks {
         self.stacks.push(stack);
         let stacks = &self.stacks;
         self.index.insert_unique(hash_of_it, at, |at| {
-            stacks.get(*at as usize).map_or(0, |known| hash(known.reason, &known.frames))
+            stacks.get(*at as usize).map_or(0, |known| hash(known.reason, &known.frames, known.peer))
         });
     }
 
     /// All of them, in the order in which they came.
     pub fn stacks(&mut self) -> impl Iterator<Item = &mut Stack> {
         self.stacks.iter_mut()
+    }
+
+    /// Whom their goroutines waited for.
+    pub fn peers(&self) -> &Peers {
+        &self.peers
     }
 
     /// Waits that found no room.
@@ -160,16 +173,19 @@ impl Stacks {
 
     /// All of it.
     pub fn state(&self) -> StacksState {
-        let Self { stacks, index: _, others, min_wait_ns } = self;
-        StacksState { stacks: stacks.clone(), others: *others, min_wait_ns: *min_wait_ns }
+        let Self { stacks, index: _, peers, others, min_wait_ns } = self;
+        let (stacks, peers) = (stacks.clone(), peers.clone());
+        StacksState { stacks, peers, others: *others, min_wait_ns: *min_wait_ns }
     }
 
     /// What this is the state of. It needs not come from here: what is too long or too much is left out.
     pub fn from_state(state: &StacksState) -> Self {
-        let mut this = Self { others: state.others, min_wait_ns: state.min_wait_ns, ..Self::default() };
+        let (peers, others, min_wait_ns) = (state.peers.clone(), state.others, state.min_wait_ns);
+        let mut this = Self { peers, others, min_wait_ns, ..Self::default() };
+        this.peers.truncate();
         let fits = |stack: &&Stack| stack.frames.len() <= DEEP_FRAMES && stack.waits.buckets.len() <= BUCKETS;
         for stack in state.stacks.iter().filter(fits).take(MAX_STACKS) {
-            this.push(hash(stack.reason, &stack.frames), stack.clone());
+            this.push(hash(stack.reason, &stack.frames, stack.peer), stack.clone());
         }
         this
     }
@@ -207,7 +223,7 @@ mod tests {
         for (reason, frames, ns) in
             [(1, &[8, 9][..], 10), (2, &[8, 9], 20), (1, &[8, 9], 5), (1, &[8], 7), (1, &[], 1)]
         {
-            stacks.add(reason, frames, ns);
+            stacks.add(reason, frames, None, ns);
         }
         let expected = [
             (1, vec![8, 9], 15, 10, (2, 15)),
@@ -216,7 +232,7 @@ mod tests {
             (1, vec![], 1, 1, (1, 1)),
         ];
         assert_eq!(told(&mut stacks), expected);
-        stacks.add(1, &[8, 9], 100);
+        stacks.add(1, &[8, 9], None, 100);
         let now = told(&mut stacks);
         assert_eq!(now[0], (1, vec![8, 9], 115, 100, (1, 100)));
         assert_eq!(now[1].4, (0, 0), "what was reported is not new");
@@ -227,10 +243,10 @@ mod tests {
         let (mut stacks, mut expected) = (Stacks::default(), Histogram::default());
         for n in 0..1000_u64 {
             let ns = n * n * n * 17;
-            stacks.add(3, &[1, 2, 3], ns);
+            stacks.add(3, &[1, 2, 3], None, ns);
             expected.add(ns);
         }
-        stacks.add(3, &[1], u64::MAX);
+        stacks.add(3, &[1], None, u64::MAX);
         let mut all: Vec<Histogram> = Vec::new();
         for stack in stacks.stacks() {
             let mut histogram = Histogram::default();
@@ -245,9 +261,9 @@ mod tests {
     fn what_finds_no_room_is_summed_up() {
         let mut stacks = Stacks::default();
         for n in 0..MAX_STACKS as u64 + 100 {
-            stacks.add(1, &[n, 7], 10);
+            stacks.add(1, &[n, 7], None, 10);
         }
-        stacks.add(1, &[0, 7], 5);
+        stacks.add(1, &[0, 7], None, 5);
         assert_eq!(stacks.stacks().count(), MAX_STACKS);
         assert_eq!((stacks.others().count, stacks.others().sum_ns), (100, 1000));
         let bytes = stacks.bytes();
@@ -256,7 +272,7 @@ mod tests {
         let mut stacks = Stacks::default();
         for n in 0..MAX_STACKS as u64 {
             for power in 10..30 {
-                stacks.add(1, &[n; DEEP_FRAMES], 1 << power);
+                stacks.add(1, &[n; DEEP_FRAMES], None, 1 << power);
             }
         }
         assert!(stacks.bytes() < 3 << 20, "{} bytes", stacks.bytes());
@@ -266,20 +282,25 @@ mod tests {
     fn what_was_written_goes_on_where_it_was() {
         let mut stacks = Stacks::default();
         stacks.set_min_wait_ns(1_000_000);
-        (0..50).for_each(|n| stacks.add(1, &[n % 7, 3], n));
+        (0..50).for_each(|n| stacks.add(1, &[n % 7, 3], None, n));
         stacks.stacks().next().expect("one").report();
         let mut read = Stacks::from_state(&stacks.state());
         assert_eq!((read.min_wait_ns(), read.is_empty()), (Some(1_000_000), false));
         assert_eq!(read.state(), stacks.state());
         for both in [&mut stacks, &mut read] {
-            both.add(1, &[6, 3], 77);
-            both.add(9, &[6, 3], 1);
+            both.add(1, &[6, 3], None, 77);
+            both.add(9, &[6, 3], None, 1);
         }
         assert_eq!(read.state(), stacks.state());
         assert_eq!(told(&mut read), told(&mut stacks));
         // What no table wrote.
-        let stack =
-            Stack { reason: 1, frames: vec![1; 99].into(), waits: Durations::default(), reported: (9, 9) };
+        let stack = Stack {
+            reason: 1,
+            frames: vec![1; 99].into(),
+            peer: None,
+            waits: Durations::default(),
+            reported: (9, 9),
+        };
         let mut made_up = StacksState { stacks: vec![stack.clone(); 3], ..StacksState::default() };
         assert_eq!(Stacks::from_state(&made_up).stacks.len(), 0);
         made_up.stacks = vec![Stack { frames: vec![1].into(), ..stack }; MAX_STACKS + 5];

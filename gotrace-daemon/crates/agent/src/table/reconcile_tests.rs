@@ -169,6 +169,7 @@ fn a_sign_of_life_takes_the_doubt_away() {
         waker_goid: 0,
         cpu_ns: 0,
         wake_ns: 0,
+        socket: None,
         frames: crate::decode::Frames::default(),
     };
     table.apply(&Event::Wait(wait), &mut out);

@@ -119,6 +119,7 @@ fn what_finds_no_room_is_counted_and_its_waits_are_told_by_reason() {
             waker: WakerKind::Unknown,
             waker_goid: 0,
             cpu_ns: 0,
+            socket: None,
             frames: Frames::default(),
         })
     };

@@ -1,5 +1,5 @@
-//! A tracee's waits by place, put together from its table's stacks: those that are at one place in the program's own code
-//! and of one reason are one, with the stack of the longest wait as an example.
+//! A tracee's waits by place, put together from its table's stacks: those that are at one place in the program's own code,
+//! of one reason and for one peer are one, with the stack of the longest wait as an example.
 //!
 //! Input: stacks in numbers, and what names addresses, which are asked for once each. Output: the model's [`Places`].
 
@@ -8,7 +8,7 @@ use std::{cmp::Reverse, sync::Arc};
 use foldhash::fast::FixedState;
 use gotrace_common::Histogram;
 use gotrace_go::{Origin, is_system_reason};
-use gotrace_model::{Location, Place, Places};
+use gotrace_model::{Peer, Place, Places};
 use hashbrown::{HashMap, hash_map::Entry};
 
 use super::{Names, Tracee};
@@ -26,13 +26,15 @@ impl Tracee {
         let Self { table, symbols, facts, .. } = self;
         let reasons = &facts.reasons;
         let mut sums: Vec<Sum> = Vec::new();
-        let mut known: HashMap<(u8, Option<Arc<Location>>), usize, FixedState> = HashMap::default();
+        let mut known: HashMap<_, usize, FixedState> = HashMap::default();
         let stacks = table.stacks();
+        let peers = stacks.peers().clone();
         for stack in stacks.stacks() {
             let frame = symbols.own_code(&stack.frames, names);
             let own = frame.as_ref().is_some_and(|frame| frame.origin == Origin::Own);
             let at = frame.map(|frame| frame.at);
-            let number = match known.entry((stack.reason, at.clone())) {
+            let peer = stack.peer.map(|number| peers.get(number).map_or(Peer::Other, Peer::At));
+            let number = match known.entry((stack.reason, at.clone(), peer)) {
                 Entry::Occupied(known) => *known.get(),
                 Entry::Vacant(new) => {
                     let reason = reasons.get(usize::from(stack.reason)).cloned();
@@ -43,6 +45,7 @@ impl Tracee {
                         reason,
                         at,
                         own,
+                        peer,
                         stack: Vec::new(),
                         waits: Histogram::default(),
                         recent: (0, 0),
@@ -70,7 +73,8 @@ impl Tracee {
         let mut places: Vec<Place> = sums.into_iter().map(|sum| sum.place).collect();
         places.sort_by(|a, b| {
             let by = |p: &Place| Reverse(p.waits.sum_ns);
-            by(a).cmp(&by(b)).then_with(|| a.at.cmp(&b.at)).then_with(|| a.reason.cmp(&b.reason))
+            let longest = by(a).cmp(&by(b));
+            longest.then_with(|| (&a.at, &a.reason, a.peer).cmp(&(&b.at, &b.reason, b.peer)))
         });
         Places { places, others, min_wait_ns }
     }

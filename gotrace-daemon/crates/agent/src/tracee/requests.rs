@@ -1,6 +1,7 @@
 //! Requests of a tracee: what the kernel side counted by route, and the slow ones with their waits and the causes of
 //! those, which are looked for among the waits of the goroutines that ended them.
 
+use core::net::SocketAddr;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::Arc,
@@ -129,6 +130,7 @@ struct Past {
     waker_goid: u64,
     /// Entry of its function, as it may have ended when it is asked for; 0 where that is not known.
     entry_pc: u64,
+    peer: Option<SocketAddr>,
     frames: Vec<u64>,
 }
 
@@ -200,6 +202,7 @@ impl RequestsState {
             waker: wait.waker as u8,
             waker_goid: wait.waker_goid,
             entry_pc: table.creation_site(wait.goid).map_or(0, |site| site.entry_pc),
+            peer: wait.socket.and_then(|socket| socket.peer),
             frames: wait.frames.iter().take(MAX_FRAMES).collect(),
         });
     }
@@ -442,6 +445,7 @@ fn explain(
             stack: known.stack(past),
             site: known.symbols.wait_site(&past.frames, known.names),
             own_code: known.own_code(past),
+            peer: past.peer,
             ended_by: match waker {
                 WakerKind::Goroutine => "goroutine",
                 WakerKind::Netpoll => "netpoll",

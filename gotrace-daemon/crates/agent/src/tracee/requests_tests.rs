@@ -97,6 +97,7 @@ fn wait(
         waker: if waker == 0 { WakerKind::Netpoll } else { WakerKind::Goroutine },
         waker_goid: waker,
         cpu_ns: 0,
+        socket: None,
         frames: Frames::default(),
     };
     tracee.event(&Event::Wait(wait), &NoNames, &mut Outputs::default());

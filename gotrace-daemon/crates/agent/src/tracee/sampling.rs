@@ -171,6 +171,7 @@ mod tests {
             end_ns,
             wake_ns: None,
             waker: Waker::Unknown,
+            peer: None,
             frames: SmallVec::new(),
         })
     }

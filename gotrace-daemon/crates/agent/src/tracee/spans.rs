@@ -61,6 +61,7 @@ impl Tracee {
                 TableWaker::Timer => Waker::Timer,
                 TableWaker::Gc => Waker::Gc,
             },
+            peer: waited.peer,
         }
     }
 }

@@ -7,6 +7,7 @@
 //! | attribute | of | type |
 //! |---|---|---|
 //! | `code.function.name`, `code.file.path`, `code.line.number` | a goroutine's entry; a wait's site | string, string, int |
+//! | `network.peer.{address,port}` | wait for a connection | string, int |
 //! | `gotrace.own_code.{function.name,file.path,line.number}` | wait, where it is another place than the site | string, string, int |
 //! | `gotrace.goroutine.id` | both | int |
 //! | `gotrace.goroutine.parent.id` | goroutine; left out when the runtime made it | int |
@@ -21,6 +22,8 @@
 //! | `gotrace.link.kind`: `creator`, `waker`, `goroutine` | link | string |
 //!
 //! Those of requests: [`super::requests`].
+
+use std::net::SocketAddr;
 
 use opentelemetry_proto::tonic::{
     common::v1::{AnyValue, ArrayValue, InstrumentationScope, KeyValue, any_value},
@@ -196,6 +199,7 @@ fn wait(span: &WaitSpan) -> trace::Span {
         site,
         own_code,
         waker,
+        peer,
     } = span;
     let mut attributes = Vec::with_capacity(8);
     if let Some(location) = site {
@@ -208,6 +212,9 @@ fn wait(span: &WaitSpan) -> trace::Span {
     attributes.push(text("gotrace.wait.reason", reason));
     if let Some(delay) = scheduling_delay_ns {
         attributes.push(int("gotrace.wait.scheduling_delay", *delay));
+    }
+    if let Some(peer) = peer {
+        attributes.extend(peer_of(peer));
     }
     attributes.push(text("gotrace.waker.kind", waker_kind(waker)));
     let mut links = Vec::new();
@@ -228,6 +235,15 @@ fn wait(span: &WaitSpan) -> trace::Span {
         links,
         ..Default::default()
     }
+}
+
+/// OpenTelemetry's names for the other end of a connection.
+pub(super) const PEER_ADDRESS: &str = "network.peer.address";
+pub(super) const PEER_PORT: &str = "network.peer.port";
+
+/// The other end of a connection.
+pub(super) fn peer_of(peer: &SocketAddr) -> [KeyValue; 2] {
+    [text(PEER_ADDRESS, &peer.ip().to_string()), int(PEER_PORT, u64::from(peer.port()))]
 }
 
 /// How a waker is named.

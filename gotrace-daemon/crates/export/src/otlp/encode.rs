@@ -9,7 +9,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use prost::{Message as _, encoding::encode_varint, length_delimiter_len};
 
-use super::convert::{self, FLAGS};
+use super::convert::{self, FLAGS, PEER_ADDRESS, PEER_PORT};
 use gotrace_model::{
     GoroutineSpan, Location, Span, SpanContext, WaitSpan, Waker,
     metrics::{CODE, CREATED_BY, OWN_CODE, PlaceLabels},
@@ -167,6 +167,7 @@ impl Encoder {
             site,
             own_code,
             waker,
+            peer,
         } = span;
         let out = &mut self.content;
         head(out, context, Some(parent), reason, *start_unix_nano, *end_unix_nano);
@@ -180,6 +181,10 @@ impl Encoder {
         text(out, SPAN_ATTRIBUTES, "gotrace.wait.reason", reason);
         if let Some(delay) = scheduling_delay_ns {
             int(out, SPAN_ATTRIBUTES, "gotrace.wait.scheduling_delay", *delay);
+        }
+        if let Some(peer) = peer {
+            text(out, SPAN_ATTRIBUTES, PEER_ADDRESS, &peer.ip().to_string());
+            int(out, SPAN_ATTRIBUTES, PEER_PORT, u64::from(peer.port()));
         }
         text(out, SPAN_ATTRIBUTES, "gotrace.waker.kind", convert::waker_kind(waker));
         if let Waker::Goroutine(id, context) = waker {

@@ -92,6 +92,7 @@ fn every_metric_of_a_full_interval() {
             ("gotrace.spans.dropped", "{span}"),
             ("gotrace.spans.sampled_out", "{span}"),
             ("gotrace.table.repaired", "{goroutine}"),
+            ("gotrace.wait.peer.duration", "s"),
         ]
     );
     assert_eq!(numbers(&got["go.goroutine.count"]), owned(&[("", 6)]));

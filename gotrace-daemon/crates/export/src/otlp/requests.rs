@@ -11,6 +11,7 @@
 //! | `gotrace.request.waits_complete` | request, where waits are missing | bool, false |
 //! | `gotrace.time.{on_cpu,descheduled,throttled,run_queue,world_stopped,syscall,gc_assist}`, `gotrace.time.blocked.<reason>`, spaces as `_` | request, where not 0; they add up to its duration | int, nanoseconds |
 //! | `gotrace.wait.reason` | wait | string |
+//! | `network.peer.address`, `network.peer.port` | wait for a connection | string, int |
 //! | `gotrace.waker.kind`: `goroutine`, `netpoll`, `timer`, `gc`, `unknown`; `gotrace.waker.goroutine.id` | wait | string, int |
 //! | `gotrace.wait.cause` | wait that a goroutine ended: what that one did meanwhile, and who ended what it waited for | list of strings |
 
@@ -19,7 +20,7 @@ use opentelemetry_proto::tonic::{
     trace::v1::{self as trace, Status, span::SpanKind, status::StatusCode},
 };
 
-use super::convert::{FLAGS, attribute, int, link, place, text};
+use super::convert::{FLAGS, attribute, int, link, peer_of, place, text};
 use gotrace_model::{
     metrics::{CODE, OWN_CODE},
     requests::{Ended, Protocol, Request, code_of_grpc},
@@ -127,6 +128,9 @@ pub(super) fn wait(request: &Request, n: usize) -> trace::Span {
     }
     attributes.push(int("gotrace.goroutine.id", request.goid));
     attributes.push(text("gotrace.wait.reason", &wait.reason));
+    if let Some(peer) = &wait.peer {
+        attributes.extend(peer_of(peer));
+    }
     attributes.push(text("gotrace.waker.kind", wait.ended_by));
     if let Some(goid) = wait.ended_by_goid {
         attributes.push(int("gotrace.waker.goroutine.id", goid));

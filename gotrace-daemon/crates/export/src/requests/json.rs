@@ -127,6 +127,7 @@ fn wait(wait: &RequestWait) -> Json {
         stack,
         site,
         own_code,
+        peer,
         ended_by,
         ended_by_goid,
         causes,
@@ -138,7 +139,7 @@ fn wait(wait: &RequestWait) -> Json {
         "stack": stack.iter().map(|frame| location(frame)).collect::<Vec<_>>(),
         "site": site.as_ref().map(|site| location(site)),
         "own_code": own_code.as_ref().map(|own| location(own)),
-        "peer": null,
+        "peer": peer.map(|peer| peer.to_string()),
         "ended_by": { "kind": ended_by, "goid": ended_by_goid },
         "causes": causes.iter().map(cause).collect::<Vec<_>>(),
     })

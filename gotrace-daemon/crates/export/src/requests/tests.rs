@@ -65,6 +65,7 @@ fn slow() -> Request {
             stack: vec![place("sync.(*Mutex).Lock", 1), place("main.(*Cart).Total", 88)],
             site: Some(place("shop.lock", 5)),
             own_code: Some(place("main.(*Cart).Total", 88)),
+            peer: None,
             ended_by: "goroutine",
             ended_by_goid: Some(911),
             causes: vec![

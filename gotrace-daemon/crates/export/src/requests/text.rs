@@ -112,10 +112,11 @@ pub fn request(out: &mut impl Write, request: &Request) -> io::Result<()> {
         };
         writeln!(
             out,
-            "  +{:<7} {} {}  {site}{}",
+            "  +{:<7} {} {}{}  {site}{}",
             duration(Some(wait.offset_ns)),
             wait.reason,
             duration(Some(wait.duration_ns)),
+            wait.peer.map(|peer| format!(" ← {peer}")).unwrap_or_default(),
             because(wait),
         )?;
     }

@@ -6,6 +6,7 @@
 //! processes together have a bound too: where these are given away a process has fewer reasons and sites of
 //! its own, and where not even its fixed metrics fit, its most important figures only.
 
+use core::net::SocketAddr;
 use std::{collections::HashSet, sync::Arc};
 
 use gotrace_common::request::TIMES;
@@ -121,10 +122,12 @@ impl Room {
 
     /// A process has ended.
     pub fn give_back(&mut self, admitted: &Admitted) {
-        let Admitted { entered, reasons, sites, assists: _, cpu_times: _, wait_times: _, routes } = admitted;
+        let Admitted { entered, reasons, sites, assists: _, cpu_times: _, wait_times: _, peers, routes } =
+            admitted;
         self.left += usize::from(*entered) * self.weights.base()
             + self.weights.reason() * reasons.len()
             + self.weights.site() * sites.len()
+            + self.weights.histogram * peers.len()
             + self.route() * routes.len();
     }
 }
@@ -138,6 +141,7 @@ pub struct Admitted {
     assists: HashSet<SiteKey>,
     cpu_times: HashSet<SiteKey>,
     wait_times: HashSet<(Arc<str>, Arc<str>)>,
+    peers: HashSet<SocketAddr>,
     pub(super) routes: Routes,
 }
 
@@ -195,6 +199,16 @@ impl Admitted {
             return true;
         }
         self.wait_times.contains(&key)
+    }
+
+    /// Whether waits for a peer have a series of their own, beside a process's own share; gives it one while there is
+    /// room. The tracee tells no more than a few apart.
+    pub fn peer(&mut self, peer: SocketAddr, room: &mut Room) -> bool {
+        let has = self.peers.contains(&peer) || room.take(room.weights.histogram);
+        if has {
+            self.peers.insert(peer);
+        }
+        has
     }
 
     /// Whether a site has series of its own; gives it some while there is room.

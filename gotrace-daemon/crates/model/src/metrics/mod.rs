@@ -9,12 +9,14 @@
 pub mod admission;
 pub mod node;
 mod requests;
+mod waits;
 
+use core::net::SocketAddr;
 use std::{collections::BTreeMap, sync::Arc};
 
 use gotrace_common::Histogram;
 
-use crate::{Collector, Interval, Leak, Location, Places, Site, Suspected};
+use crate::{Collector, Interval, Leak, Location, Site, Suspected};
 use admission::{Admitted, LEAKS, MAX_NAMES, Room, SiteKey};
 pub use requests::RequestKey;
 
@@ -90,6 +92,8 @@ catalogue! {
     WAITS = "gotrace.goroutine.wait.duration", "s", Histogram, "Duration of all waits, from park to the next run.";
     WAIT_TIME = "gotrace.goroutine.wait.time", "s", Counter,
         "Time that goroutines waited, by reason and function of the program's own code; waits of at least --min-wait.";
+    WAIT_PEER = "gotrace.wait.peer.duration", "s", Histogram,
+        "Duration of waits for connections that the process opened, by the other end; waits of at least --min-wait.";
     SCHEDULE = "go.schedule.duration", "s", Histogram,
         "The time goroutines have spent in the scheduler in a runnable state before actually running.";
     GC_CYCLES = "gotrace.gc.cycles", "{cycle}", Counter, "Cycles of the garbage collector.";
@@ -159,6 +163,8 @@ pub enum Series {
     Leak(Box<LeakKey>),
     /// By engine, and whether the count of goroutines is a lower bound.
     Engine(&'static str, bool),
+    /// By the other end of a connection.
+    Peer(SocketAddr),
     /// By route, and status or state.
     Request(Box<RequestKey>),
     /// What found no room.
@@ -240,6 +246,10 @@ impl Series {
             Self::Engine(engine, lower_bound) => vec![
                 ("gotrace.engine", LabelValue::Name(engine)),
                 ("gotrace.goroutine.count.lower_bound", LabelValue::Bool(*lower_bound)),
+            ],
+            Self::Peer(peer) => vec![
+                ("network.peer.address", LabelValue::Text(peer.ip().to_string().into())),
+                ("network.peer.port", LabelValue::Int(peer.port().into())),
             ],
             Self::Request(key) => key.labels(),
             Self::Overflow => vec![("otel.metric.overflow", LabelValue::Bool(true))],
@@ -375,6 +385,7 @@ impl Samples<'_> {
         }
         self.waits(waits, syscalls);
         self.wait_time(waits_at);
+        self.peers(waits_at);
         self.durations(&SCHEDULE, schedule);
         self.collector(collector);
         if let Some(requests) = requests {
@@ -463,22 +474,6 @@ impl Samples<'_> {
         }
         series.extend(beyond.map(|h| (Series::Overflow, Value::Durations(h))));
         self.push(&WAITS, series);
-    }
-
-    fn wait_time(&mut self, places: &Places) {
-        let (by_function, mut beyond) = places.by_function();
-        let mut series = Vec::new();
-        for (reason, function, ns) in by_function {
-            if self.admitted.own_code(&reason, &function) {
-                series.push((Series::OwnCode(reason, function), Value::Nanoseconds(ns)));
-            } else {
-                beyond = u64::saturating_add(beyond, ns);
-            }
-        }
-        if beyond > 0 {
-            series.push((Series::Overflow, Value::Nanoseconds(beyond)));
-        }
-        self.push(&WAIT_TIME, series);
     }
 
     fn sites(&mut self, sites: &[Site]) {
