@@ -104,7 +104,7 @@ const RULES: [Rule; 5] = [
     Rule {
         within: &[EXPORT],
         // A profile is protobuf as well.
-        except: &["gotrace-daemon/crates/export/src/otlp/", "gotrace-daemon/crates/export/src/dump/pprof.rs"],
+        except: &["gotrace-daemon/crates/export/src/otlp/", "gotrace-daemon/crates/export/src/profile.rs"],
         words: &["prost"],
     },
     Rule {

@@ -208,8 +208,7 @@ pub(super) fn run(args: &CheckArgs) -> Result<Exit, CliError> {
         let header = dump::Header {
             executable: report.header.executable,
             go_version: report.header.go_version,
-            mapping: None,
-            build_id: "",
+            ..dump::Header::default()
         };
         let all = Dump::new(header, &last, &filter, names);
         write_to(Some(path), |out| html::write(out, report, Some(&all), names))?;

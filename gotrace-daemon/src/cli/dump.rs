@@ -172,6 +172,7 @@ impl Process {
             go_version: &self.live.binary().go_version().text,
             mapping: self.mapping,
             build_id: &self.build_id,
+            ..Header::default()
         }
     }
 }

@@ -22,6 +22,7 @@ mod memory;
 mod node;
 mod probes;
 mod programs;
+mod questions;
 mod reload;
 mod reports;
 mod requests;

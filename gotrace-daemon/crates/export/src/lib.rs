@@ -3,12 +3,14 @@
 pub mod api;
 pub mod check;
 pub mod collector;
+pub mod contention;
 pub mod dump;
 pub mod json;
 pub mod leaks;
 pub mod otlp;
 mod outside;
 mod places;
+mod profile;
 pub mod prometheus;
 pub mod ps;
 pub mod requests;

@@ -15,10 +15,12 @@ use super::{
     in_hand::{InHand, Process},
     node::NodeState,
     programs::Program,
+    questions::Question,
     traced::Traced,
 };
 use gotrace_export::{
-    api::{self, CaptureError, Processes, Room},
+    api::{self, Answer, CaptureError, Processes, Proof, Room},
+    contention::Waits,
     dump::{Captured, Mapped},
 };
 use gotrace_inspect::snapshot::{Live, Options, SnapshotError};
@@ -44,6 +46,8 @@ struct Inner {
     shown: Arc<Mutex<NodeState>>,
     /// Goroutines that others have been given room for.
     promised: Mutex<u64>,
+    /// What the line is to answer.
+    questions: Mutex<Vec<Question>>,
 }
 
 /// Room for so many goroutines and frames, until this is dropped; whether others have some of it.
@@ -72,7 +76,17 @@ impl std::fmt::Debug for Captures {
 impl Captures {
     /// `shown`: where the line shows what memory there is.
     pub(super) fn new(in_hand: InHand, shown: Arc<Mutex<NodeState>>) -> Self {
-        Self(Arc::new(Inner { processes: Mutex::default(), in_hand, shown, promised: Mutex::default() }))
+        let (processes, promised, questions) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self(Arc::new(Inner { processes, in_hand, shown, promised, questions }))
+    }
+
+    /// What was asked since this was last called.
+    pub(super) fn questions(&self) -> Vec<Question> {
+        std::mem::take(&mut *self.0.questions.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn ask(&self, question: Question) {
+        self.0.questions.lock().unwrap_or_else(PoisonError::into_inner).push(question);
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Arc<Known>>> {
@@ -161,6 +175,14 @@ impl Processes for Captures {
         // Of a process that ends or executes a program meanwhile nothing is to be believed.
         self.check(&known)?;
         captured
+    }
+
+    fn waits(&self, pid: u32, answer: Answer<Waits>) {
+        self.ask(Question::Waits(pid, answer));
+    }
+
+    fn proof(&self, pid: u32, fresh: bool, answer: Answer<Proof>) {
+        self.ask(Question::Proof(pid, fresh, answer));
     }
 }
 

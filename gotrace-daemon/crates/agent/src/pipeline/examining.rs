@@ -62,6 +62,8 @@ const SELDOM: u32 = 8;
 const MAX_LOOKS: usize = 128;
 /// Goroutines whose references are looked for.
 const MAX_SUSPECTS: usize = 20_000;
+/// How long a proof that somebody asked for is kept for them.
+const ASKED_FOR: Duration = Duration::from_secs(30);
 /// Findings of one process that are told: of proven leaks, and of others.
 const MAX_LEAKS: usize = 256;
 const MAX_SUSPECTED: usize = 64;
@@ -82,6 +84,19 @@ struct Answer {
     examination: Box<Examination>,
     took: Duration,
     came: Came,
+}
+
+/// What became of a proof that was asked for, until that is told.
+#[derive(Debug, Default)]
+enum Asked {
+    /// None was.
+    #[default]
+    No,
+    /// It is to be made, or is being made.
+    Ordered,
+    /// When it was done.
+    Made(Instant),
+    Failed(String),
 }
 
 /// Looks after the examination of one process.
@@ -109,6 +124,10 @@ pub(super) struct Examining {
     /// What looks are remembered with, as of the last.
     bytes: usize,
     refuted: u64,
+    /// What became of a proof that somebody asked for.
+    asked: Asked,
+    /// Goroutines that are proven to be leaked, and not told.
+    left_out: u64,
     /// Bytes that it may take.
     room: u64,
     /// Whether it was said that this is not enough.
@@ -154,6 +173,8 @@ impl Examining {
             young: 0,
             bytes: 0,
             refuted: 0,
+            asked: Asked::default(),
+            left_out: 0,
             room: u64::MAX,
             cramped: false,
         })
@@ -189,6 +210,37 @@ impl Examining {
     /// When the last proof began that was completed.
     pub fn completed(&self) -> Option<Instant> {
         self.completed
+    }
+
+    /// Goroutines that are proven to be leaked, and not told.
+    pub fn left_out(&self) -> u64 {
+        self.left_out
+    }
+
+    /// Somebody wants a proof now. Whether it is made.
+    ///
+    /// # Errors
+    /// Why it cannot be.
+    pub fn ask(&mut self, now: Instant) -> Result<bool, String> {
+        if self.examination.is_none() && self.results.is_none() {
+            return Err("it cannot be examined: the log says why".into());
+        }
+        match std::mem::take(&mut self.asked) {
+            Asked::Made(at) if now < at + ASKED_FOR => return Ok(true),
+            Asked::Failed(why) => return Err(why),
+            // It may be due by now, after a rest.
+            Asked::Ordered => {}
+            Asked::No | Asked::Made(_) if self.proving => {}
+            Asked::No | Asked::Made(_) => self.pass_due = Some(now),
+        }
+        self.asked = Asked::Ordered;
+        Ok(false)
+    }
+
+    fn asked_came_to(&mut self, asked: Asked) {
+        if matches!(self.asked, Asked::Ordered) {
+            self.asked = asked;
+        }
     }
 
     /// Proofs that were refuted.
@@ -246,7 +298,8 @@ impl Examining {
             return self.take_in(answer, now);
         }
         if let (Some(due), Some(pace)) = (self.pass_due.filter(|due| now >= *due), self.proofs) {
-            if self.proving || waiting_for_others > self.young || known {
+            let asked = matches!(self.asked, Asked::Ordered);
+            if self.proving || asked || waiting_for_others > self.young || known {
                 self.order_pass();
                 return None;
             }
@@ -308,11 +361,18 @@ impl Examining {
                 self.proving = false;
                 self.completed = self.begun;
                 self.pass_due = self.proofs.map(|pace| now + pace.every);
+                self.asked_came_to(match &found {
+                    Ok(_) => Asked::Made(now),
+                    Err(error) => Asked::Failed(error.to_string()),
+                });
                 found
             }
             Came::Failed => {
                 // Where there was no memory for it there may be some another time.
-                let again = self.examination.as_ref().is_some_and(|e| e.proof_failure().is_none());
+                let failure = self.examination.as_ref().map(|e| e.proof_failure());
+                let again = matches!(failure, Some(None));
+                let why = failure.flatten().unwrap_or("its heap cannot be read just now").to_owned();
+                self.asked_came_to(Asked::Failed(why));
                 let pace = self.proofs.filter(|_| again);
                 (self.proving, self.pass_due) = (false, pace.map(|pace| now + pace.every));
                 return None;
@@ -322,12 +382,16 @@ impl Examining {
             Ok(mut found) => {
                 found.retain(|f| self.looks.is_some() || f.verdict == Verdict::Unreachable);
                 let (mut leaks, mut others) = (0, 0);
+                self.left_out = 0;
                 found.retain(|f| {
                     let (n, most) = match f.verdict {
                         Verdict::Unreachable => (&mut leaks, MAX_LEAKS),
                         _ => (&mut others, MAX_SUSPECTED),
                     };
                     *n += 1;
+                    if *n > most && f.verdict == Verdict::Unreachable {
+                        self.left_out += f.goids.len() as u64;
+                    }
                     *n <= most
                 });
                 Some(found)

@@ -17,6 +17,7 @@ use super::{
     Captures, Engine, Line, LineConfig, LineError, Step,
     coverage::Account,
     known::Counts,
+    questions::Question,
     scout::{Found, Order, Scout},
     traced::Traced,
 };
@@ -157,6 +158,11 @@ pub(super) struct Node {
 }
 
 impl Node {
+    /// What was asked of it since this was last called.
+    pub(super) fn questions(&self) -> Vec<Question> {
+        self.captures.questions()
+    }
+
     /// Where discovery takes its orders.
     pub(super) fn orders(&self) -> &Sender<Order> {
         &self.scout.orders
@@ -329,6 +335,7 @@ impl Line {
                 Change::Metadata(pid, start, metadata) => self.learn(pid, start, metadata),
             }
         }
+        self.answer_questions(now);
         self.show(now);
         self.tend_sharing(now);
         self.tend_memory(now);

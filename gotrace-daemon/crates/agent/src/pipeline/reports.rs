@@ -88,7 +88,7 @@ impl Line {
     }
 
     /// What the kernel side and the system have counted of a process.
-    fn count(&self, traced: &Traced, cost: Option<HitCost>) -> Counted {
+    pub(super) fn count(&self, traced: &Traced, cost: Option<HitCost>) -> Counted {
         let cost = cost.map(|cost| cost.among(traced.neighbours));
         let kernel = self.probes.as_ref().map(|p| &p.kernel).zip(traced.slot);
         let counters = kernel.map_or_else(Default::default, |(kernel, slot)| {

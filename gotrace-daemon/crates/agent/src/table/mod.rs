@@ -26,8 +26,8 @@ use gotrace_common::{Histogram, WakerKind};
 
 pub use cpu::{CpuTimes, CpuUse};
 pub use output::{Ended, Output, Waited, Waker};
-pub(crate) use places::Stacks;
 pub use places::StacksState;
+pub(crate) use places::{Stack, Stacks};
 pub use reconcile::{Look, Sighting};
 pub use site::{SiteKey, SiteStats};
 pub use state::{GoroutineState, TableState};
@@ -485,6 +485,11 @@ impl Table {
     /// Waits that were sent, by reason and stack.
     pub(crate) fn stacks(&mut self) -> &mut Stacks {
         &mut self.stacks
+    }
+
+    /// The same, as they are.
+    pub(crate) fn stacks_seen(&self) -> &Stacks {
+        &self.stacks
     }
 
     /// The same, to be written.

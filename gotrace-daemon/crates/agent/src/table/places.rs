@@ -70,6 +70,11 @@ impl Stack {
         self.waits.max_ns
     }
 
+    /// How many waits it has had, and how long they took together.
+    pub fn sum(&self) -> (u64, u64) {
+        (self.waits.count, self.waits.sum_ns)
+    }
+
     /// Adds its waits.
     pub fn add_to(&self, histogram: &mut Histogram) {
         self.waits.add_to(histogram);
@@ -142,6 +147,11 @@ impl Stacks {
     }
 
     /// All of them, in the order in which they came.
+    pub fn seen(&self) -> &[Stack] {
+        &self.stacks
+    }
+
+    /// The same, to be reported.
     pub fn stacks(&mut self) -> impl Iterator<Item = &mut Stack> {
         self.stacks.iter_mut()
     }

@@ -35,6 +35,22 @@ impl Findings {
         self.found.iter().any(is_proven)
     }
 
+    /// Goroutines that are proven to be leaked, by ascending id.
+    pub fn proven(&self) -> Vec<u64> {
+        let of = |found: &Found| {
+            found
+                .goids
+                .iter()
+                .chain(found.others.iter().flat_map(|part| &part.goids))
+                .copied()
+                .collect::<Vec<_>>()
+        };
+        let mut goids: Vec<u64> = self.found.iter().filter(|found| is_proven(found)).flat_map(of).collect();
+        goids.sort_unstable();
+        goids.dedup();
+        goids
+    }
+
     /// Of what was found only this is looked after from now on.
     pub fn keep(&mut self, proven: bool, suspected: bool) {
         self.found.retain(|found| if is_proven(found) { proven } else { suspected });

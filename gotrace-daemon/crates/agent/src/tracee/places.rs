@@ -6,12 +6,14 @@
 use std::{cmp::Reverse, sync::Arc};
 
 use foldhash::fast::FixedState;
-use gotrace_common::Histogram;
+use gotrace_common::{Histogram, ROW_SYSCALL};
+use gotrace_export::contention::{NameAddress, Waits, WaitsAt};
 use gotrace_go::{Origin, is_system_reason};
-use gotrace_model::{Peer, Place, Places};
+use gotrace_model::{Level, Peer, Place, Places};
 use hashbrown::{HashMap, hash_map::Entry};
 
-use super::{Names, Tracee};
+use super::{Counted, Names, Tracee};
+use crate::table::Stack;
 
 /// A place while it is put together.
 struct Sum {
@@ -21,6 +23,40 @@ struct Sum {
 }
 
 impl Tracee {
+    /// Its waits since tracing began; `None` where it never had a level that sees them.
+    pub(crate) fn waits_now(&self, counted: &Counted, names: NameAddress) -> Option<Waits> {
+        let levels = self.levels(counted.now_ns).ns;
+        let seen = |level: &Level| levels.get(level.name()).copied().unwrap_or_default();
+        let seen_ns = [Level::Waits, Level::Full].iter().map(seen).sum();
+        if seen_ns == 0 {
+            return None;
+        }
+        let stacks = self.table.stacks_seen();
+        let at = |stack: &Stack| WaitsAt {
+            reason: self.reason(stack.reason),
+            frames: stack.frames.clone(),
+            sum: stack.sum(),
+        };
+        let by_reason = self.waits(counted);
+        Some(Waits {
+            pid: self.pid(),
+            began_unix_nano: self.began_unix_nano(),
+            now_unix_nano: self.facts.clock.unix_nano(counted.now_ns),
+            seen_ns,
+            stacks: stacks.seen().iter().filter(|s| u32::from(s.reason) != ROW_SYSCALL).map(at).collect(),
+            by_reason: by_reason.into_iter().map(|(reason, h)| (reason, (h.count, h.sum_ns))).collect(),
+            without_room: stacks.others().count,
+            lost: self.lost(counted).get("ring_wait").copied().unwrap_or_default(),
+            min_wait_ns: stacks.min_wait_ns(),
+            names,
+        })
+    }
+
+    /// Goroutines that are proven to be leaked, by ascending id.
+    pub(crate) fn proven(&self) -> Vec<u64> {
+        self.findings.proven()
+    }
+
     /// Where waits of at least the threshold were, and what of that is new since the last call.
     pub(super) fn places(&mut self, names: &dyn Names) -> Places {
         let Self { table, symbols, facts, .. } = self;

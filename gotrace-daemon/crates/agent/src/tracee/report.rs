@@ -74,7 +74,7 @@ impl Tracee {
         interval
     }
 
-    fn levels(&self, now_ns: u64) -> Levels {
+    pub(super) fn levels(&self, now_ns: u64) -> Levels {
         let Facts { probes, mode, settings, .. } = &self.facts;
         // Where there never was a place for its probes, nobody wants any.
         let probes = *probes || mode.lowered.is_some();
@@ -86,7 +86,7 @@ impl Tracee {
         }
     }
 
-    fn lost(&self, counted: &Counted) -> BTreeMap<&'static str, u64> {
+    pub(super) fn lost(&self, counted: &Counted) -> BTreeMap<&'static str, u64> {
         let totals = self.table.totals();
         let here = [
             ("undecodable", counted.undecodable),
@@ -100,7 +100,7 @@ impl Tracee {
     }
 
     /// The short waits, which the kernel side counted, and those that it sent.
-    fn waits(&self, counted: &Counted) -> BTreeMap<Arc<str>, Histogram> {
+    pub(super) fn waits(&self, counted: &Counted) -> BTreeMap<Arc<str>, Histogram> {
         let mut waits: BTreeMap<Arc<str>, Histogram> = BTreeMap::new();
         if self.highest() < Level::Waits {
             return waits;

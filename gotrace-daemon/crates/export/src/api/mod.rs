@@ -2,11 +2,14 @@
 //! process what `net/http/pprof` would offer, for programs that have none.
 //!
 //! Input: [`Processes`], each one's last report on the [`Board`], requests that [`Access`] admits. Output: JSON, and
-//! profiles of a snapshot that is taken at the request. Invariants: a process that no rule takes is never read; one
-//! capture a process at a time, and two in all; the threads that serve `/livez` read no process.
+//! profiles: of a snapshot that is taken at the request, of waits that were seen, of leaks that were proven. Invariants: a
+//! process that no rule takes is never read; one capture a process at a time, and two in all; the threads that serve
+//! `/livez` read no process.
 //! Errors are plain text: what happened, and what to do.
 
 mod access;
+mod ask;
+mod contention;
 mod pprof;
 mod processes;
 mod stream;
@@ -22,7 +25,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use axum::{
@@ -43,7 +46,7 @@ use axum::{
 pub use access::{Access, AccessRules, BadToken, Token};
 pub use processes::SCHEMA;
 
-use crate::{dump::Captured, json, prometheus::Board};
+use crate::{contention::Waits, dump::Captured, json, prometheus::Board};
 use access::{Denied, is_for_another_site, without_port};
 use gotrace_model::{Resource, printable::write_json};
 use processes::Latest;
@@ -70,6 +73,8 @@ pub enum CaptureError {
     NotTraced,
     /// It cannot be read now, but may be soon: why.
     Later(String),
+    /// The configuration does not let it be known: what would.
+    Unavailable(String),
     /// It cannot be read: why.
     Failed(String),
 }
@@ -85,6 +90,27 @@ pub trait Processes: Send + Sync {
     /// # Errors
     /// [`CaptureError`]
     fn capture(&self, pid: u32) -> Result<(Captured, Room), CaptureError>;
+    /// Where one of them waited since tracing began, soon.
+    fn waits(&self, pid: u32, answer: Answer<Waits>);
+    /// Which of its goroutines are proven to be leaked, soon. `fresh`: a proof is to be made for this question, unless
+    /// one was since it was last asked so.
+    fn proof(&self, pid: u32, fresh: bool, answer: Answer<Proof>);
+}
+
+/// Takes an answer, on a thread that it must not hold up.
+pub type Answer<T> = Box<dyn FnOnce(Result<T, CaptureError>) + Send>;
+
+/// What is proven of a process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Proof {
+    /// Goroutines that never run again, by ascending id.
+    pub goids: Vec<u64>,
+    /// How many more there are that are not told.
+    pub left_out: u64,
+    /// How long ago the last proof began that was completed; `None` where none was.
+    pub age: Option<Duration>,
+    /// Whether one was completed that was asked for.
+    pub fresh: bool,
 }
 
 /// Memory that others do not get until this is dropped.
@@ -121,6 +147,7 @@ pub struct Api {
     board: Arc<Board>,
     access: Access,
     captures: pprof::Captures,
+    contentions: contention::Turns,
 }
 
 impl std::fmt::Debug for Api {
@@ -133,7 +160,13 @@ impl Api {
     /// Of these processes, whose last reports are on this board, for those whom `access` admits.
     #[must_use]
     pub fn new(processes: Arc<dyn Processes>, board: Arc<Board>, access: Access) -> Self {
-        Self { processes, board, access, captures: pprof::Captures::default() }
+        Self {
+            processes,
+            board,
+            access,
+            captures: pprof::Captures::default(),
+            contentions: contention::Turns::default(),
+        }
     }
 
     /// Its paths, and the answer to those that nobody has.
@@ -279,6 +312,16 @@ fn later(status: StatusCode, text: impl Display) -> Response {
     let mut response = plain(status, text);
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
     response
+}
+
+/// The answer to one whose process cannot be told of.
+fn refused(pid: u32, error: CaptureError) -> Response {
+    match error {
+        CaptureError::NotTraced => not_traced(&pid.to_string()),
+        CaptureError::Later(why) => later(StatusCode::SERVICE_UNAVAILABLE, why),
+        CaptureError::Unavailable(why) => plain(StatusCode::SERVICE_UNAVAILABLE, why),
+        CaptureError::Failed(why) => plain(StatusCode::INTERNAL_SERVER_ERROR, why),
+    }
 }
 
 fn not_traced(pid: &str) -> Response {

@@ -1,12 +1,13 @@
 //! `/processes/{pid}/debug/pprof/`: what `net/http/pprof` would offer. A goroutine profile is a snapshot of the process's
-//! memory, taken at the request on a thread of its own, which writes it while the client reads.
+//! memory, taken at the request on a thread of its own, which writes it while the client reads; one of leaked goroutines
+//! has those of it that are proven to be leaked.
 
 use std::{
     collections::BTreeSet,
     io::Write,
     sync::{Arc, Mutex, PoisonError},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -15,7 +16,7 @@ use axum::{
     extract::{Path, State},
     http::{
         HeaderName, HeaderValue, StatusCode, Uri, Version,
-        header::{CONTENT_DISPOSITION, CONTENT_TYPE},
+        header::{CONTENT_DISPOSITION, CONTENT_TYPE, RETRY_AFTER},
     },
     response::{IntoResponse, Response},
 };
@@ -24,8 +25,14 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Api, CaptureError, Processes, Stays, TEXT, later, not_traced, plain, stream};
-use crate::dump::{Captured, count, incomplete, pprof, text};
+use super::{
+    Api, CaptureError, Processes, Proof, Stays, TEXT, ask::ask, later, not_traced, plain, refused, stream,
+};
+use crate::{
+    contention,
+    dump::{Captured, Filter, Kind, count, incomplete, pprof, text},
+};
+use gotrace_inspect::snapshot::Status;
 use gotrace_process::{contained, give_memory_back};
 
 /// Captures at once, of all processes: each takes memory.
@@ -36,13 +43,18 @@ const ROOM_WITHIN: Duration = Duration::from_secs(5);
 const CAPTURE_WITHIN: Duration = Duration::from_secs(20);
 
 /// What of the process is not in an answer, where there is something.
-const INCOMPLETE: HeaderName = HeaderName::from_static("gotrace-incomplete");
+pub(super) const INCOMPLETE: HeaderName = HeaderName::from_static("gotrace-incomplete");
+
+/// Seconds since the proof began that a profile of leaked goroutines is of.
+const PROOF_AGE: HeaderName = HeaderName::from_static("gotrace-proof-age");
+/// What is no text.
+pub(super) const BYTES: &str = "application/octet-stream";
+/// How long a client waits for a proof that is made for it, and how often it is looked for.
+const PROOF_WITHIN: Duration = Duration::from_secs(10);
+const PROOF_LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// What is not answered, and why.
-const NOT_BUILT: [(&str, &str); 6] = [
-    ("goroutineleak", "`gotrace leaks` proves leaks, and /api/v1/processes/PID has those that were proven"),
-    ("block", "/metrics and /api/v1/processes/PID have waits by reason"),
-    ("mutex", "/metrics and /api/v1/processes/PID have waits by reason"),
+const NOT_BUILT: [(&str, &str); 3] = [
     ("profile", "gotrace takes no CPU profiles"),
     ("wall", "gotrace takes no wall clock profiles"),
     ("trace", "gotrace writes no execution traces; `gotrace record` records what goroutines did"),
@@ -102,9 +114,9 @@ impl Drop for Claim {
     }
 }
 
-/// How a goroutine profile is written.
+/// How a profile is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Format {
+pub(super) enum Format {
     /// `debug=0`
     Protobuf,
     /// `debug=1`
@@ -113,44 +125,82 @@ enum Format {
     Traceback,
 }
 
-impl Format {
-    fn write(self, out: &mut dyn Write, captured: &mut Captured) -> std::io::Result<()> {
-        captured.write(
-            out,
-            match self {
-                Self::Protobuf => pprof::write,
-                Self::Counted => count::write,
-                Self::Traceback => text::write,
-            },
-        )
+/// What of a process's goroutines is wanted.
+enum Wanted {
+    All,
+    /// Those that are proven to be leaked.
+    Leaked(Proof),
+}
+
+impl Wanted {
+    fn name(&self) -> &'static str {
+        self.kind().name()
+    }
+
+    fn kind(&self) -> Kind {
+        match self {
+            Self::All => Kind::Goroutine,
+            Self::Leaked(_) => Kind::Leaked,
+        }
+    }
+
+    /// Marks what is wanted, and says what of it is not there.
+    fn find(&mut self, captured: &mut Captured) -> Option<String> {
+        let mut missing = Vec::from_iter(incomplete(&captured.snapshot.counts));
+        if let Self::Leaked(Proof { goids, left_out, .. }) = self {
+            *left_out = captured.mark_leaked(goids).saturating_add(*left_out);
+            missing.extend((*left_out > 0).then(|| format!("leaked goroutines not told: {left_out}")));
+        }
+        (!missing.is_empty()).then(|| missing.join(", "))
+    }
+
+    fn write(&self, format: Format, out: &mut dyn Write, captured: &mut Captured) -> std::io::Result<()> {
+        let (mut note, mut filter) = (String::new(), Filter::default());
+        if let Self::Leaked(Proof { goids, age, left_out, .. }) = self {
+            let age = age.unwrap_or_default().as_secs();
+            note = format!("proven by heap scans that began {age} s ago");
+            if *left_out > 0 {
+                note += &format!("; incomplete: {left_out} more are not told");
+            }
+            // As Go's has it, a traceback is of all.
+            if format != Format::Traceback {
+                filter.states = vec![Status::Leaked];
+                // None would be any, and there is no goroutine 0.
+                filter.goids = if goids.is_empty() { vec![0] } else { goids.clone() };
+            }
+        }
+        let how = match format {
+            Format::Protobuf => pprof::write,
+            Format::Counted => count::write,
+            Format::Traceback => text::write,
+        };
+        captured.write(out, (self.kind(), &note), &filter, how)
     }
 }
 
-/// What is asked for; otherwise why not.
-fn format_of(query: &str) -> Result<Format, (StatusCode, &'static str)> {
-    let value = |name: &str| {
-        let mut pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-        pairs.find_map(|(key, value)| (key == name).then_some(value))
-    };
-    let (debug, seconds) = (value("debug").unwrap_or(""), value("seconds").unwrap_or(""));
-    let format = match debug {
+/// The value of a name in a query; empty where it has none.
+pub(super) fn value<'a>(query: &'a str, name: &str) -> &'a str {
+    let mut pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    pairs.find_map(|(key, value)| (key == name).then_some(value)).unwrap_or_default()
+}
+
+/// How a profile is to be written, and the difference of how many seconds is asked for; otherwise why neither.
+pub(super) fn format_of(query: &str) -> Result<(Format, Option<u32>), &'static str> {
+    let format = match value(query, "debug") {
         "" | "0" => Format::Protobuf,
         "1" => Format::Counted,
         "2" => Format::Traceback,
-        _ => return Err((StatusCode::BAD_REQUEST, "debug must be 0, 1 or 2")),
+        _ => return Err("debug must be 0, 1 or 2"),
     };
-    if seconds.is_empty() {
-        return Ok(format);
+    let seconds = match value(query, "seconds") {
+        "" => return Ok((format, None)),
+        seconds => seconds.parse().ok().filter(|seconds| *seconds > 0),
+    };
+    match seconds {
+        None => Err("seconds must be a whole number above 0"),
+        Some(_) if format != Format::Protobuf => Err("seconds and debug cannot be combined"),
+        Some(seconds) => Ok((format, Some(seconds))),
     }
-    if !seconds.parse::<u32>().is_ok_and(|seconds| seconds > 0) {
-        return Err((StatusCode::BAD_REQUEST, "seconds must be a whole number above 0"));
-    }
-    if format != Format::Protobuf {
-        return Err((StatusCode::BAD_REQUEST, "seconds and debug cannot be combined"));
-    }
-    let why = "gotrace does not compute the difference of two profiles yet: leave out seconds, and compare two with \
-               `go tool pprof -base`";
-    Err((StatusCode::NOT_IMPLEMENTED, why))
 }
 
 /// What there is.
@@ -160,7 +210,13 @@ pub(super) async fn index(State(api): State<Arc<Api>>, Path(pid): Path<String>) 
     let mut text = format!(
         "{base}/goroutine           stacks of all goroutines now, for go tool pprof\n\
          {base}/goroutine?debug=1   the same as text, equal stacks together\n\
-         {base}/goroutine?debug=2   the same as a Go traceback\n"
+         {base}/goroutine?debug=2   the same as a Go traceback\n\
+         {base}/goroutineleak       of those that are proven to be leaked, as of the last proof\n\
+         {base}/goroutineleak?fresh=1   the same, with a proof that is made now\n\
+         {base}/block               where goroutines waited since tracing began: channels, select, mutexes, WaitGroups, Cond\n\
+         {base}/block?all=1         with sleep and network too\n\
+         {base}/block?seconds=10    what of that came within 10 s\n\
+         {base}/mutex               where they waited for mutexes\n"
     );
     text.push_str("\nnot available yet:");
     NOT_BUILT.iter().for_each(|(name, _)| text.extend([" ", name]));
@@ -175,16 +231,43 @@ pub(super) async fn profile(
     Extension(stays): Extension<Stays>,
 ) -> Response {
     let Some(traced) = api.process(&pid) else { return not_traced(&pid) };
-    if profile == "goroutine" {
-        return match format_of(uri.query().unwrap_or_default()) {
-            Ok(_) if version < Version::HTTP_11 => {
-                let why = "ask with HTTP/1.1: before it a part of an answer cannot be told from all of it (nginx: \
-                           proxy_http_version 1.1)";
-                plain(StatusCode::HTTP_VERSION_NOT_SUPPORTED, why)
-            }
-            Ok(format) => goroutines(&api, traced.pid, format, &stays).await,
-            Err((status, why)) => plain(status, why),
+    let query = uri.query().unwrap_or_default();
+    let kind = match &*profile {
+        "block" => Some(contention::Kind::Block { all: value(query, "all") == "1" }),
+        "mutex" => Some(contention::Kind::Mutex),
+        _ => None,
+    };
+    if kind.is_some() || matches!(&*profile, "goroutine" | "goroutineleak") {
+        let (format, seconds) = match format_of(query) {
+            Ok(asked) => asked,
+            Err(why) => return plain(StatusCode::BAD_REQUEST, why),
         };
+        if let Some(kind) = kind {
+            return super::contention::answer(&api, &traced, kind, (format, seconds), &stays).await;
+        }
+        if seconds.is_some() {
+            let why = "gotrace does not compute the difference of two profiles of goroutines: leave out seconds, and \
+                       compare two with `go tool pprof -base`";
+            return plain(StatusCode::NOT_IMPLEMENTED, why);
+        }
+        if version < Version::HTTP_11 {
+            let why = "ask with HTTP/1.1: before it a part of an answer cannot be told from all of it (nginx: \
+                       proxy_http_version 1.1)";
+            return plain(StatusCode::HTTP_VERSION_NOT_SUPPORTED, why);
+        }
+        if profile == "goroutine" {
+            return goroutines(&api, traced.pid, format, Wanted::All, &stays).await;
+        }
+        let proof = match proof(&api, traced.pid, value(query, "fresh") == "1", &stays).await {
+            Ok(proof) => proof,
+            Err(response) => return response,
+        };
+        let age = proof.age.unwrap_or_default().as_secs();
+        let mut response = goroutines(&api, traced.pid, format, Wanted::Leaked(proof), &stays).await;
+        if response.status() == StatusCode::OK {
+            response.headers_mut().insert(PROOF_AGE, age.into());
+        }
+        return response;
     }
     match NOT_BUILT.iter().find(|(name, _)| *name == profile) {
         Some((name, instead)) => {
@@ -197,7 +280,37 @@ pub(super) async fn profile(
     }
 }
 
-async fn goroutines(api: &Api, pid: u32, format: Format, stays: &Stays) -> Response {
+/// What is proven of a process; otherwise the answer.
+async fn proof(api: &Api, pid: u32, fresh: bool, stays: &Stays) -> Result<Proof, Response> {
+    let begun = Instant::now();
+    if fresh {
+        stays.stay();
+    }
+    loop {
+        let told = ask(|answer| api.processes.proof(pid, fresh, answer)).await;
+        let proof = told.map_err(|error| refused(pid, error))?;
+        if proof.fresh || !fresh && proof.age.is_some() {
+            return Ok(proof);
+        }
+        if !fresh {
+            let why = format!(
+                "no proof has been completed of process {pid} yet: one is made once goroutines have been blocked for \
+                 limits.prove_after; ?fresh=1 makes one now"
+            );
+            return Err(later(StatusCode::SERVICE_UNAVAILABLE, why));
+        }
+        if begun.elapsed() >= PROOF_WITHIN {
+            let why =
+                format!("a proof of process {pid} is being made: ask again in {} s", PROOF_WITHIN.as_secs());
+            let mut response = plain(StatusCode::ACCEPTED, why);
+            response.headers_mut().insert(RETRY_AFTER, PROOF_WITHIN.as_secs().into());
+            return Err(response);
+        }
+        tokio::time::sleep(PROOF_LOOK_EVERY).await;
+    }
+}
+
+async fn goroutines(api: &Api, pid: u32, format: Format, wanted: Wanted, stays: &Stays) -> Response {
     let slot = match api.captures.enter(pid).await {
         Ok(slot) => slot,
         Err(why) => return later(StatusCode::TOO_MANY_REQUESTS, why),
@@ -206,7 +319,8 @@ async fn goroutines(api: &Api, pid: u32, format: Format, stays: &Stays) -> Respo
     let (ready, taken) = oneshot::channel();
     let (pipe, stream) = stream::pipe();
     let processes = Arc::clone(&api.processes);
-    let work = move || capture(&*processes, (slot, format), ready, pipe);
+    let name = wanted.name();
+    let work = move || capture(&*processes, (slot, format, wanted), ready, pipe);
     // Not the runtime's own threads for work that blocks: it panics where the system gives none.
     if let Err(error) = thread::Builder::new().name("gotrace-capture".into()).spawn(work) {
         tracing::debug!(pid, %error, "no thread for a capture");
@@ -214,9 +328,7 @@ async fn goroutines(api: &Api, pid: u32, format: Format, stays: &Stays) -> Respo
     }
     let incomplete = match timeout(CAPTURE_WITHIN, taken).await {
         Ok(Ok(Ok(incomplete))) => incomplete,
-        Ok(Ok(Err(CaptureError::NotTraced))) => return not_traced(&pid.to_string()),
-        Ok(Ok(Err(CaptureError::Later(why)))) => return later(StatusCode::SERVICE_UNAVAILABLE, why),
-        Ok(Ok(Err(CaptureError::Failed(why)))) => return plain(StatusCode::INTERNAL_SERVER_ERROR, why),
+        Ok(Ok(Err(error))) => return refused(pid, error),
         Ok(Err(_)) => {
             let why = "gotrace panicked while it read the process, which is a bug: please report it with the message in its log";
             return plain(StatusCode::INTERNAL_SERVER_ERROR, why);
@@ -232,9 +344,7 @@ async fn goroutines(api: &Api, pid: u32, format: Format, stays: &Stays) -> Respo
     let body = Body::new(stream);
     let mut response = match format {
         Format::Protobuf => {
-            let kind = (CONTENT_TYPE, "application/octet-stream");
-            let name = (CONTENT_DISPOSITION, "attachment; filename=\"goroutine\"");
-            ([kind, name], body).into_response()
+            ([(CONTENT_TYPE, BYTES), (CONTENT_DISPOSITION, &*attachment(name))], body).into_response()
         }
         Format::Counted | Format::Traceback => ([(CONTENT_TYPE, TEXT)], body).into_response(),
     };
@@ -244,10 +354,15 @@ async fn goroutines(api: &Api, pid: u32, format: Format, stays: &Stays) -> Respo
     response
 }
 
+/// How browsers name what they save.
+pub(super) fn attachment(profile: &str) -> String {
+    format!("attachment; filename=\"{profile}\"")
+}
+
 /// Reads a process and writes what is there.
 fn capture(
     processes: &dyn Processes,
-    (slot, format): (Slot, Format),
+    (slot, format, mut wanted): (Slot, Format, Wanted),
     ready: oneshot::Sender<Result<Option<String>, CaptureError>>,
     mut pipe: stream::Pipe,
 ) {
@@ -257,8 +372,10 @@ fn capture(
     // Who has an answer may ask again: what this holds goes before that. A refusal says that nobody waits any more.
     match captured {
         Ok((mut captured, room)) => {
-            let waits = ready.send(Ok(incomplete(&captured.snapshot.counts))).is_ok();
-            let written = waits && matches!(contained(|| format.write(&mut pipe, &mut captured)), Ok(Ok(())));
+            let incomplete = wanted.find(&mut captured);
+            let waits = ready.send(Ok(incomplete)).is_ok();
+            let written =
+                waits && matches!(contained(|| wanted.write(format, &mut pipe, &mut captured)), Ok(Ok(())));
             drop((captured, room, slot));
             if written {
                 let _ = pipe.end();

@@ -4,13 +4,17 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
         mpsc::Receiver,
     },
+    time::Duration,
 };
 
-use super::{CaptureError, Processes, Room, Traced};
-use crate::dump::{Captured, testing::demo};
+use super::{Answer, CaptureError, Processes, Proof, Room, Traced};
+use crate::{
+    contention::{Waits, testing::waits},
+    dump::{Captured, testing::demo},
+};
 use gotrace_model::{Resource, Value};
 
 /// There are none.
@@ -28,6 +32,14 @@ impl Processes for Nobody {
     fn capture(&self, _: u32) -> Result<(Captured, Room), CaptureError> {
         Err(CaptureError::NotTraced)
     }
+
+    fn waits(&self, _: u32, answer: Answer<Waits>) {
+        answer(Err(CaptureError::NotTraced));
+    }
+
+    fn proof(&self, _: u32, _: bool, answer: Answer<Proof>) {
+        answer(Err(CaptureError::NotTraced));
+    }
 }
 
 /// Some, each of which holds what the demo does, or cannot be read.
@@ -43,6 +55,10 @@ pub(crate) struct Shops {
     pub resource: Arc<Resource>,
     /// Goroutines of each that cannot be read.
     pub unreadable: u64,
+    /// What is proven of each; where it is asked for, one question later.
+    pub proof: Mutex<Result<Proof, CaptureError>>,
+    /// Milliseconds that each has waited, which grow with each question; `None` where waits are not seen.
+    pub waited: Option<AtomicU64>,
 }
 
 impl Shops {
@@ -55,6 +71,8 @@ impl Shops {
             gate: None,
             resource: Arc::new(Resource::new(name)),
             unreadable: 0,
+            proof: Mutex::new(Ok(Proof::default())),
+            waited: None,
         }
     }
 }
@@ -86,5 +104,20 @@ impl Processes for Shops {
         snapshot.counts.unreadable += self.unreadable;
         let (executable, build_id) = ("/usr/bin/demo".into(), "0123abcd".into());
         Ok((Captured { snapshot, names, executable, build_id, mapping: None }, Box::new(())))
+    }
+
+    fn waits(&self, pid: u32, answer: Answer<Waits>) {
+        let waited = self.waited.as_ref().map(|ms| ms.fetch_add(1000, Ordering::Relaxed));
+        answer(waited.map(|ms| waits(pid, ms)).ok_or(CaptureError::Unavailable("level waits".into())));
+    }
+
+    fn proof(&self, _: u32, fresh: bool, answer: Answer<Proof>) {
+        let mut proof = self.proof.lock().expect("no panic");
+        let told = proof.clone();
+        if let (true, Ok(proof)) = (fresh, &mut *proof) {
+            (proof.age, proof.fresh) = (Some(Duration::from_secs(3)), true);
+        }
+        drop(proof);
+        answer(told);
     }
 }

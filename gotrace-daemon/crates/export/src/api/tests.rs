@@ -3,7 +3,11 @@
 use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
-    sync::{Arc, Mutex, atomic::Ordering, mpsc::channel},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+        mpsc::channel,
+    },
     thread,
     time::Duration,
 };
@@ -182,9 +186,13 @@ fn goroutine_profiles_come_in_gos_formats() {
         ("7/debug/pprof/goroutine?seconds=1e9", 400, "whole number above 0"),
         ("7/debug/pprof/goroutine?seconds=5&debug=0", 501, "difference"),
         ("7/debug/pprof/goroutine?seconds=5", 501, "difference"),
-        ("7/debug/pprof/goroutineleak", 501, "not available yet"),
-        ("7/debug/pprof/block", 501, "not available yet"),
-        ("7/debug/pprof/mutex", 501, "not available yet"),
+        ("7/debug/pprof/goroutineleak", 503, "no proof has been completed"),
+        ("7/debug/pprof/goroutineleak?seconds=5", 501, "difference"),
+        ("7/debug/pprof/block", 503, "level waits"),
+        ("7/debug/pprof/mutex?debug=1", 503, "level waits"),
+        ("7/debug/pprof/block?seconds=26", 400, "25 at most"),
+        ("7/debug/pprof/block?seconds=1&debug=1", 400, "cannot be combined"),
+        ("7/debug/pprof/mutex?debug=x", 400, "debug must be"),
         ("7/debug/pprof/profile?seconds=30", 501, "CPU"),
         ("7/debug/pprof/wall", 501, "not available yet"),
         ("7/debug/pprof/trace", 501, "gotrace record"),
@@ -207,6 +215,77 @@ fn goroutine_profiles_come_in_gos_formats() {
     }
     assert_eq!(served.get("/processes/%ff/debug/pprof/goroutine").status, 400);
     assert_eq!(served.processes.captured.load(Ordering::Relaxed), 3, "nothing is read for nothing");
+    served.stop();
+}
+
+#[test]
+fn profiles_of_waits_come_in_gos_formats() {
+    let mut shops = Shops::new([(7, Ok(()))]);
+    shops.waited = Some(AtomicU64::new(1000));
+    let served = serve(shops);
+    let block = served.get("/processes/7/debug/pprof/block?debug=1");
+    assert_eq!(block.status, 200, "{}", block.text());
+    assert!(block.text().starts_with("--- contention:\ncycles/second=1000000000\n"), "{}", block.text());
+    assert!(
+        !block.text().contains("time.Sleep") && !block.head.contains("gotrace-incomplete"),
+        "{}",
+        block.head
+    );
+    let all = served.get("/processes/7/debug/pprof/block?all=1&debug=1");
+    assert!(all.text().contains("time.Sleep"), "{}", all.text());
+    assert!(all.head.contains("gotrace-incomplete: stacks cut off"), "{}", all.head);
+    let mutex = served.get("/processes/7/debug/pprof/mutex");
+    assert!(
+        mutex.head.contains("filename=\"mutex\"") && mutex.body.starts_with(&[0x1f, 0x8b]),
+        "{}",
+        mutex.head
+    );
+    let difference = served.get("/processes/7/debug/pprof/block?seconds=1");
+    let mut raw = Vec::new();
+    GzDecoder::new(&*difference.body).read_to_end(&mut raw).expect("gzip");
+    assert!(String::from_utf8_lossy(&raw).contains("process 7, 1.0s;"), "the program waited one more second");
+    assert_eq!(served.processes.captured.load(Ordering::Relaxed), 0, "nothing is read for it");
+    served.stop();
+}
+
+#[test]
+fn a_profile_of_leaks_has_those_that_are_proven() {
+    let served = serve(Shops::new([(7, Ok(()))]));
+    let path = "/processes/7/debug/pprof/goroutineleak";
+    let asked = served.get(path);
+    assert!(asked.status == 503 && asked.text().contains("?fresh=1"), "{}", asked.text());
+    let (snapshot, _) = crate::dump::testing::demo();
+    let waits = |g: &&gotrace_inspect::snapshot::Goroutine| g.status.is_waiting() && !g.is_system();
+    let mut goids: Vec<u64> = snapshot.goroutines.iter().filter(waits).map(|g| g.goid).take(2).collect();
+    goids.push(u64::MAX);
+    *served.processes.proof.lock().expect("no panic") = Ok(Proof { goids, ..Proof::default() });
+    // Made at the first question, told at the next.
+    let leaked = served.get(&format!("{path}?fresh=1&debug=1"));
+    assert_eq!(leaked.status, 200, "{}", leaked.text());
+    assert!(leaked.text().starts_with("goroutineleak profile: total 2\n"), "{}", leaked.text());
+    assert!(
+        leaked.text().contains("# gotrace: proven by heap scans that began 3 s ago"),
+        "{}",
+        leaked.text()
+    );
+    for header in ["gotrace-proof-age: 3", "gotrace-incomplete: leaked goroutines not told: 1"] {
+        assert!(leaked.head.contains(header), "{header}: {}", leaked.head);
+    }
+    let traceback = served.get(&format!("{path}?debug=2")).text();
+    let count = |what: &str| traceback.lines().filter(|line| line.contains(what)).count();
+    assert_eq!(count(" (leaked)"), 2, "{traceback}");
+    assert!(count("goroutine ") > 2, "as Go's has it, it is of all");
+    let profile = served.get(path);
+    assert!(profile.head.contains("filename=\"goroutineleak\""), "{}", profile.head);
+    // That none is leaked is an answer too.
+    *served.processes.proof.lock().expect("no panic") =
+        Ok(Proof { age: Some(Duration::ZERO), ..Proof::default() });
+    let none = served.get(&format!("{path}?debug=1"));
+    assert!(none.text().starts_with("goroutineleak profile: total 0\n#"), "{}", none.text());
+    let failed = CaptureError::Later("no proof could be made: too large".into());
+    *served.processes.proof.lock().expect("no panic") = Err(failed);
+    let failed = served.get(&format!("{path}?fresh=1"));
+    assert!(failed.status == 503 && failed.text().contains("too large"), "{}", failed.text());
     served.stop();
 }
 

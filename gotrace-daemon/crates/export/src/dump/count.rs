@@ -50,7 +50,7 @@ pub fn write(out: &mut dyn Write, dump: &Dump<'_>, names: &mut Names) -> io::Res
     }
     drop(places);
     entries.sort_by_key(|(first, count)| (Reverse(*count), first.goid));
-    writeln!(out, "goroutine profile: total {}", dump.goroutines.len())?;
+    writeln!(out, "{} profile: total {}", dump.header.kind.name(), dump.goroutines.len())?;
     for (first, count) in entries {
         write!(out, "{count} @")?;
         let frames = dump.snapshot.frames(first);
@@ -69,7 +69,10 @@ pub fn write(out: &mut dyn Write, dump: &Dump<'_>, names: &mut Names) -> io::Res
         labels(out, dump.snapshot.labels_of(first))?;
         lines(out, &shown)?;
     }
-    // A comment for what parses this.
+    // Comments for what parses this.
+    if !dump.header.note.is_empty() {
+        writeln!(out, "# gotrace: {}", dump.header.note)?;
+    }
     incomplete(&dump.snapshot.counts).map_or(Ok(()), |what| writeln!(out, "# gotrace: incomplete: {what}"))
 }
 

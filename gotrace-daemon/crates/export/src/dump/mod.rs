@@ -31,7 +31,7 @@ use std::{
 pub use group::Group;
 pub use select::Filter;
 
-use gotrace_inspect::snapshot::{Counts, Goroutine, Names, Snapshot};
+use gotrace_inspect::snapshot::{Counts, Goroutine, Names, Snapshot, Status};
 
 /// What a dump says of the process.
 #[derive(Clone, Copy, Debug, Default)]
@@ -44,6 +44,31 @@ pub struct Header<'a> {
     pub mapping: Option<Mapped>,
     /// The executable's GNU build id in hexadecimal digits; empty when it has none.
     pub build_id: &'a str,
+    /// Which profile of Go's this is, where it is written as one.
+    pub kind: Kind,
+    /// What else there is to say of it; empty where there is nothing.
+    pub note: &'a str,
+}
+
+/// A profile of goroutines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// Of all.
+    #[default]
+    Goroutine,
+    /// Of those that are leaked.
+    Leaked,
+}
+
+impl Kind {
+    /// The name that Go has for it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Goroutine => "goroutine",
+            Self::Leaked => "goroutineleak",
+        }
+    }
 }
 
 /// A piece of the executable in memory.
@@ -73,20 +98,34 @@ pub struct Captured {
 }
 
 impl Captured {
-    /// Writes all goroutines but the runtime's own in a format.
+    /// These goroutines (by ascending id) are proven to be leaked. How many of them do not wait here.
+    pub fn mark_leaked(&mut self, goids: &[u64]) -> u64 {
+        let mut missing = goids.len() as u64;
+        for goroutine in &mut self.snapshot.goroutines {
+            if goroutine.status.is_waiting() && goids.binary_search(&goroutine.goid).is_ok() {
+                goroutine.status = Status::Leaked;
+                missing = missing.saturating_sub(1);
+            }
+        }
+        missing
+    }
+
+    /// Writes the goroutines that are wanted in a format; `kind` and `note` as in [`Header`].
     ///
     /// # Errors
     /// What the writer says.
     pub fn write(
         &mut self,
         out: &mut dyn Write,
+        (kind, note): (Kind, &str),
+        filter: &Filter,
         format: fn(&mut dyn Write, &Dump<'_>, &mut Names) -> io::Result<()>,
     ) -> io::Result<()> {
         let Self { snapshot, names, executable, build_id, mapping } = self;
         let go_version = names.binary().go_version().text.clone();
-        let header = Header { executable, go_version: &go_version, mapping: *mapping, build_id };
-        let filter = Filter::default();
-        let dump = Dump::new(header, snapshot, &filter, names);
+        let go_version = &*go_version;
+        let header = Header { executable, go_version, mapping: *mapping, build_id, kind, note };
+        let dump = Dump::new(header, snapshot, filter, names);
         format(out, &dump, names)
     }
 }

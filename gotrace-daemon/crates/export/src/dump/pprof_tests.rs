@@ -1,17 +1,13 @@
 //! The profile of a real process's goroutines, decoded again.
 
-use std::{collections::BTreeMap, io::Read as _};
-
-use flate2::read::GzDecoder;
+use std::collections::BTreeMap;
 
 use super::{super::Filter, super::testing::*, *};
 
 #[test]
 fn a_profile_has_every_goroutine() {
     let bytes = written(&Filter::default(), |out, dump, names| write(out, dump, names));
-    let mut raw = Vec::new();
-    GzDecoder::new(&*bytes).read_to_end(&mut raw).expect("a gzip file");
-    let profile = Profile::decode(&*raw).expect("a profile");
+    let profile = Profile::read(&bytes);
     let text = |n: i64| &*profile.string_table[usize::try_from(n).expect("a number of a string")];
     assert_eq!(text(0), "");
     assert_eq!(profile.sample_type.len(), 1);
@@ -65,7 +61,7 @@ fn the_same_is_kept_once() {
     let (snapshot, mut names) = demo();
     let filter = Filter { system: true, ..Filter::default() };
     let dump = Dump::new(header(), &snapshot, &filter, &mut names);
-    let profile = profile(&dump, &mut names);
+    let profile = make(&dump, &mut names);
     let distinct = |mut all: Vec<String>| {
         let count = all.len();
         all.sort();

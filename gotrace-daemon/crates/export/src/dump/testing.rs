@@ -40,6 +40,7 @@ pub(super) fn header() -> Header<'static> {
         go_version: "go1.24.11",
         mapping: Some(Mapped { start: 0x40_0000, end: 0x50_0000, file_offset: 0 }),
         build_id: "0123abcd",
+        ..Header::default()
     }
 }
 

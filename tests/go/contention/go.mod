@@ -1,0 +1,3 @@
+module gotrace.test/contention
+
+go 1.19
