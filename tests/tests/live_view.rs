@@ -1,6 +1,12 @@
-//! The live table on a terminal: taken, refreshed, given back, however it ends. Needs root, and no Go.
+//! The live table on a terminal: taken, refreshed, given back, however it ends. Needs root, and `go` for requests alone.
 
-use gotrace_tests::{demo::Demo, gotrace::privileged, terminal::OnTerminal};
+use gotrace_tests::{
+    demo::Demo,
+    gobuild::Mode,
+    gotrace::privileged,
+    requests::{Program, server},
+    terminal::OnTerminal,
+};
 
 const ENTER: &str = "\x1b[?1049h";
 const LEAVE: &str = "\x1b[?1049l";
@@ -65,6 +71,34 @@ fn a_row_is_found_sorted_and_told_more_of() {
     view.press("?");
     view.wait_to_see("sort by the next column");
     view.press("?q");
+    check_end(view, "interrupted");
+}
+
+#[test]
+fn requests_are_shown_with_whom_they_waited_for() {
+    if !privileged("live_view") {
+        return;
+    }
+    let mut program = Program::start(&server("1.24.11", Mode::Plain));
+    let mut view = attach(program.pid(), &["--level", "full", "--requests", "0ms"]);
+    view.wait_to_see("level full");
+    view.press("3");
+    view.wait_to_see("requests by route");
+    view.wait_to_see("none yet");
+    let _ = program.run("run 5 mutex_sleeping user");
+    view.wait_to_see("GET /mutex_sleeping");
+    view.wait_to_see("GET /user/{id}");
+    view.press("/mutex\r\r");
+    for part in ["requests    5, 0 failed, 5 slow", "slowest     200", "sync.Mutex.Lock", "main.holder"] {
+        view.wait_to_see(part);
+    }
+    view.press("q");
+    check_end(view, "interrupted");
+    let mut view = attach(program.pid(), &[]);
+    view.wait_to_see("alive");
+    view.press("3");
+    view.wait_to_see("requests are not traced: gotrace attach --requests auto");
+    view.press("q");
     check_end(view, "interrupted");
 }
 

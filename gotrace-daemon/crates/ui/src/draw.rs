@@ -9,7 +9,7 @@ use ratatui::{
 };
 
 use super::{
-    format, places,
+    format, places, requests,
     state::{Row, State, View},
 };
 
@@ -46,12 +46,12 @@ const ALL_FROM: u16 = 110;
 const WAITING_FROM: u16 = 72;
 
 /// What the keys do.
-const HELP: [&str; 13] = [
+const HELP: [&str; 14] = [
     "↑↓ j k      select a row; page up, page down, space, home",
     "enter       more about it: totals, durations, findings with why, holders and ids",
-    "1 2         goroutines by creation site; places: where they wait in the program's own code",
+    "1 2 3       goroutines by creation site; places where they wait in own code; requests by route",
     "s           sort by the next column: alive, cpu, new/s, exit/s, p99, max, oldest",
-    "/           show rows whose function, file or wait reason has what you type",
+    "/           show rows whose function, file, wait reason or route has what you type",
     "r           show or hide the runtime's own goroutines",
     "p           stop the picture, or have it go on",
     "w tab       other columns, where not all fit",
@@ -60,6 +60,7 @@ const HELP: [&str; 13] = [
     "q ctrl-c    quit",
     "",
     "cpu: of one CPU, within the interval. p50, p99: at most; waits of at least --min-wait",
+    "requests, where --requests traces them: since attaching; new/s: within the interval",
 ];
 /// Where the values of details begin.
 const INDENT: usize = 12;
@@ -96,10 +97,12 @@ pub(super) fn draw(frame: &mut Frame<'_>, state: &mut State) {
     state.clamp();
     if state.help {
         frame.render_widget(Paragraph::new(HELP.map(Line::raw).to_vec()), body);
-    } else if state.view == View::Places {
-        places::table(frame, body, state);
     } else {
-        table(frame, body, state);
+        match state.view {
+            View::Sites => table(frame, body, state),
+            View::Places => places::table(frame, body, state),
+            View::Requests => requests::table(frame, body, state),
+        }
     }
     if detail > 0 {
         details(frame, below, &more);
@@ -127,8 +130,11 @@ fn footer(state: &State, width: u16) -> String {
     if state.typing {
         return format!("/{}▏ · enter keeps it · esc shows all", state.filter);
     }
-    let other = if state.view == View::Sites { "2 places" } else { "1 goroutines" };
-    let mut line = format!("q quit · enter details · {other} · s sort: {} · / filter", state.sorted_by());
+    let names = [(View::Sites, "1 goroutines"), (View::Places, "2 places"), (View::Requests, "3 requests")];
+    let others: Vec<&str> =
+        names.iter().filter(|(view, _)| *view != state.view).map(|(_, name)| *name).collect();
+    let others = if width < ALL_FROM { "1-3 views".to_owned() } else { others.join(" · ") };
+    let mut line = format!("q quit · enter details · {others} · s sort: {} · / filter", state.sorted_by());
     if !state.filter.is_empty() {
         line += &format!(": {}", state.filter);
     }

@@ -114,6 +114,7 @@ fn action(event: &Event, typing: bool) -> Action {
             KeyCode::Enter => Action::Enter,
             KeyCode::Char('1') => Action::Show(View::Sites),
             KeyCode::Char('2') => Action::Show(View::Places),
+            KeyCode::Char('3') => Action::Show(View::Requests),
             KeyCode::Char('s') => Action::Sort,
             KeyCode::Char('/') => Action::Filter,
             KeyCode::Char('r') => Action::Runtime,
@@ -154,6 +155,7 @@ mod tests {
         assert_eq!(key(KeyCode::Char('+'), KeyModifiers::NONE), Action::Faster);
         assert_eq!(key(KeyCode::Esc, KeyModifiers::NONE), Action::Back);
         assert_eq!(key(KeyCode::Char('2'), KeyModifiers::NONE), Action::Show(View::Places));
+        assert_eq!(key(KeyCode::Char('3'), KeyModifiers::NONE), Action::Show(View::Requests));
         assert_eq!(key(KeyCode::Char('/'), KeyModifiers::NONE), Action::Filter);
         assert_eq!(key(KeyCode::Char('w'), KeyModifiers::NONE), Action::SwitchColumns);
         assert_eq!(action(&Event::Resize(1, 1), false), Action::Redraw);

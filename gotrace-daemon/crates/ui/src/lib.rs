@@ -10,6 +10,7 @@ mod format;
 mod input;
 mod places;
 mod play;
+mod requests;
 mod state;
 mod top;
 mod view;
@@ -56,6 +57,11 @@ impl Ui {
     fn draw(&mut self, interval: &Arc<Interval>) -> io::Result<()> {
         self.state.update(interval);
         self.redraw()
+    }
+
+    /// Takes of an interval that is not shown what is told once.
+    fn pass_over(&mut self, interval: &Interval) {
+        self.state.pass_over(interval);
     }
 
     /// Waits at most `timeout` for the user, and does what the keys say. Returns whether the user wants to end (`q`,

@@ -82,7 +82,9 @@ pub fn play(about: String, speed: f64, system: bool, film: &mut dyn Film) -> io:
     loop {
         head.tick(Instant::now());
         while let Some(interval) = next.take_if(|next| head.has_come_to(next.end_unix_nano)) {
-            shown = Some(interval);
+            if let Some(passed_over) = shown.replace(interval) {
+                ui.pass_over(&passed_over);
+            }
             next = film.next_interval()?;
         }
         if let (None, Some(last)) = (&next, &shown) {

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use super::{
     detail, format,
     places::{self, PlaceRow},
+    requests::{self, RouteRow},
 };
 use gotrace_model::{Interval, Location, Quantile, Resource, Site, Value, printable::printable};
 
@@ -125,6 +126,8 @@ pub(super) enum View {
     Sites,
     /// Where they wait.
     Places,
+    /// What it serves.
+    Requests,
 }
 
 /// The view's state.
@@ -140,6 +143,10 @@ pub(super) struct State {
     pub rows: Vec<Row>,
     /// Of the view of places.
     pub places: Vec<PlaceRow>,
+    /// Of the view of requests.
+    pub routes: Vec<RouteRow>,
+    /// Whether they are traced, as far as the level allows.
+    pub requests_traced: bool,
     /// The shortest wait that places count, where that is known.
     pub min_wait_ns: Option<u64>,
     pub with_waits: bool,
@@ -156,6 +163,7 @@ pub(super) struct State {
     pub note: String,
     pub sort: Sort,
     pub place_sort: places::Sort,
+    pub request_sort: requests::Sort,
     /// Rows that have this are shown.
     pub filter: String,
     /// Whether keys change it.
@@ -167,6 +175,7 @@ pub(super) struct State {
     /// More of the row that is selected; empty where that is not wanted.
     pub detail: Vec<String>,
     with_detail: bool,
+    slowest: requests::Slowest,
     pub help: bool,
     last: Option<Arc<Interval>>,
     began_unix_nano: Option<u64>,
@@ -181,6 +190,8 @@ impl State {
             view: View::default(),
             rows: Vec::new(),
             places: Vec::new(),
+            routes: Vec::new(),
+            requests_traced: false,
             min_wait_ns: None,
             with_waits: true,
             top: 0,
@@ -191,19 +202,27 @@ impl State {
             note: String::new(),
             sort: Sort::default(),
             place_sort: places::Sort::default(),
+            request_sort: requests::Sort::default(),
             filter: String::new(),
             typing: false,
             system,
             paused: false,
             detail: Vec::new(),
             with_detail: false,
+            slowest: requests::Slowest::default(),
             help: false,
             last: None,
             began_unix_nano: None,
         }
     }
 
+    /// Takes of an interval that is not shown what is told once.
+    pub(super) fn pass_over(&mut self, interval: &Interval) {
+        self.slowest.add(interval);
+    }
+
     pub(super) fn update(&mut self, interval: &Arc<Interval>) {
+        self.pass_over(interval);
         self.began_unix_nano.get_or_insert(interval.start_unix_nano);
         if !self.paused {
             self.last = Some(Arc::clone(interval));
@@ -218,10 +237,28 @@ impl State {
         self.problems = problems(&interval);
         self.with_waits = interval.level != "lifecycle";
         self.min_wait_ns = interval.waits_at.min_wait_ns;
+        self.requests_traced = interval.requests.is_some();
         match self.view {
             View::Sites => self.refresh_sites(&interval),
             View::Places => self.refresh_places(&interval),
+            View::Requests => self.refresh_requests(&interval),
         }
+    }
+
+    fn refresh_requests(&mut self, interval: &Interval) {
+        let selected = self.routes.get(self.selected).map(|row| row.key.clone());
+        let chosen = requests::chosen(interval, &self.filter.to_lowercase(), self.request_sort);
+        self.rows.clear();
+        self.places.clear();
+        self.routes = requests::rows(interval, &chosen);
+        if let Some(at) = selected.and_then(|key| self.routes.iter().position(|row| row.key == key)) {
+            self.selected = at;
+        }
+        self.clamp();
+        self.detail = match chosen.get(self.selected).filter(|_| self.with_detail) {
+            Some(route) => requests::details(interval, route, &self.slowest),
+            None => Vec::new(),
+        };
     }
 
     fn refresh_places(&mut self, interval: &Interval) {
@@ -229,6 +266,7 @@ impl State {
         let chosen =
             places::chosen(&interval.waits_at, &self.filter.to_lowercase(), self.place_sort, self.system);
         self.rows.clear();
+        self.routes.clear();
         self.places = places::rows(interval, &chosen, self.system);
         if let Some(at) = selected.and_then(|key| self.places.iter().position(|row| row.key == key)) {
             self.selected = at;
@@ -245,6 +283,7 @@ impl State {
         let selected = self.rows.get(self.selected).map(|row| row.key.clone());
         let wanted = self.filter.to_lowercase();
         self.places.clear();
+        self.routes.clear();
         let mut sites: Vec<&Site> = interval
             .sites
             .iter()
@@ -273,7 +312,7 @@ impl State {
 
     /// How many rows the view has.
     pub(super) fn len(&self) -> usize {
-        self.rows.len() + self.places.len()
+        self.rows.len() + self.places.len() + self.routes.len()
     }
 
     /// By what the view is sorted.
@@ -281,6 +320,7 @@ impl State {
         match self.view {
             View::Sites => self.sort.name(),
             View::Places => self.place_sort.name(),
+            View::Requests => self.request_sort.name(),
         }
     }
 
@@ -307,10 +347,12 @@ impl State {
                 self.sort = Sort::ALL[(at + 1) % Sort::ALL.len()];
             }
             View::Places => self.place_sort = self.place_sort.next(),
+            View::Requests => self.request_sort = self.request_sort.next(),
         }
         self.selected = 0;
         self.rows.clear();
         self.places.clear();
+        self.routes.clear();
         self.refresh();
     }
 

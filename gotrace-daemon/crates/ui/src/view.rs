@@ -75,10 +75,14 @@ impl Drop for View {
 fn run(mut ui: Ui, intervals: &Receiver<Arc<Interval>>, on_quit: &impl Fn()) {
     let mut told = false;
     loop {
-        let mut newest = None;
+        let mut newest: Option<Arc<Interval>> = None;
         let over = loop {
             match intervals.try_recv() {
-                Ok(interval) => newest = Some(interval),
+                Ok(interval) => {
+                    if let Some(passed_over) = newest.replace(interval) {
+                        ui.pass_over(&passed_over);
+                    }
+                }
                 Err(TryRecvError::Empty) => break false,
                 Err(TryRecvError::Disconnected) => break true,
             }

@@ -18,7 +18,7 @@ use gotrace_model::{
 pub use json::summary as json_summary;
 pub(crate) use json::to_json;
 pub use json::{SCHEMA, header as json_header, interval as json_interval, request as json_request};
-pub use text::{header, request, table};
+pub use text::{LEGEND, bar, header, request, shares, table};
 pub(crate) use text::{in_interval, in_summary};
 
 use crate::text::duration;

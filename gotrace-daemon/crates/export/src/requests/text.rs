@@ -70,6 +70,12 @@ fn parts(time: &TimeSpent, most: usize, of: impl Fn(u64, f64) -> String) -> Vec<
         .collect()
 }
 
+/// The largest parts of a time, as shares of it.
+#[must_use]
+pub fn shares(time: &TimeSpent, most: usize) -> String {
+    parts(time, most, |_, share| percent(share)).join(", ")
+}
+
 /// A slow request, with its parts and its longest waits.
 ///
 /// # Errors
@@ -162,8 +168,9 @@ fn because(wait: &RequestWait) -> String {
     }
 }
 
-/// Where time went, as a bar: on a CPU, waiting for one, in system calls and at the collector's work, blocked.
-fn bar(time: &TimeSpent) -> String {
+/// Where time went, as a bar of so many columns ([`LEGEND`]).
+#[must_use]
+pub fn bar(time: &TimeSpent, columns: u64) -> String {
     let total = time.total();
     if total == 0 {
         return String::new();
@@ -175,14 +182,14 @@ fn bar(time: &TimeSpent) -> String {
     let waiting = sum(&["descheduled", "throttled", "run_queue", "world_stopped"]);
     let system = sum(&["syscall", "gc_assist"]);
     let mut bar = String::new();
-    let (mut done, mut columns) = (0u64, 0);
+    let (mut done, mut drawn) = (0u64, 0);
     for (ns, glyph) in [(on, '█'), (waiting, '▓'), (system, '▒'), (total - on - waiting - system, '░')]
     {
         done += ns;
-        let until = (u128::from(done) * u128::from(BAR) + u128::from(total) / 2) / u128::from(total);
-        let until = u64::try_from(until).unwrap_or(BAR);
-        bar.extend(std::iter::repeat_n(glyph, usize::try_from(until - columns).unwrap_or(0)));
-        columns = until;
+        let until = (u128::from(done) * u128::from(columns) + u128::from(total) / 2) / u128::from(total);
+        let until = u64::try_from(until).unwrap_or(columns);
+        bar.extend(std::iter::repeat_n(glyph, usize::try_from(until - drawn).unwrap_or(0)));
+        drawn = until;
     }
     bar
 }
@@ -210,8 +217,8 @@ fn row(route: &Route) -> String {
         quantile(&route.durations, 0.5),
         quantile(&route.durations, 0.99),
         duration(max),
-        bar(&route.times),
-        parts(&route.times, PARTS, |_, share| percent(share)).join(", "),
+        bar(&route.times, BAR),
+        shares(&route.times, PARTS),
     )
 }
 
