@@ -186,9 +186,15 @@ impl Watch {
     /// Starts it on a process without a budget, and waits until its probes are in place.
     #[must_use]
     pub fn start(pid: u32, more: &[&str]) -> Self {
+        Self::within("none", pid, more)
+    }
+
+    /// The same within a budget.
+    #[must_use]
+    pub fn within(budget: &str, pid: u32, more: &[&str]) -> Self {
         let pid = pid.to_string();
         let mut gotrace = Command::new(binary().expect("gotrace"));
-        gotrace.args(["requests", "--pid", &pid, "--format", "json", "--budget", "none"]).args(more);
+        gotrace.args(["requests", "--pid", &pid, "--format", "json", "--budget", budget]).args(more);
         let (child, lines) = start(&mut gotrace);
         let header = parse(&lines.recv_timeout(PATIENCE).expect("the probes are in place"));
         assert_eq!(header["schema"], "gotrace.requests/1", "{header}");
@@ -205,6 +211,14 @@ impl Watch {
                 line.unwrap_or_else(|e| panic!("{e}; not said so far: {what}\n{:#?}", self.report.open));
             self.report.take(parse(&line));
         }
+    }
+
+    /// What it has said so far, as far as it was read.
+    pub fn said(&mut self) -> &Report {
+        while let Ok(line) = self.lines.try_recv() {
+            self.report.take(parse(&line));
+        }
+        &self.report
     }
 
     /// Ctrl-C; what it said to its end.

@@ -67,8 +67,8 @@ pub struct RequestsArgs {
     #[arg(long, value_enum, default_value_t = TextOrJson::Text, value_name = "FORMAT")]
     format: TextOrJson,
     /// Limit the probes' overhead to this percentage of the process's CPU time (but allow at least 5 ms
-    /// per second), or none for no limit. Above it, requests are not traced until there is room again;
-    /// the share of the time that was traced is shown
+    /// per second), or none for no limit. Above it, requests are traced in turns, and counted if they begin
+    /// and end within one; the share of the time that was traced is shown
     #[arg(long, value_parser = percent, default_value = "10%", value_name = "PERCENT|none")]
     budget: BudgetArg,
 }

@@ -30,8 +30,8 @@ use aya::{
     maps::{Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray, PerCpuValues},
 };
 use gotrace_common::{
-    Counters, GoroutineKey, GoroutineState, Histogram, LEVEL_WAITS, ProcessConfig, REASON_ROWS, SocketLayout,
-    ThreadState, flags,
+    Counters, GoroutineKey, GoroutineState, Histogram, LEVEL_WAITS, PauseRecord, ProcessConfig, REASON_ROWS,
+    SocketLayout, ThreadState, flags,
 };
 
 use diagnostics::Diagnostics;
@@ -120,6 +120,8 @@ pub struct Kernel {
     executions_lost: Array<MapData, u64>,
     held: Array<MapData, u64>,
     shares: Array<MapData, u64>,
+    /// Pauses of the world, as they are.
+    pauses: Array<MapData, [u8; size_of::<PauseRecord>()]>,
     threads: BpfHashMap<MapData, u32, ThreadState>,
     threads_held: Array<MapData, u64>,
     requests: requests::Maps,
@@ -216,8 +218,8 @@ impl Kernel {
         let maps = ["PROCESSES", "GOROUTINES", "COUNTERS", "EXECUTIONS", "EXECUTIONS_LOST", "HISTOGRAMS"];
         let [of_processes, goroutines, counters, executions, executions_lost, histograms] =
             maps.map(&mut take);
-        let [held, shares, threads, threads_held] =
-            ["HELD", "SHARES", "THREADS", "THREADS_HELD"].map(&mut take);
+        let [held, shares, pauses, threads, threads_held] =
+            ["HELD", "SHARES", "PAUSES", "THREADS", "THREADS_HELD"].map(&mut take);
         let requests = requests::Maps::take(&mut ebpf)?;
         let mut kernel = Self {
             ebpf,
@@ -228,6 +230,7 @@ impl Kernel {
             executions_lost: typed(executions_lost?, "EXECUTIONS_LOST")?,
             held: typed(held?, "HELD")?,
             shares: typed(shares?, "SHARES")?,
+            pauses: typed(pauses?, "PAUSES")?,
             threads: typed(threads?, "THREADS")?,
             threads_held: typed(threads_held?, "THREADS_HELD")?,
             requests,
@@ -432,6 +435,13 @@ impl Kernel {
     pub fn clear_held(&mut self, slot: u32) -> Result<(), Error> {
         let cleared = self.held.set(slot, 0, 0).and_then(|()| self.threads_held.set(slot, 0, 0));
         cleared.map_err(|e| Error::from_loader("set the share of a process", &e))
+    }
+
+    /// Forgets a pause of the world of the process in `slot`, whose end was not seen.
+    pub fn forget_pause(&mut self, slot: u32) {
+        if let Err(error) = self.pauses.set(slot, [0; size_of::<PauseRecord>()], 0) {
+            tracing::debug!(%error, "a pause that nobody saw the end of may be told too long");
+        }
     }
 
     /// Calls `f` with every goroutine that the kernel side keeps track of. What changes meanwhile may be

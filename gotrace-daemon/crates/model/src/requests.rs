@@ -335,6 +335,42 @@ pub struct Requests {
     pub slow: Vec<Arc<Request>>,
     /// Slow ones beyond what is told of each route and second.
     pub left_out: u64,
+    /// For which time requests were traced: the figures are those of that.
+    pub covered: Covered,
+    /// The same since attaching.
+    pub covered_total: Covered,
+}
+
+/// For which part of a time requests were traced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Covered {
+    /// Nanoseconds for which they were.
+    pub traced_ns: u64,
+    /// All of it.
+    pub all_ns: u64,
+}
+
+impl Covered {
+    /// The share; 1 of no time.
+    #[must_use]
+    pub fn share(self) -> f64 {
+        if self.all_ns == 0 { 1.0 } else { self.traced_ns as f64 / self.all_ns as f64 }
+    }
+
+    /// Both times together.
+    pub fn add(&mut self, other: Self) {
+        self.traced_ns += other.traced_ns;
+        self.all_ns += other.all_ns;
+    }
+
+    /// What came since it was as `before`.
+    #[must_use]
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            traced_ns: self.traced_ns.saturating_sub(before.traced_ns),
+            all_ns: self.all_ns.saturating_sub(before.all_ns),
+        }
+    }
 }
 
 /// The caller's span, out of its `traceparent` (W3C Trace Context).

@@ -61,7 +61,8 @@ impl Slow {
 pub struct TraceRequests {
     /// When they are slow.
     pub slow: Slow,
-    /// Whether a program that serves none that can be traced is refused, before anything is put in place.
+    /// Whether they are all that is wanted: a program that serves none that can be traced is refused, before anything is
+    /// put in place, and between turns nothing is traced.
     pub required: bool,
 }
 

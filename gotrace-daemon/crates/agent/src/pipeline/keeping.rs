@@ -151,8 +151,9 @@ impl Line {
             }
             Measure::Release(_) => {
                 traced.cramped = false;
-                let step = self.traced.iter().find(|t| t.number() == number).and_then(|t| self.step_for(t));
-                self.set_step(pid, step.unwrap_or(Step::Probes(self.config.level)));
+                let traced = self.traced.iter().find(|t| t.number() == number);
+                let step = traced.map(|t| self.step_for(t).unwrap_or(t.most(&self.config)));
+                self.set_step(pid, step.unwrap_or(Step::Snapshot));
                 self.tell_of_memory(number, before);
             }
         }

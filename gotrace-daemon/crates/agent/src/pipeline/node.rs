@@ -21,7 +21,7 @@ use super::{
     scout::{Found, Order, Scout},
     traced::Traced,
 };
-use crate::tracee::{Input, Lowered};
+use crate::tracee::Lowered;
 use gotrace_kernel as kernel;
 use gotrace_model::{Coverage, Covered, Interval, Refused, Value};
 use gotrace_process::{Beat, Identity, Rules, Target, Threads, start_ticks};
@@ -383,7 +383,7 @@ impl Line {
         // Those that run the same file have its probes at this step.
         match step {
             Some(Step::Snapshot) if slot.is_some() => traced.become_sampled(),
-            Some(Step::Probes(level)) => traced.tracee.tell(&Input::Level(level)),
+            Some(step) if step != Step::Snapshot => traced.set_aim(step),
             _ if slot.is_some() && self.has_too_many_neighbours(&traced) => {
                 self.join_without_probes(&mut traced);
             }
@@ -391,7 +391,7 @@ impl Line {
         }
         if slot.is_some()
             && traced.tracee.lowered().is_none()
-            && traced.step() != Step::Probes(self.config.level)
+            && traced.step() < Step::Probes(self.config.level)
         {
             traced.lower(Some(Lowered::Budget));
         }
@@ -445,7 +445,8 @@ impl Line {
                 traced.learn(metadata);
             }
         }
-        let wanted = Step::Probes(traced.tracee.level());
+        let wanted = traced.aim();
+        traced.tell_paused();
         self.traced.push(traced);
         if let Some(error) = failed.filter(kernel::Error::is_passing) {
             self.note_failure(pid, wanted, &error);

@@ -12,14 +12,14 @@
 //! Probes are removed level by level, in the background.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     num::NonZeroU32,
     sync::Arc,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-use gotrace_common::ROW_SYSCALL;
+use gotrace_common::{ProcessConfig, flags};
 
 use super::{
     Follow, LineConfig,
@@ -28,12 +28,12 @@ use super::{
     shares::Slots,
     traced::{Traced, load_bias},
 };
-use crate::tracee::Input;
+use crate::tracee::Step;
 use gotrace_go::Probe;
 use gotrace_kernel as kernel;
 use gotrace_kernel::{Attachment, Calibration, Kernel, Options, Ring, Scope};
 use gotrace_model::Level;
-use gotrace_process::{Clock, FileNode, Guard, ImageMemory, Unguarded};
+use gotrace_process::{FileNode, Guard, ImageMemory, Unguarded};
 
 /// Time between two cleanings of the table of parked goroutines, and two sharings out of it.
 const CLEAN_EVERY: Duration = Duration::from_secs(1);
@@ -62,10 +62,10 @@ struct Placed {
     guard: Arc<Guard>,
     /// The file that they are in.
     file: Option<SharedFile>,
-    /// By level, least first.
-    groups: [Option<Attachment>; 3],
-    /// Numbers of the processes that listen, with their levels.
-    listeners: HashMap<u32, Level>,
+    /// By step.
+    groups: [Option<Attachment>; Step::WITH_PROBES.len()],
+    /// Numbers of the processes that listen, with their steps.
+    listeners: HashMap<u32, Step>,
 }
 
 /// The kernel side, and what is in place.
@@ -82,8 +82,8 @@ pub(super) struct Probes {
     next_place: NonZeroU32,
     /// Probes on their way out: that takes long, and others are traced meanwhile.
     detaching: Vec<JoinHandle<()>>,
-    /// Processes whose goroutines the kernel side has yet to forget.
-    unwatched: BTreeSet<u32>,
+    /// Processes whose goroutines the kernel side has yet to forget, and whether they are not traced any more at all.
+    unwatched: BTreeMap<u32, bool>,
     cleaned: Instant,
 }
 
@@ -128,7 +128,7 @@ impl Probes {
             slots: Slots::new(config.processes, options.goroutines, config.follow != Follow::Nobody),
             next_place: NonZeroU32::MIN,
             detaching: Vec::new(),
-            unwatched: BTreeSet::new(),
+            unwatched: BTreeMap::new(),
             cleaned: Instant::now(),
         })
     }
@@ -152,12 +152,12 @@ impl Probes {
     }
 
     /// Takes away what is in place of a process after this error.
-    fn clear_away(&mut self, traced: &Traced, mut error: kernel::Error) -> Result<(), kernel::Error> {
+    fn clear_away(&mut self, traced: &mut Traced, mut error: kernel::Error) -> Result<(), kernel::Error> {
         // What was found is then of no meaning.
         if !traced.yet_to_execute && traced.watch.has_executed_another_program() {
             error = kernel::Error::Executed { pid: traced.pid() };
         }
-        self.kernel.forget(traced.pid());
+        self.unwatch(traced);
         if let Some((place, placed)) = self.listening(traced) {
             placed.listeners.remove(&traced.number());
             self.remove_unwanted(place);
@@ -167,8 +167,10 @@ impl Probes {
     }
 
     fn try_in_place(&mut self, traced: &mut Traced) -> Result<(), kernel::Error> {
-        if self.unwatched.remove(&traced.number()) {
+        self.unwatched.remove(&traced.number());
+        if std::mem::take(&mut traced.stale) {
             self.forget_goroutines(traced);
+            self.kernel.forget_pause(traced.config.slot);
         }
         self.watch(traced)?;
         let own = Place::Process(traced.number());
@@ -239,17 +241,24 @@ impl Probes {
         // The process first: what happens once the first probe is in place is not to be lost. One that listens to
         // others meanwhile is switched over when these are in place, for the same reason.
         let moves = traced.config.level != 0 && traced.config.file != file;
-        let mut config = traced.config;
-        (config.file, config.level) = (file, traced.tracee.level() as u8);
+        // Requests last: one that began when its end had no probe yet would seem to be open.
+        let requests = traced.requests_flag();
+        let begins = requests & !traced.config.flags != 0;
+        if begins {
+            traced.forget_open_requests(&mut self.kernel);
+        }
+        let flags = traced.config.flags & !flags::REQUESTS | requests;
+        let config = ProcessConfig { file, level: traced.tracee.level() as u8, flags, ..traced.config };
         if !moves {
-            traced.config = config;
+            let flags = if begins { flags & !flags::REQUESTS } else { flags };
+            traced.config = ProcessConfig { flags, ..config };
             self.kernel_configure(traced)?;
         }
         if let Some(placed) = self.places.get_mut(&place) {
-            placed.listeners.insert(traced.number(), traced.tracee.level());
+            placed.listeners.insert(traced.number(), traced.aim());
         }
         self.attach(place, traced)?;
-        if moves {
+        if moves || begins {
             traced.config = config;
             self.kernel_configure(traced)?;
         }
@@ -265,7 +274,7 @@ impl Probes {
         let number = self.next_place;
         // Four thousand million places later it begins anew, and none of the first is left.
         self.next_place = number.checked_add(1).unwrap_or(NonZeroU32::MIN);
-        let groups = [None, None, None];
+        let groups = [const { None }; Step::WITH_PROBES.len()];
         self.places.insert(place, Placed { number, guard, file, groups, listeners: HashMap::new() });
         number
     }
@@ -277,11 +286,11 @@ impl Probes {
     pub fn verify(&mut self, traced: &Traced) -> Result<(), kernel::Error> {
         let (memory, bias) = (memory_of(traced)?, bias_of(traced)?);
         let Some((_, placed)) = self.listening(traced) else { return Ok(()) };
-        let probes: Vec<Probe> = Level::ALL
+        let probes: Vec<Probe> = Step::WITH_PROBES
             .into_iter()
             .zip(&placed.groups)
             .filter(|(_, group)| group.is_some())
-            .flat_map(|(level, _)| traced.plan(level).probes)
+            .flat_map(|(step, _)| traced.plan(step))
             .collect();
         traced
             .text()
@@ -289,7 +298,7 @@ impl Probes {
             .map_err(|mismatch| not_safe(traced, mismatch.to_string(), false))
     }
 
-    /// Puts what the process's level needs and is not there in place.
+    /// Puts what the process's step needs and is not there in place.
     fn attach(&mut self, place: Place, traced: &Traced) -> Result<(), kernel::Error> {
         let Some(placed) = self.places.get_mut(&place) else { return Ok(()) };
         let pid = NonZeroU32::new(traced.pid()).unwrap_or(NonZeroU32::MIN);
@@ -298,11 +307,11 @@ impl Probes {
             Place::Process(_) => Scope::Process(pid),
         };
         let mut below: Vec<Probe> = Vec::new();
-        for (level, group) in Level::ALL.into_iter().zip(&mut placed.groups) {
-            if level > traced.tracee.level() {
+        for (step, group) in Step::WITH_PROBES.into_iter().zip(&mut placed.groups) {
+            if step > traced.aim() {
                 break;
             }
-            let probes = traced.plan(level).probes;
+            let probes = traced.plan(step);
             if group.is_none() {
                 let new: Vec<Probe> = probes.iter().filter(|p| !below.contains(p)).cloned().collect();
                 let attached = self.kernel.attach(&placed.guard.path(), scope, &new)?;
@@ -313,32 +322,33 @@ impl Probes {
         Ok(())
     }
 
-    /// The process's level has changed: probes come or go with it, and the kernel side is told.
+    /// The process's step has changed ([`Traced::aim`]): probes come or go with it, and the kernel side is told.
     ///
     /// Going down, goroutines that the kernel side keeps track of are forgotten: what it knows of them grows
     /// old.
     ///
     /// # Errors
     /// As [`Self::put_in_place`]; but where the kernel has not what it takes just now
-    /// ([`kernel::Error::is_passing`]), the level stays as it was, and so do the probes of it.
-    pub fn change_level(&mut self, traced: &mut Traced, before: Level) -> Result<(), kernel::Error> {
-        if traced.tracee.level() > before {
-            return self.raise_level(traced, before);
+    /// ([`kernel::Error::is_passing`]), the step stays as it was, and so do the probes of it.
+    pub fn change_step(&mut self, traced: &mut Traced, before: Step) -> Result<(), kernel::Error> {
+        if traced.aim() > before {
+            return self.raise(traced, before);
         }
         traced.config.level = traced.tracee.level() as u8;
+        traced.config.flags &= !flags::REQUESTS;
         self.kernel_configure(traced)?;
         if traced.tracee.level() < Level::Waits {
             self.forget_goroutines(traced);
         }
         traced.forget_open_requests(&mut self.kernel);
         if let Some((place, placed)) = self.listening(traced) {
-            placed.listeners.insert(traced.number(), traced.tracee.level());
+            placed.listeners.insert(traced.number(), traced.aim());
             self.remove_unwanted(place);
         }
         Ok(())
     }
 
-    fn raise_level(&mut self, traced: &mut Traced, before: Level) -> Result<(), kernel::Error> {
+    fn raise(&mut self, traced: &mut Traced, before: Step) -> Result<(), kernel::Error> {
         let error = match self.try_in_place(traced) {
             Ok(()) => return Ok(()),
             Err(error) => error,
@@ -346,8 +356,9 @@ impl Probes {
         if !error.is_passing() {
             return self.clear_away(traced, error);
         }
-        traced.tracee.tell(&Input::Level(before));
-        traced.config.level = before as u8;
+        traced.set_aim(before);
+        traced.config.level = traced.tracee.level() as u8;
+        traced.config.flags &= !flags::REQUESTS;
         if self.kernel_configure(traced).is_err() {
             return self.clear_away(traced, not_safe(traced, error.to_string(), false));
         }
@@ -359,9 +370,8 @@ impl Probes {
     }
 
     /// The process is not traced by probes any more.
-    pub fn remove(&mut self, traced: &Traced) {
-        self.kernel.forget(traced.pid());
-        self.unwatched.insert(traced.number());
+    pub fn remove(&mut self, traced: &mut Traced) {
+        self.unwatch(traced);
         let has_ended = traced.watch.has_ended();
         if let Some((place, placed)) = self.listening(traced) {
             placed.listeners.remove(&traced.number());
@@ -371,6 +381,19 @@ impl Probes {
             }
             self.remove_unwanted(place);
         }
+    }
+
+    /// The kernel side is told that hits in the process count no more, and is to forget its goroutines.
+    fn unwatch(&mut self, traced: &mut Traced) {
+        self.kernel.forget(traced.pid());
+        self.unwatched.entry(traced.number()).or_insert(false);
+        traced.config.flags &= !flags::REQUESTS;
+        traced.stale = true;
+    }
+
+    /// The process, whose probes were removed, is not traced any more: what was counted of it goes too.
+    pub fn leave(&mut self, traced: &Traced) {
+        self.unwatched.insert(traced.number(), true);
     }
 
     /// The probes that the process listens to.
@@ -404,7 +427,7 @@ impl Probes {
     /// # Errors
     /// What the kernel refuses; each keeps its own then.
     pub fn share(&mut self, file: SharedFile, members: &mut [&mut Traced]) -> Result<(), kernel::Error> {
-        let Some(highest) = members.iter().max_by_key(|t| t.tracee.level()) else { return Ok(()) };
+        let Some(highest) = members.iter().max_by_key(|t| t.aim()) else { return Ok(()) };
         let place = Place::File(file);
         let number = self.place(place, guard_of(highest)?, Some(file));
         if let Err(error) = self.attach(place, highest) {
@@ -420,7 +443,7 @@ impl Probes {
                 continue;
             }
             if let Some(placed) = self.places.get_mut(&place) {
-                placed.listeners.insert(traced.number(), traced.tracee.level());
+                placed.listeners.insert(traced.number(), traced.aim());
             }
             if let Some(placed) = self.places.get_mut(&own) {
                 placed.listeners.clear();
@@ -447,8 +470,7 @@ impl Probes {
             let own = Place::Process(traced.number());
             let result = if n < limit { self.try_at(own, traced).map_err(Some) } else { Err(None) };
             if let Err(error) = result {
-                self.kernel.forget(traced.pid());
-                self.unwatched.insert(traced.number());
+                self.unwatch(traced);
                 failed.push((traced.number(), error));
                 if let Some(placed) = self.places.get_mut(&own) {
                     placed.listeners.clear();
@@ -483,8 +505,8 @@ impl Probes {
         let Some(placed) = self.places.get_mut(&place) else { return };
         let highest = placed.listeners.values().max().copied();
         let mut unwanted = Vec::new();
-        for (level, group) in Level::ALL.into_iter().zip(&mut placed.groups) {
-            if highest.is_none_or(|highest| level > highest) {
+        for (step, group) in Step::WITH_PROBES.into_iter().zip(&mut placed.groups) {
+            if highest.is_none_or(|highest| step > highest) {
                 unwanted.extend(group.take());
             }
         }
@@ -514,8 +536,11 @@ impl Probes {
             return;
         }
         let unwatched = std::mem::take(&mut self.unwatched);
-        let gone = |process| unwatched.contains(&process);
-        match self.kernel.forget_requests(gone, true).and_then(|()| self.kernel.forget_goroutines(gone)) {
+        let gone = |process| unwatched.contains_key(&process);
+        let left = |process| unwatched.get(&process) == Some(&true);
+        let requests = self.kernel.forget_requests(gone, false);
+        let requests = requests.and_then(|()| self.kernel.forget_requests(left, true));
+        match requests.and_then(|()| self.kernel.forget_goroutines(gone)) {
             Ok(goroutines) => tracing::debug!(goroutines, "removed goroutines of exited processes"),
             Err(error) => {
                 tracing::warn!(%error, "cannot remove goroutines of exited processes from the kernel table");
@@ -569,31 +594,4 @@ fn memory_of(traced: &Traced) -> Result<ImageMemory, kernel::Error> {
 fn bias_of(traced: &Traced) -> Result<u64, kernel::Error> {
     load_bias(traced.target(), traced.binary())
         .ok_or_else(|| not_safe(traced, "cannot find where its executable is mapped".into(), false))
-}
-
-/// Tells the tables who waits now; without probes the last snapshot has.
-pub(super) fn read_open_waits(probes: Option<&Probes>, traced: &mut [Traced]) {
-    for traced in traced.iter_mut() {
-        traced.begin_open_waits();
-    }
-    let Some(Probes { kernel, .. }) = probes else { return };
-    let time_ns = Clock::now_monotonic_ns();
-    let result = kernel.goroutines(|key, state| {
-        let (start_ns, reason) = match (state.park_ns, state.syscall_ns) {
-            (0, 0) => return,
-            (0, syscall_ns) => (syscall_ns, u8::try_from(ROW_SYSCALL).unwrap_or(u8::MAX)),
-            (park_ns, _) => (park_ns, state.reason),
-        };
-        // They are in the order of their numbers.
-        let index = traced.binary_search_by_key(&key.process, Traced::number);
-        if let Some(traced) = index.ok().and_then(|index| traced.get_mut(index)) {
-            traced.open_wait(key.goid, start_ns, reason, time_ns);
-            if let Some(behind) = &mut traced.behind {
-                behind.waits(key.goid, start_ns, reason, state.wake_ns != 0);
-            }
-        }
-    });
-    if let Err(error) = result {
-        tracing::warn!(%error, "cannot read which goroutines are blocked");
-    }
 }

@@ -51,9 +51,9 @@ impl Line {
         if anew {
             self.spending = Spending::default();
             let anew = self.traced.iter().filter(|t| t.slot.is_some() && !t.cramped);
-            let pids: Vec<u32> = anew.map(Traced::pid).collect();
-            for pid in pids {
-                self.set_step(pid, Step::Probes(self.config.level));
+            let steps: Vec<(u32, Step)> = anew.map(|t| (t.pid(), t.most(&self.config))).collect();
+            for (pid, step) in steps {
+                self.set_step(pid, step);
             }
         }
         if let Some(node) = &self.node {

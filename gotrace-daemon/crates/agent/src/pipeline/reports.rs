@@ -9,7 +9,7 @@ use gotrace_kernel::{HitCost, Kernel};
 use gotrace_model::{Interval, Level};
 use gotrace_process::Clock;
 
-use super::{CALIBRATION_WITHIN, Line, Traced, probes::read_open_waits, requests::read_requests};
+use super::{CALIBRATION_WITHIN, Line, Traced, probes::Probes, requests::read_requests};
 use crate::tracee::{Counted, Input};
 
 impl Line {
@@ -41,7 +41,8 @@ impl Line {
             self.summaries.push(traced.tracee.summary(&last, why));
         }
         if let (Some(probes), Some(slot)) = (&mut self.probes, traced.slot) {
-            probes.remove(&traced);
+            probes.remove(&mut traced);
+            probes.leave(&traced);
             probes.give_slot_back(slot);
         }
         if traced.has_ended() {
@@ -126,4 +127,31 @@ fn histograms(kernel: &Kernel, slot: u32, highest: Level) -> Vec<(u8, Histogram)
         row => row < ROW_OTHER,
     };
     (0..).zip(rows).filter(|(row, histogram)| histogram.count > 0 && is_of_level(*row)).collect()
+}
+
+/// Tells the tables who waits now; without probes the last snapshot has.
+fn read_open_waits(probes: Option<&Probes>, traced: &mut [Traced]) {
+    for traced in traced.iter_mut() {
+        traced.begin_open_waits();
+    }
+    let Some(Probes { kernel, .. }) = probes else { return };
+    let time_ns = Clock::now_monotonic_ns();
+    let result = kernel.goroutines(|key, state| {
+        let (start_ns, reason) = match (state.park_ns, state.syscall_ns) {
+            (0, 0) => return,
+            (0, syscall_ns) => (syscall_ns, u8::try_from(ROW_SYSCALL).unwrap_or(u8::MAX)),
+            (park_ns, _) => (park_ns, state.reason),
+        };
+        // They are in the order of their numbers.
+        let index = traced.binary_search_by_key(&key.process, Traced::number);
+        if let Some(traced) = index.ok().and_then(|index| traced.get_mut(index)) {
+            traced.open_wait(key.goid, start_ns, reason, time_ns);
+            if let Some(behind) = &mut traced.behind {
+                behind.waits(key.goid, start_ns, reason, state.wake_ns != 0);
+            }
+        }
+    });
+    if let Err(error) = result {
+        tracing::warn!(%error, "cannot read which goroutines are blocked");
+    }
 }

@@ -4,17 +4,17 @@
 use std::{collections::HashMap, time::Duration};
 
 use gotrace_common::{
-    Account, Histogram, OpenRequest, RequestConfig, RequestKey, RouteKey, RouteTimes,
+    Account, Histogram, OpenRequest, RequestConfig, RequestKey, RouteKey, RouteTimes, flags,
     request::{self, BLOCKED_CLASSES, FieldPath, NO_STEP, ROUTE_BYTES},
 };
-use gotrace_go::{Plan, requests::Requests};
+use gotrace_go::{Probe, requests::Requests};
 use gotrace_kernel as kernel;
 use gotrace_kernel::Kernel;
 use gotrace_model::{Level, Quantile, requests::BLOCKED_NAMES};
 use gotrace_process::{Clock, ImageMemory, Target};
 
 use super::{Follow, LineConfig, LineError, Slow, TraceRequests, Traced, probes::Probes, programs::Program};
-use crate::tracee::{Input, OpenSeen, RequestCounts, RequestsState, RouteCount, RouteId};
+use crate::tracee::{Input, OpenSeen, RequestCounts, RequestsState, RouteCount, RouteId, Step};
 
 /// Slow requests that are told of a route within a second, where the threshold is the route's own.
 const PER_SECOND: u64 = 20;
@@ -34,6 +34,9 @@ pub(super) struct WatchedRequests {
     slow: Slow,
     /// How the kernel side reads them.
     config: RequestConfig,
+    /// Whether they are given up while the level would allow them, and whether the tracee was told so.
+    paused: bool,
+    told_paused: bool,
     /// Of which routes the kernel side was told when a request is slow, and when.
     thresholds: HashMap<RouteKey, u64>,
 }
@@ -66,7 +69,8 @@ impl WatchedRequests {
             Slow::Auto => (nanoseconds(Slow::UNKNOWN), nanoseconds(Slow::LEAST)),
             Slow::From(time) => (nanoseconds(time), nanoseconds(time)),
         };
-        Ok(Some(Self { slow, config, thresholds: HashMap::new() }))
+        let (paused, told_paused) = (false, false);
+        Ok(Some(Self { slow, config, paused, told_paused, thresholds: HashMap::new() }))
     }
 
     /// From when on a request of this route is slow; its status is not looked at.
@@ -77,6 +81,12 @@ impl WatchedRequests {
 }
 
 impl LineConfig {
+    /// The step between turns of requests: nothing where they are all that is wanted.
+    pub(super) fn between_turns(&self) -> Step {
+        let alone = self.requests.is_some_and(|requests| requests.required);
+        if alone { Step::Snapshot } else { Step::Probes(Level::Full) }
+    }
+
     /// Requests that the kernel side is to have room for.
     pub(super) fn open_requests(&self) -> u32 {
         if self.requests.is_some() { OPEN_REQUESTS } else { 0 }
@@ -84,13 +94,53 @@ impl LineConfig {
 }
 
 impl Traced {
-    /// The probes of a level, with those of the levels below; requests are of the highest.
-    pub(super) fn plan(&self, level: Level) -> Plan {
-        let mut plan = self.parsed().program.binary.plan(level);
-        if level == Level::Full {
-            plan.probes.extend(self.requests().probes());
+    /// The probes of a step, with those of the steps below.
+    pub(super) fn plan(&self, step: Step) -> Vec<Probe> {
+        let Some(level) = step.level() else { return Vec::new() };
+        let mut probes = self.parsed().program.binary.plan(level).probes;
+        if step == Step::Requests {
+            probes.extend(self.requests().probes());
         }
-        plan
+        probes
+    }
+
+    /// The highest step that is wanted of it.
+    pub(super) fn most(&self, line: &LineConfig) -> Step {
+        if line.level == Level::Full && self.traces_requests() {
+            Step::Requests
+        } else {
+            Step::Probes(line.level)
+        }
+    }
+
+    /// The step that its probes are for, where it has any.
+    pub(super) fn aim(&self) -> Step {
+        let level = self.tracee.level();
+        let requests = level == Level::Full && self.watched.as_ref().is_some_and(|watched| !watched.paused);
+        if requests { Step::Requests } else { Step::Probes(level) }
+    }
+
+    /// Its probes are to be for this step; none where that has none.
+    pub(super) fn set_aim(&mut self, step: Step) {
+        let Some(level) = step.level() else { return };
+        self.tracee.tell(&Input::Level(level));
+        if let Some(watched) = &mut self.watched {
+            watched.paused = step != Step::Requests;
+        }
+    }
+
+    /// The tracee is told whether requests are given up, where that has changed.
+    pub(super) fn tell_paused(&mut self) {
+        let Some(WatchedRequests { paused, told_paused, .. }) = &mut self.watched else { return };
+        if std::mem::replace(told_paused, *paused) != *paused {
+            let (now_ns, paused) = (Clock::now_monotonic_ns(), *paused);
+            self.tracee.tell(&Input::RequestsPaused { now_ns, paused });
+        }
+    }
+
+    /// What the kernel side is told of its requests among the flags.
+    pub(super) fn requests_flag(&self) -> u32 {
+        if self.aim() == Step::Requests { flags::REQUESTS } else { 0 }
     }
 
     /// What its program tells of its requests; nothing where those are not traced.
@@ -113,7 +163,7 @@ impl Traced {
         }
     }
 
-    /// The ends of its requests are not seen from now on.
+    /// What is known of those that are open is old: their ends were not seen, or will not be.
     pub(super) fn forget_open_requests(&self, kernel: &mut Kernel) {
         let number = self.number();
         if self.traces_requests()
@@ -131,7 +181,7 @@ impl Traced {
     /// The kernel side is told when requests are slow of the routes of which that is known.
     fn set_thresholds(&mut self, kernel: &mut Kernel, counted: &[(RouteKey, Histogram)]) {
         let pid = self.pid();
-        let Some(WatchedRequests { slow: Slow::Auto, config, thresholds }) = &mut self.watched else {
+        let Some(WatchedRequests { slow: Slow::Auto, config, thresholds, .. }) = &mut self.watched else {
             return;
         };
         let mut routes: Vec<(RouteKey, Histogram)> = Vec::new();
@@ -198,7 +248,9 @@ fn try_read(kernel: &mut Kernel, traced: &mut [Traced]) -> Result<(), kernel::Er
         }
         traced.set_thresholds(kernel, &own);
         let memory = traced.watch.image().and_then(|image| image.memory().ok());
-        let own = open.iter().filter(|(key, ..)| key.process == number).take(MAX_OPEN);
+        // What was open at the end of a turn may have ended since.
+        let is_traced = traced.step() == Step::Requests;
+        let own = open.iter().filter(|(key, ..)| is_traced && key.process == number).take(MAX_OPEN);
         let seen = own.filter_map(|(key, open, account)| {
             Some((*key, traced.watched.as_ref()?.seen(number, memory.as_ref(), now_ns, (open, account))))
         });

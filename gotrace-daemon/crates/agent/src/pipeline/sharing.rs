@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Line, Step, probes::SharedFile, scout::Order, traced::Traced};
+use super::{Line, probes::SharedFile, scout::Order, traced::Traced};
 use crate::tracee::Lowered;
 use gotrace_kernel::HitCost;
 use gotrace_process::FileNode;
@@ -104,10 +104,10 @@ impl Line {
             }
         }
         for pid in raised {
-            if let Some(traced) = self.traced.iter_mut().find(|t| t.pid() == pid) {
-                traced.lower(None);
-            }
-            self.set_step(pid, Step::Probes(self.config.level));
+            let Some(traced) = self.traced.iter_mut().find(|t| t.pid() == pid) else { continue };
+            traced.lower(None);
+            let most = traced.most(&self.config);
+            self.set_step(pid, most);
         }
     }
 
@@ -123,7 +123,7 @@ impl Line {
         let mut members: Vec<&mut Traced> =
             traced.iter_mut().filter(|t| has_probes(t) && t.shared_file() == Some(file)).collect();
         // One whose level was lowered would pay for the others'.
-        if probes.is_shared(file) || members.iter().any(|t| t.tracee.level() != config.level) {
+        if probes.is_shared(file) || members.iter().any(|t| t.aim() != t.most(config)) {
             return;
         }
         let processes = members.len();

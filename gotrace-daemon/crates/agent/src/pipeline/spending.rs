@@ -3,6 +3,9 @@
 //!
 //! Processes that share the probes of their file share their step too: the one that is most over its budget decides
 //! for all.
+//!
+//! Turns of requests are not told one by one: that there are any is, for which share of the time, and that there are none
+//! any more.
 
 use std::{
     collections::HashMap,
@@ -20,12 +23,15 @@ use super::{
     traced::Traced,
 };
 use crate::tracee::{Input, Lowered, Outputs, StepChange, Why, percent};
-use gotrace_kernel::{HitCost, Kernel};
+use gotrace_kernel::{self as kernel, HitCost, Kernel};
 use gotrace_model::{Interval, Level};
 use gotrace_process::Clock;
 
 /// Time between two looks.
 const EVERY: Duration = Duration::from_millis(500);
+
+/// The share of the time for which requests are traced is told anew when it has changed so many times.
+const NEWS: f64 = 2.0;
 
 /// Who shares probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -39,6 +45,8 @@ pub(super) struct Spending {
     began: Instant,
     next: Instant,
     governors: HashMap<Group, Governor>,
+    /// For which share of the time requests are traced, as far as that was told.
+    told: HashMap<Group, f64>,
     /// Steps that could not be taken, by pid; without a budget.
     pub failed: HashMap<u32, Failed>,
     /// Steps that were changed since the beginning.
@@ -48,7 +56,14 @@ pub(super) struct Spending {
 impl Default for Spending {
     fn default() -> Self {
         let now = Instant::now();
-        Self { began: now, next: now, governors: HashMap::new(), failed: HashMap::new(), changes: 0 }
+        Self {
+            began: now,
+            next: now,
+            governors: HashMap::new(),
+            told: HashMap::new(),
+            failed: HashMap::new(),
+            changes: 0,
+        }
     }
 }
 
@@ -73,16 +88,17 @@ impl Line {
         let cost = self.cost(Duration::ZERO);
         let Some(probes) = &self.probes else { return };
         let mut worst: HashMap<Group, (Option<Usage>, u32)> = HashMap::new();
-        // A group that is new is at the step of who is in it.
-        let mut steps: HashMap<Group, Step> = HashMap::new();
+        // A group that is new is at the step of who is in it; and what is wanted of that one.
+        let mut steps: HashMap<Group, (Step, Step)> = HashMap::new();
         for traced in &mut self.traced {
             if traced.slot.is_none() || traced.cramped || traced.tracee.lowered() == Some(Lowered::Neighbours)
             {
                 continue;
             }
-            let lowered = traced.step() != Step::Probes(self.config.level);
+            let most = traced.most(&self.config);
+            let lowered = traced.step() != most;
             let group = group_of(traced, probes);
-            steps.entry(group).or_insert(traced.step());
+            steps.entry(group).or_insert((traced.step(), most));
             let usage = traced.usage(&probes.kernel, cost, now, lowered);
             let Some(usage) = usage else {
                 // Not known yet; the others decide, and the governor stays.
@@ -96,19 +112,35 @@ impl Line {
             }
         }
         self.spending.governors.retain(|group, _| worst.contains_key(group));
+        self.spending.told.retain(|group, _| worst.contains_key(group));
         let since = now.duration_since(self.spending.began);
-        let mut changes = Vec::new();
+        let (mut changes, mut news) = (Vec::new(), Vec::new());
         for (group, (usage, pid)) in &worst {
-            let most = self.config.level;
-            let governor = self.spending.governors.entry(*group).or_insert_with(|| match steps.get(group) {
-                Some(step) if *step != Step::Probes(most) => Governor::lowered(most, *step, since),
-                _ => Governor::new(most),
+            let Some((step, most)) = steps.get(group).copied() else { continue };
+            let between = self.config.between_turns();
+            let governor = self.spending.governors.entry(*group).or_insert_with(|| {
+                if step == most {
+                    Governor::new(most, between)
+                } else {
+                    Governor::lowered(most, between, step, since)
+                }
             });
-            if let Some(usage) = usage
-                && let Some(change) = governor.observe(since, usage, budget)
-            {
+            let Some(usage) = usage else { continue };
+            if let Some(change) = governor.observe(since, usage, budget) {
                 changes.push((*group, change, *pid));
             }
+            let covers = governor.covers();
+            let told = self.spending.told.get(group).copied();
+            let is_news = match (told, covers) {
+                (Some(told), Some(covers)) => covers.max(told) > NEWS * covers.min(told),
+                (told, covers) => told.is_some() != covers.is_some(),
+            };
+            if is_news {
+                news.push((*group, covers, usage.cost_share(Step::Requests)));
+            }
+        }
+        for (group, covers, cost_share) in news {
+            self.tell_turns(group, covers, cost_share, budget);
         }
         if changes.is_empty() {
             return;
@@ -142,8 +174,13 @@ impl Line {
                 return;
             }
         }
-        self.spending.changes += 1;
         let Change { from, to, cost_share } = change;
+        let is_turn = from.max(to) == Step::Requests && from.min(to) == self.config.between_turns();
+        if is_turn {
+            tracing::debug!(pid = decided_by, to = to.name(), "a turn of requests ends or begins");
+            return;
+        }
+        self.spending.changes += 1;
         let (cost, allowed) = (percent(cost_share), percent(budget.share()));
         tracing::info!(
             pid = decided_by,
@@ -165,6 +202,40 @@ impl Line {
         self.hand_on(out);
     }
 
+    /// Requests of a group are traced for this share of the time from now on, or all the time.
+    fn tell_turns(&mut self, group: Group, covers: Option<f64>, cost_share: f64, budget: Budget) {
+        let Some(probes) = &self.probes else { return };
+        let told = match covers {
+            Some(covers) => self.spending.told.insert(group, covers),
+            None => self.spending.told.remove(&group),
+        };
+        let pids: Vec<u32> =
+            self.traced.iter().filter(|t| group_of(t, probes) == group).map(Traced::pid).collect();
+        let what = match covers {
+            Some(covers) => format!(
+                "requests are traced in turns, for about {} of the time: overhead about {} of the CPU time, budget {} \
+                 (--budget none lifts it); counts are those of the requests that begin and end within a turn",
+                percent(covers),
+                percent(cost_share),
+                percent(budget.share()),
+            ),
+            None => "requests are traced all the time again".to_owned(),
+        };
+        match self.node {
+            Some(_) => tracing::info!(pid = pids.first(), processes = pids.len(), "{what}"),
+            None => tracing::warn!(pid = pids.first(), "{what}"),
+        }
+        let (from, to) = (Step::Requests, self.config.between_turns());
+        let (from, to) = if covers.is_some() { (from, to) } else { (to, from) };
+        let (now_ns, why) = (Clock::now_monotonic_ns(), Why::Budget { cost_share, share: budget.share() });
+        let mut out = Outputs::default();
+        let changes = told.is_some() != covers.is_some();
+        for traced in self.traced.iter_mut().filter(|t| changes && pids.contains(&t.pid())) {
+            traced.tracee.apply(&Input::TellChange { now_ns, from, to, why }, &mut out);
+        }
+        self.hand_on(out);
+    }
+
     /// Whoever follows these processes is told of the change; what was given up also in the log.
     fn note_change(&mut self, pids: &[u32], Change { from, to, cost_share }: Change, budget: Budget) {
         let traced = self.traced.iter_mut().filter(|t| pids.contains(&t.pid()) && t.step() == to);
@@ -174,7 +245,7 @@ impl Line {
                 tracing::warn!(
                     pid = traced.pid(),
                     "level lowered from {} to {}: overhead about {} of the CPU time, budget {} (--budget none lifts it); \
-                     until it is raised again, {}",
+                     until it is raised again, {}{}",
                     from.level_name(),
                     to.level_name(),
                     percent(cost_share),
@@ -184,8 +255,10 @@ impl Line {
                             "there are no spans and no wait durations, and goroutines that live between two snapshots are \
                              missed",
                         Step::Probes(Level::Lifecycle) => "waits are not recorded",
-                        Step::Probes(_) => "wakers, scheduling latency and system calls are not recorded",
-                    }
+                        Step::Probes(_) | Step::Requests =>
+                            "wakers, scheduling latency and system calls are not recorded",
+                    },
+                    if traced.traces_requests() { ", and requests are not traced" } else { "" },
                 );
             }
         }
@@ -195,9 +268,8 @@ impl Line {
     pub(super) fn set_step(&mut self, pid: u32, step: Step) {
         let Self { probes: Some(probes), traced, config, .. } = self else { return };
         let Some(traced) = traced.iter_mut().find(|t| t.pid() == pid) else { return };
-        let wanted = step == Step::Probes(config.level);
-        let lowered =
-            if traced.cramped { Some(Lowered::Memory) } else { (!wanted).then_some(Lowered::Budget) };
+        let below = step < Step::Probes(config.level);
+        let lowered = if traced.cramped { Some(Lowered::Memory) } else { below.then_some(Lowered::Budget) };
         traced.lower(lowered);
         match (traced.step(), step) {
             (before, after) if before == after => {}
@@ -205,8 +277,8 @@ impl Line {
                 probes.remove(traced);
                 traced.stop_events(config);
             }
-            (Step::Snapshot, Step::Probes(level)) => {
-                traced.tracee.tell(&Input::Level(level));
+            (Step::Snapshot, _) => {
+                traced.set_aim(step);
                 match probes.put_in_place(traced) {
                     Ok(()) => traced.resume_events(Clock::now_monotonic_ns(), config),
                     Err(error) => {
@@ -215,17 +287,20 @@ impl Line {
                     }
                 }
             }
-            (Step::Probes(before), Step::Probes(level)) => {
-                traced.tracee.tell(&Input::Level(level));
-                match probes.change_level(traced, before) {
+            (before, _) => {
+                traced.set_aim(step);
+                let failed = |error: &kernel::Error| {
+                    tracing::warn!(pid, "cannot change the level from {}: {error}", before.name());
+                };
+                match probes.change_step(traced, before) {
                     Ok(()) => traced.level_changed(before, config),
                     Err(error) if error.is_passing() => {
-                        tracing::warn!(pid, "cannot change the level from {before}: {error}");
+                        failed(&error);
                         self.note_failure(pid, step, &error);
                     }
                     Err(error) => {
-                        tracing::warn!(pid, "cannot change the level from {before}: {error}");
-                        traced.tracee.tell(&Input::Level(before));
+                        failed(&error);
+                        traced.set_aim(before);
                         // None of its probes is left in place.
                         if let Err(error) = probes.put_in_place(traced) {
                             tracing::warn!(pid, "falling back to snapshots: {error}");
@@ -235,6 +310,9 @@ impl Line {
                     }
                 }
             }
+        }
+        if let Some(traced) = self.traced.iter_mut().find(|t| t.pid() == pid) {
+            traced.tell_paused();
         }
     }
 
@@ -253,7 +331,7 @@ fn group_of(traced: &Traced, probes: &Probes) -> Group {
 impl Traced {
     /// How it is traced now.
     pub(super) fn step(&self) -> Step {
-        self.tracee.step()
+        if self.is_sampled() { Step::Snapshot } else { self.aim() }
     }
 
     /// What it used since the last look, a second; `None` at the first, and when it is gone. `lowered`: what

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     decode::{Create, Event, plain_creation},
     recording::Recorder,
-    tracee::{Counted, Input, Lowered, Origin, Outputs, ProbeCost, Tracee},
+    tracee::{Counted, Input, Lowered, Origin, Outputs, ProbeCost, Step, Tracee},
 };
 use gotrace_go::{Binary, Event as ProbeEvent, Source};
 use gotrace_inspect::{leak::Reason, snapshot::Live};
@@ -43,6 +43,8 @@ pub struct Traced {
     pub(super) watched: Option<WatchedRequests>,
     /// Whether it is to be told anew.
     pub(super) config_changed: bool,
+    /// Whether what it keeps of the process's goroutines is old.
+    pub(super) stale: bool,
     /// Whether the kernel side counts its executions, and `config` names the one that is traced.
     pub(super) generation_known: bool,
     /// How many programs before this one it executed that had their stacks in the same place.
@@ -139,9 +141,9 @@ impl Traced {
             stack_depth: line.stack_depth,
             coroutine_reason: binary.coroutine_reason().unwrap_or(0),
             io_reason: binary.io_reason(),
+            // Those of requests come when all probes are in place.
             flags: u32::from(binary.has_parent_goid_before_gopc()) * flags::PARENT_GOID
-                + u32::from(binary.go_version().minor >= 21) * flags::STOP_REASON
-                + u32::from(watched.is_some()) * flags::REQUESTS,
+                + u32::from(binary.go_version().minor >= 21) * flags::STOP_REASON,
             min_wait_ns: u64::try_from(line.min_wait.as_nanos()).unwrap_or(u64::MAX),
             layout: binary.g_layout(),
             reserved: 0,
@@ -181,6 +183,7 @@ impl Traced {
             config,
             watched,
             config_changed: false,
+            stale: false,
             generation_known: false,
             repeat: 0,
             said_too_many_spans: false,
@@ -246,8 +249,8 @@ impl Traced {
     }
 
     /// Its level is another one than before.
-    pub(super) fn level_changed(&mut self, before: Level, line: &LineConfig) {
-        if self.tracee.level() == before {
+    pub(super) fn level_changed(&mut self, before: Step, line: &LineConfig) {
+        if before.level() == Some(self.tracee.level()) {
             return;
         }
         self.tracee.tell(&Input::LevelSet { now_ns: Clock::now_monotonic_ns() });

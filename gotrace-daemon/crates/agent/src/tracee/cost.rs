@@ -38,14 +38,14 @@ impl ProbeCost {
         Self { stepped, ..Self::default() }
     }
 
-    /// What so many hits took, by the least level that has their probes.
-    pub(crate) fn by_level(&self, hits: &[u64; Hit::COUNT], cost: HitCost) -> [f64; 3] {
-        let mut by_level = [0.0; 3];
+    /// What so many hits took, by the least level that has their probes; those of requests are the last.
+    pub(crate) fn by_level(&self, hits: &[u64; Hit::COUNT], cost: HitCost) -> [f64; 4] {
+        let mut by_level = [0.0; 4];
         for (hit, (count, of_one)) in hits.iter().zip(self.of_each(cost)).enumerate() {
             let level = match hit {
                 hit if hit == Hit::Create as usize || hit == Hit::Exit as usize => 0,
                 hit if [Hit::Park, Hit::Run, Hit::Switch].iter().any(|h| *h as usize == hit) => 1,
-                hit if hit >= Hit::RequestBegin as usize => 2,
+                hit if hit >= Hit::RequestBegin as usize => 3,
                 hit if hit >= Hit::StopWorld as usize => 0,
                 _ => 2,
             };
@@ -171,8 +171,7 @@ mod tests {
         switches[Hit::Switch as usize] = 1000;
         assert_eq!(cost.used(Some(3_000_000)), (Some(2_000_000), Some(2_000_000)));
         assert_eq!(cost.interval(&switches, Some(3_000_000), COST), Some(0.15));
-        let [lifecycle, waits, full] = cost.by_level(&switches, COST.expect("known"));
-        assert_eq!((lifecycle, waits, full), (0.0, 300_000.0, 0.0));
+        assert_eq!(cost.by_level(&switches, COST.expect("known")), [0.0, 300_000.0, 0.0, 0.0]);
         assert_eq!(cost.used(Some(4_000_000)), (Some(1_000_000), Some(3_000_000)));
         assert_eq!(cost.used(None), (Some(0), Some(2_000_000)));
     }

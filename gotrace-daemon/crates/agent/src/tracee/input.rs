@@ -15,7 +15,7 @@ use gotrace_model::{Level, Value, ids::ProcessKey};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CollectorState, Lowered, SpanSampling, Step, StepChange, Symbol, TraceeState,
+    CollectorState, CoveredTime, Lowered, SpanSampling, Step, StepChange, Symbol, TraceeState,
     requests::{RequestCounts, RequestsState},
     serial,
 };
@@ -167,6 +167,15 @@ pub enum Input<'a> {
     Requests(Box<RequestsState>),
     /// What was counted of its requests, by route and status, and which are open; in front of a report.
     RequestCounts(Box<RequestCounts>),
+    /// Its requests are given up while the level would allow them, or are no more.
+    RequestsPaused {
+        /// When.
+        now_ns: u64,
+        /// Whether they are given up.
+        paused: bool,
+    },
+    /// For how long its requests were traced, behind [`Self::Requests`].
+    RequestsCovered(CoveredTime),
 }
 
 /// A finding that is known and may stay ([`gotrace_inspect::leak::Suppression`]).

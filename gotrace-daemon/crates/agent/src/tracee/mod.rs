@@ -7,6 +7,7 @@
 
 mod collector;
 mod cost;
+mod covered;
 mod findings;
 mod input;
 mod mode;
@@ -32,6 +33,7 @@ use crate::{
 };
 pub use collector::CollectorState;
 pub(crate) use cost::ProbeCost;
+pub use covered::CoveredTime;
 pub use findings::identity;
 use findings::{Findings, suppressions};
 pub(crate) use findings::{known, percent};
@@ -223,6 +225,7 @@ impl Tracee {
         }
         if let Some(requests) = &self.requests {
             write(&Input::Requests(requests.clone()));
+            write(&Input::RequestsCovered(requests.covered));
         }
         let mut part: Vec<GoroutineState> = Vec::new();
         for goroutine in self.table.goroutines() {
@@ -334,7 +337,27 @@ impl Tracee {
                     requests.count((**counts).clone());
                 }
             }
+            Input::RequestsPaused { paused, .. } => {
+                if let Some(requests) = &mut self.requests {
+                    requests.covered.paused = *paused;
+                }
+            }
+            Input::RequestsCovered(covered) => {
+                if let Some(requests) = &mut self.requests {
+                    requests.covered = *covered;
+                }
+            }
             Input::Clock { offset_ns, error_ns } => facts.clock = Clock::from_offset(*offset_ns, *error_ns),
+        }
+        if let Input::Begin { now_ns, .. }
+        | Input::LevelSet { now_ns }
+        | Input::EventsStopped { now_ns }
+        | Input::EventsResumed { now_ns }
+        | Input::RequestsPaused { now_ns, .. } = input
+            && let Some(requests) = &mut self.requests
+        {
+            let allowed = self.facts.mode.step() == Step::Probes(Level::Full);
+            requests.covered.mark(*now_ns, allowed && !requests.covered.paused);
         }
     }
 

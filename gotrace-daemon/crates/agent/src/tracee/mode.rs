@@ -15,24 +15,44 @@ pub enum Step {
     Snapshot,
     /// Probes of this level.
     Probes(Level),
+    /// Probes of level `full`, and those of requests.
+    Requests,
 }
 
 impl Step {
+    /// Those that have probes, least first: each has those of the ones before it too.
+    pub(crate) const WITH_PROBES: [Self; 4] = [
+        Self::Probes(Level::Lifecycle),
+        Self::Probes(Level::Waits),
+        Self::Probes(Level::Full),
+        Self::Requests,
+    ];
+
     /// As outputs name it.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Snapshot => "snapshot",
             Self::Probes(level) => level.name(),
+            Self::Requests => "requests",
+        }
+    }
+
+    /// The level of its probes; `None` without.
+    pub(crate) const fn level(self) -> Option<Level> {
+        match self {
+            Self::Snapshot => None,
+            Self::Probes(level) => Some(level),
+            Self::Requests => Some(Level::Full),
         }
     }
 
     /// The level's name, as an interval has it.
     #[must_use]
     pub const fn level_name(self) -> &'static str {
-        match self {
-            Self::Snapshot => "sampled",
-            Self::Probes(level) => level.name(),
+        match self.level() {
+            None => "sampled",
+            Some(level) => level.name(),
         }
     }
 
@@ -42,7 +62,8 @@ impl Step {
             Self::Snapshot => Level::Lifecycle,
             Self::Probes(Level::Lifecycle) => Level::Waits,
             Self::Probes(Level::Waits) => Level::Full,
-            Self::Probes(Level::Full) => return None,
+            Self::Probes(Level::Full) => return Some(Self::Requests),
+            Self::Requests => return None,
         }))
     }
 

@@ -19,7 +19,7 @@ use gotrace_model::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Facts, Names, Outputs, Tracee, serial, symbols::Symbols};
+use super::{CoveredTime, Facts, Names, Outputs, Tracee, serial, symbols::Symbols};
 use crate::{
     decode::{RequestEnd, Wait},
     table::Table,
@@ -162,6 +162,9 @@ pub struct RequestsState {
     /// Numbers of open ones that were told: goid and beginning.
     told_open: BTreeSet<(u64, u64)>,
     next: u64,
+    /// For how long they were traced.
+    #[serde(skip)]
+    pub(super) covered: CoveredTime,
     /// To be told with the next report.
     #[serde(skip)]
     ended: Vec<Arc<Request>>,
@@ -395,8 +398,9 @@ impl Tracee {
             }));
         }
         let left_out = std::mem::take(&mut state.left_out);
+        let (covered, covered_total) = state.covered.report(now_ns);
         self.requests = Some(state);
-        Some(Arc::new(Requests { routes: routes.sorted(), slow, left_out }))
+        Some(Arc::new(Requests { routes: routes.sorted(), slow, left_out, covered, covered_total }))
     }
 }
 

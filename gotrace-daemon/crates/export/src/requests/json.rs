@@ -190,6 +190,7 @@ pub(crate) fn to_json(requests: &Requests, total: bool) -> Json {
         "routes": routes.collect::<Vec<_>>(),
         "slow": requests.slow.iter().map(|request| one(request)).collect::<Vec<_>>(),
         "slow_left_out": requests.left_out,
+        "coverage": if total { requests.covered_total } else { requests.covered }.share(),
     })
 }
 

@@ -12,7 +12,7 @@ use gotrace_common::Histogram;
 use gotrace_model::{
     Interval,
     printable::printable,
-    requests::{Cause, Route, RouteTotal, TimeSpent},
+    requests::{Cause, Covered, Route, RouteTotal, TimeSpent},
 };
 
 pub use json::summary as json_summary;
@@ -31,8 +31,7 @@ pub struct Gathered {
     routes: Vec<Route>,
     left_out: u64,
     lost: BTreeMap<&'static str, u64>,
-    /// Nanoseconds at each level since attaching: at its beginning, and now.
-    levels: (Option<BTreeMap<&'static str, u64>>, BTreeMap<&'static str, u64>),
+    covered: Covered,
 }
 
 impl Gathered {
@@ -43,8 +42,8 @@ impl Gathered {
         }
         self.end_unix_nano = interval.end_unix_nano;
         self.lost.clone_from(&interval.lost);
-        self.levels.1.clone_from(&interval.levels.ns);
         let Some(requests) = &interval.requests else { return };
+        self.covered.add(if all { requests.covered_total } else { requests.covered });
         self.left_out += requests.left_out;
         for route in &mut self.routes {
             (route.open, route.oldest_open_ns) = (0, None);
@@ -69,23 +68,12 @@ impl Gathered {
     /// Begins anew behind this one.
     #[must_use]
     pub fn next(&self) -> Self {
-        Self {
-            start_unix_nano: self.end_unix_nano,
-            levels: (Some(self.levels.1.clone()), self.levels.1.clone()),
-            ..Self::default()
-        }
+        Self { start_unix_nano: self.end_unix_nano, ..Self::default() }
     }
 
     /// The share of its time for which requests were traced.
     fn coverage(&self) -> f64 {
-        let (before, now) = &self.levels;
-        let none = BTreeMap::new();
-        let before = before.as_ref().unwrap_or(&none);
-        let spent =
-            |(level, ns): (&&'static str, &u64)| ns.saturating_sub(before.get(*level).copied().unwrap_or(0));
-        let all: u64 = now.iter().map(spent).sum();
-        let full: u64 = now.iter().filter(|(level, _)| **level == "full").map(spent).sum();
-        if all == 0 { 1.0 } else { full as f64 / all as f64 }
+        self.covered.share()
     }
 
     /// Routes that had requests or have open ones, the one that took the most time first.

@@ -168,9 +168,10 @@ fn a_table_has_a_row_a_route_and_says_what_is_missing() {
     let mut interval = samples::interval(&samples::resource(), 2, Vec::new());
     (interval.start_unix_nano, interval.end_unix_nano) = (1_000 * MS, 3_000 * MS);
     interval.lost = [("ring_request", 4)].into_iter().collect();
-    interval.levels.ns = [("full", 500), ("waits", 1500)].into_iter().collect();
     let routes = vec![route("/a", &[MS, 3 * MS], 0), route("/slow", &[80 * MS], 2)];
-    interval.requests = Some(Arc::new(Requests { routes, slow: Vec::new(), left_out: 7 }));
+    let covered = Covered { traced_ns: 500, all_ns: 2000 };
+    interval.requests =
+        Some(Arc::new(Requests { covered, routes, slow: Vec::new(), left_out: 7, ..Requests::default() }));
     let mut gathered = Gathered::default();
     gathered.add(&interval, false);
     gathered.add(&interval, false);
@@ -185,7 +186,7 @@ fn a_table_has_a_row_a_route_and_says_what_is_missing() {
          ████░░░░░░░░░░░░  chan receive 75%, on CPU 25%\n\
          █ on CPU  ▓ waiting for a CPU  ▒ system call, GC assist  ░ blocked\n\
          14 more slow requests are counted, and not shown: of each route 20 a second are\n\
-         requests were traced for 25% of the time, to keep the overhead within the budget\n\
+         requests were traced in turns, for 25% of the time, to keep the overhead within the budget\n\
          lost: ring_request 4\n"
     );
     let next = gathered.next();

@@ -262,7 +262,7 @@ pub fn table(out: &mut impl Write, gathered: &Gathered) -> io::Result<()> {
     if coverage < 1.0 {
         writeln!(
             out,
-            "requests were traced for {} of the time, to keep the overhead within the budget",
+            "requests were traced in turns, for {} of the time, to keep the overhead within the budget",
             percent(coverage)
         )?;
     }
