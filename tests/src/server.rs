@@ -3,10 +3,11 @@
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
+    io::{Read, Write},
     net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -18,18 +19,27 @@ use crate::ports;
 /// How long a server may take to begin, and to answer.
 const PATIENCE: Duration = Duration::from_secs(180);
 
+/// What a server answers that has begun, and has its profiles over HTTP.
+const PROFILE: &str = "/debug/pprof/goroutine?debug=2";
+
 /// A server; ended by its id when dropped.
 #[derive(Debug)]
 pub struct Server {
     child: Child,
     port: u16,
+    /// Where it answers clients over TLS, and its certificate.
+    secure: Option<(u16, Vec<u8>)>,
     log: PathBuf,
     _dir: tempfile::TempDir,
 }
 
 impl Server {
-    /// Starts one, and waits until it answers.
-    fn start(name: &str, arguments: impl FnOnce(&Path, [u16; 2]) -> Result<Vec<String>>) -> Result<Self> {
+    /// Starts one, and waits until it answers this.
+    fn start(
+        name: &str,
+        path: &str,
+        arguments: impl FnOnce(&Path, [u16; 3]) -> Result<Vec<String>>,
+    ) -> Result<Self> {
         let program = cache_dir().join("servers").join(name);
         ensure!(program.exists(), "{} is missing: `cargo xtask setup` fetches it", program.display());
         let dir = tempfile::tempdir()?;
@@ -44,9 +54,9 @@ impl Server {
             .stderr(output)
             .spawn()
             .with_context(|| format!("starting {}", program.display()))?;
-        let mut this = Self { child, port: ports[0], log, _dir: dir };
+        let mut this = Self { child, port: ports[0], secure: None, log, _dir: dir };
         let begin = Instant::now();
-        while this.get("/debug/pprof/goroutine?debug=2").is_err() {
+        while this.get(path).is_err() {
             let ended = this.child.try_wait()?;
             let said = fs::read_to_string(&this.log).unwrap_or_default();
             ensure!(ended.is_none(), "{name} ended with {ended:?}:\n{said}");
@@ -61,11 +71,25 @@ impl Server {
     /// # Errors
     /// Where it is missing, or does not start.
     pub fn prometheus() -> Result<Self> {
-        Self::start("prometheus", |dir, [port, _]| {
-            let config = format!(
+        Self::prometheus_with(|port| {
+            format!(
                 "global:\n  scrape_interval: 1s\nscrape_configs:\n- job_name: self\n  static_configs:\n  - targets: \
                  ['127.0.0.1:{port}']\n"
-            );
+            )
+        })
+    }
+
+    /// Prometheus, which scrapes nobody.
+    ///
+    /// # Errors
+    /// As [`Self::prometheus`].
+    pub fn quiet_prometheus() -> Result<Self> {
+        Self::prometheus_with(|_| "global: {}\n".into())
+    }
+
+    fn prometheus_with(config: impl FnOnce(u16) -> String) -> Result<Self> {
+        Self::start("prometheus", PROFILE, |dir, [port, ..]| {
+            let config = config(port);
             fs::write(dir.join("prometheus.yml"), config)?;
             let data = dir.join("data");
             Ok(vec![
@@ -81,7 +105,7 @@ impl Server {
     /// # Errors
     /// Where it is missing, or does not start.
     pub fn etcd() -> Result<Self> {
-        Self::start("etcd", |dir, [port, peers]| {
+        Self::start("etcd", PROFILE, |dir, [port, peers, _]| {
             let (clients, peers) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peers}"));
             Ok(vec![
                 "--enable-pprof".into(),
@@ -93,6 +117,35 @@ impl Server {
                 format!("--initial-cluster=default={peers}"),
             ])
         })
+    }
+
+    /// etcd that answers clients over TLS alone, and serves gRPC by way of `net/http`.
+    ///
+    /// # Errors
+    /// As [`Self::etcd`].
+    pub fn secure_etcd() -> Result<Self> {
+        let own = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()])?;
+        let mut clients = 0;
+        let mut this = Self::start("etcd", "/metrics", |dir, [port, peers, secure]| {
+            clients = secure;
+            fs::write(dir.join("cert.pem"), own.cert.pem())?;
+            fs::write(dir.join("key.pem"), own.signing_key.serialize_pem())?;
+            let (clients, peers) =
+                (format!("https://127.0.0.1:{secure}"), format!("http://127.0.0.1:{peers}"));
+            Ok(vec![
+                "--cert-file=cert.pem".into(),
+                "--key-file=key.pem".into(),
+                format!("--listen-metrics-urls=http://127.0.0.1:{port}"),
+                format!("--data-dir={}", dir.join("data").display()),
+                format!("--listen-client-urls={clients}"),
+                format!("--advertise-client-urls={clients}"),
+                format!("--listen-peer-urls={peers}"),
+                format!("--initial-advertise-peer-urls={peers}"),
+                format!("--initial-cluster=default={peers}"),
+            ])
+        })?;
+        this.secure = Some((clients, own.cert.der().to_vec()));
+        Ok(this)
     }
 
     /// Its process id.
@@ -114,6 +167,25 @@ impl Server {
     pub fn get(&self, path: &str) -> Result<String> {
         request(self.port, "GET", path, "")
     }
+
+    /// The same of a client, over TLS where it answers clients over that; with the status, whatever it is.
+    ///
+    /// # Errors
+    /// Where it does not answer.
+    pub fn ask(&self, method: &str, path: &str, body: &str) -> Result<(u16, String)> {
+        let Some((port, certificate)) = &self.secure else {
+            return exchange(connect(self.port)?, method, path, body);
+        };
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(certificate.clone().into())?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let connection = rustls::ClientConnection::new(Arc::new(config), "127.0.0.1".try_into()?)?;
+        exchange(rustls::StreamOwned::new(connection, connect(*port)?), method, path, body)
+    }
 }
 
 impl Drop for Server {
@@ -129,8 +201,19 @@ impl Drop for Server {
 /// # Errors
 /// Where it does not answer, or not with success.
 pub fn request(port: u16, method: &str, path: &str, body: &str) -> Result<String> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    let (status, body) = exchange(connect(port)?, method, path, body)?;
+    ensure!(status == 200, "the answer's status is {status}");
+    Ok(body)
+}
+
+fn connect(port: u16) -> Result<TcpStream> {
+    let stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// One request over a connection; gives the answer's status and body.
+fn exchange(mut stream: impl Read + Write, method: &str, path: &str, body: &str) -> Result<(u16, String)> {
     // Without chunks, and closed at the end.
     let head = format!(
         "{method} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
@@ -141,8 +224,8 @@ pub fn request(port: u16, method: &str, path: &str, body: &str) -> Result<String
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     let (head, body) = text.split_once("\r\n\r\n").context("no answer")?;
-    ensure!(head.lines().next().is_some_and(|l| l.contains(" 200 ")), "the answer is {head}");
-    Ok(body.to_owned())
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    Ok((status.with_context(|| format!("the answer is {head}"))?, body.to_owned()))
 }
 
 /// Where `cargo xtask setup` keeps what it fetches.
