@@ -14,6 +14,7 @@ mod probes;
 mod process;
 mod proof;
 mod report;
+mod requests;
 mod snapshot;
 mod switches;
 
@@ -45,6 +46,8 @@ pub struct Options {
 enum Part {
     /// What probes cost the program
     Cost,
+    /// What tracing requests costs a server
+    Requests,
     /// What counting CPU time costs other programs at each switch of threads
     CpuTime,
     /// Time to attach and to detach
@@ -65,6 +68,16 @@ enum Part {
     Daemon,
     /// A hit, attaching and detaching with 1 to 200 processes of one file, by links and by perf events
     Probes,
+}
+
+impl Part {
+    /// Whether programs of `gotrace-tests` take part.
+    fn has_helpers(self) -> bool {
+        match self {
+            Self::Load | Self::Table | Self::Spans | Self::Snapshot | Self::Proof | Self::Collector => true,
+            Self::Cost | Self::Requests | Self::CpuTime | Self::Attach | Self::Daemon | Self::Probes => false,
+        }
+    }
 }
 
 /// How much is measured.
@@ -117,9 +130,11 @@ pub fn main(options: &Options) -> Result<()> {
     }
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     println!("building gotrace for release");
-    let packages = ["-p", "gotrace-daemon", "-p", "gotrace-tests", "--bins"];
     let mut cargo = Command::new("cargo");
-    cargo.current_dir(root()).args(["build", "--release", "--locked"]).args(packages);
+    cargo.current_dir(root()).args(["build", "--release", "--locked", "-p", "gotrace-daemon", "--bins"]);
+    if options.only.is_empty() || options.only.iter().any(|part| part.has_helpers()) {
+        cargo.args(["-p", "gotrace-tests"]);
+    }
     // What cargo tells the programs that it runs makes some dependencies build anew.
     for (name, _) in env::vars_os() {
         if name.to_str().is_some_and(|n| n.starts_with("CARGO_PKG_") || n.starts_with("CARGO_MANIFEST_")) {
@@ -135,7 +150,7 @@ pub fn main(options: &Options) -> Result<()> {
         snapshots: release.join("snapshot-rate"),
         proofs: release.join("proof-rate"),
         collector: release.join("collector-rate"),
-        program: build_program(&target)?,
+        program: build_go("bench", &target)?,
     };
     let mut report = Report::default();
     // Each part leaves nothing behind, also when it fails: what it started ends with it.
@@ -145,6 +160,10 @@ pub fn main(options: &Options) -> Result<()> {
     if wanted(Part::Cost) {
         println!("what probes cost the program, {} pairs", extent.pairs);
         cost::measure(&mut program, &binaries, extent, &mut report)?;
+    }
+    if wanted(Part::Requests) {
+        println!("what tracing requests costs a server");
+        requests::measure(&binaries, extent, &target, &mut report)?;
     }
     if wanted(Part::CpuTime) {
         println!("what counting CPU time costs others");
@@ -193,11 +212,12 @@ pub fn main(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn build_program(target: &std::path::Path) -> Result<PathBuf> {
+/// Builds a program of `tests/go` with the newest Go.
+fn build_go(program: &str, target: &std::path::Path) -> Result<PathBuf> {
     let version = setup::GO_VERSIONS.last().context("no Go version is named in setup.rs")?;
-    let out = target.join("fixtures/bench").join(format!("go{version}"));
+    let out = target.join("fixtures").join(program).join(format!("go{version}"));
     run(Command::new("go")
-        .current_dir(root().join("tests/go/bench"))
+        .current_dir(root().join("tests/go").join(program))
         .args(["build", "-buildvcs=false", "-o"])
         .arg(&out)
         .arg(".")
@@ -205,7 +225,7 @@ fn build_program(target: &std::path::Path) -> Result<PathBuf> {
         .env("GOWORK", "off")
         .env("CGO_ENABLED", "0")
         .env_remove("GOFLAGS"))
-    .context("building tests/go/bench (`cargo xtask setup` installs Go)")?;
+    .with_context(|| format!("building tests/go/{program} (`cargo xtask setup` installs Go)"))?;
     Ok(out)
 }
 

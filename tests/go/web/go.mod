@@ -1,0 +1,3 @@
+module gotrace.test/web
+
+go 1.19

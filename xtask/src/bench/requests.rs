@@ -1,0 +1,141 @@
+//! What tracing requests costs an HTTP server, by interleaved samples: without gotrace, at level `full`, and with
+//! `gotrace requests` that tells slow requests alone, or all. The client is another process, and is not traced.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{
+    Binaries, Extent, build_go, median,
+    observer::attach,
+    process::{GoProgram, Speaking},
+    report::{Bar, Report},
+};
+
+/// CPU time of an empty request on top of level `full`, in nanoseconds: where slow ones alone are told, and where all are.
+const ADDED_NS: [f64; 2] = [6_000.0, 10_000.0];
+/// Of the throughput without gotrace, and of that at level `full`, this much is left where slow requests are told.
+const LEFT_IN_ALL: f64 = 0.9;
+const LEFT_OF_FULL: f64 = 0.97;
+/// What a request of the server takes whose throughput is measured.
+const WORK: &str = "200us";
+/// Connections of the client.
+const CONNECTIONS: usize = 4;
+
+/// Who watches the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Watched {
+    ByNobody,
+    AtLevelFull,
+    /// `gotrace requests` with this `--slow`.
+    Requests(&'static str),
+}
+
+const ALL: [Watched; 4] =
+    [Watched::ByNobody, Watched::AtLevelFull, Watched::Requests("auto"), Watched::Requests("0ms")];
+
+impl Watched {
+    fn begin(self, server: &GoProgram, gotrace: &Path) -> Result<Option<Speaking>> {
+        match self {
+            Self::ByNobody => Ok(None),
+            Self::AtLevelFull => attach(gotrace, server.pid(), &["--level", "full"]).map(Some),
+            Self::Requests(slow) => {
+                let mut command = Command::new(gotrace);
+                command.args(["requests", "--budget", "none", "--format", "json", "--slow", slow]);
+                let process = Speaking::start(command.args(["--pid", &server.pid().to_string()]))?;
+                let header = process.json().context("gotrace could not trace requests")?;
+                ensure!(header["schema"] == "gotrace.requests/1", "gotrace began with {header}");
+                Ok(Some(process))
+            }
+        }
+    }
+}
+
+/// A sample of a server under load.
+struct Sample {
+    /// CPU time of the server and its client for a request.
+    cpu_ns: f64,
+    /// Requests a second.
+    rate: f64,
+}
+
+/// A server, and who asks it.
+struct Pair {
+    server: GoProgram,
+    client: GoProgram,
+    port: f64,
+}
+
+impl Pair {
+    fn start(program: &Path, work: &str) -> Result<Self> {
+        let procs = std::thread::available_parallelism().map_or(1, usize::from);
+        let (mut server, client) = (GoProgram::start(program, procs)?, GoProgram::start(program, procs)?);
+        let answer = server.ask(&format!("serve {work}"))?;
+        let port = answer["count"].as_f64().context("the server's port")?;
+        Ok(Self { server, client, port })
+    }
+
+    fn sample(&mut self, extent: Extent) -> Result<Sample> {
+        let before = self.server.ask("used")?;
+        let load = format!("load {} {CONNECTIONS} {}ms", self.port, extent.sample.as_millis());
+        let answer = self.client.ask(&load)?;
+        let after = self.server.ask("used")?;
+        let of = |value: &serde_json::Value, name: &str| {
+            value[name].as_f64().with_context(|| format!("no {name} in {value}"))
+        };
+        let count = of(&answer, "count")?;
+        ensure!(count > 0.0, "nothing was answered");
+        let cpu_ns = of(&answer, "cpu_ns")? + of(&after, "cpu_ns")? - of(&before, "cpu_ns")?;
+        Ok(Sample { cpu_ns: cpu_ns / count, rate: count / (of(&answer, "wall_ns")? / 1e9) })
+    }
+
+    /// Samples of each, in turns.
+    fn samples(&mut self, gotrace: &Path, extent: Extent) -> Result<[Vec<Sample>; ALL.len()]> {
+        let mut samples: [Vec<Sample>; ALL.len()] = Default::default();
+        self.sample(extent)?;
+        for _ in 0..extent.pairs {
+            for (watched, samples) in ALL.into_iter().zip(&mut samples) {
+                let gotrace = watched.begin(&self.server, gotrace)?;
+                samples.push(self.sample(extent)?);
+                if let Some(gotrace) = gotrace {
+                    gotrace.interrupt()?;
+                    gotrace.end()?;
+                }
+            }
+        }
+        Ok(samples)
+    }
+}
+
+/// Takes the samples and adds their medians to the report.
+pub fn measure(binaries: &Binaries, extent: Extent, target: &Path, report: &mut Report) -> Result<()> {
+    let program: PathBuf = build_go("web", target)?;
+    let samples = Pair::start(&program, "0s")?.samples(&binaries.gotrace, extent)?;
+    // What one costs more than the other, sample by sample.
+    let added = |of: usize, to: usize| {
+        median(samples[of].iter().zip(&samples[to]).map(|(of, to)| of.cpu_ns - to.cpu_ns).collect())
+    };
+    let without = median(samples[0].iter().map(|sample| sample.cpu_ns).collect());
+    report.add("an empty request, server and client: untraced", "ns", without, None, None);
+    report.add("an empty request: added by level full", "ns", added(1, 0), Some(without), None);
+    for (n, (what, most)) in
+        [("--slow auto", ADDED_NS[0]), ("--slow 0ms", ADDED_NS[1])].into_iter().enumerate()
+    {
+        let name = format!("an empty request: added by requests {what}");
+        report.add(name, "ns", added(n + 2, 0), Some(without), None);
+        let name = format!("an empty request: added by requests {what} to level full");
+        report.add(name, "ns", added(n + 2, 1), Some(without), Some(Bar::AtMost(most)));
+    }
+    let samples = Pair::start(&program, WORK)?.samples(&binaries.gotrace, extent)?;
+    let rate = |n: usize| median(samples[n].iter().map(|sample| sample.rate).collect());
+    report.add(format!("requests of {WORK}: untraced"), "1/s", rate(0), None, None);
+    report.add(format!("requests of {WORK}: level full"), "1/s", rate(1), Some(rate(0)), None);
+    let name = format!("requests of {WORK}: requests --slow auto");
+    report.add(&name, "1/s", rate(2), Some(rate(0)), Some(Bar::RatioAtLeast(LEFT_IN_ALL)));
+    let name = format!("{name}, beside level full");
+    report.add(name, "1/s", rate(2), Some(rate(1)), Some(Bar::RatioAtLeast(LEFT_OF_FULL)));
+    Ok(())
+}
