@@ -100,9 +100,13 @@ pub mod program {
     pub const PANIC: u32 = 32;
     /// `http_carries_grpc`
     pub const HTTP_CARRIES_GRPC: u32 = 33;
+    /// `span_begin`
+    pub const SPAN_BEGIN: u32 = 34;
+    /// `span_end`
+    pub const SPAN_END: u32 = 35;
 
     /// Names of the programs, by number.
-    pub const NAMES: [&str; 34] = [
+    pub const NAMES: [&str; 36] = [
         "create_0",
         "create_1",
         "create_2",
@@ -137,6 +141,8 @@ pub mod program {
         "grpc_end",
         "panic",
         "http_carries_grpc",
+        "span_begin",
+        "span_end",
     ];
 }
 

@@ -55,6 +55,8 @@ pub mod protocol {
     pub const HTTP2: u8 = 2;
     /// gRPC.
     pub const GRPC: u8 = 3;
+    /// A span of the program's own OpenTelemetry SDK.
+    pub const SPAN: u8 = 4;
 }
 
 /// Families of requests: what tells one from another ([`RequestKey::family`]).
@@ -63,6 +65,8 @@ pub mod family {
     pub const HTTP: u32 = 1;
     /// gRPC: the stream.
     pub const GRPC: u32 = 2;
+    /// Spans of the program's own: the span.
+    pub const SPAN: u32 = 3;
 }
 
 /// How a request ended ([`RequestRecord::header`], `count`).
@@ -75,7 +79,20 @@ pub mod ended {
     pub const HIJACKED: u8 = 2;
     /// Its goroutine has ended for another reason.
     pub const GOROUTINE_EXIT: u8 = 3;
+    /// Another goroutine ended it: times are those of the one that it began on.
+    pub const ELSEWHERE: u8 = 4;
 }
+
+/// Flags of a record ([`RequestRecord::header`], `arg`).
+pub mod record {
+    /// Waits of it could not be sent.
+    pub const WAITS_LOST: u8 = 1;
+    /// [`super::RequestRecord::caller`] begins with an [`super::OwnSpan`].
+    pub const OWN_SPAN: u8 = 2;
+}
+
+/// Spans that are requests of a goroutine at once; more are not followed.
+pub const SPANS: usize = 4;
 
 /// What [`RouteKey::status`] is where a request has none.
 pub mod status {
@@ -131,7 +148,43 @@ pub struct HeaderMap {
     pub reserved: u16,
 }
 
-/// Value of the map `REQUEST_CONFIGS`, one row a process slot (168 bytes).
+/// Where a span of OpenTelemetry's SDK has what is read of it (24 bytes).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct SpanLayout {
+    /// Address of the type of those that are recorded; 0 where spans are not traced.
+    pub recorded: u64,
+    /// `spanContext.traceID`
+    pub trace_id: u16,
+    /// `spanContext.spanID`
+    pub span_id: u16,
+    /// `parent.traceID`
+    pub parent_trace_id: u16,
+    /// `parent.spanID`
+    pub parent_span_id: u16,
+    /// `parent.remote`
+    pub parent_remote: u16,
+    /// `spanKind`
+    pub kind: u16,
+    /// `name`
+    pub name: u16,
+    /// `status.Code`
+    pub status: u16,
+}
+
+/// Ids of a span of the program's own, as they lie in memory (32 bytes).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct OwnSpan {
+    /// Its trace.
+    pub trace_id: [u64; 2],
+    /// Itself; 0 for no span.
+    pub span_id: u64,
+    /// Its parent; 0 for none.
+    pub parent_span_id: u64,
+}
+
+/// Value of the map `REQUEST_CONFIGS`, one row a process slot (176 bytes).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct RequestConfig {
@@ -141,6 +194,8 @@ pub struct RequestConfig {
     pub threshold_ns: u64,
     /// No threshold of a route is below this.
     pub least_ns: u64,
+    /// Spans of OpenTelemetry's SDK
+    pub span: SpanLayout,
     /// `http.Request.Method`
     pub method: FieldPath,
     /// `http.Request.Pattern`, or the text behind `http.Request.pat`
@@ -162,7 +217,7 @@ pub struct RequestConfig {
     /// How headers lie in memory.
     pub headers: HeaderMap,
     /// Reserved, 0.
-    pub reserved: [u8; 20],
+    pub reserved: [u8; 4],
 }
 
 impl Default for RequestConfig {
@@ -172,6 +227,7 @@ impl Default for RequestConfig {
             classes: [0; 64],
             threshold_ns: 0,
             least_ns: 0,
+            span: SpanLayout::default(),
             method: none,
             pattern: none,
             header: none,
@@ -182,12 +238,12 @@ impl Default for RequestConfig {
             grpc_method: none,
             grpc_code: none,
             headers: HeaderMap::default(),
-            reserved: [0; 20],
+            reserved: [0; 4],
         }
     }
 }
 
-/// Value of the map `ACCOUNTS`, keyed as `GOROUTINES` (208 bytes): made when a goroutine's first request begins, removed
+/// Value of the map `ACCOUNTS`, keyed as `GOROUTINES` (240 bytes): made when a goroutine's first request begins, removed
 /// when it has none any more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -204,12 +260,15 @@ pub struct Account {
     pub state: u32,
     /// Class of its wait reason.
     pub class: u32,
-    /// Requests that it serves.
+    /// Requests that it serves, but for `spans`.
     pub open: u32,
     /// Waits of it that could not be sent.
     pub waits_lost: u32,
     /// The stream of gRPC's that it serves; 0 for none.
     pub stream: u64,
+    /// Spans that are requests of it, by their addresses; 0 where there is none. Another goroutine may end one of them, and
+    /// writes 0 there.
+    pub spans: [u64; SPANS],
     /// Sums, by [`time`].
     pub times: Times,
 }
@@ -226,15 +285,15 @@ pub struct RequestKey {
     pub family: u32,
 }
 
-/// Value of the map `REQUESTS`: a request that has begun and not ended (208 bytes).
+/// Value of the map `REQUESTS`: a request that has begun and not ended (232 bytes).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct OpenRequest {
-    /// When it began.
+    /// When it began; 0 where it is just being ended.
     pub start_ns: u64,
     /// The goroutine that it began on.
     pub goid: u64,
-    /// Address of the `http.Request`, or of the stream.
+    /// Address of the `http.Request`, of the stream, or of the span.
     pub object: u64,
     /// Address of the request that a mux was last called with, which may be a copy; 0 for none.
     pub routed: u64,
@@ -252,8 +311,8 @@ pub struct OpenRequest {
     pub waits_lost: u32,
     /// The account at its beginning.
     pub base: Times,
-    /// Reserved, 0.
-    pub spare: u64,
+    /// The program's own span of it.
+    pub own: OwnSpan,
 }
 
 /// What requests are counted by (128 bytes): key of the map `ROUTES`, and, with status 0, of `THRESHOLDS`.
@@ -262,7 +321,7 @@ pub struct OpenRequest {
 pub struct RouteKey {
     /// [`crate::ProcessConfig::process`]
     pub process: u32,
-    /// HTTP's status, or gRPC's code, or one of [`status`].
+    /// HTTP's status, gRPC's code, the code of a span's status, or one of [`status`].
     pub status: u16,
     /// One of [`protocol`].
     pub protocol: u8,
@@ -272,7 +331,7 @@ pub struct RouteKey {
     pub handler: u64,
     /// HTTP's method, padded with 0; of a longer one its beginning.
     pub method: [u8; 8],
-    /// The pattern of the route, or gRPC's method, padded with 0.
+    /// The pattern of the route, gRPC's method, or a span's name, padded with 0.
     pub route: [u8; ROUTE_BYTES],
 }
 
@@ -304,8 +363,8 @@ pub struct RouteTimes {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct RequestRecord {
-    /// `kind` is [`crate::kind::REQUEST`]; `time_ns` is the end, `arg` 1 where waits of it could not be sent, `count` one
-    /// of [`ended`].
+    /// `kind` is [`crate::kind::REQUEST`]; `time_ns` is the end, `arg` has flags of [`record`], `count` is one of
+    /// [`ended`].
     pub header: Header,
     /// The goroutine that it began on.
     pub goid: u64,
@@ -315,15 +374,17 @@ pub struct RequestRecord {
     pub key: RouteKey,
     /// What its goroutine spent the time on.
     pub times: Times,
-    /// The caller's `traceparent`; 0 for none.
-    pub traceparent: [u8; TRACEPARENT_BYTES],
+    /// The program's own span, or the caller's `traceparent`; 0 for none.
+    pub caller: [u8; TRACEPARENT_BYTES],
 }
 
 const _: () = {
-    assert!(size_of::<RequestConfig>() == 168);
-    assert!(size_of::<Account>() == 208);
+    assert!(size_of::<SpanLayout>() == 24);
+    assert!(size_of::<OwnSpan>() == 32);
+    assert!(size_of::<RequestConfig>() == 176);
+    assert!(size_of::<Account>() == 240);
     assert!(size_of::<RequestKey>() == 16);
-    assert!(size_of::<OpenRequest>() == 208);
+    assert!(size_of::<OpenRequest>() == 232);
     assert!(size_of::<RouteKey>() == 128);
     assert!(size_of::<RouteTimes>() == 1328);
     assert!(size_of::<RequestRecord>() == 368);

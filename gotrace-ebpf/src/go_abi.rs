@@ -7,9 +7,9 @@ use core::mem::MaybeUninit;
 use aya_ebpf::{EbpfContext, helpers::generated, programs::ProbeContext};
 use gotrace_common::request::{FieldPath, NO_STEP};
 
-/// Index of the n-th integer argument register in `pt_regs`: RAX, RBX, RCX, RDI.
+/// Index of the n-th integer argument register in `pt_regs`: RAX, RBX, RCX, RDI, RSI, R8.
 #[cfg(bpf_target_arch = "x86_64")]
-const ARGUMENTS: [usize; 4] = [10, 5, 11, 14];
+const ARGUMENTS: [usize; 6] = [10, 5, 11, 14, 13, 9];
 /// R14
 #[cfg(bpf_target_arch = "x86_64")]
 const CURRENT_G: usize = 1;
@@ -20,9 +20,9 @@ const CLOSURE_CONTEXT: usize = 12;
 #[cfg(bpf_target_arch = "x86_64")]
 const FRAME_POINTER: usize = 4;
 
-/// Index of the n-th integer argument register in `user_pt_regs`: X0, X1, X2, X3.
+/// Index of the n-th integer argument register in `user_pt_regs`: X0 to X5.
 #[cfg(bpf_target_arch = "aarch64")]
-const ARGUMENTS: [usize; 4] = [0, 1, 2, 3];
+const ARGUMENTS: [usize; 6] = [0, 1, 2, 3, 4, 5];
 /// X28
 #[cfg(bpf_target_arch = "aarch64")]
 const CURRENT_G: usize = 28;
@@ -40,7 +40,7 @@ fn register(ctx: &ProbeContext, index: usize) -> u64 {
     unsafe { *ctx.as_ptr().cast::<u64>().add(index) }
 }
 
-/// The n-th integer argument, 0 to 3.
+/// The n-th integer argument, 0 to 5.
 #[inline(always)]
 pub fn argument<const N: usize>(ctx: &ProbeContext) -> u64 {
     register(ctx, ARGUMENTS[N])

@@ -40,6 +40,9 @@ at the end. Fast requests leave only counts. Of a request gotrace reads its meth
 pattern, the status and the traceparent header, and nothing else: no URL, no other header, no body.
 
 Servers: net/http (HTTP/1.1 and 2), golang.org/x/net/http2 behind net/http, google.golang.org/grpc.
+A span that the program's own OpenTelemetry SDK records for a request is the parent of gotrace's;
+one that belongs to no request, of a message or a job, is a request itself. Of spans gotrace reads
+ids, kind, name and status.
 `gotrace inspect` shows what a binary has.
 
 Examples:

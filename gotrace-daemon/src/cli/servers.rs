@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use gotrace_go::{
     Binary,
-    requests::{Point, Requests, Server},
+    requests::{Point, Requests},
 };
 
 /// What the executable tells of its requests. What cannot be read is said instead.
@@ -65,12 +65,6 @@ pub fn render(binary: &Binary, requests: &Requests, out: &mut dyn Write) -> io::
         );
     }
     writeln!(out, "\nrequests: probe points of `gotrace requests`")?;
-    if requests.servers.contains(&Server::OpenTelemetry) {
-        writeln!(
-            out,
-            "  spans of the program's own OpenTelemetry SDK are found, and not traced by this version"
-        )?;
-    }
     for server in &requests.servers {
         writeln!(out, "  {}", server.name())?;
         for p in requests.points.iter().filter(|p| p.server == *server) {

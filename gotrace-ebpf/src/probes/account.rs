@@ -4,8 +4,8 @@
 use core::ptr;
 
 use gotrace_common::{
-    Account, GoroutineState, flags,
-    request::{BLOCKED_CLASSES, state, time},
+    Account, GoroutineState, OpenRequest, flags,
+    request::{BLOCKED_CLASSES, TIMES, state, time},
 };
 
 use crate::{
@@ -154,6 +154,56 @@ pub fn close(process: &Process, account: *mut Account, own: bool) {
             let class = if class < BLOCKED_CLASSES { class } else { BLOCKED_CLASSES - 1 };
             times[time::BLOCKED + class] += spent;
         }
+    }
+}
+
+/// The request has what its goroutine spent the time on since it began, in place of what the account was then. Who looks at
+/// those that are open sees that.
+#[inline(always)]
+pub fn settle(account: *const Account, open: *mut OpenRequest) -> u64 {
+    let mut sum = 0u64;
+    // SAFETY: values of preallocated maps.
+    unsafe {
+        ptr::write_volatile(&raw mut (*open).start_ns, 0);
+        let (times, spent) =
+            ((&raw const (*account).times).cast::<u64>(), (&raw mut (*open).base).cast::<u64>());
+        for n in 0..TIMES {
+            let part = times.add(n).read_volatile().wrapping_sub(spent.add(n).read());
+            spent.add(n).write(part);
+            sum = sum.wrapping_add(part);
+        }
+    }
+    sum
+}
+
+/// The same by another goroutine, whose account this is not, and may change meanwhile: it is believed where it adds up.
+/// How long the request took; `None` where it is not believed.
+#[inline(always)]
+pub fn settle_elsewhere(process: &Process, account: *const Account, open: *mut OpenRequest) -> Option<u64> {
+    // SAFETY: values of preallocated maps.
+    unsafe {
+        let start_ns = (*open).start_ns;
+        let since_ns = (&raw const (*account).since_ns).read_volatile();
+        let (state, class) = ((*account).state, (*account).class as usize);
+        let sum = settle(account, open);
+        if sum != since_ns.wrapping_sub(start_ns)
+            || (&raw const (*account).since_ns).read_volatile() != since_ns
+        {
+            return None;
+        }
+        let rest = process.now_ns.saturating_sub(since_ns);
+        let part = match state {
+            state::RUNNING => time::ON_CPU,
+            state::RUNNABLE => time::RUN_QUEUE,
+            state::SYSCALL => time::SYSCALL,
+            state::ASSIST => time::GC_ASSIST,
+            _ => time::BLOCKED + if class < BLOCKED_CLASSES { class } else { BLOCKED_CLASSES - 1 },
+        };
+        // The verifier is to see it.
+        if part < TIMES {
+            *(&raw mut (*open).base).cast::<u64>().add(part) += rest;
+        }
+        Some(sum + rest)
     }
 }
 

@@ -8,7 +8,7 @@ use gotrace_common::{kind, program};
 
 use crate::{
     go_abi::{argument, closure_context, current_g, read_word},
-    probes::{collector, coroutine, lifecycle, request, syscall, wait, wake},
+    probes::{collector, coroutine, lifecycle, request, span, syscall, wait, wake},
     process::Probe,
 };
 
@@ -64,6 +64,8 @@ pub fn dispatch_requests(ctx: ProbeContext) -> u32 {
         program::GRPC_END => request::on_grpc_end(ctx),
         program::HTTP_CARRIES_GRPC => request::on_http_carries_grpc(ctx),
         program::PANIC => request::on_panic(ctx),
+        program::SPAN_BEGIN => span::on_begin(ctx),
+        program::SPAN_END => span::on_end(ctx),
         _ => None,
     };
     0

@@ -4,20 +4,22 @@ use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use gotrace_common::{
     Account, GoroutineState, Header, Hit, LEVEL_FULL, Lost, OpenRequest, RequestConfig, RequestKey,
     RequestRecord, RouteKey, RouteTimes, bucket_of, kind, program,
-    request::{FieldPath, ROUTE_BYTES, TIMES, Times, ended, family, protocol, state, status},
+    request::{
+        FieldPath, NO_STEP, OwnSpan, ROUTE_BYTES, TIMES, ended, family, protocol, record, state, status,
+    },
 };
 
 use crate::{
     emit::{reserve, submit},
     go_abi::{argument, current_g, follow, read_text, read_word, read_words},
     maps::{ACCOUNTS, GOROUTINES, REQUEST_CONFIGS, REQUESTS, ROUTES, THRESHOLDS, ZEROS},
-    probes::{account, headers},
+    probes::{account, headers, span},
     process::{Probe, Process, increment},
 };
 
 /// A hit in a process whose requests are watched, and the goroutine that runs.
 #[inline(always)]
-fn hit(ctx: &Probe, hit: Hit) -> Option<(Process, u64)> {
+pub fn hit(ctx: &Probe, hit: Hit) -> Option<(Process, u64)> {
     let process = Process::hit(ctx, hit, LEVEL_FULL)?;
     if !account::wanted(&process) {
         return None;
@@ -27,7 +29,7 @@ fn hit(ctx: &Probe, hit: Hit) -> Option<(Process, u64)> {
 }
 
 #[inline(always)]
-fn config(process: &Process) -> Option<&'static RequestConfig> {
+pub fn config(process: &Process) -> Option<&'static RequestConfig> {
     // SAFETY: a value of an array, which lives as long as the map; user space writes it before the process is traced.
     REQUEST_CONFIGS.get_ptr(process.slot).map(|config| unsafe { &*config })
 }
@@ -45,7 +47,8 @@ pub fn on_http_begin(ctx: &Probe) -> Option<()> {
     let object = argument::<3>(ctx);
     let major = follow(object, config(&process)?.proto_major).and_then(read_word);
     let protocol = if major == Some(2) { protocol::HTTP2 } else { protocol::HTTP1 };
-    begin(&process, current_g(ctx), goid, by_goroutine(&process, goid), object, protocol)
+    begin(&process, current_g(ctx), goid, by_goroutine(&process, goid), object, protocol)?;
+    Some(())
 }
 
 /// `(*Server).handleStream` of gRPC: the stream is the fourth argument.
@@ -54,7 +57,8 @@ pub fn on_grpc_begin(ctx: &Probe) -> Option<()> {
     let (process, goid) = hit(ctx, Hit::RequestBegin)?;
     let object = argument::<3>(ctx);
     let key = RequestKey { id: object, process: process.process, family: family::GRPC };
-    begin(&process, current_g(ctx), goid, key, object, protocol::GRPC)
+    begin(&process, current_g(ctx), goid, key, object, protocol::GRPC)?;
+    Some(())
 }
 
 /// `net/http.serverHandler.ServeHTTP`.
@@ -139,7 +143,14 @@ pub fn panic(ctx: ProbeContext) -> u32 {
 
 /// A request begins. It may have begun already: where the goroutine's stack has grown, the function began anew.
 #[inline(always)]
-fn begin(process: &Process, g: u64, goid: u64, key: RequestKey, object: u64, protocol: u8) -> Option<()> {
+pub fn begin(
+    process: &Process,
+    g: u64,
+    goid: u64,
+    key: RequestKey,
+    object: u64,
+    protocol: u8,
+) -> Option<*mut OpenRequest> {
     let account = account_of(process, g, goid)?;
     account::close(process, account, true);
     if key.family == family::GRPC {
@@ -154,7 +165,7 @@ fn begin(process: &Process, g: u64, goid: u64, key: RequestKey, object: u64, pro
     let open = match REQUESTS.get_ptr_mut(key) {
         Some(open) => {
             // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
-            if unsafe { (*open).object } != object {
+            if unsafe { (*open).object } != object || key.family == family::SPAN {
                 process.lost(Lost::RequestUnended);
             }
             open
@@ -165,13 +176,13 @@ fn begin(process: &Process, g: u64, goid: u64, key: RequestKey, object: u64, pro
             if REQUESTS.insert(key, zeros, 0).is_err() {
                 process.lost(Lost::RequestsFull);
                 // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
-                if unsafe { (*account).open } == 0 {
-                    close_account(process, goid);
-                }
+                close_idle(process, goid, account);
                 return None;
             }
-            // SAFETY: as above.
-            unsafe { (*account).open += 1 };
+            if key.family != family::SPAN {
+                // SAFETY: as above.
+                unsafe { (*account).open += 1 };
+            }
             REQUESTS.get_ptr_mut(key)?
         }
     };
@@ -188,8 +199,9 @@ fn begin(process: &Process, g: u64, goid: u64, key: RequestKey, object: u64, pro
         (*open).carries_grpc = 0;
         (*open).waits_lost = (*account).waits_lost;
         (*open).base = (*account).times;
+        (*open).own.span_id = 0;
     }
-    Some(())
+    Some(open)
 }
 
 /// The end of the stream that a goroutine serves was not seen, and is not going to be.
@@ -245,6 +257,29 @@ fn close_account(process: &Process, goid: u64) {
     if let Some(goroutine) = GOROUTINES.get_ptr_mut(process.key(goid)) {
         // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
         unsafe { (*goroutine).accounted = 0 };
+    }
+}
+
+/// The same, where it has none.
+#[inline(always)]
+fn close_idle(process: &Process, goid: u64, account: *mut Account) {
+    // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
+    let open = unsafe { (*account).open };
+    if open == 0 && !span::has_any(account) {
+        close_account(process, goid);
+    }
+}
+
+/// What the goroutine serves by HTTP or gRPC, if it does.
+#[inline(always)]
+pub fn serving(process: &Process, goid: u64, account: *mut Account) -> Option<*mut OpenRequest> {
+    if let Some(open) = open_http(process, goid) {
+        return Some(open);
+    }
+    // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
+    match unsafe { (*account).stream } {
+        0 => None,
+        id => REQUESTS.get_ptr_mut(RequestKey { id, process: process.process, family: family::GRPC }),
     }
 }
 
@@ -347,6 +382,7 @@ pub fn on_grpc_end(ctx: &Probe) -> Option<()> {
 pub fn on_goroutine_exit(process: &Process, goid: u64) {
     if let Some(account) = account::of(process, goid) {
         forget_stream(process, account);
+        span::forget(process, account, goid);
     }
     if let Some(open) = open_http(process, goid) {
         // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
@@ -362,7 +398,7 @@ pub fn on_goroutine_exit(process: &Process, goid: u64) {
 
 /// A request ends: it is counted with its route, and sent where it took long.
 #[inline(always)]
-fn end(
+pub fn end(
     process: &Process,
     at: RequestKey,
     open: *mut OpenRequest,
@@ -371,14 +407,26 @@ fn end(
     how: u8,
 ) -> Option<()> {
     // SAFETY: the value of a preallocated map, which stays readable while this runs.
-    let open = unsafe { &*open };
-    let (goid, start_ns) = (open.goid, open.start_ns);
+    let (goid, start_ns) = unsafe { ((*open).goid, (*open).start_ns) };
     let account = account::of(process, goid)?;
-    account::close(process, account, goid == current);
-    let duration_ns = process.now_ns.saturating_sub(start_ns);
+    let duration_ns = if how == ended::ELSEWHERE {
+        let Some(duration_ns) = account::settle_elsewhere(process, account, open) else {
+            process.lost(Lost::RequestUnended);
+            let _ = REQUESTS.remove(at);
+            span::leave(account, at.id);
+            return None;
+        };
+        duration_ns
+    } else {
+        account::close(process, account, goid == current);
+        account::settle(account, open);
+        process.now_ns.saturating_sub(start_ns)
+    };
+    // SAFETY: as above.
+    let open = unsafe { &*open };
     let config = config(process)?;
     let mut key = RouteKey { process: process.process, protocol: open.protocol, ..RouteKey::default() };
-    name(process, config, open, &mut key);
+    name(config, open, &mut key);
     let mut sent = false;
     let counts = open.carries_grpc == 0;
     if counts && duration_ns >= config.least_ns {
@@ -388,61 +436,73 @@ fn end(
         sent = duration_ns >= threshold_ns;
     }
     key.status = status;
-    // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
-    let (times, waits_lost) = unsafe { (&(*account).times, (*account).waits_lost) };
     if counts {
-        count(process, &key, duration_ns, times, &open.base);
+        count(process, &key, duration_ns, open);
     }
     if sent && let Some(mut entry) = reserve::<RequestRecord>(process, Lost::RingRequest) {
+        // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
+        let waits_lost = unsafe { (*account).waits_lost } != open.waits_lost;
+        let has_span = open.own.span_id != 0;
         let to = entry.as_mut_ptr();
         // SAFETY: the room that was reserved; all of it is written.
         unsafe {
             (&raw mut (*to).header).write(Header {
                 kind: kind::REQUEST,
-                arg: u8::from(waits_lost != open.waits_lost),
+                arg: if waits_lost { record::WAITS_LOST } else { 0 }
+                    | if has_span { record::OWN_SPAN } else { 0 },
                 count: how,
                 waker: 0,
                 process: process.process,
-                time_ns: process.now_ns,
+                time_ns: start_ns + duration_ns,
             });
             (&raw mut (*to).goid).write(goid);
             (&raw mut (*to).start_ns).write(start_ns);
             (&raw mut (*to).key).write(key);
             let sums = (&raw mut (*to).times).cast::<u64>();
             for n in 0..TIMES {
-                sums.add(n).write(times[n].wrapping_sub(open.base[n]));
+                sums.add(n).write(open.base[n]);
             }
-            let text = (&raw mut (*to).traceparent).cast::<u64>();
-            for n in 0..size_of_val(&(*to).traceparent) / 8 {
+            let text = (&raw mut (*to).caller).cast::<u64>();
+            for n in 0..size_of_val(&(*to).caller) / 8 {
                 text.add(n).write(0);
             }
-            if at.family == family::HTTP && how == ended::NORMAL {
+            if has_span {
+                text.cast::<OwnSpan>().write(open.own);
+            } else if at.family == family::HTTP && how == ended::NORMAL {
                 headers::traceparent(open.object, config, text.cast());
             }
         }
         submit(entry);
     }
-    // SAFETY: as above.
-    let others = unsafe {
-        if (*account).stream == at.id && at.family == family::GRPC {
-            (*account).stream = 0;
-        }
-        (*account).open = (*account).open.saturating_sub(1);
-        (*account).open
-    };
     // It is there: its value was at hand.
     let _ = REQUESTS.remove(at);
-    if others == 0 {
-        close_account(process, goid);
+    // SAFETY: the value of a preallocated map. What another goroutine may write of it is a span's place.
+    unsafe {
+        if at.family == family::SPAN {
+            span::leave(account, at.id);
+            if how == ended::ELSEWHERE {
+                return None;
+            }
+        } else {
+            if (*account).stream == at.id && at.family == family::GRPC {
+                (*account).stream = 0;
+            }
+            (*account).open = (*account).open.saturating_sub(1);
+        }
     }
+    close_idle(process, goid, account);
     Some(())
 }
 
 /// What the request is counted by: its method and route, or the function that served it.
 #[inline(always)]
-fn name(process: &Process, config: &RequestConfig, open: &OpenRequest, key: &mut RouteKey) {
+fn name(config: &RequestConfig, open: &OpenRequest, key: &mut RouteKey) {
     if open.protocol == protocol::GRPC {
         text(open.object, config.grpc_method, key);
+        return;
+    }
+    if open.protocol == protocol::SPAN {
+        text(open.object, FieldPath { steps: [config.span.name, NO_STEP, NO_STEP] }, key);
         return;
     }
     if let Some(at) = follow(open.object, config.method)
@@ -459,7 +519,6 @@ fn name(process: &Process, config: &RequestConfig, open: &OpenRequest, key: &mut
     if key.length == 0 {
         key.handler = open.handler;
     }
-    let _ = process;
 }
 
 /// Reads the route's text.
@@ -475,7 +534,7 @@ fn text(object: u64, path: FieldPath, key: &mut RouteKey) -> Option<()> {
 
 /// Counts a request with its route and status.
 #[inline(always)]
-fn count(process: &Process, key: &RouteKey, duration_ns: u64, times: &Times, base: &Times) -> Option<()> {
+fn count(process: &Process, key: &RouteKey, duration_ns: u64, open: &OpenRequest) -> Option<()> {
     let route = match ROUTES.get_ptr_mut(key) {
         Some(route) => route,
         None => {
@@ -505,7 +564,7 @@ fn count(process: &Process, key: &RouteKey, duration_ns: u64, times: &Times, bas
             increment((&raw mut (*durations).buckets).cast::<u64>().add(bucket), 1);
         }
         for n in 0..TIMES {
-            let spent = times[n].wrapping_sub(base[n]);
+            let spent = open.base[n];
             if spent != 0 {
                 increment((&raw mut (*route).times).cast::<u64>().add(n), spent);
             }

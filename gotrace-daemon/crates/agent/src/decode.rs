@@ -9,7 +9,7 @@ use gotrace_common::{
     AssistRecord, CLOSURE_WORDS, CpuRecord, CreateClosureRecord, CreateRecord, DEEP_FRAMES, ExecRecord,
     ExitRecord, FRAMES, OpenWaitRecord, PEER_WORDS, PauseRecord, RequestRecord, RouteKey, WaitDeepRecord,
     WaitHead, WaitPeerDeepRecord, WaitPeerRecord, WaitRecord, WakerKind, kind,
-    request::{TIMES, TRACEPARENT_BYTES, Times},
+    request::{self, TIMES, TRACEPARENT_BYTES, Times},
 };
 
 pub use socket::Socket;
@@ -213,9 +213,11 @@ pub struct RequestEnd {
     pub ended: u8,
     /// Waits of it could not be sent.
     pub waits_lost: bool,
+    /// `caller` begins with a span of the program's own.
+    pub has_own_span: bool,
     pub key: RouteKey,
     pub times: Times,
-    pub traceparent: [u8; TRACEPARENT_BYTES],
+    pub caller: [u8; TRACEPARENT_BYTES],
 }
 
 /// The word at `offset`; 0 beyond the end, which the length checks before it rule out.
@@ -344,7 +346,8 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
             start_ns: word(bytes, 24),
             end_ns: time_ns,
             ended: count,
-            waits_lost: arg != 0,
+            waits_lost: arg & request::record::WAITS_LOST != 0,
+            has_own_span: arg & request::record::OWN_SPAN != 0,
             key: RouteKey {
                 process: half(bytes, 32),
                 status: (half(bytes, 36) & 0xffff) as u16,
@@ -355,7 +358,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
                 route: part(bytes, 56),
             },
             times: std::array::from_fn(|n| word(bytes, 160 + 8 * n)),
-            traceparent: part(bytes, 160 + 8 * TIMES),
+            caller: part(bytes, 160 + 8 * TIMES),
         }),
         _ => Event::Exec { process, pid: half(bytes, 16), time_ns },
     })

@@ -532,10 +532,15 @@ impl Line {
         });
         export(exporter.as_deref(), &mut out);
         for traced in self.traced.iter_mut().filter(|_| count > 0) {
-            if std::mem::take(&mut traced.config_changed)
-                && let Err(error) = kernel.reconfigure(traced.pid(), traced.config)
-            {
-                tracing::debug!(pid = traced.pid(), %error, "still told more of each goroutine than is needed");
+            if std::mem::take(&mut traced.config_changed) {
+                if let Err(error) = kernel.reconfigure(traced.pid(), traced.config) {
+                    tracing::debug!(pid = traced.pid(), %error, "still told more of each goroutine than is needed");
+                }
+                if let Some(config) = traced.request_config()
+                    && let Err(error) = kernel.configure_requests(traced.config.slot, config)
+                {
+                    tracing::warn!(pid = traced.pid(), %error, "spans of its own are not traced");
+                }
             }
             match traced.check_plausible() {
                 Ok(()) => {}

@@ -282,6 +282,8 @@ fn program_for(probe: &Probe) -> Result<u32, Error> {
             (Server::Grpc, Moment::Carried) => program::HTTP_CARRIES_GRPC,
             (Server::Grpc, Moment::Begin) => program::GRPC_BEGIN,
             (Server::Grpc, Moment::End) => program::GRPC_END,
+            (Server::OpenTelemetry, Moment::Begin) => program::SPAN_BEGIN,
+            (Server::OpenTelemetry, Moment::End) => program::SPAN_END,
             _ => return Err(Error::Object(format!("program for {} of {}", moment.name(), server.name()))),
         },
         (event, operand) => return Err(Error::Object(format!("program for {event:?} with {operand:?}"))),

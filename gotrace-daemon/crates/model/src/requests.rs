@@ -71,6 +71,8 @@ pub enum Protocol {
     Http2,
     /// gRPC.
     Grpc,
+    /// A span of the program's own OpenTelemetry SDK.
+    Span,
 }
 
 impl Protocol {
@@ -81,16 +83,18 @@ impl Protocol {
             Self::Http1 => "http/1.1",
             Self::Http2 => "http/2",
             Self::Grpc => "grpc",
+            Self::Span => "otel",
         }
     }
 
     /// Whether a status stands for a fault of the server's: HTTP's 5xx, and gRPC's `UNKNOWN`, `DEADLINE_EXCEEDED`,
-    /// `UNIMPLEMENTED`, `INTERNAL`, `UNAVAILABLE` and `DATA_LOSS`, as OpenTelemetry's conventions have it.
+    /// `UNIMPLEMENTED`, `INTERNAL`, `UNAVAILABLE` and `DATA_LOSS`, as OpenTelemetry's conventions have it; a span's `Error`.
     #[must_use]
     pub const fn is_error(self, status: u16) -> bool {
         match self {
             Self::Grpc => matches!(status, 2 | 4 | 12..=15),
             Self::Http1 | Self::Http2 => matches!(status, 500..=599),
+            Self::Span => status == 1,
         }
     }
 }
@@ -106,6 +110,8 @@ pub enum Ended {
     Hijacked,
     /// Its goroutine has ended for another reason.
     GoroutineExit,
+    /// Another goroutine ended it: what is told of its time is of the one that it began on.
+    OtherGoroutine,
 }
 
 impl Ended {
@@ -117,6 +123,7 @@ impl Ended {
             Self::Panic => "panic",
             Self::Hijacked => "hijacked",
             Self::GoroutineExit => "goroutine_exit",
+            Self::OtherGoroutine => "other_goroutine",
         }
     }
 }
@@ -126,9 +133,10 @@ impl Ended {
 pub struct RouteName {
     /// What kind of request.
     pub protocol: Protocol,
-    /// HTTP's method; `None` for gRPC.
+    /// HTTP's method; `None` for all others.
     pub method: Option<Arc<str>>,
-    /// The pattern of the route without method and host, or `/package.Service/Method`; `None` where no router told it.
+    /// The pattern of the route without method and host, `/package.Service/Method`, or the span's name; `None` where
+    /// no router told it.
     pub route: Option<Arc<str>>,
     /// The function that served it, where that is all that is known.
     pub handler: Option<Arc<Location>>,
@@ -293,20 +301,42 @@ pub struct RequestWait {
     pub causes: Vec<Cause>,
 }
 
+/// The program's own span of a request, made by its OpenTelemetry SDK: the parent of what is told of the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnSpan {
+    /// Its parent; `None` where it begins a trace.
+    pub parent_span_id: Option<[u8; 8]>,
+}
+
+impl OwnSpan {
+    /// A span and its address, out of ids as they lie in memory: of its trace, itself, and its parent.
+    #[must_use]
+    pub fn of(ids: &[u8]) -> Option<(SpanContext, Self)> {
+        let (trace_id, ids) = ids.split_first_chunk::<16>()?;
+        let (span_id, ids) = ids.split_first_chunk::<8>()?;
+        let (parent, _) = ids.split_first_chunk::<8>()?;
+        let parent_span_id = (*parent != [0; 8]).then_some(*parent);
+        Some((SpanContext { trace_id: *trace_id, span_id: *span_id }, Self { parent_span_id }))
+    }
+}
+
 /// A slow request, or one that is open for long.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
     /// Its number among those that were told of the process.
     pub id: u64,
-    /// Its own address as a span: in the caller's trace where there is one, else in its goroutine's.
+    /// Its own address as a span: in the trace of the program's own span or of the caller where there is one, else in its
+    /// goroutine's.
     pub context: SpanContext,
-    /// The caller's span; `None` where the request names none.
+    /// The program's own span of it, else the caller's; `None` where there is neither.
     pub parent_span_id: Option<[u8; 8]>,
+    /// The program's own span of it.
+    pub own_span: Option<OwnSpan>,
     /// The span of its goroutine.
     pub goroutine: SpanContext,
     /// What it is counted by.
     pub name: RouteName,
-    /// HTTP's status, or gRPC's code; `None` where there was none.
+    /// HTTP's status, gRPC's code, or that of a span's status; `None` where there was none.
     pub status: Option<u16>,
     /// When it began, Unix epoch.
     pub start_unix_nano: u64,

@@ -175,7 +175,13 @@ impl Traced {
 
     /// How the kernel side reads its requests; `None` where they are not traced.
     pub(super) fn request_config(&self) -> Option<RequestConfig> {
-        self.watched.as_ref().map(|watched| watched.config)
+        let mut config = self.watched.as_ref()?.config;
+        if config.span.recorded != 0 {
+            // Before a program is executed that is unknown; it is asked for again when it has been.
+            let bias = self.bias_known.then(|| self.tracee.symbolizer().bias());
+            config.span.recorded = bias.map_or(0, |bias| config.span.recorded.wrapping_add(bias));
+        }
+        Some(config)
     }
 
     /// The kernel side is told when requests are slow of the routes of which that is known.
@@ -228,6 +234,8 @@ fn try_read(kernel: &mut Kernel, traced: &mut [Traced]) -> Result<(), kernel::Er
     kernel.routes(|key, times| routes.push((*key, *times)))?;
     routes.sort_by_key(|(k, _)| (k.process, k.protocol, k.method, k.route, k.length, k.handler, k.status));
     let mut open = kernel.open_requests()?;
+    // What is just being ended is as good as gone.
+    open.retain(|(_, open, _)| open.start_ns != 0);
     let now_ns = Clock::now_monotonic_ns();
     open.sort_by_key(|(key, open, _)| (key.process, open.start_ns, key.id));
     let mut all: Vec<(usize, RequestCounts, Vec<RequestKey>)> = Vec::new();
@@ -302,6 +310,16 @@ fn name(config: &RequestConfig, memory: &ImageMemory, open: &OpenRequest) -> Rou
     let reader = Reader(memory);
     if open.protocol == request::protocol::GRPC {
         if let Some((text, length)) = reader.text(open.object, config.grpc_method) {
+            (key.route, key.length) = (text, length);
+        }
+        return key;
+    }
+    if open.protocol == request::protocol::SPAN {
+        // A span that nobody ended may be gone, and another one in its place.
+        let span = |at: u16| open.object.checked_add(at.into());
+        let is_it = span(config.span.span_id).and_then(|at| reader.word(at)) == Some(open.own.span_id);
+        let name = FieldPath { steps: [config.span.name, NO_STEP, NO_STEP] };
+        if let Some((text, length)) = reader.text(open.object, name).filter(|_| is_it) {
             (key.route, key.length) = (text, length);
         }
         return key;

@@ -494,7 +494,8 @@ impl Traced {
     /// Where its program is mapped became known.
     pub(super) fn know_bias(&mut self, bias: u64) {
         let closures = closures(self.binary(), Some(bias));
-        self.config_changed |= self.config.closures != closures;
+        // The address of a span's type is known now, too.
+        self.config_changed |= self.config.closures != closures || self.traces_requests();
         self.config.closures = closures;
         self.tracee.set_bias(bias);
         self.bias_known = true;

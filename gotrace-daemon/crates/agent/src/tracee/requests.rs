@@ -15,7 +15,9 @@ use gotrace_model::{
     Location, Span, SpanContext,
     ids::ProcessKey,
     printable::printable,
-    requests::{Cause, Ended, Protocol, Request, RequestWait, Requests, Route, RouteName, TimeSpent},
+    requests::{
+        Cause, Ended, OwnSpan, Protocol, Request, RequestWait, Requests, Route, RouteName, TimeSpent,
+    },
 };
 use serde::{Deserialize, Serialize};
 
@@ -286,10 +288,12 @@ impl Known<'_> {
     fn name(&mut self, id: &RouteId) -> RouteName {
         let protocol = match id.protocol {
             request::protocol::GRPC => Protocol::Grpc,
+            request::protocol::SPAN => Protocol::Span,
             request::protocol::HTTP2 => Protocol::Http2,
             _ => Protocol::Http1,
         };
-        let path = id.route.find('/').and_then(|at| id.route.get(at..)).unwrap_or(&id.route);
+        let path_at = if protocol == Protocol::Span { None } else { id.route.find('/') };
+        let path = path_at.and_then(|at| id.route.get(at..)).unwrap_or(&id.route);
         let is_code = id.handler != 0 && self.symbols.is_function_entry(id.handler, self.names);
         RouteName {
             protocol,
@@ -312,7 +316,10 @@ impl Tracee {
             let time = TimeSpent(end.times);
             let (mut waits, complete) = explain(&state, &mut known, end.goid, (end.start_ns, end.end_ns));
             waits.sort_by_key(|wait| wait.offset_ns);
-            let caller = gotrace_model::requests::caller(&end.traceparent);
+            let (caller, own_span) = match end.has_own_span {
+                true => OwnSpan::of(&end.caller).unzip(),
+                false => (gotrace_model::requests::caller(&end.caller), None),
+            };
             let own = SpanContext {
                 trace_id: caller
                     .map_or_else(|| key.trace_id(self.table.trace_root(end.goid)), |c| c.trace_id),
@@ -323,6 +330,7 @@ impl Tracee {
                 id: state.next,
                 context: own,
                 parent_span_id: caller.map(|c| c.span_id),
+                own_span,
                 goroutine: key.context(self.table.trace_root(end.goid), end.goid),
                 name: known.name(&id),
                 status: status(end.key.status),
@@ -333,6 +341,7 @@ impl Tracee {
                     request::ended::NORMAL => Ended::Normal,
                     request::ended::PANIC => Ended::Panic,
                     request::ended::HIJACKED => Ended::Hijacked,
+                    request::ended::ELSEWHERE => Ended::OtherGoroutine,
                     _ => Ended::GoroutineExit,
                 }),
                 // Only a made-up record does not add up.
@@ -384,6 +393,7 @@ impl Tracee {
                     span_id: key.request_span_id(open.goid, open.start_ns),
                 },
                 parent_span_id: None,
+                own_span: None,
                 goroutine: key.context(self.table.trace_root(open.goid), open.goid),
                 name,
                 status: None,

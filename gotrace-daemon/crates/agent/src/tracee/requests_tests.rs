@@ -64,7 +64,7 @@ fn record(goid: u64, start_ns: u64, end_ns: u64, key: RouteKey, traceparent: &st
         start_ns,
         key,
         times,
-        traceparent: header,
+        caller: header,
     }
 }
 
@@ -121,7 +121,7 @@ fn a_record_is_what_the_kernel_side_wrote() {
     let Ok(Event::Request(end)) = decode(&bytes) else { panic!("{:?}", decode(&bytes)) };
     assert_eq!((end.process, end.goid, end.start_ns, end.end_ns), (1, 12, 5, 30));
     assert_eq!((end.ended, end.waits_lost), (request::ended::PANIC, true));
-    assert_eq!((end.key, end.times, end.traceparent), (record.key, record.times, record.traceparent));
+    assert_eq!((end.key, end.times, end.caller), (record.key, record.times, record.caller));
     let mut tracee = tracee(None);
     let out = self::end(&mut tracee, &record);
     let [Span::Request(_, request)] = &out.spans[..] else { panic!("{:?}", out.spans) };
@@ -129,6 +129,32 @@ fn a_record_is_what_the_kernel_side_wrote() {
     assert_eq!(request.name.text(), "GET /users/{id}");
     // Its parts do not add up, and that is not hidden.
     assert!(!request.waits_complete);
+}
+
+#[test]
+fn the_programs_own_span_is_the_parent() {
+    let mut record = record(12, 5, 30, key("work off /tmp", 1), "");
+    record.key.protocol = request::protocol::SPAN;
+    record.key.method = [0; 8];
+    record.header.count = request::ended::ELSEWHERE;
+    let ids: Vec<u8> = (1..=32).collect();
+    record.caller[..32].copy_from_slice(&ids);
+    for (flags, parent) in [(request::record::OWN_SPAN, true), (request::record::WAITS_LOST, false)] {
+        record.header.arg = flags;
+        let out = end(&mut tracee(None), &record);
+        let [Span::Request(_, request)] = &out.spans[..] else { panic!("{:?}", out.spans) };
+        assert_eq!((request.ended, request.status), (Some(Ended::OtherGoroutine), Some(1)));
+        assert_eq!(request.name.text(), "work off /tmp");
+        assert_eq!(request.waits_complete, parent);
+        let own = request.own_span.map(|own| own.parent_span_id);
+        if parent {
+            assert_eq!(request.context.trace_id, ids[..16]);
+            assert_eq!(request.parent_span_id.as_ref().map(|id| &id[..]), Some(&ids[16..24]));
+            assert_eq!(own.flatten().as_ref().map(|id| &id[..]), Some(&ids[24..32]));
+        } else {
+            assert_eq!((request.parent_span_id, own), (None, None));
+        }
+    }
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! Slow requests as OTLP spans, in the caller's trace where the request names one; and their long waits, as children.
+//! Slow requests as OTLP spans, in the caller's trace where the request names one, beneath the program's own span where it
+//! makes one; and their long waits, as children.
 //!
 //! | attribute | of | type |
 //! |---|---|---|
@@ -7,7 +8,7 @@
 //! | `error.type` | a request that failed | string: the status, or how it ended |
 //! | `code.function.name`, `code.file.path`, `code.line.number` | the handler, where no router told the route; a wait's site | string, string, int |
 //! | `gotrace.goroutine.id` | both | int |
-//! | `gotrace.request.ended`: `normal`, `panic`, `hijacked`, `goroutine_exit` | request | string |
+//! | `gotrace.request.ended`: `normal`, `panic`, `hijacked`, `goroutine_exit`, `other_goroutine` | request | string |
 //! | `gotrace.request.waits_complete` | request, where waits are missing | bool, false |
 //! | `gotrace.time.{on_cpu,descheduled,throttled,run_queue,world_stopped,syscall,gc_assist}`, `gotrace.time.blocked.<reason>`, spaces as `_` | request, where not 0; they add up to its duration | int, nanoseconds |
 //! | `gotrace.wait.reason` | wait | string |
@@ -40,7 +41,7 @@ fn attributes_of(request: &Request) -> Vec<KeyValue> {
         if let Some(code) = status.and_then(code_of_grpc) {
             attributes.push(text("rpc.response.status_code", code));
         }
-    } else {
+    } else if name.protocol != Protocol::Span {
         if let Some(method) = name.known_method() {
             attributes.push(text("http.request.method", method));
         }
@@ -83,6 +84,7 @@ fn error_type(request: &Request) -> Option<String> {
         Some(status) if protocol == Protocol::Grpc => {
             Some(code_of_grpc(status).unwrap_or_default().to_owned())
         }
+        Some(_) if protocol == Protocol::Span => Some("_OTHER".to_owned()),
         Some(status) => Some(status.to_string()),
         None => request
             .ended
@@ -93,10 +95,12 @@ fn error_type(request: &Request) -> Option<String> {
 
 /// The span of a request.
 pub(super) fn request(request: &Request) -> trace::Span {
-    let Request { context, parent_span_id, goroutine, name, .. } = request;
+    let Request { context, parent_span_id, own_span, goroutine, name, .. } = request;
     let title = match (&name.route, name.protocol) {
         (Some(route), Protocol::Grpc) => route.trim_start_matches('/').to_owned(),
+        (Some(span), Protocol::Span) => span.to_string(),
         (Some(route), _) => format!("{} {route}", name.known_method().unwrap_or("HTTP")),
+        (None, Protocol::Span) => "span".to_owned(),
         (None, _) => name.known_method().unwrap_or("HTTP").to_owned(),
     };
     let parent = parent_span_id.unwrap_or(goroutine.span_id);
@@ -104,9 +108,10 @@ pub(super) fn request(request: &Request) -> trace::Span {
         trace_id: context.trace_id.to_vec(),
         span_id: context.span_id.to_vec(),
         parent_span_id: parent.to_vec(),
-        flags: if parent_span_id.is_some() { FLAGS | REMOTE } else { FLAGS },
+        flags: if parent_span_id.is_some() && own_span.is_none() { FLAGS | REMOTE } else { FLAGS },
         name: title,
-        kind: SpanKind::Server.into(),
+        // The program's own span is the server's.
+        kind: if own_span.is_some() { SpanKind::Internal } else { SpanKind::Server }.into(),
         start_time_unix_nano: request.start_unix_nano,
         end_time_unix_nano: request.start_unix_nano.saturating_add(request.duration_ns),
         attributes: attributes_of(request),
@@ -153,5 +158,57 @@ pub(super) fn wait(request: &Request, n: usize) -> trace::Span {
         end_time_unix_nano: start.saturating_add(wait.duration_ns),
         attributes,
         ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gotrace_model::{
+        SpanContext,
+        requests::{OwnSpan, RouteName, TimeSpent},
+    };
+
+    use super::*;
+
+    fn sample(protocol: Protocol, route: &str) -> Request {
+        Request {
+            id: 1,
+            context: SpanContext { trace_id: [1; 16], span_id: [2; 8] },
+            parent_span_id: Some([3; 8]),
+            own_span: None,
+            goroutine: SpanContext { trace_id: [4; 16], span_id: [5; 8] },
+            name: RouteName { protocol, method: None, route: Some(route.into()), handler: None },
+            status: None,
+            start_unix_nano: 10,
+            duration_ns: 5,
+            goid: 7,
+            ended: Some(Ended::Normal),
+            time: TimeSpent::default(),
+            waits: Vec::new(),
+            waits_complete: true,
+            state: None,
+        }
+    }
+
+    #[test]
+    fn a_request_is_the_servers_span_where_the_program_has_none() {
+        let seen = request(&sample(Protocol::Http1, "/x/{id}"));
+        assert_eq!((seen.kind, seen.flags), (SpanKind::Server.into(), FLAGS | REMOTE));
+        let own_span = Some(OwnSpan { parent_span_id: None });
+        let seen = request(&Request { own_span, ..sample(Protocol::Http1, "/x/{id}") });
+        assert_eq!((seen.kind, seen.flags), (SpanKind::Internal.into(), FLAGS));
+        assert_eq!((seen.trace_id, seen.parent_span_id), (vec![1; 16], vec![3; 8]));
+    }
+
+    #[test]
+    fn a_span_of_the_program_has_its_name_and_none_of_https_attributes() {
+        let own_span = Some(OwnSpan { parent_span_id: None });
+        let seen = request(&Request { own_span, status: Some(1), ..sample(Protocol::Span, "work off /tmp") });
+        assert_eq!(seen.name, "work off /tmp");
+        let names: Vec<_> = seen.attributes.iter().map(|a| a.key.as_str()).collect();
+        assert_eq!(names, ["error.type", "gotrace.goroutine.id", "gotrace.request.ended"]);
+        assert!(seen.status.is_some());
+        let seen = request(&Request { own_span, status: Some(0), ..sample(Protocol::Span, "work") });
+        assert!(seen.status.is_none());
     }
 }

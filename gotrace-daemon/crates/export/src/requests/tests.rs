@@ -9,7 +9,8 @@ use gotrace_common::{
 use gotrace_model::{
     Location, SpanContext,
     requests::{
-        Cause, Ended, Protocol, Request, RequestWait, Requests, Route, RouteName, RouteTotal, TimeSpent,
+        Cause, Ended, OwnSpan, Protocol, Request, RequestWait, Requests, Route, RouteName, RouteTotal,
+        TimeSpent,
     },
     samples,
 };
@@ -49,6 +50,7 @@ fn slow() -> Request {
         id: 3,
         context: SpanContext { trace_id: [0xab; 16], span_id: [2; 8] },
         parent_span_id: Some([0xcd; 8]),
+        own_span: None,
         goroutine: SpanContext { trace_id: [1; 16], span_id: [4; 8] },
         name: name("/checkout/{id}"),
         status: Some(503),
@@ -112,6 +114,31 @@ fn a_slow_request_is_told_with_its_parts_and_whom_it_waited_for() {
 }
 
 #[test]
+fn a_span_of_the_program_is_told_with_its_name_and_parent() {
+    let name =
+        RouteName { protocol: Protocol::Span, method: None, route: Some("work off".into()), handler: None };
+    let moved = Request {
+        name,
+        status: Some(1),
+        ended: Some(Ended::OtherGoroutine),
+        own_span: Some(OwnSpan { parent_span_id: Some([0xef; 8]) }),
+        waits: Vec::new(),
+        ..slow()
+    };
+    assert_eq!(
+        text(|out| request(out, &moved)),
+        "work off  ERROR  100ms  sync.Mutex.Lock 61ms, throttled 35ms, on CPU 4.0ms\n  another goroutine ended it; \
+         its time is that of goroutine 77, which began it\n"
+    );
+    let line = text(|out| json_request(out, &moved));
+    let said: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+    let said = &said["request"];
+    assert_eq!((&said["protocol"], &said["route"]), (&"otel".into(), &"work off".into()));
+    assert_eq!(said["ended"], "other_goroutine");
+    assert_eq!(said["own_span"], serde_json::json!({ "parent_span_id": "ef".repeat(8) }));
+}
+
+#[test]
 fn its_json_has_every_field() {
     let line = text(|out| json_request(out, &slow()));
     let said: serde_json::Value = serde_json::from_str(&line).expect("JSON");
@@ -131,6 +158,7 @@ fn its_json_has_every_field() {
         "id",
         "method",
         "open",
+        "own_span",
         "parent_span_id",
         "path",
         "protocol",

@@ -86,6 +86,9 @@ pub fn request(out: &mut impl Write, request: &Request) -> io::Result<()> {
         (Some(code), _) if name.protocol == Protocol::Grpc => {
             code_of_grpc(*code).map_or_else(|| code.to_string(), str::to_owned)
         }
+        (Some(code), _) if name.protocol == Protocol::Span => {
+            ["-", "ERROR", "OK"].get(usize::from(*code)).map_or_else(|| code.to_string(), |s| (*s).to_owned())
+        }
         (Some(status), _) => status.to_string(),
         (None, None) => "OPEN".into(),
         (None, Some(Ended::Normal)) => "-".into(),
@@ -128,6 +131,9 @@ pub fn request(out: &mut impl Write, request: &Request) -> io::Result<()> {
     }
     if waits.len() > longest.len() {
         writeln!(out, "  and {} shorter waits", waits.len() - longest.len())?;
+    }
+    if *ended == Some(Ended::OtherGoroutine) {
+        writeln!(out, "  another goroutine ended it; its time is that of goroutine {goid}, which began it")?;
     }
     if !waits_complete {
         writeln!(out, "  some of its waits are missing here; the parts above are complete")?;

@@ -31,11 +31,14 @@ const STREAM: [Field; 2] = [("grpc.stream.method", &["method"]), ("grpc.stream.t
 const SERVER_STREAM: [Field; 2] =
     [("grpc.stream.method", &["Stream", "method"]), ("grpc.stream.transport", &["st"])];
 const STATUS: [Field; 1] = [("grpc.status.code", &["s", "Code"])];
-const SPAN: [Field; 6] = [
+const SPAN: [Field; 9] = [
     ("otel.span.trace_id", &["spanContext", "traceID"]),
     ("otel.span.span_id", &["spanContext", "spanID"]),
     ("otel.span.parent_trace_id", &["parent", "traceID"]),
     ("otel.span.parent_span_id", &["parent", "spanID"]),
+    ("otel.span.parent_remote", &["parent", "remote"]),
+    ("otel.span.kind", &["spanKind"]),
+    ("otel.span.status", &["status", "Code"]),
     ("otel.span.name", &["name"]),
     ("otel.span.start_time", &["startTime"]),
 ];

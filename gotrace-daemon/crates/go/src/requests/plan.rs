@@ -2,16 +2,13 @@
 
 use gotrace_common::{
     RequestConfig,
-    request::{FieldPath as KernelPath, HeaderMap as KernelMap, NO_STEP},
+    request::{FieldPath as KernelPath, HeaderMap as KernelMap, NO_STEP, SpanLayout},
 };
 
 use super::{
     super::{Event, Operand, Probe},
     FieldPath, Moment, Point, Requests, Routes, Server,
 };
-
-/// Servers whose requests are traced.
-const TRACED: [Server; 4] = [Server::Http, Server::Http2, Server::XHttp2, Server::Grpc];
 
 impl Requests {
     /// Whether requests of a server can be traced: where they begin and end is known.
@@ -21,18 +18,37 @@ impl Requests {
         let has = |server, moment| self.points.iter().any(|p| is_it(p, server, moment));
         // Those of HTTP/2 begin where all of HTTP do.
         let begin = if matches!(server, Server::Http2 | Server::XHttp2) { Server::Http } else { server };
-        TRACED.contains(&server) && has(begin, Moment::Begin) && has(server, Moment::End)
+        let is_read = server != Server::OpenTelemetry || self.spans().is_some();
+        has(begin, Moment::Begin) && has(server, Moment::End) && is_read
+    }
+
+    /// How spans of the SDK are read; the type's address is that at link time. `None` where anything of it is not known.
+    fn spans(&self) -> Option<SpanLayout> {
+        let field = |name| match self.fields.get(name)?.0.as_slice() {
+            [at] => u16::try_from(*at).ok(),
+            _ => None,
+        };
+        Some(SpanLayout {
+            recorded: self.span_type?,
+            trace_id: field("otel.span.trace_id")?,
+            span_id: field("otel.span.span_id")?,
+            parent_trace_id: field("otel.span.parent_trace_id")?,
+            parent_span_id: field("otel.span.parent_span_id")?,
+            parent_remote: field("otel.span.parent_remote")?,
+            kind: field("otel.span.kind")?,
+            name: field("otel.span.name")?,
+            status: field("otel.span.status")?,
+        })
     }
 
     /// Why there are no requests that can be traced, where there are none.
     #[must_use]
     pub fn why_none(&self) -> String {
-        match (self.missing.as_slice(), self.servers.contains(&Server::OpenTelemetry)) {
-            ([], true) => {
-                "it has OpenTelemetry's SDK, whose spans are not traced yet, and no server".to_owned()
+        match self.missing.as_slice() {
+            [] => {
+                "neither a server of net/http or gRPC nor OpenTelemetry's SDK is in its executable".to_owned()
             }
-            ([], false) => "neither net/http's server nor gRPC's is in its executable".to_owned(),
-            (missing, _) => missing.join("; "),
+            missing => missing.join("; "),
         }
     }
 
@@ -61,12 +77,13 @@ impl Requests {
             .collect()
     }
 
-    /// How the kernel side reads requests; without thresholds and classes of wait reasons.
+    /// How the kernel side reads requests; without thresholds and classes of wait reasons, and with addresses as at link time.
     #[must_use]
     pub fn config(&self) -> RequestConfig {
         let field = |name| self.fields.get(name).and_then(path).unwrap_or_default();
         let patterns = self.routes.is_some_and(|(routes, _)| routes != Routes::Handler);
         RequestConfig {
+            span: self.spans().filter(|_| self.can_trace(Server::OpenTelemetry)).unwrap_or_default(),
             method: field("http.request.method"),
             pattern: if patterns { field("http.request.pattern") } else { KernelPath::NONE },
             header: field("http.request.header"),

@@ -47,6 +47,10 @@ impl RequestKey {
             labels.push(("rpc.system.name", LabelValue::Name("grpc")));
             labels
                 .extend(name.route.as_ref().map(|route| ("rpc.method", text(route.trim_start_matches('/')))));
+        } else if name.protocol == Protocol::Span {
+            labels.extend(
+                name.route.as_ref().map(|span| ("gotrace.span.name", LabelValue::Text(Arc::clone(span)))),
+            );
         } else {
             labels.extend(name.known_method().map(|method| ("http.request.method", text(method))));
             labels
@@ -59,6 +63,9 @@ impl RequestKey {
                 labels.extend(
                     code_of_grpc(*code).map(|code| ("rpc.response.status_code", LabelValue::Name(code))),
                 );
+            }
+            Part::Status(Some(code)) if name.protocol == Protocol::Span => {
+                labels.extend((*code == 1).then_some(("error.type", LabelValue::Name("_OTHER"))));
             }
             Part::Status(Some(status)) => {
                 labels.push(("http.response.status_code", LabelValue::Int((*status).into())));
