@@ -84,6 +84,53 @@ fn calls_are_cut_as_their_program_cuts_them() {
     }
 }
 
+/// Spans of the program's own SDK: parents of what is told of the requests that they are of, and requests themselves where
+/// there is no other.
+#[test]
+fn spans_have_the_ids_names_and_parents_of_the_program() {
+    if !privileged("live_requests_grpc") {
+        return;
+    }
+    for (version, module, what) in VERSIONS {
+        agrees(&format!("{what}, spans"), || {
+            let (own, report) = ran(version, module, "spans spanned web call");
+            let (pairs, mut wrong) = pairs(&own, &report.ended);
+            for (own, seen) in &pairs {
+                wrong.extend(identity(own, seen));
+                let kind = KINDS.iter().find(|kind| kind.name == own.kind).expect("a kind");
+                wrong.extend(wait(kind, own, seen, version));
+            }
+            wrong.extend(times(&pairs, FACTOR));
+            wrong.extend(whole(&report, &own));
+            let failed = own.iter().filter(|own| own.kind == "fails").count() as u64;
+            let errors = |r: &Value| r["route"] == "fails" && r["errors"] == r["count"];
+            if counted(&report, errors) != failed {
+                wrong.push(format!("{failed} spans failed: {:?}", report.intervals));
+            }
+            wrong
+        });
+    }
+}
+
+/// What goes on after its goroutine has ended is counted as lost, and no request.
+#[test]
+fn spans_that_outlive_their_goroutine_are_lost() {
+    if !privileged("live_requests_grpc") {
+        return;
+    }
+    let (version, module, what) = VERSIONS[3];
+    agrees(&format!("{what}, spans that are left"), || {
+        let (_, report) = ran(version, module, "left");
+        let mut wrong: Vec<_> = report.ended.iter().map(|seen| format!("a record: {seen}")).collect();
+        wrong.extend(left_open(&report));
+        let unended = report.summary["lost"]["request_unended"].as_u64();
+        if unended != Some(12) || counted(&report, |_| true) != 0 {
+            wrong.push(format!("12 spans were left: {}", report.summary));
+        }
+        wrong
+    });
+}
+
 /// Over the server of `net/http` a call is a request of both; it is told once.
 #[test]
 fn calls_over_the_http_server_are_told_once() {

@@ -1,5 +1,5 @@
-// grpcserver serves gRPC by its own transport, by a pool of workers and over net/http, calls itself, and records spans. It
-// tells of each call and span what it was and where its time went. It obeys lines:
+// grpcserver serves gRPC by its own transport, by a pool of workers and over net/http, and net/http, calls itself, and records
+// spans. It tells of each call, and of each span that is a request, what it was and where its time went. It obeys lines:
 //
 //	run N KIND…   makes N calls or spans of each kind; then a line of JSON for each, then {"done":…}
 //
@@ -11,16 +11,20 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"net/http/httptest"
 	"os"
+	"reflect"
 	"runtime"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 
+	otelcodes "go.opentelemetry.io/otel/codes"
 	sdk "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
@@ -36,6 +40,7 @@ import (
 type own struct {
 	Kind     string           `json:"kind"`
 	Protocol string           `json:"protocol"`
+	Method   string           `json:"method"`
 	Path     string           `json:"path"`
 	Route    string           `json:"route"`
 	Status   uint32           `json:"status"`
@@ -70,6 +75,8 @@ func goid() uint64 {
 	n, _ := strconv.ParseUint(strings.Fields(text)[1], 10, 64)
 	return n
 }
+
+var tracer trace.Tracer
 
 var calls struct {
 	sync.Mutex
@@ -116,6 +123,11 @@ func call(_ interface{}, ctx context.Context, decode func(interface{}) error, _ 
 		case "missing":
 			sleeps(o, wait)
 			return status.Error(codes.NotFound, "on purpose")
+		case "spanned":
+			parent := remote(int(time.Now().UnixNano() & (1<<48 - 1)))
+			_, serving := tracer.Start(parent, "Call", trace.WithSpanKind(trace.SpanKindServer))
+			o.is(parent, serving)
+			defer serving.End()
 		}
 		sleeps(o, wait)
 		return nil
@@ -242,35 +254,127 @@ func (e *exporter) ExportSpans(_ context.Context, spans []sdk.ReadOnlySpan) erro
 
 func (e *exporter) Shutdown(context.Context) error { return nil }
 
-// A span around another, on a goroutine of their own; the last one ends on another goroutine than it began.
-func spans(tracer trace.Tracer) []*own {
-	var all []*own
-	span := func(ctx context.Context, name string, kind trace.SpanKind) (context.Context, trace.Span, *own) {
-		o := &own{Kind: name, Protocol: "otel", Path: name, Ended: "normal", Goid: goid(), Phases: map[string]int64{}}
-		all = append(all, o)
-		in, span := tracer.Start(ctx, name, trace.WithSpanKind(kind))
-		if above := trace.SpanContextFromContext(ctx); above.IsValid() {
-			o.ParentID = above.SpanID().String()
-		}
-		o.TraceID, o.SpanID = span.SpanContext().TraceID().String(), span.SpanContext().SpanID().String()
-		return in, span, o
+// A span, and what is known of it.
+func span(ctx context.Context, name string, kind trace.SpanKind) (context.Context, trace.Span, *own) {
+	o := &own{Kind: name, Protocol: "otel", Path: name, Route: name, Ended: "normal", Goid: goid(), Phases: map[string]int64{}}
+	in, span := tracer.Start(ctx, name, trace.WithSpanKind(kind))
+	o.is(ctx, span)
+	return in, span, o
+}
+
+// Takes the ids of a span.
+func (o *own) is(ctx context.Context, span trace.Span) {
+	o.ParentID = ""
+	if above := trace.SpanContextFromContext(ctx); above.IsValid() {
+		o.ParentID = above.SpanID().String()
 	}
+	o.TraceID, o.SpanID = span.SpanContext().TraceID().String(), span.SpanContext().SpanID().String()
+}
+
+// A context with a parent in another program, by the digits of a number.
+func remote(n int) context.Context {
+	traceID, err := trace.TraceIDFromHex(fmt.Sprintf("abcd%028x", n))
+	must(err)
+	spanID, err := trace.SpanIDFromHex(fmt.Sprintf("ef%014x", n))
+	must(err)
+	parent := trace.NewSpanContext(trace.SpanContextConfig{TraceID: traceID, SpanID: spanID, TraceFlags: trace.FlagsSampled, Remote: true})
+	return trace.ContextWithRemoteSpanContext(context.Background(), parent)
+}
+
+// Spans of a goroutine that serves nothing else: those that are requests are told.
+func spans(id int) []*own {
+	var all []*own
 	done := make(chan struct{})
 	go func() {
-		ctx, outer, _ := span(context.Background(), "outer", trace.SpanKindServer)
-		_, inner, o := span(ctx, "inner", trace.SpanKindInternal)
-		sleeps(o, wait)
+		defer close(done)
+		begin := func(ctx context.Context, name string, kind trace.SpanKind) (context.Context, trace.Span) {
+			in, span, o := span(ctx, name, kind)
+			all = append(all, o)
+			sleeps(o, wait)
+			return in, span
+		}
+		// What is beneath it is a part of it.
+		ctx, outer := begin(context.Background(), "outer", trace.SpanKindServer)
+		_, inner, _ := span(ctx, "inner", trace.SpanKindInternal)
+		_, served, _ := span(ctx, "served", trace.SpanKindServer)
+		served.End()
 		inner.End()
 		outer.End()
-		_, moved, o := span(context.Background(), "moved", trace.SpanKindConsumer)
-		sleeps(o, wait)
+		outer.End()
+		_, client, _ := span(context.Background(), "client", trace.SpanKindClient)
+		client.End()
+		_, consumer := begin(remote(id), "remote", trace.SpanKindConsumer)
+		consumer.End()
+		_, job := begin(context.Background(), "job", trace.SpanKindInternal)
+		job.SetName("renamed")
+		all[len(all)-1].Route = "renamed"
+		job.End()
+		_, failing := begin(context.Background(), "fails", trace.SpanKindServer)
+		failing.SetStatus(otelcodes.Error, "on purpose")
+		all[len(all)-1].Status = 1
+		failing.End()
+		_, moved := begin(context.Background(), "moved", trace.SpanKindConsumer)
+		all[len(all)-1].Ended = "other_goroutine"
+		ended := make(chan struct{})
 		go func() {
 			moved.End()
-			close(done)
+			close(ended)
 		}()
+		<-ended
 	}()
 	<-done
 	return all
+}
+
+// A span whose goroutine is gone when it ends: no request.
+func left() {
+	begun := make(chan trace.Span)
+	go func() {
+		_, span, _ := span(context.Background(), "left", trace.SpanKindConsumer)
+		begun <- span
+	}()
+	span := <-begun
+	time.Sleep(wait)
+	span.End()
+}
+
+// A request of net/http with a span of its own.
+func web(w http.ResponseWriter, r *http.Request) {
+	begin := time.Now()
+	id := r.Header.Get("x-id")
+	calls.Lock()
+	o := calls.byID[id]
+	calls.Unlock()
+	o.Start, o.Goid = begin.UnixNano(), goid()
+	n, err := strconv.Atoi(id)
+	must(err)
+	parent := remote(n)
+	ctx, serving := tracer.Start(parent, "GET /web", trace.WithSpanKind(trace.SpanKindServer))
+	o.is(parent, serving)
+	_, inner, _ := span(ctx, "inner", trace.SpanKindServer)
+	sleeps(o, wait)
+	inner.End()
+	serving.End()
+	o.Total = int64(time.Since(begin))
+	close(o.done)
+}
+
+func browse(address, id string) *own {
+	o := &own{Kind: "web", Protocol: "http/1.1", Method: "GET", Path: "/web", Status: 200, Ended: "normal", Phases: map[string]int64{}, done: make(chan struct{})}
+	if _, told := reflect.TypeOf(http.Request{}).FieldByName("Pattern"); told {
+		o.Route = "/web"
+	}
+	calls.Lock()
+	calls.byID[id] = o
+	calls.Unlock()
+	request, err := http.NewRequest("GET", address+"/web", nil)
+	must(err)
+	request.Header.Set("x-id", id)
+	answer, err := http.DefaultClient.Do(request)
+	must(err)
+	answer.Body.Close()
+	<-o.done
+	return o
 }
 
 func say(line interface{}) {
@@ -282,8 +386,11 @@ func say(line interface{}) {
 func main() {
 	calls.byID = map[string]*own{}
 	ended := new(exporter)
-	tracer := sdk.NewTracerProvider(sdk.WithSyncer(ended)).Tracer("grpcserver")
+	tracer = sdk.NewTracerProvider(sdk.WithSyncer(ended)).Tracer("grpcserver")
 	native, pool, over := serve(), serve(grpc.NumStreamWorkers(2)), serveHTTP()
+	mux := http.NewServeMux()
+	mux.HandleFunc("/web", web)
+	site := httptest.NewServer(mux)
 	say(map[string]interface{}{"ready": true, "go_version": runtime.Version(), "grpc_version": grpc.Version})
 	in := bufio.NewScanner(os.Stdin)
 	id := 0
@@ -297,7 +404,11 @@ func main() {
 				id++
 				switch kind {
 				case "spans":
-					all = append(all, spans(tracer)...)
+					all = append(all, spans(id)...)
+				case "left":
+					left()
+				case "web":
+					all = append(all, browse(site.URL, strconv.Itoa(id)))
 				case "pooled":
 					all = append(all, ask(pool, kind, strconv.Itoa(id)))
 				case "handled":
@@ -311,7 +422,7 @@ func main() {
 		ended.Lock()
 		for _, span := range ended.spans {
 			for _, o := range all {
-				if o.SpanID == span.SpanContext().SpanID().String() {
+				if o.Protocol == "otel" && o.SpanID == span.SpanContext().SpanID().String() {
 					o.Start, o.Total = span.StartTime().UnixNano(), int64(span.EndTime().Sub(span.StartTime()))
 				}
 			}

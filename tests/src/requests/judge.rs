@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::{Own, Report};
 use crate::compare::reason;
@@ -63,7 +63,7 @@ const fn kind(
 }
 
 /// All kinds.
-pub const KINDS: [Kind; 39] = [
+pub const KINDS: [Kind; 44] = [
     kind("sleep", "sleep", "main.sleeps", By::Timer, ""),
     kind("mutex_sleeping", "mutex", "main.locks", By::Partner, "sleep"),
     kind("mutex_computing", "mutex", "main.locks", By::Partner, "running"),
@@ -102,8 +102,13 @@ pub const KINDS: [Kind; 39] = [
     kind("stream", "sleep", "main.sleeps", By::Timer, ""),
     kind("late", "chan receive", "main.staysUntilLate", By::Anyone, ""),
     kind("pooled", "sleep", "main.sleeps", By::Timer, ""),
-    kind("outer", "", "", By::Anyone, ""),
-    kind("inner", "sleep", "main.sleeps", By::Timer, ""),
+    kind("spanned", "sleep", "main.sleeps", By::Timer, ""),
+    kind("web", "sleep", "main.sleeps", By::Timer, ""),
+    kind("outer", "sleep", "main.sleeps", By::Timer, ""),
+    kind("remote", "sleep", "main.sleeps", By::Timer, ""),
+    kind("job", "sleep", "main.sleeps", By::Timer, ""),
+    kind("fails", "sleep", "main.sleeps", By::Timer, ""),
+    kind("moved", "sleep", "main.sleeps", By::Timer, ""),
 ];
 
 /// A number of a record, 0 where there is none.
@@ -181,9 +186,10 @@ pub fn pairs<'a>(own: &'a [Own], seen: &'a [Value]) -> (Vec<(&'a Own, &'a Value)
     let mut taken = BTreeSet::new();
     for own in own {
         let spans = own.protocol == "otel";
-        let named = |seen: &Value| match spans {
-            true => text(seen, "span_id") == own.span_id,
-            false => !own.trace_id.is_empty() && text(seen, "trace_id") == own.trace_id,
+        let named = |seen: &Value| match own.span_id.is_empty() {
+            // The program's own span is the parent.
+            false => text(seen, "parent_span_id") == own.span_id,
+            true => !own.trace_id.is_empty() && text(seen, "trace_id") == own.trace_id,
         };
         // Else by the goroutine, and the time: the clocks of both are not read at once.
         let meant = |seen: &Value| {
@@ -196,7 +202,7 @@ pub fn pairs<'a>(own: &'a [Own], seen: &'a [Value]) -> (Vec<(&'a Own, &'a Value)
             all.filter(|(_, seen)| is_its(seen)).collect::<Vec<_>>()
         };
         let mut its = of(&named);
-        if its.is_empty() && !spans {
+        if its.is_empty() && own.span_id.is_empty() {
             its = of(&meant);
         }
         match its[..] {
@@ -222,20 +228,24 @@ pub fn identity(own: &Own, seen: &Value) -> Vec<String> {
     };
     let given = |text: &str| if text.is_empty() { Value::Null } else { text.into() };
     check("protocol", own.protocol.as_str().into());
-    if own.protocol != "otel" {
-        check("method", given(&own.method));
-        check("route", given(&own.route));
-    }
+    check("method", given(&own.method));
+    check("route", given(&own.route));
     check("goid", own.goid.into());
     check("ended", own.ended.as_str().into());
     // The header is read when a request ends normally.
-    if own.ended == "normal" || !seen["trace_id"].is_null() {
+    if own.ended == "normal" || own.protocol == "otel" || !seen["trace_id"].is_null() {
         check("trace_id", given(&own.trace_id));
-        check("parent_span_id", given(&own.parent_span_id));
+        if own.span_id.is_empty() {
+            check("parent_span_id", given(&own.parent_span_id));
+            check("own_span", Value::Null);
+        } else {
+            check("parent_span_id", own.span_id.as_str().into());
+            check("own_span", json!({ "parent_span_id": given(&own.parent_span_id) }));
+        }
     }
     // One whose client went away, or whose handler panicked, may have set none.
     if own.ended == "normal" && own.kind != "gone" {
-        check("status", if own.protocol == "otel" { Value::Null } else { own.status.into() });
+        check("status", own.status.into());
     }
     // A mux without patterns has called a function.
     if own.protocol.starts_with("http") && own.route.is_empty() && own.kind != "nowhere" {
@@ -248,7 +258,9 @@ pub fn identity(own: &Own, seen: &Value) -> Vec<String> {
     if start > ours + 1_000_000 {
         wrong.push(format!("{own}: begins {} ns after its handler", start - ours));
     }
-    if number(seen, "duration_ns") + 1_000 < own.total_ns {
+    // A span's own times are taken around what is seen of it.
+    let more = if own.protocol == "otel" { 3 * CLOCKS } else { 1_000 };
+    if number(seen, "duration_ns") + more < own.total_ns {
         wrong.push(format!("{own}: {} ns, of which its handler took {}", seen["duration_ns"], own.total_ns));
     }
     wrong
