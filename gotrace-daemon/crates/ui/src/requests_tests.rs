@@ -65,11 +65,13 @@ fn slow(path: &str, goid: u64, ms: u64, ended: Option<Ended>) -> Arc<Request> {
         stack: Vec::new(),
         site: Some(place("main.(*Cart).Total", 88)),
         own_code: None,
+        peer: None,
         ended_by: "goroutine",
         ended_by_goid: Some(911),
         causes: vec![cause],
     };
     Arc::new(Request {
+        own_span: None,
         id: goid,
         context,
         parent_span_id: None,
@@ -96,7 +98,7 @@ fn busy() -> Interval {
         route("/quiet", &[], 0, 0),
     ];
     let slow = vec![slow("/checkout/{id}", 1, 60, Some(Ended::Normal)), slow("/checkout/{id}", 2, 800, None)];
-    interval.requests = Some(Arc::new(Requests { routes, slow, left_out: 0 }));
+    interval.requests = Some(Arc::new(Requests { routes, slow, left_out: 0, ..Requests::default() }));
     interval
 }
 
@@ -158,7 +160,7 @@ fn the_slowest_requests_of_a_route_are_told_with_whom_they_waited_for() {
     let mut slower: Vec<_> = (10..20).map(|n| slow("/checkout/{id}", n, n, Some(Ended::Normal))).collect();
     slower.push(slow("/checkout/{id}", 2, 900, Some(Ended::Normal)));
     let routes = next.requests.as_ref().map(|r| r.routes.clone()).unwrap_or_default();
-    next.requests = Some(Arc::new(Requests { routes, slow: slower, left_out: 3 }));
+    next.requests = Some(Arc::new(Requests { routes, slow: slower, left_out: 3, ..Requests::default() }));
     state.update(&Arc::new(next));
     let detail = state.detail.join("\n");
     assert!(detail.contains("slowest     503  900ms") && !detail.contains("OPEN"), "{detail}");
@@ -245,7 +247,7 @@ fn names_that_a_program_chose_steer_nothing() {
     let path = "/a\u{1b}[2J\u{202e}x";
     let routes = vec![route(path, &[1], 0, 0)];
     let slow = vec![slow(path, 1, 60, Some(Ended::Normal))];
-    hostile.requests = Some(Arc::new(Requests { routes, slow, left_out: 0 }));
+    hostile.requests = Some(Arc::new(Requests { routes, slow, left_out: 0, ..Requests::default() }));
     let mut state = shown(hostile);
     state.enter();
     for text in [&state.routes[0].name, &state.detail.concat()] {
