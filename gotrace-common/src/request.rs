@@ -216,8 +216,11 @@ pub struct RequestConfig {
     pub grpc_code: FieldPath,
     /// How headers lie in memory.
     pub headers: HeaderMap,
+    /// 1 where nothing but the handler may hold the `http.Request` of HTTP/2 (Go 1.27 and later): it can be collected, and
+    /// its memory be another request's, before the handler is done. What is read of it is read while it is sure.
+    pub http2_released: u8,
     /// Reserved, 0.
-    pub reserved: [u8; 4],
+    pub reserved: [u8; 3],
 }
 
 impl Default for RequestConfig {
@@ -238,7 +241,8 @@ impl Default for RequestConfig {
             grpc_method: none,
             grpc_code: none,
             headers: HeaderMap::default(),
-            reserved: [0; 4],
+            http2_released: 0,
+            reserved: [0; 3],
         }
     }
 }
@@ -285,8 +289,8 @@ pub struct RequestKey {
     pub family: u32,
 }
 
-/// Value of the map `REQUESTS`: a request that has begun and not ended (232 bytes).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Value of the map `REQUESTS`: a request that has begun and not ended (320 bytes).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct OpenRequest {
     /// When it began; 0 where it is just being ended.
@@ -313,6 +317,38 @@ pub struct OpenRequest {
     pub base: Times,
     /// The program's own span of it.
     pub own: OwnSpan,
+    /// Where the request can be collected before its end ([`RequestConfig::http2_released`]): the map of its headers, by
+    /// which it is known whether it is still the same; else 0, and so is what follows.
+    pub header: u64,
+    /// Its method.
+    pub method: [u8; 8],
+    /// Address and length of the pattern that a mux had noted in it when an `http.HandlerFunc` was called.
+    pub pattern: [u64; 2],
+    /// Its `traceparent`.
+    pub traceparent: [u8; TRACEPARENT_BYTES],
+}
+
+impl Default for OpenRequest {
+    fn default() -> Self {
+        Self {
+            start_ns: 0,
+            goid: 0,
+            object: 0,
+            routed: 0,
+            handler: 0,
+            protocol: 0,
+            hijacked: 0,
+            panicked: 0,
+            carries_grpc: 0,
+            waits_lost: 0,
+            base: Times::default(),
+            own: OwnSpan::default(),
+            header: 0,
+            method: [0; 8],
+            pattern: [0; 2],
+            traceparent: [0; TRACEPARENT_BYTES],
+        }
+    }
 }
 
 /// What requests are counted by (128 bytes): key of the map `ROUTES`, and, with status 0, of `THRESHOLDS`.
@@ -384,7 +420,7 @@ const _: () = {
     assert!(size_of::<RequestConfig>() == 176);
     assert!(size_of::<Account>() == 240);
     assert!(size_of::<RequestKey>() == 16);
-    assert!(size_of::<OpenRequest>() == 232);
+    assert!(size_of::<OpenRequest>() == 320);
     assert!(size_of::<RouteKey>() == 128);
     assert!(size_of::<RouteTimes>() == 1328);
     assert!(size_of::<RequestRecord>() == 368);

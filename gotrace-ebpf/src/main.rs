@@ -29,6 +29,7 @@ mod probes {
     pub mod lifecycle;
     pub mod program;
     pub mod request;
+    pub mod route;
     pub mod socket;
     pub mod span;
     pub mod syscall;

@@ -3,18 +3,18 @@
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use gotrace_common::{
     Account, GoroutineState, Header, Hit, LEVEL_FULL, Lost, OpenRequest, RequestConfig, RequestKey,
-    RequestRecord, RouteKey, RouteTimes, bucket_of, kind, program,
+    RequestRecord, RouteKey, kind, program,
     request::{
-        FieldPath, NO_STEP, OwnSpan, ROUTE_BYTES, TIMES, ended, family, protocol, record, state, status,
+        OwnSpan, TIMES, TRACEPARENT_BYTES, ended, family, protocol, record, state, status,
     },
 };
 
 use crate::{
     emit::{reserve, submit},
-    go_abi::{argument, current_g, follow, read_text, read_word, read_words},
-    maps::{ACCOUNTS, GOROUTINES, REQUEST_CONFIGS, REQUESTS, ROUTES, THRESHOLDS, ZEROS},
-    probes::{account, headers, span},
-    process::{Probe, Process, increment},
+    go_abi::{argument, current_g, follow, read_word, read_words},
+    maps::{ACCOUNTS, GOROUTINES, REQUEST_CONFIGS, REQUESTS, THRESHOLDS, ZEROS},
+    probes::{account, headers, route, span},
+    process::{Probe, Process},
 };
 
 /// A hit in a process whose requests are watched, and the goroutine that runs.
@@ -47,7 +47,10 @@ pub fn on_http_begin(ctx: &Probe) -> Option<()> {
     let object = argument::<3>(ctx);
     let major = follow(object, config(&process)?.proto_major).and_then(read_word);
     let protocol = if major == Some(2) { protocol::HTTP2 } else { protocol::HTTP1 };
-    begin(&process, current_g(ctx), goid, by_goroutine(&process, goid), object, protocol)?;
+    let open = begin(&process, current_g(ctx), goid, by_goroutine(&process, goid), object, protocol)?;
+    if protocol == protocol::HTTP2 {
+        route::read_now(config(&process)?, object, open);
+    }
     Some(())
 }
 
@@ -200,6 +203,15 @@ pub fn begin(
         (*open).waits_lost = (*account).waits_lost;
         (*open).base = (*account).times;
         (*open).own.span_id = 0;
+        if (*open).header != 0 {
+            (*open).header = 0;
+            (*open).method = [0; 8];
+            (*open).pattern = [0; 2];
+            let text = (&raw mut (*open).traceparent).cast::<u64>();
+            for n in 0..TRACEPARENT_BYTES / 8 {
+                text.add(n).write(0);
+            }
+        }
     }
     Some(open)
 }
@@ -306,6 +318,15 @@ pub fn on_http_handler(ctx: &Probe) -> Option<()> {
     let handler = process.read(read_word(argument::<0>(ctx)))?;
     // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
     unsafe { (*open).handler = handler };
+    // SAFETY: as above.
+    if unsafe { (*open).header } != 0 {
+        // The request that the handler is given, which may be a copy: nothing else may hold it soon. The text is the mux's.
+        let pattern = follow(argument::<3>(ctx), config(&process)?.pattern).and_then(read_words::<2>)?;
+        if pattern[1] != 0 {
+            // SAFETY: as above.
+            unsafe { (*open).pattern = pattern };
+        }
+    }
     Some(())
 }
 
@@ -426,7 +447,7 @@ pub fn end(
     let open = unsafe { &*open };
     let config = config(process)?;
     let mut key = RouteKey { process: process.process, protocol: open.protocol, ..RouteKey::default() };
-    name(config, open, &mut key);
+    route::name(config, open, &mut key);
     let mut sent = false;
     let counts = open.carries_grpc == 0;
     if counts && duration_ns >= config.least_ns {
@@ -437,7 +458,7 @@ pub fn end(
     }
     key.status = status;
     if counts {
-        count(process, &key, duration_ns, open);
+        route::count(process, &key, duration_ns, open);
     }
     if sent && let Some(mut entry) = reserve::<RequestRecord>(process, Lost::RingRequest) {
         // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
@@ -468,6 +489,8 @@ pub fn end(
             }
             if has_span {
                 text.cast::<OwnSpan>().write(open.own);
+            } else if open.header != 0 {
+                text.cast::<[u8; TRACEPARENT_BYTES]>().write(open.traceparent);
             } else if at.family == family::HTTP && how == ended::NORMAL {
                 headers::traceparent(open.object, config, text.cast());
             }
@@ -491,84 +514,5 @@ pub fn end(
         }
     }
     close_idle(process, goid, account);
-    Some(())
-}
-
-/// What the request is counted by: its method and route, or the function that served it.
-#[inline(always)]
-fn name(config: &RequestConfig, open: &OpenRequest, key: &mut RouteKey) {
-    if open.protocol == protocol::GRPC {
-        text(open.object, config.grpc_method, key);
-        return;
-    }
-    if open.protocol == protocol::SPAN {
-        text(open.object, FieldPath { steps: [config.span.name, NO_STEP, NO_STEP] }, key);
-        return;
-    }
-    if let Some(at) = follow(open.object, config.method)
-        && let Some([pointer, length]) = read_words::<2>(at)
-    {
-        // SAFETY: as long as stated.
-        unsafe { read_text::<8>((&raw mut key.method).cast(), pointer, length) };
-    }
-    // A mux notes the pattern in the request that it was called with: believed as long as that is a copy of this one.
-    // As words: comparing what may be nothing reads what was never written, which kernels before 5.19 refuse.
-    let header = |object| follow(object, config.header).and_then(read_word).unwrap_or(0);
-    let copy = open.routed != 0 && open.routed != open.object && header(open.routed) == header(open.object);
-    text(if copy { open.routed } else { open.object }, config.pattern, key);
-    if key.length == 0 {
-        key.handler = open.handler;
-    }
-}
-
-/// Reads the route's text.
-#[inline(always)]
-fn text(object: u64, path: FieldPath, key: &mut RouteKey) -> Option<()> {
-    let [pointer, length] = read_words::<2>(follow(object, path)?)?;
-    // SAFETY: as long as stated.
-    if length != 0 && unsafe { read_text::<ROUTE_BYTES>((&raw mut key.route).cast(), pointer, length) } {
-        key.length = if length > ROUTE_BYTES as u64 { 255 } else { length as u8 };
-    }
-    Some(())
-}
-
-/// Counts a request with its route and status.
-#[inline(always)]
-fn count(process: &Process, key: &RouteKey, duration_ns: u64, open: &OpenRequest) -> Option<()> {
-    let route = match ROUTES.get_ptr_mut(key) {
-        Some(route) => route,
-        None => {
-            // SAFETY: the zeros of an array.
-            let zeros: &RouteTimes = unsafe { &*ZEROS.get_ptr(0)? };
-            // Another may have been first.
-            let _ = ROUTES.insert(key, zeros, u64::from(aya_ebpf::bindings::BPF_NOEXIST));
-            match ROUTES.get_ptr_mut(key) {
-                Some(route) => route,
-                None => {
-                    process.lost(Lost::RoutesFull);
-                    return None;
-                }
-            }
-        }
-    };
-    // SAFETY: a pointer to a map value; the bucket is below the array's length.
-    unsafe {
-        let durations = &raw mut (*route).durations;
-        increment(&raw mut (*durations).sum_ns, duration_ns);
-        // Two tasks may race here and the shorter may stay; the buckets are exact.
-        if duration_ns > (*durations).max_ns {
-            (*durations).max_ns = duration_ns;
-        }
-        let bucket = bucket_of(duration_ns);
-        if bucket < gotrace_common::BUCKETS {
-            increment((&raw mut (*durations).buckets).cast::<u64>().add(bucket), 1);
-        }
-        for n in 0..TIMES {
-            let spent = open.base[n];
-            if spent != 0 {
-                increment((&raw mut (*route).times).cast::<u64>().add(n), spent);
-            }
-        }
-    }
     Some(())
 }

@@ -61,6 +61,7 @@ impl WatchedRequests {
             return Ok(None);
         }
         let mut config = requests.config();
+        config.http2_released = u8::from(program.binary.go_version().minor >= 27);
         for (class, reason) in config.classes.iter_mut().zip(program.reasons.iter()) {
             let class_of = BLOCKED_NAMES.iter().position(|name| **name == **reason);
             *class = u8::try_from(class_of.unwrap_or(BLOCKED_CLASSES - 1)).unwrap_or(0);
@@ -324,13 +325,20 @@ fn name(config: &RequestConfig, memory: &ImageMemory, open: &OpenRequest) -> Rou
         }
         return key;
     }
-    if let Some((text, _)) = reader.text::<8>(open.object, config.method) {
-        key.method = text;
-    }
     let header = |object| reader.follow(object, config.header).and_then(|at| reader.word(at));
     let copied = open.routed != 0 && header(open.routed) == header(open.object);
-    if let Some((text, length)) = reader.text(if copied { open.routed } else { open.object }, config.pattern)
-    {
+    let mut route = None;
+    if open.header != 0 {
+        key.method = open.method;
+        let [address, length] = open.pattern;
+        route = if length == 0 { None } else { reader.text_at(address, length) };
+    } else if let Some((text, _)) = reader.text::<8>(open.object, config.method) {
+        key.method = text;
+    }
+    if route.is_none() && (open.header == 0 || header(open.object) == Some(open.header)) {
+        route = reader.text(if copied { open.routed } else { open.object }, config.pattern);
+    }
+    if let Some((text, length)) = route {
         (key.route, key.length) = (text, length);
     }
     key
@@ -360,7 +368,11 @@ impl Reader<'_> {
     /// A string, as far as there is room, and how long it is as [`RouteKey::length`] has it.
     fn text<const N: usize>(&self, base: u64, path: FieldPath) -> Option<([u8; N], u8)> {
         let at = self.follow(base, path)?;
-        let (pointer, length) = (self.word(at)?, self.word(at.checked_add(8)?)?);
+        self.text_at(self.word(at)?, self.word(at.checked_add(8)?)?)
+    }
+
+    /// The same, from where it lies.
+    fn text_at<const N: usize>(&self, pointer: u64, length: u64) -> Option<([u8; N], u8)> {
         let mut text = [0; N];
         let kept = usize::try_from(length).ok()?.min(N);
         if self.0.read_at(text.get_mut(..kept)?, pointer).ok()? != kept {
