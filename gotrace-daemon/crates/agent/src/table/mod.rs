@@ -26,8 +26,9 @@ use gotrace_common::{Histogram, WakerKind};
 
 pub use cpu::{CpuTimes, CpuUse};
 pub use output::{Ended, Output, Waited, Waker};
+pub(crate) use peers::{PeerNumber, Peers};
+pub(crate) use places::Stacks;
 pub use places::StacksState;
-pub(crate) use places::{Stack, Stacks};
 pub use reconcile::{Look, Sighting};
 pub use site::{SiteKey, SiteStats};
 pub use state::{GoroutineState, TableState};

@@ -57,7 +57,8 @@ pub(crate) struct Stack {
     pub reason: u8,
     /// Return addresses, innermost first.
     pub frames: Box<[u64]>,
-    /// Whom they waited for.
+    /// Whom they waited for; restored by [`Stacks::restore_peers`].
+    #[serde(skip)]
     pub peer: Option<PeerNumber>,
     waits: Durations,
     /// How many were reported, and how long they took.
@@ -103,7 +104,6 @@ pub(crate) struct Stacks {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StacksState {
     stacks: Vec<Stack>,
-    peers: Peers,
     #[serde(with = "serial::histogram")]
     others: Histogram,
     min_wait_ns: Option<u64>,
@@ -183,21 +183,39 @@ impl Stacks {
 
     /// All of it.
     pub fn state(&self) -> StacksState {
-        let Self { stacks, index: _, peers, others, min_wait_ns } = self;
-        let (stacks, peers) = (stacks.clone(), peers.clone());
-        StacksState { stacks, peers, others: *others, min_wait_ns: *min_wait_ns }
+        let Self { stacks, index: _, peers: _, others, min_wait_ns } = self;
+        StacksState { stacks: stacks.clone(), others: *others, min_wait_ns: *min_wait_ns }
     }
 
     /// What this is the state of. It needs not come from here: what is too long or too much is left out.
     pub fn from_state(state: &StacksState) -> Self {
-        let (peers, others, min_wait_ns) = (state.peers.clone(), state.others, state.min_wait_ns);
-        let mut this = Self { peers, others, min_wait_ns, ..Self::default() };
-        this.peers.truncate();
+        let mut this = Self { others: state.others, min_wait_ns: state.min_wait_ns, ..Self::default() };
         let fits = |stack: &&Stack| stack.frames.len() <= DEEP_FRAMES && stack.waits.buckets.len() <= BUCKETS;
         for stack in state.stacks.iter().filter(fits).take(MAX_STACKS) {
             this.push(hash(stack.reason, &stack.frames, stack.peer), stack.clone());
         }
         this
+    }
+
+    /// Whom its waits were for, and numbers of stacks of such.
+    pub fn of_peers(&self) -> (Peers, Vec<(u32, PeerNumber)>) {
+        let numbered = (0..).zip(&self.stacks);
+        (self.peers.clone(), numbered.filter_map(|(number, stack)| Some((number, stack.peer?))).collect())
+    }
+
+    /// What [`Self::of_peers`] gave.
+    pub fn restore_peers(&mut self, peers: &Peers, of: &[(u32, PeerNumber)]) {
+        self.peers = peers.clone();
+        self.peers.truncate();
+        for (number, peer) in of {
+            if let Some(stack) = self.stacks.get_mut(*number as usize) {
+                stack.peer = Some(*peer);
+            }
+        }
+        self.index.clear();
+        for stack in std::mem::take(&mut self.stacks) {
+            self.push(hash(stack.reason, &stack.frames, stack.peer), stack);
+        }
     }
 
     /// Bytes that all of it takes.
@@ -213,6 +231,8 @@ impl Stacks {
 
 #[cfg(test)]
 mod tests {
+    use core::net::SocketAddr;
+
     use super::*;
 
     /// Reason, frames and figures.
@@ -293,12 +313,23 @@ mod tests {
         let mut stacks = Stacks::default();
         stacks.set_min_wait_ns(1_000_000);
         (0..50).for_each(|n| stacks.add(1, &[n % 7, 3], None, n));
+        let socket = |port: u16| Socket {
+            peer: Some(SocketAddr::from(([10, 0, 0, 1], port))),
+            local_port: 50_000,
+            listens: false,
+        };
+        (0..3).for_each(|port| stacks.add(1, &[6, 3], Some(&socket(port)), 9));
         stacks.stacks().next().expect("one").report();
         let mut read = Stacks::from_state(&stacks.state());
+        let (peers, of) = stacks.of_peers();
+        assert_eq!(of.len(), 3);
+        read.restore_peers(&peers, &of);
         assert_eq!((read.min_wait_ns(), read.is_empty()), (Some(1_000_000), false));
         assert_eq!(read.state(), stacks.state());
         for both in [&mut stacks, &mut read] {
             both.add(1, &[6, 3], None, 77);
+            both.add(1, &[6, 3], Some(&socket(2)), 77);
+            both.add(1, &[6, 3], Some(&socket(4)), 77);
             both.add(9, &[6, 3], None, 1);
         }
         assert_eq!(read.state(), stacks.state());

@@ -3,6 +3,7 @@
 //! The order of variants and fields is the file's format ([`crate::recording`]): new variants go to the end, and a
 //! variant that changes takes a new one, or a new version of the format. Times are those of the monotonic clock.
 
+use core::net::SocketAddr;
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use gotrace_common::Histogram;
@@ -19,7 +20,7 @@ use super::{
     requests::{RequestCounts, RequestsState},
     serial,
 };
-use crate::table::{CpuTimes, GoroutineState, Look, Sighting, StacksState};
+use crate::table::{CpuTimes, GoroutineState, Look, PeerNumber, Peers, Sighting, StacksState};
 
 /// Something that reaches a tracee.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -176,6 +177,19 @@ pub enum Input<'a> {
     },
     /// For how long its requests were traced, behind [`Self::Requests`].
     RequestsCovered(CoveredTime),
+    /// Whom its waits were for, behind [`Self::Stacks`] and [`Self::Requests`].
+    Peers(Box<PeersState>),
+}
+
+/// Ends of connections that goroutines waited for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeersState {
+    /// Those that are told apart.
+    pub(crate) known: Peers,
+    /// Stacks by number.
+    pub(crate) stacks: Vec<(u32, PeerNumber)>,
+    /// Waits of requests by number.
+    pub(crate) waits: Vec<(u64, SocketAddr)>,
 }
 
 /// A finding that is known and may stay ([`gotrace_inspect::leak::Suppression`]).

@@ -37,7 +37,7 @@ pub use covered::CoveredTime;
 pub use findings::identity;
 use findings::{Findings, suppressions};
 pub(crate) use findings::{known, percent};
-pub use input::{Counted, Found, FoundHolder, FoundPart, Input, Known, Settings, WaitPlace, Why};
+pub use input::{Counted, Found, FoundHolder, FoundPart, Input, Known, PeersState, Settings, WaitPlace, Why};
 use mode::Mode;
 pub use mode::{Lowered, Step, StepChange};
 pub use requests::{OpenSeen, RequestCounts, RequestsState, RouteCount, RouteId};
@@ -227,6 +227,12 @@ impl Tracee {
             write(&Input::Requests(requests.clone()));
             write(&Input::RequestsCovered(requests.covered));
         }
+        let (known, stacks) = self.table.stacks_seen().of_peers();
+        let waits = self.requests.as_ref().map(|requests| requests.peers()).unwrap_or_default();
+        let peers = PeersState { known, stacks, waits };
+        if peers != PeersState::default() {
+            write(&Input::Peers(Box::new(peers)));
+        }
         let mut part: Vec<GoroutineState> = Vec::new();
         for goroutine in self.table.goroutines() {
             part.push(goroutine);
@@ -330,6 +336,12 @@ impl Tracee {
             Input::CpuTimes(times) => table.restore_cpu(times),
             Input::Collector(state) => self.collector = state.clone(),
             Input::Stacks(state) => *table.stacks() = Stacks::from_state(state),
+            Input::Peers(peers) => {
+                table.stacks().restore_peers(&peers.known, &peers.stacks);
+                if let Some(requests) = &mut self.requests {
+                    requests.restore_peers(&peers.waits);
+                }
+            }
             Input::MinWait { ns } => table.stacks().set_min_wait_ns(*ns),
             Input::Requests(state) => self.requests = Some(state.clone()),
             Input::RequestCounts(counts) => {

@@ -13,7 +13,6 @@ use gotrace_model::{Level, Peer, Place, Places};
 use hashbrown::{HashMap, hash_map::Entry};
 
 use super::{Counted, Names, Tracee};
-use crate::table::Stack;
 
 /// A place while it is put together.
 struct Sum {
@@ -32,10 +31,17 @@ impl Tracee {
             return None;
         }
         let stacks = self.table.stacks_seen();
-        let at = |stack: &Stack| WaitsAt {
-            reason: self.reason(stack.reason),
-            frames: stack.frames.clone(),
-            sum: stack.sum(),
+        // Those that differ in their peer alone are one.
+        let mut sums: HashMap<(u8, &[u64]), (u64, u64), FixedState> = HashMap::default();
+        for stack in stacks.seen().iter().filter(|s| u32::from(s.reason) != ROW_SYSCALL) {
+            let sum = sums.entry((stack.reason, &stack.frames)).or_default();
+            let (count, ns) = stack.sum();
+            *sum = (sum.0.saturating_add(count), sum.1.saturating_add(ns));
+        }
+        let at = |((reason, frames), sum): ((u8, &[u64]), _)| WaitsAt {
+            reason: self.reason(reason),
+            frames: frames.into(),
+            sum,
         };
         let by_reason = self.waits(counted);
         Some(Waits {
@@ -43,7 +49,7 @@ impl Tracee {
             began_unix_nano: self.began_unix_nano(),
             now_unix_nano: self.facts.clock.unix_nano(counted.now_ns),
             seen_ns,
-            stacks: stacks.seen().iter().filter(|s| u32::from(s.reason) != ROW_SYSCALL).map(at).collect(),
+            stacks: sums.into_iter().map(at).collect(),
             by_reason: by_reason.into_iter().map(|(reason, h)| (reason, (h.count, h.sum_ns))).collect(),
             without_room: stacks.others().count,
             lost: self.lost(counted).get("ring_wait").copied().unwrap_or_default(),

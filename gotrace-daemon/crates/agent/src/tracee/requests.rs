@@ -8,13 +8,12 @@ use std::{
 };
 
 use gotrace_common::{
-    Histogram, ROW_SYSCALL, RouteKey, WakerKind, bucket_upper_bound_ns,
+    Histogram, ROW_SYSCALL, WakerKind, bucket_upper_bound_ns,
     request::{self, Times},
 };
 use gotrace_model::{
     Location, Span, SpanContext,
     ids::ProcessKey,
-    printable::printable,
     requests::{
         Cause, Ended, OwnSpan, Protocol, Request, RequestWait, Requests, Route, RouteName, TimeSpent,
     },
@@ -26,6 +25,10 @@ use crate::{
     decode::{RequestEnd, Wait},
     table::Table,
 };
+
+mod counts;
+
+pub use counts::{OpenSeen, RequestCounts, RouteCount, RouteId};
 
 /// Waits of all goroutines that are remembered, so that those can be explained that they ended.
 const MAX_PAST: usize = 1 << 16;
@@ -43,81 +46,6 @@ const MAX_SLOW_WAITS: usize = 1 << 16;
 /// Routes that are kept apart; the kernel side has no room for more.
 const MAX_ROUTES: usize = 1 << 12;
 
-/// What requests are told apart by, as the kernel side does.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct RouteId {
-    /// One of [`request::protocol`].
-    pub protocol: u8,
-    /// HTTP's method.
-    pub method: String,
-    /// The route's text.
-    pub route: String,
-    /// Where there is none: the address of the function that served it, or 0.
-    pub handler: u64,
-}
-
-impl RouteId {
-    /// Of a key of the kernel side's. Text that is not UTF-8, or cannot be printed, is replaced.
-    #[must_use]
-    pub fn of(key: &RouteKey) -> Self {
-        let text = |bytes: &[u8]| printable(&String::from_utf8_lossy(bytes)).into_owned();
-        let end = key.method.iter().position(|b| *b == 0).unwrap_or(key.method.len());
-        let kept = key.route.get(..usize::from(key.length)).unwrap_or(&key.route);
-        let mut route = text(kept);
-        if usize::from(key.length) > key.route.len() {
-            route.push('…');
-        }
-        Self {
-            protocol: key.protocol,
-            method: text(key.method.get(..end).unwrap_or_default()),
-            route,
-            handler: key.handler,
-        }
-    }
-}
-
-/// What the kernel side counted of a route with one status, since attaching.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct RouteCount {
-    /// The route.
-    pub id: RouteId,
-    /// The status, as [`RouteKey::status`] has it.
-    pub status: u16,
-    /// How long requests took.
-    #[serde(with = "serial::histogram")]
-    pub durations: Histogram,
-    /// What they spent their time on.
-    pub times: Times,
-}
-
-/// A request that was open when that was looked at.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct OpenSeen {
-    /// The route, as far as it is known by now.
-    pub id: RouteId,
-    /// The goroutine that it began on.
-    pub goid: u64,
-    /// When it began.
-    pub start_ns: u64,
-    /// What its goroutine has spent the time on, up to its last change of state.
-    pub times: Times,
-    /// The state that its goroutine is in ([`request::state`]), the class of its wait reason, and since when.
-    pub state: (u32, u32, u64),
-    /// Whether it has been open for so long that it is told.
-    pub slow: bool,
-}
-
-/// What was counted of a process's requests when that was looked at.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct RequestCounts {
-    /// When.
-    pub now_ns: u64,
-    /// By route and status.
-    pub routes: Vec<RouteCount>,
-    /// Those that are open.
-    pub open: Vec<OpenSeen>,
-}
-
 /// A wait that has ended.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Past {
@@ -132,6 +60,8 @@ struct Past {
     waker_goid: u64,
     /// Entry of its function, as it may have ended when it is asked for; 0 where that is not known.
     entry_pc: u64,
+    /// Restored by [`RequestsState::restore_peers`].
+    #[serde(skip)]
     peer: Option<SocketAddr>,
     frames: Vec<u64>,
 }
@@ -220,6 +150,22 @@ impl RequestsState {
             .take(MAX_LOOKED)
             .take_while(move |past| past.end_ns > from_ns)
             .filter(move |past| past.start_ns < to_ns)
+    }
+
+    /// Numbers of waits that were for a peer, and that.
+    pub(super) fn peers(&self) -> Vec<(u64, SocketAddr)> {
+        let numbered = (self.first..).zip(&self.past);
+        numbered.filter_map(|(number, past)| Some((number, past.peer?))).collect()
+    }
+
+    /// What [`Self::peers`] gave.
+    pub(super) fn restore_peers(&mut self, peers: &[(u64, SocketAddr)]) {
+        for (number, peer) in peers {
+            let at = number.checked_sub(self.first).and_then(|at| usize::try_from(at).ok());
+            if let Some(past) = at.and_then(|at| self.past.get_mut(at)) {
+                past.peer = Some(*peer);
+            }
+        }
     }
 
     /// What the kernel side has counted.

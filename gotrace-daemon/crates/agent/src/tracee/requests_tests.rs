@@ -1,7 +1,7 @@
 //! Requests from records and counts as the kernel side gives them.
 
 use gotrace_common::{
-    Header, RequestRecord, kind,
+    Header, RequestRecord, RouteKey, kind,
     request::{TIMES, TRACEPARENT_BYTES},
 };
 use gotrace_model::Resource;
