@@ -23,7 +23,7 @@ use gotrace_tests::{
 
 /// Rounds of waits.
 const ROUNDS: u64 = 40;
-/// Where the program waits once a round; the last two for mutexes.
+/// Where the program waits once a round.
 const KINDS: [&str; 7] = [
     "main.receives",
     "main.sends",
@@ -188,14 +188,11 @@ fn where_it_waited_is_what_the_program_itself_has() {
         assert!(!block.head.contains("gotrace-incomplete: waits lost"), "{}", block.head);
         let all = told(&daemon, pid, "block?all=1&debug=1").text();
         assert!(all.contains("\tmain.sleeps\t") && !block.text().contains("\tmain.sleeps\t"), "{all}");
-        let mutex = of_rounds(&told(&daemon, pid, "mutex?debug=1").text());
-        let functions: Vec<_> = mutex.iter().map(|(stack, (_, count))| (stack[1].as_str(), *count)).collect();
-        assert_eq!(functions, [("main.locks", ROUNDS), ("main.readLocks", ROUNDS)], "go{version}");
         difference(&daemon, &mut program, version);
         let saved = tempfile::tempdir().expect("a directory");
         let url = format!("http://{}/processes/{pid}/debug/pprof/block", daemon.address());
         let top = pprof(&["-top", "-sample_index=contentions"], &url, saved.path());
-        for part in ["Type: contentions", "gotrace block profile of process", "main.receives", "main.round"] {
+        for part in ["Type: contentions", "block profile of process", "main.receives", "main.round"] {
             assert!(top.contains(part), "go{version}: {part} in\n{top}");
         }
         let raw = pprof(&["-raw"], &url, saved.path());
@@ -229,7 +226,7 @@ fn what_is_not_seen_is_said() {
         let daemon =
             Daemon::start(&place.config(trace, "limits: {prove_every: 0}\n"), &[]).expect("it starts");
         until_traced(&daemon, program.pid());
-        for profile in ["block", "mutex?debug=1", "block?seconds=1"] {
+        for profile in ["block", "block?debug=1", "block?seconds=1"] {
             let answer = ask(&daemon, program.pid(), profile);
             assert!(answer.status == 503 && answer.text().contains(says), "{profile}: {}", answer.text());
             assert!(answer.text().contains("from level waits on"), "{}", answer.text());

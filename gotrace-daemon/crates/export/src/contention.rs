@@ -1,4 +1,4 @@
-//! `block` and `mutex` profiles as `net/http/pprof` has them, made of waits that gotrace saw: contentions and delay by
+//! `block` profiles as `net/http/pprof` has them, made of waits that gotrace saw: contentions and delay by
 //! stack, for `go tool pprof` or as text.
 //!
 //! Input: [`Waits`], and those of before where the difference is wanted. Invariants: the totals of a wait reason are those
@@ -102,8 +102,6 @@ pub enum Kind {
         /// See there.
         all: bool,
     },
-    /// Waits for a mutex.
-    Mutex,
 }
 
 impl Kind {
@@ -112,7 +110,6 @@ impl Kind {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Block { .. } => "block",
-            Self::Mutex => "mutex",
         }
     }
 
@@ -121,11 +118,6 @@ impl Kind {
         let kind = reason.split_once(" (").map_or(reason, |(kind, _)| kind);
         let of_mutex = kind.starts_with("sync.Mutex.") || kind.starts_with("sync.RWMutex.");
         match self {
-            // Up to Go 1.19 they have the reason of all semaphores.
-            Self::Mutex if kind == "semacquire" => {
-                function.is_some_and(|f| f.starts_with("sync.(*Mutex).") || f.starts_with("sync.(*RWMutex)."))
-            }
-            Self::Mutex => of_mutex,
             // Where nothing but the runtime waits, it is for itself.
             Self::Block { all: true } => {
                 !is_system_reason(reason) && !reason.starts_with("GC ") && !function.is_some_and(is_inside)
@@ -174,8 +166,6 @@ pub struct Contention<'a> {
     waits: &'a Waits,
     rows: Vec<Row<'a>>,
     cut_off: u64,
-    /// Waits of a reason that others than mutexes have too, without a stack that would tell.
-    unclear: u64,
 }
 
 impl std::fmt::Debug for Contention<'_> {
@@ -216,16 +206,13 @@ impl<'a> Contention<'a> {
                 rows.push(Row { reason: &at.reason, calls, sum: at.sum });
             }
         }
-        let mut unclear = 0;
         for (reason, sum) in rest.into_iter().filter(|(_, sum)| sum.0 > 0) {
             if kind.has(reason, None) {
                 rows.push(Row { reason, calls: Vec::new(), sum });
-            } else if kind == Kind::Mutex && &**reason == "semacquire" {
-                unclear += sum.0;
             }
         }
         rows.sort_by_key(|row| std::cmp::Reverse(row.sum.1));
-        Self { kind, waits, rows, cut_off, unclear }
+        Self { kind, waits, rows, cut_off }
     }
 
     /// What was not seen of the process; `None` where nothing is missing.
@@ -240,13 +227,8 @@ impl<'a> Contention<'a> {
             let (unseen, passed) = (duration(Some(unseen)), duration(Some(passed)));
             missing.push(format!("the level was below waits for {unseen} of {passed}"));
         }
-        for (n, what) in [
-            (*lost, "waits lost"),
-            (self.unclear, "short waits for semaphores, which mutexes have not to themselves before Go 1.20"),
-        ] {
-            if n > 0 {
-                missing.push(format!("{what}: {n}"));
-            }
+        if *lost > 0 {
+            missing.push(format!("waits lost: {lost}"));
         }
         if self.cut_off > 0 {
             missing.push(format!("stacks cut off at trace.stack_depth: {}", self.cut_off));
@@ -260,15 +242,9 @@ impl<'a> Contention<'a> {
         let Waits { pid, began_unix_nano, now_unix_nano, without_room, min_wait_ns, .. } = self.waits;
         let passed = duration(Some(now_unix_nano.saturating_sub(*began_unix_nano)));
         let mut notes = vec![format!(
-            "gotrace {} profile of process {pid}, {passed}; a delay is from the park to the next run",
+            "{} profile of process {pid}, {passed}; a delay is from the park to the next run",
             self.kind.name()
         )];
-        if self.kind == Kind::Mutex {
-            notes.push(
-                "the stacks are those that waited for the mutex; Go's own profile has those that unlocked it"
-                    .into(),
-            );
-        }
         if self.rows.iter().any(|row| row.calls.is_empty()) {
             let least = min_wait_ns.map_or_else(|| "the threshold".into(), |ns| duration(Some(ns)));
             let mut note = format!("no stack: waits shorter than {least} (trace.min_wait)");
@@ -347,11 +323,7 @@ impl<'a> Contention<'a> {
     /// # Errors
     /// What the writer says.
     pub fn write_text(&self, out: &mut dyn Write) -> io::Result<()> {
-        let name = if self.kind == Kind::Mutex { "mutex" } else { "contention" };
-        writeln!(out, "--- {name}:\ncycles/second=1000000000")?;
-        if self.kind == Kind::Mutex {
-            writeln!(out, "sampling period=1")?;
-        }
+        writeln!(out, "--- contention:\ncycles/second=1000000000")?;
         for Row { reason, calls, sum: (count, ns) } in &self.rows {
             write!(out, "{ns} {count} @")?;
             calls.iter().try_for_each(|(address, _)| write!(out, " {address:#x}"))?;

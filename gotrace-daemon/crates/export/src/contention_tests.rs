@@ -77,7 +77,7 @@ cycles/second=1000000000
 5 5 @
 #\t[no stack: chan receive]
 
-# gotrace: gotrace block profile of process 7, 1.0ms; a delay is from the park to the next run
+# gotrace: block profile of process 7, 1.0ms; a delay is from the park to the next run
 # gotrace: no stack: waits shorter than 1.0ms (trace.min_wait)
 ";
     let told = text(Kind::Block { all: false }, &waits(7, 1));
@@ -87,15 +87,6 @@ cycles/second=1000000000
     assert!(all.contains("4000000 4 @ 0x69 0x1\n#\t0x69\ttime.Sleep"), "{all}");
     assert!(!all.contains("runtime.gopark"), "{all}");
     assert!(!all.contains("GC worker") && all.contains("stacks cut off at trace.stack_depth: 1"), "{all}");
-    let mutex = text(Kind::Mutex, &waits(7, 1));
-    assert!(
-        mutex.starts_with("--- mutex:\ncycles/second=1000000000\nsampling period=1\n3000000 3 @"),
-        "{mutex}"
-    );
-    assert!(
-        !mutex.contains("chan") && mutex.contains("Go's own profile has those that unlocked it"),
-        "{mutex}"
-    );
 }
 
 #[test]
@@ -136,14 +127,4 @@ fn a_difference_is_of_what_came_since() {
     let mut none = waits(7, 1000);
     none.subtract(&waits(7, 1000));
     assert!(!text(Kind::Block { all: true }, &none).contains('@'));
-}
-
-#[test]
-fn a_mutex_of_an_old_go_is_told_by_its_stack() {
-    let mut waits = waits(7, 1);
-    waits.stacks[1].reason = "semacquire".into();
-    waits.by_reason.insert("semacquire".into(), (8, 9_000_000));
-    let told = text(Kind::Mutex, &waits);
-    assert!(told.contains("3000000 3 @ 0x68"), "{told}");
-    assert!(told.contains("which mutexes have not to themselves before Go 1.20: 5"), "{told}");
 }

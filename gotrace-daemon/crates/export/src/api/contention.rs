@@ -1,4 +1,4 @@
-//! `/processes/{pid}/debug/pprof/block` and `mutex`: of the waits that gotrace has seen since tracing began. The process is
+//! `/processes/{pid}/debug/pprof/block`: of the waits that gotrace has seen since tracing began. The process is
 //! not read for it.
 
 use std::{sync::Arc, thread, time::Duration};

@@ -54,9 +54,10 @@ const PROOF_WITHIN: Duration = Duration::from_secs(10);
 const PROOF_LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// What is not answered, and why.
-const NOT_BUILT: [(&str, &str); 3] = [
+const NOT_BUILT: [(&str, &str); 4] = [
     ("profile", "gotrace takes no CPU profiles"),
     ("wall", "gotrace takes no wall clock profiles"),
+    ("mutex", "gotrace does not see the stacks that unlock; block has waits for mutexes"),
     ("trace", "gotrace writes no execution traces; `gotrace record` records what goroutines did"),
 ];
 
@@ -215,8 +216,7 @@ pub(super) async fn index(State(api): State<Arc<Api>>, Path(pid): Path<String>) 
          {base}/goroutineleak?fresh=1   the same, with a proof that is made now\n\
          {base}/block               where goroutines waited since tracing began: channels, select, mutexes, WaitGroups, Cond\n\
          {base}/block?all=1         with sleep and network too\n\
-         {base}/block?seconds=10    what of that came within 10 s\n\
-         {base}/mutex               where they waited for mutexes\n"
+         {base}/block?seconds=10    what of that came within 10 s\n"
     );
     text.push_str("\nnot available yet:");
     NOT_BUILT.iter().for_each(|(name, _)| text.extend([" ", name]));
@@ -234,7 +234,6 @@ pub(super) async fn profile(
     let query = uri.query().unwrap_or_default();
     let kind = match &*profile {
         "block" => Some(contention::Kind::Block { all: value(query, "all") == "1" }),
-        "mutex" => Some(contention::Kind::Mutex),
         _ => None,
     };
     if kind.is_some() || matches!(&*profile, "goroutine" | "goroutineleak") {
