@@ -1,5 +1,4 @@
-//! The whole line: ring, decoder, table, symbols, exporter, and the readings in between. The only room
-//! that knows all of it.
+//! The whole line: ring, decoder, table, symbols, exporter, and the readings in between: all of it.
 //!
 //! One thread drains the ring and does everything up to the exporter's bounded queue, so that events
 //! are in order and nothing is locked. It never waits for anything but the ring.
