@@ -9,7 +9,7 @@ use super::super::serial;
 /// What requests are told apart by, as the kernel side does.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RouteId {
-    /// One of [`request::protocol`].
+    /// One of [`gotrace_common::request::protocol`].
     pub protocol: u8,
     /// HTTP's method.
     pub method: String,
@@ -64,7 +64,7 @@ pub struct OpenSeen {
     pub start_ns: u64,
     /// What its goroutine has spent the time on, up to its last change of state.
     pub times: Times,
-    /// The state that its goroutine is in ([`request::state`]), the class of its wait reason, and since when.
+    /// The state that its goroutine is in ([`gotrace_common::request::state`]), the class of its wait reason, and since when.
     pub state: (u32, u32, u64),
     /// Whether it has been open for so long that it is told.
     pub slow: bool,
