@@ -327,7 +327,11 @@ fn parse(console: &str) -> Result<Left> {
                 }
             }
             ["kernel", release] => left.kernel = release.to_owned(),
-            [who @ ("fixture" | "gotrace" | "dump" | "stacks" | "leaks" | "patterns" | "harm"), status] => {
+            [
+                who
+                @ ("fixture" | "gotrace" | "dump" | "stacks" | "leaks" | "patterns" | "requests" | "harm"),
+                status,
+            ] => {
                 left.statuses.insert(who.to_owned(), status.to_owned());
             }
             _ => match &mut file {
