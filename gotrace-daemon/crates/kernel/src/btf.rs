@@ -3,7 +3,7 @@
 //!
 //! aya reads it too, but tells no offsets; compilers of C have the loader do that, the one for Rust does not.
 
-use std::{fs, io};
+use std::{fs, io, sync::Arc};
 
 use gotrace_common::SocketLayout;
 use gotrace_process::again;
@@ -16,10 +16,10 @@ const UNION: u32 = 5;
 const MAX_DEPTH: u32 = 8;
 
 /// Why it is not known.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum BtfError {
     #[error("cannot read {PATH} (a kernel built with CONFIG_DEBUG_INFO_BTF has it): {0}")]
-    Read(io::Error),
+    Read(Arc<io::Error>),
     #[error("{PATH} is not understood")]
     Format,
     #[error("{PATH} has no {0}.{1}")]
@@ -37,51 +37,62 @@ pub(super) struct Task {
     pub throttled: u64,
 }
 
-impl Task {
-    /// Of the running kernel.
+/// The description of the running kernel's types.
+pub(super) struct Kernel(Vec<u8>);
+
+impl Kernel {
+    /// Reads it; some megabytes.
     ///
     /// # Errors
-    /// Where the kernel does not describe its types, or has no such members.
+    /// Where the kernel has none that may be read.
     pub(super) fn read() -> Result<Self, BtfError> {
-        let bytes = again(PATH, || fs::read(PATH)).map_err(BtfError::Read)?;
-        let types = Types::parse(&bytes).ok_or(BtfError::Format)?;
+        again(PATH, || fs::read(PATH)).map(Self).map_err(|error| BtfError::Read(Arc::new(error)))
+    }
+
+    fn types(&self) -> Result<Types<'_>, BtfError> {
+        Types::parse(&self.0).ok_or(BtfError::Format)
+    }
+
+    /// # Errors
+    /// Where it is not understood, or has no such members.
+    pub(super) fn task(&self) -> Result<Task, BtfError> {
+        let types = self.types()?;
         let offset = |structure, member| {
             let found = types.member_offset(structure, member).map(u64::from);
             found.ok_or(BtfError::Missing(structure, member))
         };
         let runtime = offset("task_struct", "se")? + offset("sched_entity", "sum_exec_runtime")?;
         let throttled = offset("task_struct", "throttled").unwrap_or(0);
-        Ok(Self { pid: offset("task_struct", "pid")?, runtime, throttled })
+        Ok(Task { pid: offset("task_struct", "pid")?, runtime, throttled })
     }
-}
 
-/// Where sockets of the running kernel keep what they are connected to.
-///
-/// # Errors
-/// As [`Task::read`].
-pub(super) fn sockets() -> Result<SocketLayout, BtfError> {
-    let bytes = again(PATH, || fs::read(PATH)).map_err(BtfError::Read)?;
-    let types = Types::parse(&bytes).ok_or(BtfError::Format)?;
-    let offset = |structure, member| {
-        types.member_offset(structure, member).ok_or(BtfError::Missing(structure, member))
-    };
-    let common = |member| offset("sock_common", member);
-    Ok(SocketLayout {
-        task_files: offset("task_struct", "files")?,
-        files_table: offset("files_struct", "fdt")?,
-        table_length: offset("fdtable", "max_fds")?,
-        table_files: offset("fdtable", "fd")?,
-        file_inode: offset("file", "f_inode")?,
-        inode_mode: offset("inode", "i_mode")?,
-        file_private: offset("file", "private_data")?,
-        socket_sock: offset("socket", "sk")?,
-        family: common("skc_family")?,
-        state: common("skc_state")?,
-        port: common("skc_dport")?,
-        local_port: common("skc_num")?,
-        address: common("skc_daddr")?,
-        address6: common("skc_v6_daddr").unwrap_or(0),
-    })
+    /// Where sockets keep what they are connected to.
+    ///
+    /// # Errors
+    /// As [`Self::task`].
+    pub(super) fn sockets(&self) -> Result<SocketLayout, BtfError> {
+        let types = self.types()?;
+        let offset = |structure, member| {
+            types.member_offset(structure, member).ok_or(BtfError::Missing(structure, member))
+        };
+        let common = |member| offset("sock_common", member);
+        Ok(SocketLayout {
+            task_files: offset("task_struct", "files")?,
+            files_table: offset("files_struct", "fdt")?,
+            table_length: offset("fdtable", "max_fds")?,
+            table_files: offset("fdtable", "fd")?,
+            file_inode: offset("file", "f_inode")?,
+            inode_mode: offset("inode", "i_mode")?,
+            file_private: offset("file", "private_data")?,
+            socket_sock: offset("socket", "sk")?,
+            family: common("skc_family")?,
+            state: common("skc_state")?,
+            port: common("skc_dport")?,
+            local_port: common("skc_num")?,
+            address: common("skc_daddr")?,
+            address6: common("skc_v6_daddr").unwrap_or(0),
+        })
+    }
 }
 
 /// The types.
@@ -213,9 +224,12 @@ mod tests {
 
     #[test]
     fn the_running_kernel_tells() {
-        match Task::read() {
-            Ok(Task { pid, runtime, .. }) => {
+        match Kernel::read().and_then(|kernel| Ok((kernel.task()?, kernel.sockets()?))) {
+            Ok((Task { pid, runtime, .. }, sockets)) => {
                 assert!(pid > 0 && runtime > 0 && pid.max(runtime) < 1 << 16, "{pid}, {runtime}");
+                assert!(sockets.task_files > 0 && sockets.socket_sock > 0, "{sockets:?}");
+                // `skc_daddr` is the first of all.
+                assert!(sockets.address == 0 && sockets.family > 0 && sockets.port > 0, "{sockets:?}");
             }
             Err(BtfError::Read(error)) => crate::not_tested(error),
             Err(error) => panic!("{error}"),

@@ -159,7 +159,13 @@ impl Kernel {
         let processes = options.processes.max(1);
         let copies = copies(processes, aya::util::nr_cpus().unwrap_or(1));
         let threads_each = THREADS_OF_ONE.max(THREADS_OF_ALL / processes);
-        let (cpu_time, task) = match options.cpu_time.then(btf::Task::read) {
+        let (task, sockets) = {
+            let kernel = btf::Kernel::read();
+            let kernel = || kernel.as_ref().map_err(Clone::clone);
+            let task = options.cpu_time.then(|| kernel().and_then(btf::Kernel::task));
+            (task, kernel().and_then(btf::Kernel::sockets))
+        };
+        let (cpu_time, task) = match task {
             None => (CpuTime::Unwanted, btf::Task::default()),
             Some(Ok(task)) => (CpuTime::Wanted, task),
             Some(Err(error)) => {
@@ -167,7 +173,7 @@ impl Kernel {
                 (CpuTime::Refused, btf::Task::default())
             }
         };
-        let sockets = btf::sockets().unwrap_or_else(|error| {
+        let sockets = sockets.unwrap_or_else(|error| {
             tracing::info!(%error, "who is at the other end of a connection that is waited for is not known");
             SocketLayout::NONE
         });

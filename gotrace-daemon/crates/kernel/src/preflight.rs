@@ -140,7 +140,9 @@ pub fn try_raw_tracepoint() -> Result<(), Error> {
 /// The kernel's refusal, or what its description lacks.
 pub fn try_cpu_time() -> Result<(), Error> {
     let mut kernel = try_load()?;
-    btf::Task::read().map_err(|e| Error::Failed { what: "count CPU time".into(), reason: e.to_string() })?;
+    btf::Kernel::read()
+        .and_then(|kernel| kernel.task())
+        .map_err(|e| Error::Failed { what: "count CPU time".into(), reason: e.to_string() })?;
     kernel.watch_threads()
 }
 
