@@ -218,6 +218,8 @@ pub struct Route {
     pub durations: Histogram,
     /// What they spent their time on, within the interval.
     pub times: TimeSpent,
+    /// The same of those that were slow.
+    pub slow_times: TimeSpent,
     /// The same figures since attaching.
     pub total: RouteTotal,
     /// How many are open.
@@ -237,11 +239,36 @@ impl Route {
             slow: 0,
             durations: Histogram::default(),
             times: TimeSpent::default(),
+            slow_times: TimeSpent::default(),
             total: RouteTotal::default(),
             open: 0,
             oldest_open_ns: None,
         }
     }
+
+    /// Why its slow requests are slow, where one thing beside their own work stands out.
+    #[must_use]
+    pub fn why_slow(&self) -> Option<WhySlow> {
+        /// Fewer slow requests say little.
+        const LEAST_SLOW: u64 = 3;
+        /// Of the time of the slow ones.
+        const LEAST_SHARE: f64 = 0.2;
+        let total = self.slow_times.total();
+        let own_work = TIME_NAMES[time::ON_CPU];
+        let (part, ns) =
+            self.slow_times.parts().filter(|(part, _)| *part != own_work).max_by_key(|(_, ns)| *ns)?;
+        let share = ns as f64 / total.max(1) as f64;
+        (self.slow >= LEAST_SLOW && share >= LEAST_SHARE).then_some(WhySlow { part, share })
+    }
+}
+
+/// What slow requests of a route spent the most time on, but for their own work.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct WhySlow {
+    /// One of [`TIME_NAMES`] or [`BLOCKED_NAMES`].
+    pub part: &'static str,
+    /// Of their time.
+    pub share: f64,
 }
 
 /// Requests of one route since attaching.
@@ -257,6 +284,8 @@ pub struct RouteTotal {
     pub durations: Histogram,
     /// What they spent their time on.
     pub times: TimeSpent,
+    /// The same of those that were slow.
+    pub slow_times: TimeSpent,
 }
 
 /// What a goroutine did that ended another one's wait.

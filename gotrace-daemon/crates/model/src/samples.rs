@@ -3,11 +3,13 @@
 use core::net::SocketAddr;
 use std::{collections::BTreeMap, sync::Arc};
 
-use gotrace_common::Histogram;
+use gotrace_common::{Histogram, request::time};
 
 use crate::{
     Assists, Collector, Cycle, GoroutineSpan, Interval, Levels, Location, LogRecord, Peer, Place, Places,
-    Resource, Severity, Site, Span, SpanContext, Value, WaitSpan, Waker, WorldStop, ids::ProcessKey,
+    Resource, Severity, Site, Span, SpanContext, Value, WaitSpan, Waker, WorldStop,
+    ids::ProcessKey,
+    requests::{Ended, Protocol, Request, Requests, Route, RouteName, RouteTotal, TimeSpent},
 };
 
 /// When the samples begin, Unix epoch in nanoseconds.
@@ -231,6 +233,52 @@ pub fn places() -> Places {
         others: histogram(&[1_000_000]),
         min_wait_ns: Some(1_000_000),
     }
+}
+
+/// Requests of one route that took so many milliseconds, all of them slow, and answered 200.
+#[must_use]
+pub fn requests(milliseconds: &[u64]) -> Requests {
+    let name = RouteName {
+        protocol: Protocol::Http1,
+        method: Some("GET".into()),
+        route: Some("/checkout/{id}".into()),
+        handler: None,
+    };
+    let mut durations = Histogram::default();
+    let mut times = TimeSpent::default();
+    let one = |(n, ms): (u64, &u64)| {
+        let duration_ns = ms * 1_000_000;
+        let mut time = TimeSpent::default();
+        (time.0[time::ON_CPU], time.0[time::THROTTLED]) = (duration_ns / 4, duration_ns - duration_ns / 4);
+        durations.add(duration_ns);
+        times.add(&time);
+        let span_id = (n + 1).to_be_bytes();
+        Arc::new(Request {
+            id: n + 1,
+            context: SpanContext { trace_id: [0xab; 16], span_id },
+            parent_span_id: None,
+            own_span: None,
+            goroutine: SpanContext { trace_id: [0xab; 16], span_id: [0xcd; 8] },
+            name: name.clone(),
+            status: Some(200),
+            start_unix_nano: START,
+            duration_ns,
+            goid: 7,
+            ended: Some(Ended::Normal),
+            time,
+            waits: Vec::new(),
+            waits_complete: true,
+            state: None,
+        })
+    };
+    let slow: Vec<_> = (0..).zip(milliseconds).map(one).collect();
+    let count = slow.len() as u64;
+    let by_status = [(Some(200), durations)].into();
+    let total = RouteTotal { by_status, errors: 0, slow: count, durations, times, slow_times: times };
+    let by_status = [(Some(200), count)].into();
+    let route =
+        Route { by_status, slow: count, durations, times, slow_times: times, total, ..Route::new(name) };
+    Requests { routes: vec![route], slow, ..Requests::default() }
 }
 
 /// A state of the process.

@@ -43,6 +43,7 @@ fn route(path: &str, durations: &[u64], errors: u64, open: u64) -> Route {
         slow: 1,
         durations: all,
         times: spent(all.sum_ns / 4, all.sum_ns / 4 * 3),
+        ..RouteTotal::default()
     };
     let oldest_open_ns = (open > 0).then_some(12_000 * MS);
     Route { durations: all, total, open, oldest_open_ns, ..Route::new(name(path)) }

@@ -86,6 +86,9 @@ pub struct RequestsState {
     reported: BTreeMap<(RouteId, u16), (Sums, Times)>,
     /// Slow ones since attaching, and at the last report.
     slow: BTreeMap<RouteId, (u64, u64)>,
+    /// What they spent their time on since attaching, and since the last report.
+    #[serde(skip)]
+    slow_times: BTreeMap<RouteId, (TimeSpent, TimeSpent)>,
     /// How many were told of a route within which second.
     told: BTreeMap<RouteId, (u64, u64)>,
     left_out: u64,
@@ -175,9 +178,12 @@ impl RequestsState {
     }
 
     /// Whether one more slow request of a route may be told; counts it.
-    fn admits(&mut self, id: &RouteId, end_ns: u64) -> bool {
+    fn admits(&mut self, id: &RouteId, end_ns: u64, time: &TimeSpent) -> bool {
         if self.slow.len() < MAX_ROUTES || self.slow.contains_key(id) {
             self.slow.entry(id.clone()).or_default().0 += 1;
+            let (since_attaching, since_report) = self.slow_times.entry(id.clone()).or_default();
+            since_attaching.add(time);
+            since_report.add(time);
         }
         let second = end_ns / 1_000_000_000;
         if self.told.len() >= MAX_ROUTES {
@@ -255,11 +261,11 @@ impl Tracee {
     pub(super) fn request_ended(&mut self, end: &RequestEnd, names: &dyn Names, out: &mut Outputs) {
         let Some(mut state) = self.requests.take() else { return };
         let id = RouteId::of(&end.key);
-        if state.admits(&id, end.end_ns) {
+        let time = TimeSpent(end.times);
+        if state.admits(&id, end.end_ns, &time) {
             let Facts { key, clock, reasons, .. } = &self.facts;
             let mut known = Known { symbols: &mut self.symbols, names, table: &self.table, reasons, key };
             let duration_ns = end.end_ns.saturating_sub(end.start_ns);
-            let time = TimeSpent(end.times);
             let (mut waits, complete) = explain(&state, &mut known, end.goid, (end.start_ns, end.end_ns));
             waits.sort_by_key(|wait| wait.offset_ns);
             let (caller, own_span) = match end.has_own_span {
@@ -510,6 +516,10 @@ fn routes(state: &mut RequestsState, known: &mut Known<'_>) -> Routes {
         if let Some((slow, reported)) = state.slow.get_mut(&count.id) {
             route.slow += *slow - std::mem::replace(reported, *slow);
             route.total.slow = route.total.slow.max(*slow);
+        }
+        if let Some((since_attaching, since_report)) = state.slow_times.get_mut(&count.id) {
+            route.slow_times.add(&std::mem::take(since_report));
+            route.total.slow_times = *since_attaching;
         }
     }
     routes

@@ -14,8 +14,8 @@ use opentelemetry_proto::tonic::{
     common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value::Value},
     logs::v1::LogRecord,
     metrics::v1::{
-        ExponentialHistogramDataPoint, Metric, NumberDataPoint, metric::Data,
-        number_data_point::Value as Number,
+        Exemplar, ExponentialHistogramDataPoint, Metric, NumberDataPoint, exemplar::Value as Exact,
+        metric::Data, number_data_point::Value as Number,
     },
     resource::v1::Resource,
     trace::v1::{Span, span::Link},
@@ -208,9 +208,24 @@ fn exponential_point(json: &mut Json<'_>, point: &ExponentialHistogramDataPoint)
             });
         }
         o.number("flags", u64::from(point.flags));
+        o.array("exemplars", &point.exemplars, exemplar);
         o.double("min", point.min);
         o.double("max", point.max);
         o.double("zeroThreshold", Some(point.zero_threshold).filter(|t| *t != 0.0));
+    });
+}
+
+fn exemplar(json: &mut Json<'_>, exemplar: &Exemplar) {
+    json.object(|o| {
+        o.array("filteredAttributes", &exemplar.filtered_attributes, key_value);
+        o.wide("timeUnixNano", exemplar.time_unix_nano);
+        match &exemplar.value {
+            Some(Exact::AsDouble(v)) => o.value("asDouble", |json| json.double(*v)),
+            Some(Exact::AsInt(v)) => o.value("asInt", |json| json.text(&v.to_string())),
+            None => {}
+        }
+        o.hex("spanId", &exemplar.span_id);
+        o.hex("traceId", &exemplar.trace_id);
     });
 }
 

@@ -3,7 +3,7 @@
 use super::*;
 use crate::otlp::{convert, metrics::Metrics};
 use gotrace_model::Waker;
-use gotrace_model::samples;
+use gotrace_model::{requests::Requests, samples};
 
 fn trace_line() -> (ExportTraceServiceRequest, String) {
     let resource = samples::resource();
@@ -14,10 +14,11 @@ fn trace_line() -> (ExportTraceServiceRequest, String) {
     (request, String::from_utf8(out).expect("UTF-8"))
 }
 
-fn metric_line() -> (ExportMetricsServiceRequest, String) {
+fn metric_line(requests: Option<Requests>) -> (ExportMetricsServiceRequest, String) {
     let resource = samples::resource();
     let mut state = Metrics::new(crate::otlp::Temporality::Cumulative, crate::otlp::SeriesBounds::default());
-    let interval = samples::interval(&resource, 0, vec![samples::site("main.worker", 10, 4)]);
+    let mut interval = samples::interval(&resource, 0, vec![samples::site("main.worker", 10, 4)]);
+    interval.requests = requests.map(std::sync::Arc::new);
     let (metrics_of, _) = state.report(&interval, &[("queue_full", 5)].into());
     let request = ExportMetricsServiceRequest { resource_metrics: vec![metrics_of] };
     let mut out = Vec::new();
@@ -44,7 +45,8 @@ fn a_complete_decoder_reads_back_what_was_written() {
         span.status = None;
     }
     assert_eq!(decoded, request);
-    let (request, line) = metric_line();
+    let (request, line) = metric_line(Some(samples::requests(&[3, 4])));
+    assert!(line.contains("\"exemplars\":[{\"timeUnixNano\":\""), "{line}");
     let mut decoded: ExportMetricsServiceRequest = serde_json::from_str(&line).expect("OTLP JSON");
     for metric in &mut decoded.resource_metrics[0].scope_metrics[0].metrics {
         if let Some(Data::ExponentialHistogram(h)) = &mut metric.data {
@@ -58,7 +60,7 @@ fn a_complete_decoder_reads_back_what_was_written() {
 /// `testdata/README.md`.
 #[test]
 fn the_lines_are_those_that_the_collector_writes() {
-    for (name, line) in [("traces.json", trace_line().1), ("metrics.json", metric_line().1)] {
+    for (name, line) in [("traces.json", trace_line().1), ("metrics.json", metric_line(None).1)] {
         let path = format!("{}/src/otlp/testdata/{name}", env!("CARGO_MANIFEST_DIR"));
         if std::env::var_os("GOTRACE_BLESS").is_some() {
             std::fs::write(&path, &line).expect("written");

@@ -16,8 +16,8 @@ use gotrace_common::Histogram;
 use opentelemetry_proto::tonic::{
     common::v1::{KeyValue, any_value::Value as Any},
     metrics::v1::{
-        AggregationTemporality, ExponentialHistogram, ExponentialHistogramDataPoint, Gauge, Metric,
-        NumberDataPoint, ResourceMetrics, ScopeMetrics, Sum, metric, number_data_point,
+        AggregationTemporality, Exemplar, ExponentialHistogram, ExponentialHistogramDataPoint, Gauge, Metric,
+        NumberDataPoint, ResourceMetrics, ScopeMetrics, Sum, exemplar, metric, number_data_point,
     },
 };
 
@@ -121,6 +121,7 @@ impl Report<'_> {
     fn metric(&mut self, sample: Sample) -> Metric {
         let catalogue::Metric { name, unit, help, kind } = *sample.metric;
         let series = sample.series.into_iter();
+        let exemplars = sample.exemplars;
         let data = match kind {
             Kind::Gauge => metric::Data::Gauge(Gauge {
                 data_points: series.map(|(series, value)| self.number(&series, &value, None)).collect(),
@@ -147,7 +148,12 @@ impl Report<'_> {
                 let delta = self.temporality != Temporality::Cumulative;
                 metric::Data::ExponentialHistogram(ExponentialHistogram {
                     data_points: series
-                        .map(|(series, value)| self.durations(name, series, value, delta))
+                        .map(|(series, value)| {
+                            let of_it = exemplars.iter().filter(|(of, _)| *of == series);
+                            let exemplars = of_it.map(|(_, exemplar)| self::exemplar(*exemplar)).collect();
+                            let point = self.durations(name, series, value, delta);
+                            ExponentialHistogramDataPoint { exemplars, ..point }
+                        })
                         .collect(),
                     aggregation_temporality: temporality(delta),
                 })
@@ -223,6 +229,17 @@ impl Report<'_> {
     /// Where a point's time begins.
     fn start(&self, delta: bool) -> u64 {
         if delta { self.process.last_unix_nano } else { self.process.begin_unix_nano }
+    }
+}
+
+fn exemplar(exemplar: catalogue::Exemplar) -> Exemplar {
+    let catalogue::Exemplar { time_unix_nano, duration_ns, span } = exemplar;
+    Exemplar {
+        filtered_attributes: Vec::new(),
+        time_unix_nano,
+        span_id: span.span_id.to_vec(),
+        trace_id: span.trace_id.to_vec(),
+        value: Some(exemplar::Value::AsDouble(histogram::seconds(duration_ns))),
     }
 }
 

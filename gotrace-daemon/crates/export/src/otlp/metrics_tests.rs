@@ -434,3 +434,30 @@ fn a_smaller_bound_leaves_the_fixed_metrics_and_sums() {
     assert!(few <= all - 4 * 2 - 12 * 4 + 6, "{few} of {all}");
     assert!(few <= SeriesBounds::LEAST + 4);
 }
+
+#[test]
+fn the_slowest_requests_are_exemplars_of_their_series() {
+    let mut interval = samples::interval(&samples::resource(), 0, Vec::new());
+    interval.requests = Some(samples::requests(&[5, 90, 7, 40]).into());
+    for temporality in [Temporality::Cumulative, Temporality::Delta] {
+        let got = report(&mut Metrics::new(temporality, SeriesBounds::default()), &interval, &[]);
+        let [point] = &*exponential(&got["gotrace.request.duration"]).data_points else {
+            panic!("one series")
+        };
+        let told: Vec<_> =
+            point.exemplars.iter().map(|e| (e.value, e.span_id[7], e.trace_id.len())).collect();
+        let took = |seconds| Some(exemplar::Value::AsDouble(seconds));
+        assert_eq!(told, [(took(0.09), 2, 16), (took(0.04), 4, 16), (took(0.007), 3, 16)]);
+        let first = &point.exemplars[0];
+        assert_eq!(
+            first.time_unix_nano,
+            interval.requests.as_ref().expect("some").slow[0].start_unix_nano + 90_000_000
+        );
+    }
+    // One that is still open is not in the histogram.
+    let mut requests = samples::requests(&[5]);
+    std::sync::Arc::make_mut(&mut requests.slow[0]).ended = None;
+    interval.requests = Some(requests.into());
+    let got = report(&mut Metrics::new(Temporality::Cumulative, SeriesBounds::default()), &interval, &[]);
+    assert_eq!(exponential(&got["gotrace.request.duration"]).data_points[0].exemplars, []);
+}

@@ -150,7 +150,8 @@ impl Page {
     }
 
     fn process(&mut self, sample: Sample, process: &str) {
-        let Sample { metric, series } = sample;
+        // The format has no exemplars.
+        let Sample { metric, series, exemplars: _ } = sample;
         let Metric { help, kind, .. } = *metric;
         let name = metric.prometheus_name();
         if *metric == LIFETIME {

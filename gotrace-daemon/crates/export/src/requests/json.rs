@@ -164,7 +164,9 @@ fn quantiles(durations: &Histogram) -> Json {
 }
 
 fn route(route: &Route) -> Json {
-    let Route { name, by_status, errors, slow, durations, times, total: _, open, oldest_open_ns } = route;
+    let why_slow = route.why_slow();
+    let Route { name, by_status, errors, slow, durations, times, slow_times, total: _, open, oldest_open_ns } =
+        route;
     let statuses: Map<String, Json> = by_status
         .iter()
         .map(|(status, n)| (status.map_or_else(|| "none".to_owned(), |s| s.to_string()), (*n).into()))
@@ -182,6 +184,8 @@ fn route(route: &Route) -> Json {
         "oldest_open_ns": oldest_open_ns,
         "duration_ns": quantiles(durations),
         "time_ns": spent(times),
+        "slow_time_ns": spent(slow_times),
+        "why_slow": why_slow.map(|why| json!({ "part": why.part, "share": why.share })),
     })
 }
 

@@ -59,6 +59,7 @@ impl Gathered {
             known.slow += new.slow;
             known.durations.merge(&new.durations);
             known.times.add(&new.times);
+            known.slow_times.add(&new.slow_times);
             for (status, n) in new.by_status {
                 *known.by_status.entry(status).or_default() += n;
             }
@@ -97,13 +98,14 @@ impl Gathered {
 
 /// A route with its figures since attaching.
 fn whole(route: &Route) -> Route {
-    let RouteTotal { by_status, errors, slow, durations, times } = &route.total;
+    let RouteTotal { by_status, errors, slow, durations, times, slow_times } = &route.total;
     Route {
         by_status: by_status.iter().map(|(status, h)| (*status, h.count)).collect(),
         errors: *errors,
         slow: *slow,
         durations: *durations,
         times: *times,
+        slow_times: *slow_times,
         ..route.clone()
     }
 }

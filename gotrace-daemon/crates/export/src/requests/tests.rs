@@ -225,3 +225,28 @@ fn a_table_has_a_row_a_route_and_says_what_is_missing() {
     assert_eq!(said["interval"]["routes"][0]["open"], 2);
     assert_eq!(said["interval"]["routes"][1]["by_status"], serde_json::json!({ "200": 4 }));
 }
+
+#[test]
+fn what_stands_out_of_slow_requests_is_said() {
+    let mut interval = samples::interval(&samples::resource(), 2, Vec::new());
+    interval.requests = Some(Arc::new(samples::requests(&[300, 400, 312])));
+    let mut gathered = Gathered::default();
+    gathered.add(&interval, true);
+    let table = text(|out| table(out, &gathered));
+    let said = table.lines().find(|line| line.contains("slow requests of")).expect("a line");
+    assert_eq!(
+        said,
+        "75% of the time of slow requests of GET /checkout/{id} (3 of 3, p99 400ms): throttled, as the CPU quota was \
+         used up"
+    );
+    let line: serde_json::Value =
+        serde_json::from_str(&text(|out| json_interval(out, &gathered))).expect("JSON");
+    let route = &line["interval"]["routes"][0];
+    assert_eq!(route["why_slow"], serde_json::json!({ "part": "throttled", "share": 0.75 }));
+    assert_eq!(route["slow_time_ns"]["throttled"], 759 * MS);
+    // Of few, and of those that work, nothing is said.
+    let mut few = samples::requests(&[300, 400]).routes.remove(0);
+    assert_eq!(few.why_slow(), None);
+    (few.slow, few.slow_times) = (9, spent(&[(time::ON_CPU, 90 * MS), (time::THROTTLED, 10 * MS)]));
+    assert_eq!(few.why_slow(), None);
+}

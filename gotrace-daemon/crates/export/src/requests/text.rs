@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use gotrace_model::{
     Interval, Location, Resource, Value,
     printable::printable,
-    requests::{Ended, Protocol, Request, RequestWait, Route, TimeSpent, code_of_grpc},
+    requests::{Ended, Protocol, Request, RequestWait, Route, TimeSpent, WhySlow, code_of_grpc},
 };
 
 use super::{Gathered, cause};
@@ -19,6 +19,8 @@ const LEAST_SHARE: f64 = 0.005;
 const PARTS: usize = 3;
 /// Waits that are printed of a request, the longest.
 const WAITS: usize = 5;
+/// Routes of which it is said why they are slow.
+const FINDINGS: usize = 5;
 /// Columns of a bar.
 const BAR: u64 = 16;
 /// Columns of a route's name.
@@ -295,5 +297,30 @@ fn rows(out: &mut impl Write, routes: &[&Route], indent: &str) -> io::Result<()>
     if routes.len() > ROUTES {
         writeln!(out, "{indent}and {} more routes", routes.len() - ROUTES)?;
     }
-    writeln!(out, "{indent}{LEGEND}")
+    writeln!(out, "{indent}{LEGEND}")?;
+    let findings = routes.iter().filter_map(|route| Some((route, route.why_slow()?)));
+    for (route, why) in findings.take(FINDINGS) {
+        writeln!(out, "{indent}{}", why_slow(route, why))?;
+    }
+    Ok(())
+}
+
+/// `38% of the time of slow requests of GET /checkout/{id} (12 of 900, p99 312ms): throttled, as the CPU quota was used up`
+fn why_slow(route: &Route, why: WhySlow) -> String {
+    let why_not = match why.part {
+        "descheduled" => ", as other threads had the CPUs",
+        "throttled" => ", as the CPU quota was used up",
+        "run_queue" => ", as all of its processors (GOMAXPROCS) were busy",
+        "gc_assist" => ", as it allocates faster than the collector follows",
+        _ => "",
+    };
+    format!(
+        "{} of the time of slow requests of {} ({} of {}, p99 {}): {}{why_not}",
+        percent(why.share),
+        printable(&route.name.text()),
+        route.slow,
+        route.durations.count,
+        quantile(&route.durations, 0.99),
+        name_of(why.part),
+    )
 }

@@ -9,6 +9,7 @@
 pub mod admission;
 pub mod node;
 mod requests;
+mod sample;
 mod waits;
 
 use core::net::SocketAddr;
@@ -19,6 +20,7 @@ use gotrace_common::Histogram;
 use crate::{Collector, Interval, Leak, Location, Site, Suspected};
 use admission::{Admitted, LEAKS, MAX_NAMES, Room, SiteKey};
 pub use requests::RequestKey;
+pub use sample::{Exemplar, Sample, Value};
 
 /// What a metric's values are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -279,28 +281,6 @@ fn place(labels: &mut Vec<Label>, names: &PlaceLabels, location: &Location) {
     }
 }
 
-/// A series' value.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Value {
-    /// A count.
-    Int(u64),
-    /// A share, or a rate.
-    Double(f64),
-    /// A total of time, told in seconds.
-    Nanoseconds(u64),
-    /// Durations.
-    Durations(Box<Histogram>),
-}
-
-/// A metric's series at one moment; there is at least one.
-#[derive(Clone, Debug)]
-pub struct Sample {
-    /// The metric.
-    pub metric: &'static Metric,
-    /// Its series.
-    pub series: Vec<(Series, Value)>,
-}
-
 /// All figures of a process's state; its most important ones alone where there is no room for more.
 pub fn samples(
     interval: &Interval,
@@ -332,7 +312,7 @@ struct Samples<'a> {
 impl Samples<'_> {
     fn push(&mut self, metric: &'static Metric, series: Vec<(Series, Value)>) {
         if !series.is_empty() {
-            self.samples.push(Sample { metric, series });
+            self.samples.push(Sample::new(metric, series));
         }
     }
 

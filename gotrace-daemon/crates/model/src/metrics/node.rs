@@ -38,10 +38,12 @@ pub static NODE: &[&Metric] = &[&SEEN, &COVERED, &REFUSED, &EXECUTIONS_LOST];
 /// The account's figures.
 #[must_use]
 pub fn coverage(coverage: &Coverage) -> Vec<Sample> {
-    let one = |metric, count| Sample { metric, series: vec![(Series::Only, Value::Int(count))] };
-    let kinds = |metric, label, counts: &mut dyn Iterator<Item = (&'static str, u64)>| Sample {
-        metric,
-        series: counts.map(|(name, count)| (Series::Kind(label, name), Value::Int(count))).collect(),
+    let one = |metric, count| Sample::new(metric, vec![(Series::Only, Value::Int(count))]);
+    let kinds = |metric, label, counts: &mut dyn Iterator<Item = (&'static str, u64)>| {
+        Sample::new(
+            metric,
+            counts.map(|(name, count)| (Series::Kind(label, name), Value::Int(count))).collect(),
+        )
     };
     vec![
         one(&SEEN, coverage.seen),

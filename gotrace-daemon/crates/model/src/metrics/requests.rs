@@ -11,15 +11,17 @@ use std::{
 use gotrace_common::Histogram;
 
 use super::{
-    Label, LabelValue, REQUEST_DURATION, REQUEST_TIME, Samples, Series, Value,
+    Exemplar, Label, LabelValue, REQUEST_DURATION, REQUEST_TIME, Sample, Samples, Series, Value,
     admission::{Admitted, Room},
 };
-use crate::requests::{BLOCKED_NAMES, Protocol, Requests, RouteName, TIME_NAMES, code_of_grpc};
+use crate::requests::{BLOCKED_NAMES, Protocol, Request, Requests, RouteName, TIME_NAMES, code_of_grpc};
 
 /// Routes of a process that have series of their own.
 pub const ROUTES: usize = 20;
 /// Statuses of a route that have.
 pub const STATUSES: usize = 4;
+/// Exemplars of a series, the slowest.
+const EXEMPLARS: usize = 3;
 
 /// What tells requests of a metric apart.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -116,9 +118,33 @@ impl Samples<'_> {
         if other_ns > 0 {
             times.push((Series::Overflow, Value::Nanoseconds(other_ns)));
         }
-        self.push(&REQUEST_DURATION, durations);
+        if !durations.is_empty() {
+            let exemplars = exemplars(&requests.slow, &durations);
+            self.samples.push(Sample { exemplars, ..Sample::new(&REQUEST_DURATION, durations) });
+        }
         self.push(&REQUEST_TIME, times);
     }
+}
+
+/// The slowest of what was told of each series.
+fn exemplars(slow: &[Arc<Request>], series: &[(Series, Value)]) -> Vec<(Series, Exemplar)> {
+    let mut slowest: Vec<&Request> =
+        slow.iter().map(|request| &**request).filter(|request| request.ended.is_some()).collect();
+    slowest.sort_by_key(|request| std::cmp::Reverse(request.duration_ns));
+    let mut counts: HashMap<Series, usize> = series.iter().map(|(series, _)| (series.clone(), 0)).collect();
+    let one = |request: &Request| {
+        let key = RequestKey { name: request.name.clone(), part: Part::Status(request.status) };
+        let series = Series::Request(Box::new(key));
+        let count = counts.get_mut(&series).filter(|count| **count < EXEMPLARS)?;
+        *count += 1;
+        let exemplar = Exemplar {
+            time_unix_nano: request.start_unix_nano.saturating_add(request.duration_ns),
+            duration_ns: request.duration_ns,
+            span: request.context,
+        };
+        Some((series, exemplar))
+    };
+    slowest.into_iter().filter_map(one).collect()
 }
 
 impl Admitted {
