@@ -27,7 +27,7 @@ pub mod flags {
 }
 
 /// Processor time of a goroutine, or time throttled, that is not told yet, at which a record tells it.
-pub const CPU_TOLD_NS: u64 = 1_000_000;
+pub const CPU_TOLD_NS: u32 = 1_000_000;
 
 /// Programs by number: the lower half of a probe's cookie, by which the programs `dispatch_…` choose. [`program::NAMES`]
 /// has the program that does the same alone.
@@ -276,34 +276,46 @@ pub struct GoroutineState {
     pub wake_ns: u64,
     /// Who woke it; 0 when no goroutine did.
     pub waker_goid: u64,
-    /// When it entered a system call; 0 outside.
+    /// When it entered the system call that it is in, or came back from the last one; 0 where neither was seen since it
+    /// last ran anew.
     pub syscall_ns: u64,
     /// Sum of its waits.
     pub wait_total_ns: u64,
-    /// Sum of its scheduling delays.
+    /// Sum of the times in which it was runnable and did not run.
     pub schedule_total_ns: u64,
-    /// Number of its waits.
-    pub wait_count: u64,
+    /// Sum of the times between a park and becoming runnable, or running where that was not seen.
+    pub blocked_total_ns: u64,
+    /// Sum of its times in system calls, up to their ends.
+    pub syscall_total_ns: u64,
     /// Processor time that it has used, up to its last park, yield or change of thread.
     pub cpu_ns: u64,
-    /// What of that was told.
-    pub cpu_told_ns: u64,
     /// For how long the thread that it was on stood still, as the CPU quota was used up.
     pub throttled_ns: u64,
-    /// What of that was told.
-    pub throttled_told_ns: u64,
     /// Address of its `g` at the park.
     pub g: u64,
     /// Address of `pollDesc.rg` or `.wg` that it parked on; 0 where it waits for something else than a descriptor.
     pub poll: u64,
+    /// What was told of [`Self::cpu_ns`], modulo 2^32.
+    pub cpu_told_ns: u32,
+    /// What was told of [`Self::throttled_ns`], modulo 2^32.
+    pub throttled_told_ns: u32,
+    /// Number of its waits, at most `u32::MAX`.
+    pub wait_count: u32,
     /// Wait reason of the park.
     pub reason: u8,
     /// [`crate::WakerKind`]
     pub waker: u8,
     /// 1 while it has an account ([`crate::Account`]).
     pub accounted: u8,
-    /// Reserved, 0.
-    pub reserved: [u8; 5],
+    /// [`Self::IN_SYSCALL`] and [`Self::WHOLE`].
+    pub flags: u8,
+}
+
+impl GoroutineState {
+    /// It is in a system call.
+    pub const IN_SYSCALL: u8 = 1;
+    /// The sums are those of its whole life, from its creation at level full on.
+    pub const WHOLE: u8 = 2;
 }
 
 /// Value of the map `THREADS`, keyed by the thread's id in the initial PID namespace (80 bytes): made when the thread of a

@@ -122,7 +122,8 @@ pub struct CreateClosureRecord {
 /// A coroutine's creation has the shape of any other.
 pub type CoroutineRecord = CreateRecord;
 
-/// A goroutine ended (64 bytes; 48 in recordings of gotrace 0.1, without the last two fields).
+/// A goroutine ended (80 bytes; 64 or 48 in earlier recordings, without the last two or four fields). `arg` is 1 where the
+/// sums are those of its whole life at level `full`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct ExitRecord {
@@ -132,7 +133,7 @@ pub struct ExitRecord {
     pub goid: u64,
     /// Sum of all its waits, short ones included; 0 below level `waits`.
     pub wait_total_ns: u64,
-    /// Sum of the times between becoming runnable and running; 0 below level `full`.
+    /// Sum of the times in which it was runnable and did not run; 0 below level `full`.
     pub schedule_total_ns: u64,
     /// Number of all its waits, short ones included.
     pub wait_count: u64,
@@ -140,6 +141,10 @@ pub struct ExitRecord {
     pub cpu_ns: u64,
     /// For how long its thread stood still, as the CPU quota was used up; 0 where that is not known.
     pub throttled_ns: u64,
+    /// Sum of the times between a park and becoming runnable, or running where that was not seen.
+    pub blocked_total_ns: u64,
+    /// Sum of its times in system calls.
+    pub syscall_total_ns: u64,
 }
 
 /// What all wait records begin with (56 bytes).
@@ -283,7 +288,7 @@ const _: () = {
     assert!(size_of::<Header>() == 16);
     assert!(size_of::<CreateRecord>() == 48);
     assert!(size_of::<CreateClosureRecord>() == 176);
-    assert!(size_of::<ExitRecord>() == 64);
+    assert!(size_of::<ExitRecord>() == 80);
     assert!(size_of::<WaitHead>() == 56);
     assert!(size_of::<WaitRecord>() == 120);
     assert!(size_of::<WaitDeepRecord>() == 312);

@@ -8,7 +8,9 @@ use aya_ebpf::{
     helpers::{bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ktime_get_ns, generated},
     programs::ProbeContext,
 };
-use gotrace_common::{BUCKETS, GoroutineKey, GoroutineState, Hit, Lost, ProcessConfig, REASON_ROWS, bucket_of};
+use gotrace_common::{
+    BUCKETS, GoroutineKey, GoroutineState, Hit, Lost, ProcessConfig, REASON_ROWS, bucket_of,
+};
 
 use crate::{
     diagnostics,

@@ -125,8 +125,27 @@ impl Comparison<'_> {
         let (last, end) = (self.account.unix(last), self.account.clocks_ns.1);
         self.within(&who, "began", span.start_ns, spawn, first);
         self.within(&who, "ended", span.end_ns, last, end);
+        self.parts(&who, span, g);
         if self.wrong.len() == before {
             self.counted.goroutines += 1;
+        }
+    }
+
+    /// The parts of its life add up to it, and what it waited for is in the one that it belongs to.
+    fn parts(&mut self, who: &str, span: &Span, g: &Goroutine) {
+        let part = |state: &str| span.number(&format!("gotrace.time.{state}"));
+        let (running, run_queue, blocked) = (part("running"), part("run_queue"), part("blocked"));
+        let whole = span.end_ns - span.start_ns;
+        let sum = running + run_queue + blocked + part("syscall");
+        if sum != whole {
+            self.wrong.push(format!("{who}: the parts of its life are {sum} ns of {whole}"));
+        }
+        let arranged = g.waits.iter().filter(|wait| !wait.may && wait.kind != "syscall");
+        let waited: u64 = arranged.filter_map(|wait| Some(wait.to_ns? - wait.from_ns)).sum();
+        if waited > blocked + run_queue + g.waits.len() as u64 * self.rules.clock_ns {
+            self.wrong.push(format!(
+                "{who} waited for {waited} ns, was blocked for {blocked} and ready for {run_queue}"
+            ));
         }
     }
 
@@ -316,6 +335,9 @@ mod tests {
                 ("gotrace.created_by.function.name", "main.main"),
                 ("gotrace.created_by.file.path", "/m.go"),
                 ("gotrace.created_by.line.number", "9"),
+                ("gotrace.time.running", "29000000"),
+                ("gotrace.time.run_queue", "500000"),
+                ("gotrace.time.blocked", "20100000"),
             ],
         );
         let mut wait = span(
@@ -342,7 +364,7 @@ mod tests {
     #[test]
     fn every_kind_of_error_is_found() {
         type Change = fn(&mut Vec<Span>);
-        let changes: [(&str, Change); 13] = [
+        let changes: [(&str, Change); 15] = [
             ("no life", |s| drop(s.remove(0))),
             ("a second life", |s| s.push(s[0].clone())),
             ("another parent", |s| set(&mut s[0], "gotrace.goroutine.parent.id", "2")),
@@ -354,6 +376,11 @@ mod tests {
             ("another reason", |s| set(&mut s[1], "gotrace.wait.reason", "semacquire")),
             ("another waker", |s| set(&mut s[1], "gotrace.waker.goroutine.id", "4")),
             ("another place", |s| set(&mut s[1], "gotrace.own_code.function.name", "main.workers")),
+            ("a part too long", |s| set(&mut s[0], "gotrace.time.running", "29000001")),
+            ("a wait that is no part", |s| {
+                set(&mut s[0], "gotrace.time.running", "49100000");
+                set(&mut s[0], "gotrace.time.blocked", "0");
+            }),
             ("a wait beyond its bounds", |s| s[1].end_ns += 9_000_000),
             ("a stranger", |s| {
                 let mut other = s[0].clone();

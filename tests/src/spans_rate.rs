@@ -75,6 +75,7 @@ pub fn sample(resource: &Arc<Resource>, count: usize) -> Vec<Span> {
                     wait_count: Some(3),
                     cpu_ns: Some(1_250_000),
                     throttled_ns: Some(250_000),
+                    life: None,
                     waits_by_reason: vec![(Arc::clone(&reason), 900_000)],
                 })
             } else {

@@ -195,7 +195,7 @@ pub struct Limits {
     pub goroutines_per_process: usize,
     /// Bytes that what is kept of all processes may take; beyond, the least interesting are traced by snapshots.
     pub memory: Size,
-    /// Goroutines of all processes that the kernel side keeps waits of at once, 160 bytes each.
+    /// Goroutines of all processes that the kernel side keeps waits of at once, 192 bytes each.
     pub max_goroutines: u32,
     /// Time between two looks at where everybody stands, which tell who may never finish; 0 for none.
     pub suspect_every: Span,

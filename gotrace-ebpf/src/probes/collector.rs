@@ -116,7 +116,9 @@ pub fn assist_begin(ctx: ProbeContext) -> u32 {
 pub fn on_assist_begin(ctx: &Probe) -> Option<()> {
     let process = Process::hit(ctx, Hit::AssistBegin, LEVEL_LIFECYCLE)?;
     if account::wanted(&process)
-        && let Some(goid) = running_g(ctx, &process).and_then(|g| read_word(g + u64::from(process.layout.goid))) {
+        && let Some(goid) =
+            running_g(ctx, &process).and_then(|g| read_word(g + u64::from(process.layout.goid)))
+    {
         account::change(&process, goid, state::ASSIST);
     }
     // It does not leave the thread before it is done: it is on the scheduler's stack.

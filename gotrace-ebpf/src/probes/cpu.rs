@@ -270,8 +270,8 @@ fn add(process: &Process, goid: u64, (used_ns, stood_ns): (u64, u64)) -> Option<
     };
     // SAFETY: as above.
     let (cpu_told_ns, throttled_told_ns) = unsafe { ((*state).cpu_told_ns, (*state).throttled_told_ns) };
-    if cpu_ns.saturating_sub(cpu_told_ns) < CPU_TOLD_NS
-        && throttled_ns.saturating_sub(throttled_told_ns) < CPU_TOLD_NS
+    if (cpu_ns as u32).wrapping_sub(cpu_told_ns) < CPU_TOLD_NS
+        && (throttled_ns as u32).wrapping_sub(throttled_told_ns) < CPU_TOLD_NS
     {
         return None;
     }
@@ -292,8 +292,8 @@ fn add(process: &Process, goid: u64, (used_ns, stood_ns): (u64, u64)) -> Option<
     submit(entry);
     // SAFETY: as above.
     unsafe {
-        (*state).cpu_told_ns = cpu_ns;
-        (*state).throttled_told_ns = throttled_ns;
+        (*state).cpu_told_ns = cpu_ns as u32;
+        (*state).throttled_told_ns = throttled_ns as u32;
     }
     Some(())
 }

@@ -101,6 +101,7 @@ pub fn create(ctx: &Probe, g: u64, kind: u8) -> Option<()> {
             wake_ns: if coroutine { 0 } else { process.now_ns },
             park_ns: if coroutine { process.now_ns } else { 0 },
             reason: if coroutine { process.coroutine_reason } else { 0 },
+            flags: GoroutineState::WHOLE,
             g,
             ..GoroutineState::default()
         };
@@ -185,41 +186,76 @@ pub fn exit(ctx: ProbeContext) -> u32 {
 pub fn on_exit(ctx: &Probe, g: u64) -> Option<()> {
     let process = Process::hit(ctx, Hit::Exit, LEVEL_LIFECYCLE)?;
     let goid = process.read(read_word(g + u64::from(process.layout.goid)))?;
-    let (mut wait_total_ns, mut schedule_total_ns, mut wait_count, mut cpu_ns) = (0, 0, 0, 0);
-    let mut throttled_ns = 0;
+    let (mut used, mut state) = ((0, 0), None);
     if process.level >= LEVEL_WAITS {
-        (cpu_ns, throttled_ns) = cpu::leave(&process, goid);
-        if let Some(state) = GOROUTINES.get_ptr(process.key(goid)) {
-            // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
-            let state = unsafe { &*state };
-            wait_total_ns = state.wait_total_ns;
-            schedule_total_ns = state.schedule_total_ns;
-            wait_count = state.wait_count;
-            cpu_ns = state.cpu_ns;
-            throttled_ns = state.throttled_ns;
-            if account::has(&process, state) {
-                request::on_goroutine_exit(&process, goid);
-            }
-            process.forget(goid);
+        used = cpu::leave(&process, goid);
+        // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
+        state = GOROUTINES.get_ptr(process.key(goid)).map(|state| unsafe { &*state });
+        if let Some(state) = state
+            && account::has(&process, state)
+        {
+            request::on_goroutine_exit(&process, goid);
         }
     }
-    let mut entry = reserve::<ExitRecord>(&process, Lost::RingExit)?;
-    entry.write(ExitRecord {
-        header: Header {
-            kind: kind::EXIT,
-            arg: 0,
-            count: 0,
-            waker: 0,
-            process: process.process,
-            time_ns: process.now_ns,
+    let sent = send_exit(&process, goid, used, state);
+    if state.is_some() {
+        process.forget(goid);
+    }
+    sent
+}
+
+/// `used`: what it has used of its thread and how long it was throttled, where nothing else is known of it. Written in
+/// place, as the stack has no room.
+#[inline(always)]
+fn send_exit(
+    process: &Process,
+    goid: u64,
+    (cpu_ns, throttled_ns): (u64, u64),
+    state: Option<&GoroutineState>,
+) -> Option<()> {
+    let mut entry = reserve::<ExitRecord>(process, Lost::RingExit)?;
+    let record = entry.as_mut_ptr();
+    let header = Header {
+        kind: kind::EXIT,
+        arg: match state {
+            Some(state) if process.level >= LEVEL_FULL => u8::from(state.flags & GoroutineState::WHOLE != 0),
+            _ => 0,
         },
-        goid,
-        wait_total_ns,
-        schedule_total_ns,
-        wait_count,
-        cpu_ns,
-        throttled_ns,
-    });
+        count: 0,
+        waker: 0,
+        process: process.process,
+        time_ns: process.now_ns,
+    };
+    // SAFETY: the reserved space is as long as the record; all of it is written.
+    unsafe {
+        (&raw mut (*record).header).write(header);
+        (&raw mut (*record).goid).write(goid);
+        let (wait_total_ns, schedule_total_ns, wait_count) = (
+            &raw mut (*record).wait_total_ns,
+            &raw mut (*record).schedule_total_ns,
+            &raw mut (*record).wait_count,
+        );
+        let (cpu, throttled) = (&raw mut (*record).cpu_ns, &raw mut (*record).throttled_ns);
+        let (blocked_total_ns, syscall_total_ns) =
+            (&raw mut (*record).blocked_total_ns, &raw mut (*record).syscall_total_ns);
+        if let Some(state) = state {
+            wait_total_ns.write(state.wait_total_ns);
+            schedule_total_ns.write(state.schedule_total_ns);
+            wait_count.write(u64::from(state.wait_count));
+            cpu.write(state.cpu_ns);
+            throttled.write(state.throttled_ns);
+            blocked_total_ns.write(state.blocked_total_ns);
+            syscall_total_ns.write(state.syscall_total_ns);
+        } else {
+            wait_total_ns.write(0);
+            schedule_total_ns.write(0);
+            wait_count.write(0);
+            cpu.write(cpu_ns);
+            throttled.write(throttled_ns);
+            blocked_total_ns.write(0);
+            syscall_total_ns.write(0);
+        }
+    }
     submit(entry);
     Some(())
 }

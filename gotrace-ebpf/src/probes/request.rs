@@ -4,9 +4,7 @@ use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use gotrace_common::{
     Account, GoroutineState, Header, Hit, LEVEL_FULL, Lost, OpenRequest, RequestConfig, RequestKey,
     RequestRecord, RouteKey, kind, program,
-    request::{
-        OwnSpan, TIMES, TRACEPARENT_BYTES, ended, family, protocol, record, state, status,
-    },
+    request::{OwnSpan, TIMES, TRACEPARENT_BYTES, ended, family, protocol, record, state, status},
 };
 
 use crate::{
@@ -376,7 +374,8 @@ pub fn on_http_end(ctx: &Probe, program: u32) -> Option<()> {
         program::HTTP2_END => config.http2_status,
         _ => config.x_http2_status,
     };
-    let status = follow(argument::<0>(ctx), path).and_then(read_word).map_or(status::NONE, |status| status as u16);
+    let status =
+        follow(argument::<0>(ctx), path).and_then(read_word).map_or(status::NONE, |status| status as u16);
     // What nobody has written yet is written now: OK.
     let status = if status == 0 { 200 } else { status };
     end(&process, by_goroutine(&process, goid), open, goid, status, ended::NORMAL)

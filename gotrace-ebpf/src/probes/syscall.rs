@@ -30,9 +30,11 @@ pub fn on_enter(ctx: &Probe, g: u64) -> Option<()> {
         // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
         let state = unsafe { &mut *state };
         state.syscall_ns = process.now_ns;
+        state.flags |= GoroutineState::IN_SYSCALL;
         account::enter(&process, state, goid, account_state::SYSCALL);
     } else {
-        process.keep(goid, &GoroutineState { syscall_ns: process.now_ns, g, ..GoroutineState::default() });
+        let flags = GoroutineState::IN_SYSCALL;
+        process.keep(goid, &GoroutineState { syscall_ns: process.now_ns, g, flags, ..GoroutineState::default() });
     }
     Some(())
 }
@@ -53,11 +55,13 @@ pub fn on_exit(ctx: &Probe, g: u64) -> Option<()> {
     let state = unsafe { &mut *GOROUTINES.get_ptr_mut(process.key(goid))? };
     account::enter(&process, state, goid, account_state::RUNNING);
     let start_ns = state.syscall_ns;
-    if start_ns == 0 {
+    if state.flags & GoroutineState::IN_SYSCALL == 0 {
         return None;
     }
-    state.syscall_ns = 0;
+    state.flags &= !GoroutineState::IN_SYSCALL;
+    state.syscall_ns = process.now_ns;
     let duration_ns = process.now_ns.saturating_sub(start_ns);
+    state.syscall_total_ns += duration_ns;
     process.count_duration(ROW_SYSCALL, duration_ns);
     if duration_ns < process.min_wait_ns {
         return None;

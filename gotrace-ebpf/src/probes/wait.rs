@@ -6,8 +6,7 @@
 
 use aya_ebpf::{macros::uprobe, maps::ring_buf::RingBufEntry, programs::ProbeContext};
 use gotrace_common::{
-    DEEP_FRAMES, FRAMES, GoroutineState, Header, Hit, LEVEL_WAITS, Lost, ROW_SCHEDULE, WaitHead,
-    WaitOf, kind,
+    DEEP_FRAMES, FRAMES, GoroutineState, Header, Hit, LEVEL_WAITS, Lost, ROW_SCHEDULE, WaitHead, WaitOf, kind,
 };
 
 use crate::{
@@ -54,7 +53,10 @@ pub fn begin(process: &Process, g: u64, goid: u64, reason: u8, poll: u64) {
         account::block(process, state, goid, reason);
         return;
     }
-    process.keep(goid, &GoroutineState { park_ns: process.now_ns, g, poll, reason, ..GoroutineState::default() });
+    process.keep(
+        goid,
+        &GoroutineState { park_ns: process.now_ns, g, poll, reason, ..GoroutineState::default() },
+    );
 }
 
 /// `execute`: the g is the first argument and about to run.
@@ -79,6 +81,15 @@ pub fn end(process: &Process, g: u64, goid: u64) -> Option<()> {
     // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
     let state = unsafe { &mut *GOROUTINES.get_ptr_mut(process.key(goid))? };
     account::run(process, state, goid);
+    if state.park_ns != 0 {
+        let until_ns = if state.wake_ns == 0 { process.now_ns } else { state.wake_ns };
+        state.blocked_total_ns += until_ns.saturating_sub(state.park_ns);
+    } else if state.wake_ns == 0 && state.syscall_ns != 0 && state.flags & GoroutineState::IN_SYSCALL == 0 {
+        // It came back from a system call and found no processor.
+        state.schedule_total_ns += process.now_ns.saturating_sub(state.syscall_ns);
+    }
+    state.syscall_ns = 0;
+    state.flags &= !GoroutineState::IN_SYSCALL;
     if state.wake_ns != 0 {
         let delay_ns = process.now_ns.saturating_sub(state.wake_ns);
         state.schedule_total_ns += delay_ns;
@@ -90,7 +101,7 @@ pub fn end(process: &Process, g: u64, goid: u64) -> Option<()> {
     }
     let duration_ns = process.now_ns.saturating_sub(state.park_ns);
     state.wait_total_ns += duration_ns;
-    state.wait_count += 1;
+    state.wait_count = state.wait_count.saturating_add(1);
     let head = WaitHead {
         header: Header {
             kind: kind::WAIT,
@@ -112,7 +123,7 @@ pub fn end(process: &Process, g: u64, goid: u64) -> Option<()> {
         process.count_short_wait(head.header.arg, duration_ns);
         return None;
     }
-    state.cpu_told_ns = head.cpu_ns;
+    state.cpu_told_ns = head.cpu_ns as u32;
     let layout = &process.layout;
     let pc = read_word(g + u64::from(layout.sched_pc)).unwrap_or(0);
     let fp = read_word(g + u64::from(layout.sched_bp)).unwrap_or(0);

@@ -130,6 +130,10 @@ pub struct Exit {
     /// 0 where it is not known.
     pub cpu_ns: u64,
     pub throttled_ns: u64,
+    pub blocked_total_ns: u64,
+    pub syscall_total_ns: u64,
+    /// Whether the sums are those of its whole life at level `full`.
+    pub whole: bool,
 }
 
 /// See [`WaitHead`].
@@ -249,8 +253,10 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
     let expected = match kind {
         kind::CREATE | kind::CREATE_COROUTINE => size_of::<CreateRecord>(),
         kind::CREATE_CLOSURE => size_of::<CreateClosureRecord>(),
-        // Those of recordings of gotrace 0.1 lack the last two words, which are read as 0 then.
-        kind::EXIT if bytes.len() == size_of::<ExitRecord>() - 16 => bytes.len(),
+        // Those of earlier recordings lack the last two words, or four, which are read as 0 then.
+        kind::EXIT if matches!(size_of::<ExitRecord>().checked_sub(bytes.len()), Some(16 | 32)) => {
+            bytes.len()
+        }
         kind::EXIT => size_of::<ExitRecord>(),
         kind::WAIT => size_of::<WaitRecord>(),
         kind::WAIT_DEEP => size_of::<WaitDeepRecord>(),
@@ -284,6 +290,9 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
             wait_count: word(bytes, 40),
             cpu_ns: word(bytes, 48),
             throttled_ns: word(bytes, 56),
+            blocked_total_ns: word(bytes, 64),
+            syscall_total_ns: word(bytes, 72),
+            whole: arg == 1,
         }),
         kind::WAIT | kind::WAIT_DEEP | kind::WAIT_PEER | kind::WAIT_PEER_DEEP => {
             let room = if matches!(kind, kind::WAIT | kind::WAIT_PEER) { FRAMES } else { DEEP_FRAMES };
@@ -469,15 +478,17 @@ mod tests {
             }))
         );
         let exit = ExitRecord {
-            header: header(kind::EXIT, 0),
+            header: gotrace_common::Header { arg: 1, ..header(kind::EXIT, 0) },
             goid: 7,
             wait_total_ns: 1,
             schedule_total_ns: 2,
             wait_count: 3,
             cpu_ns: 4,
             throttled_ns: 5,
+            blocked_total_ns: 6,
+            syscall_total_ns: 7,
         };
-        let bytes = bytes_of(&exit);
+        let mut bytes = bytes_of(&exit);
         let exit = Exit {
             process: 3,
             time_ns: 99,
@@ -487,13 +498,17 @@ mod tests {
             wait_count: 3,
             cpu_ns: 4,
             throttled_ns: 5,
+            blocked_total_ns: 6,
+            syscall_total_ns: 7,
+            whole: true,
         };
         assert_eq!(decode(&bytes), Ok(Event::Exit(exit)));
-        assert_eq!(
-            decode(&bytes[..48]),
-            Ok(Event::Exit(Exit { cpu_ns: 0, throttled_ns: 0, ..exit })),
-            "as of 0.1"
-        );
+        // Of earlier versions.
+        bytes[1] = 0;
+        let exit = Exit { blocked_total_ns: 0, syscall_total_ns: 0, whole: false, ..exit };
+        assert_eq!(decode(&bytes[..64]), Ok(Event::Exit(exit)));
+        assert_eq!(decode(&bytes[..48]), Ok(Event::Exit(Exit { cpu_ns: 0, throttled_ns: 0, ..exit })));
+        assert!(decode(&bytes[..56]).is_err() && decode(&bytes[..32]).is_err());
         let cpu = CpuRecord { header: header(kind::CPU, 0), goid: 7, cpu_ns: 5, throttled_ns: 6 };
         let told = Cpu { process: 3, time_ns: 99, goid: 7, cpu_ns: 5, throttled_ns: 6 };
         assert_eq!(decode(&bytes_of(&cpu)), Ok(Event::Cpu(told)));

@@ -227,9 +227,17 @@ pub struct GoroutineSpan {
     pub cpu_ns: Option<u64>,
     /// For how long its thread stood still, as the CPU quota was used up; `None` where it did not, or that is not known.
     pub throttled_ns: Option<u64>,
+    /// What it did from its creation to its exit, in nanoseconds by state ([`LIFE_NAMES`]), which add up to its lifetime;
+    /// `None` where its whole life was not seen at level `full`.
+    pub life: Option<[u64; LIFE_NAMES.len()]>,
     /// Sums of its waits of at least the threshold by reason.
     pub waits_by_reason: Vec<(Arc<str>, u64)>,
 }
+
+/// Names of the states of a goroutine's life: on a thread outside of system calls; runnable and not on a thread; in system
+/// calls; blocked.
+pub const LIFE_NAMES: [&str; 4] =
+    ["gotrace.time.running", "gotrace.time.run_queue", "gotrace.time.syscall", "gotrace.time.blocked"];
 
 /// Who ended a wait.
 #[derive(Clone, Debug, PartialEq)]

@@ -73,6 +73,7 @@ pub fn goroutine(resource: &Arc<Resource>, goid: u64) -> Span {
         wait_count: Some(4),
         cpu_ns: Some(1_250_000),
         throttled_ns: Some(250_000),
+        life: None,
         waits_by_reason: vec![("chan receive".into(), 2_500_000), ("select".into(), 0)],
     })
 }
@@ -96,6 +97,7 @@ pub fn bare_goroutine(resource: &Arc<Resource>) -> Span {
         wait_count: None,
         cpu_ns: None,
         throttled_ns: None,
+        life: None,
         waits_by_reason: Vec::new(),
     })
 }

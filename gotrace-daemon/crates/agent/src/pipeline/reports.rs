@@ -4,7 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use gotrace_common::{Histogram, ROW_OTHER, ROW_SCHEDULE, ROW_SYSCALL};
+use gotrace_common::{GoroutineState, Histogram, ROW_OTHER, ROW_SCHEDULE, ROW_SYSCALL};
 use gotrace_kernel::{HitCost, Kernel};
 use gotrace_model::{Interval, Level};
 use gotrace_process::Clock;
@@ -137,10 +137,10 @@ fn read_open_waits(probes: Option<&Probes>, traced: &mut [Traced]) {
     let Some(Probes { kernel, .. }) = probes else { return };
     let time_ns = Clock::now_monotonic_ns();
     let result = kernel.goroutines(|key, state| {
-        let (start_ns, reason) = match (state.park_ns, state.syscall_ns) {
-            (0, 0) => return,
-            (0, syscall_ns) => (syscall_ns, u8::try_from(ROW_SYSCALL).unwrap_or(u8::MAX)),
-            (park_ns, _) => (park_ns, state.reason),
+        let (start_ns, reason) = match state.park_ns {
+            0 if state.flags & GoroutineState::IN_SYSCALL == 0 => return,
+            0 => (state.syscall_ns, u8::try_from(ROW_SYSCALL).unwrap_or(u8::MAX)),
+            park_ns => (park_ns, state.reason),
         };
         // They are in the order of their numbers.
         let index = traced.binary_search_by_key(&key.process, Traced::number);

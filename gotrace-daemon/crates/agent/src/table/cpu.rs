@@ -193,6 +193,9 @@ mod tests {
                 wait_count: 0,
                 cpu_ns,
                 throttled_ns: cpu_ns / 4,
+                blocked_total_ns: 0,
+                syscall_total_ns: 0,
+                whole: false,
             };
             self.table.apply(&Event::Exit(exit), &mut self.out);
             match self.out.pop()? {

@@ -25,7 +25,7 @@ use crate::decode::{Create, Event, Exit, OpenWait, Wait};
 use gotrace_common::{Histogram, WakerKind};
 
 pub use cpu::{CpuTimes, CpuUse};
-pub use output::{Ended, Output, Waited, Waker};
+pub use output::{Ended, Life, Output, Waited, Waker};
 pub(crate) use peers::{PeerNumber, Peers};
 pub(crate) use places::Stacks;
 pub use places::StacksState;
@@ -349,6 +349,7 @@ impl Table {
             wait_total_ns: exit.wait_total_ns,
             wait_count: exit.wait_count,
             cpu,
+            life: Life::of(exit, lifetime_ns),
             waited_long: goroutine.is(Goroutine::WAITED_LONG),
             waits_by_reason,
         }));

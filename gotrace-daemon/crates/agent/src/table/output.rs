@@ -5,6 +5,7 @@ use core::net::SocketAddr;
 use smallvec::SmallVec;
 
 use super::CpuUse;
+use crate::decode::Exit;
 
 /// Something that ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,10 +41,40 @@ pub struct Ended {
     pub wait_count: u64,
     /// Processor time; 0 where it is not known.
     pub cpu: CpuUse,
+    /// Its whole life by state, where that was seen.
+    pub life: Option<Life>,
     /// Whether one of its waits was long ([`super::Table::set_long_wait`]).
     pub waited_long: bool,
     /// Sums of the waits that were sent, by reason.
     pub waits_by_reason: SmallVec<[(u8, u64); 1]>,
+}
+
+/// What a goroutine did from its creation to its exit; the times add up to those between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Life {
+    /// On a thread, outside of system calls.
+    pub running_ns: u64,
+    /// Runnable, and not on a thread.
+    pub run_queue_ns: u64,
+    /// In system calls.
+    pub syscall_ns: u64,
+    /// Blocked.
+    pub blocked_ns: u64,
+}
+
+impl Life {
+    /// Of a goroutine that lived for so long; `None` where its sums are not those of all its life.
+    pub(super) fn of(exit: &Exit, lifetime_ns: u64) -> Option<Self> {
+        let Exit { schedule_total_ns, blocked_total_ns, syscall_total_ns, whole, .. } = *exit;
+        let off = schedule_total_ns.checked_add(blocked_total_ns)?.checked_add(syscall_total_ns)?;
+        let running_ns = lifetime_ns.checked_sub(off).filter(|_| whole)?;
+        Some(Self {
+            running_ns,
+            run_queue_ns: schedule_total_ns,
+            syscall_ns: syscall_total_ns,
+            blocked_ns: blocked_total_ns,
+        })
+    }
 }
 
 /// A wait of at least the threshold. Times are those of the monotonic clock.

@@ -31,6 +31,9 @@ fn exit(goid: u64, time_ns: u64) -> Event<'static> {
         wait_count: 0,
         cpu_ns: 0,
         throttled_ns: 0,
+        blocked_total_ns: 0,
+        syscall_total_ns: 0,
+        whole: false,
     })
 }
 

@@ -28,6 +28,9 @@ fn exit(goid: u64, time_ns: u64) -> Event<'static> {
         wait_count: 2,
         cpu_ns: 0,
         throttled_ns: 0,
+        blocked_total_ns: 0,
+        syscall_total_ns: 0,
+        whole: false,
     })
 }
 

@@ -156,6 +156,11 @@ impl Mode {
         self.times.saw_all_waits(birth_ns)
     }
 
+    /// Whether it had level full all the time since then.
+    pub fn was_full_since(&self, birth_ns: u64) -> bool {
+        self.times.was_full_since(birth_ns)
+    }
+
     /// Nanoseconds at each level, by name, until now.
     pub fn times(&self, now_ns: u64) -> BTreeMap<&'static str, u64> {
         self.times.until(now_ns).into_iter().map(|(step, ns)| (step.level_name(), ns)).collect()
@@ -185,6 +190,12 @@ impl LevelTimes {
         self.now.is_some_and(|(step, _)| step.sees_waits()) && birth_ns >= self.waits_since_ns
     }
 
+    fn was_full_since(&self, birth_ns: u64) -> bool {
+        const FULL: Step = Step::Probes(Level::Full);
+        let Some((FULL, since_ns)) = self.now else { return false };
+        birth_ns >= since_ns || self.before.iter().all(|(step, ns)| *step == FULL || *ns == 0)
+    }
+
     fn until(&self, now_ns: u64) -> BTreeMap<Step, u64> {
         let mut times = self.before.clone();
         if let Some((step, since_ns)) = self.now {
@@ -212,6 +223,19 @@ mod tests {
         times.change(200, FULL);
         assert_eq!(times.until(205), [(FULL, 35), (Step::Snapshot, 70)].into());
         assert_eq!(times.until(205), [(FULL, 35), (Step::Snapshot, 70)].into(), "asking changes nothing");
+    }
+
+    #[test]
+    fn a_life_at_full_is_told_from_one_that_had_a_lower_level_in_it() {
+        let mut times = LevelTimes::default();
+        times.change(100, FULL);
+        // Its probes were in place a little before; a change to the same is none.
+        times.change(120, FULL);
+        assert!(times.was_full_since(90));
+        times.change(150, WAITS);
+        assert!(!times.was_full_since(90));
+        times.change(200, FULL);
+        assert!(!times.was_full_since(110) && !times.was_full_since(199) && times.was_full_since(200));
     }
 
     #[test]

@@ -157,6 +157,7 @@ mod tests {
             wait_total_ns: 0,
             wait_count: 0,
             cpu: crate::table::CpuUse::default(),
+            life: None,
             waited_long,
             waits_by_reason: SmallVec::new(),
         })

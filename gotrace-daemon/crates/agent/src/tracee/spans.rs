@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::{Facts, Names, Tracee};
-use crate::table::{Ended, Waited, Waker as TableWaker};
+use crate::table::{Ended, Life, Waited, Waker as TableWaker};
 use gotrace_model::{GoroutineSpan, SpanContext, WaitSpan, Waker};
 
 impl Tracee {
@@ -28,6 +28,10 @@ impl Tracee {
             run_total_ns: waits.then_some(lifetime_ns.saturating_sub(ended.wait_total_ns)),
             wait_count: waits.then_some(ended.wait_count),
             cpu_ns: (waits && ended.cpu.cpu_ns > 0).then_some(ended.cpu.cpu_ns),
+            life: ended.life.filter(|_| mode.was_full_since(ended.birth_ns)).map(|life| {
+                let Life { running_ns, run_queue_ns, syscall_ns, blocked_ns } = life;
+                [running_ns, run_queue_ns, syscall_ns, blocked_ns]
+            }),
             throttled_ns: (waits && ended.cpu.throttled_ns > 0).then_some(ended.cpu.throttled_ns),
             waits_by_reason: ended
                 .waits_by_reason

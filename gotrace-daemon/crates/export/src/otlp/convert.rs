@@ -15,6 +15,7 @@
 //! | `gotrace.wait.total`, `gotrace.run.total` | goroutine | int, nanoseconds |
 //! | `gotrace.wait.count` | goroutine | int |
 //! | `gotrace.wait.total.<reason>`, spaces as `_` | goroutine, waits of at least the threshold | int, nanoseconds |
+//! | `gotrace.time.{running,run_queue,syscall,blocked}` | goroutine whose life was seen at level `full`; they add up to it | int, nanoseconds |
 //! | `gotrace.wait.reason` | wait | string |
 //! | `gotrace.wait.scheduling_delay` | wait | int, nanoseconds |
 //! | `gotrace.waker.kind`: `goroutine`, `netpoll`, `timer`, `gc`, `unknown` | wait | string |
@@ -33,7 +34,7 @@ use opentelemetry_proto::tonic::{
 
 use super::requests;
 use gotrace_model::{
-    GoroutineSpan, Location, Resource, Span, SpanContext, Value, WaitSpan, Waker,
+    GoroutineSpan, LIFE_NAMES, Location, Resource, Span, SpanContext, Value, WaitSpan, Waker,
     metrics::{CODE, CREATED_BY, OWN_CODE, PlaceLabels},
 };
 
@@ -146,9 +147,10 @@ fn goroutine(span: &GoroutineSpan) -> trace::Span {
         wait_count,
         cpu_ns,
         throttled_ns,
+        life,
         waits_by_reason,
     } = span;
-    let mut attributes = Vec::with_capacity(13 + waits_by_reason.len());
+    let mut attributes = Vec::with_capacity(17 + waits_by_reason.len());
     place(&mut attributes, &CODE, entry);
     attributes.push(int("gotrace.goroutine.id", *goid));
     if *parent_goid != 0 {
@@ -167,6 +169,9 @@ fn goroutine(span: &GoroutineSpan) -> trace::Span {
         if let Some(value) = value {
             attributes.push(int(key, *value));
         }
+    }
+    for (key, ns) in life.iter().flat_map(|life| LIFE_NAMES.into_iter().zip(*life)) {
+        attributes.push(int(key, ns));
     }
     for (reason, total) in waits_by_reason {
         attributes.push(int(&reason_key(reason), *total));

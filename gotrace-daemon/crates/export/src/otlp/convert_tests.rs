@@ -21,6 +21,19 @@ fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
 }
 
 #[test]
+fn a_life_that_was_seen_is_told_by_state() {
+    let Span::Goroutine(goroutine) = samples::goroutine(&samples::resource(), 18) else {
+        panic!("a goroutine")
+    };
+    let life = Some([1_900_000, 100_000, 500_000, 2_500_000]);
+    let got = span(&Span::Goroutine(GoroutineSpan { life, ..goroutine }));
+    let states = got.attributes.iter().filter(|a| LIFE_NAMES.contains(&&*a.key));
+    let told: u64 =
+        states.map(|a| attributes(std::slice::from_ref(a))[0].1.parse::<u64>().expect("a number")).sum();
+    assert_eq!(told, got.end_time_unix_nano - got.start_time_unix_nano);
+}
+
+#[test]
 fn a_goroutine_at_the_root_of_its_trace_links_to_its_creator() {
     let got = span(&samples::goroutine(&samples::resource(), 18));
     assert_eq!(got.name, "main.worker");

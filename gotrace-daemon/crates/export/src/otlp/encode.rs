@@ -11,7 +11,7 @@ use prost::{Message as _, encoding::encode_varint, length_delimiter_len};
 
 use super::convert::{self, FLAGS, PEER_ADDRESS, PEER_PORT};
 use gotrace_model::{
-    GoroutineSpan, Location, Span, SpanContext, WaitSpan, Waker,
+    GoroutineSpan, LIFE_NAMES, Location, Span, SpanContext, WaitSpan, Waker,
     metrics::{CODE, CREATED_BY, OWN_CODE, PlaceLabels},
 };
 
@@ -114,6 +114,7 @@ impl Encoder {
             wait_count,
             cpu_ns,
             throttled_ns,
+            life,
             waits_by_reason,
         } = span;
         let out = &mut self.content;
@@ -136,6 +137,9 @@ impl Encoder {
             if let Some(value) = value {
                 int(out, SPAN_ATTRIBUTES, key, *value);
             }
+        }
+        for (key, ns) in life.iter().flat_map(|life| LIFE_NAMES.into_iter().zip(*life)) {
+            int(out, SPAN_ATTRIBUTES, key, ns);
         }
         for (reason, total) in waits_by_reason {
             if let Some(key) = self.reasons.get(reason) {
@@ -328,6 +332,7 @@ mod tests {
                 s.goid = number;
                 s.parent_goid = number;
                 s.wait_total_ns = Some(number);
+                s.life = Some([number; 4]);
                 s.start_unix_nano = number;
                 s.end_unix_nano = number;
                 s.entry = samples::location(&"é".repeat(length), &"/".repeat(length), u32::MAX);
