@@ -50,9 +50,39 @@ fn packages_hold_what_they_should_and_the_image_runs() {
     let made = directory.path();
     make(made);
     output_of("sha256sum", &["--check", "--quiet", "SHA256SUMS"], made);
+    materials(&find(made, ".cdx.json"));
     debian(&find(made, ".deb"), made);
     let layer = image(&find(made, ".image.tar"), made);
     sidecar(&layer);
+}
+
+/// The bill of materials has the binary, each crate that the notices name, and what all of it is under.
+fn materials(file: &Path) {
+    let said: Value = serde_json::from_slice(&fs::read(file).expect("a file")).expect("JSON");
+    assert_eq!((&said["bomFormat"], &said["specVersion"]), (&"CycloneDX".into(), &"1.6".into()));
+    let hash = Sha256::digest(fs::read(binary().expect("built")).expect("a file"));
+    let hash: String = hash.iter().map(|b| format!("{b:02x}")).collect();
+    assert_eq!(said["metadata"]["component"]["hashes"][0]["content"], hash);
+    let components = said["components"].as_array().expect("components");
+    for component in components {
+        assert!(
+            component["licenses"][0]["expression"].as_str().is_some_and(|l| !l.contains('/')),
+            "{component}"
+        );
+        let is_crate = component["purl"].as_str().expect("an address").starts_with("pkg:cargo/");
+        assert_eq!(
+            component["hashes"][0]["content"].as_str().map(str::len),
+            is_crate.then_some(64),
+            "{component}"
+        );
+    }
+    for name in ["glibc", "aya", "aya-ebpf", "tokio", "object"] {
+        assert!(components.iter().any(|c| c["name"] == name), "no {name}");
+    }
+    // For tests and tools alone.
+    for name in ["trycmd", "proptest"] {
+        assert!(components.iter().all(|c| c["name"] != name), "{name}");
+    }
 }
 
 fn debian(package: &Path, made: &Path) {

@@ -1,10 +1,10 @@
 //! `cargo xtask dist`: what users download: a statically linked gotrace, its man pages and shell
 //! completions, licences and documents, as a directory and as an archive that comes out the same, bit
-//! for bit, from the same sources, compiler and C library; and the same as a Debian package and a container
-//! image ([`packages`]).
+//! for bit, from the same sources, compiler and C library; the same as a Debian package and a container
+//! image ([`packages`]); and what it is made of ([`sbom`]).
 //!
-//! Leaves `target/dist/gotrace-<version>-<arch>/`, the same as `.tar.gz`, the `.deb`, the image, and
-//! `SHA256SUMS`. Builds for the machine's own architecture.
+//! Leaves `target/dist/gotrace-<version>-<arch>/`, the same as `.tar.gz`, the `.deb`, the image, the bill of materials
+//! (`.cdx.json`), and `SHA256SUMS`. Builds for the machine's own architecture.
 
 use std::{
     env, fs,
@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
 use crate::{
-    licences, packages,
+    licences, packages, sbom,
     util::{capture, root, run},
 };
 
@@ -84,8 +84,15 @@ pub fn main(options: &Options) -> Result<()> {
     let archive = dist.join(format!("{name}.tar.gz"));
     let bytes = packages::compress(&packages::archive(&dist, &[&name], &packages::time()?)?)?;
     fs::write(&archive, &bytes).with_context(|| format!("writing {}", archive.display()))?;
-    let made =
-        [archive, packages::deb(&binary, &directory, &dist)?, packages::image(&binary, &directory, &dist)?];
+    let sbom = dist.join(format!("{name}.cdx.json"));
+    fs::write(&sbom, sbom::document(&packages::sha256(&fs::read(&binary)?))?)
+        .with_context(|| format!("writing {}", sbom.display()))?;
+    let made = [
+        archive,
+        packages::deb(&binary, &directory, &dist)?,
+        packages::image(&binary, &directory, &dist)?,
+        sbom,
+    ];
     let mut sums = String::new();
     for file in &made {
         let bytes = fs::read(file)?;

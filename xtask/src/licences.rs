@@ -46,15 +46,25 @@ struct Metadata {
     resolve: Resolve,
 }
 
+/// A crate.
 #[derive(Deserialize)]
-struct Package {
+pub struct Package {
     id: String,
-    name: String,
-    version: String,
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
     license: Option<String>,
     manifest_path: PathBuf,
     /// `None`: a crate of the workspace.
     source: Option<String>,
+}
+
+impl Package {
+    /// Its licence as an SPDX expression: what was written before there were expressions is MIT/Apache-2.0.
+    pub fn licence(&self) -> Option<String> {
+        self.license.as_ref().map(|licence| licence.replace('/', " OR "))
+    }
 }
 
 #[derive(Deserialize)]
@@ -107,9 +117,8 @@ fn packages(manifest: &str) -> Result<Vec<Package>> {
     Ok(all.into_values().collect())
 }
 
-/// The notices of everything that is linked into the binary: each text once, behind the crates that
-/// are under it.
-pub fn notices() -> Result<String> {
+/// The crates of others that are linked into the binary, and into the eBPF object in it.
+pub fn linked() -> Result<Vec<Package>> {
     let linked = capture(Command::new("cargo").current_dir(root()).args([
         "tree",
         "--locked",
@@ -130,21 +139,31 @@ pub fn notices() -> Result<String> {
             Some(format!("{} {}", words.next()?, words.next()?.trim_start_matches('v')))
         })
         .collect();
-    let mut by_text: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    let mut list = BTreeSet::new();
+    let mut all = BTreeMap::new();
     for manifest in ["Cargo.toml", "gotrace-ebpf/Cargo.toml"] {
         for package in packages(manifest)? {
-            let Package { id: _, name, version, license, manifest_path, source } = package;
-            let this = format!("{name} {version}");
-            let in_binary = manifest != "Cargo.toml" || linked.contains(&this);
-            if source.is_none() || !in_binary {
-                continue;
+            let in_binary =
+                manifest != "Cargo.toml" || linked.contains(&format!("{} {}", package.name, package.version));
+            if package.source.is_some() && in_binary {
+                all.insert((package.name.clone(), package.version.clone()), package);
             }
-            list.insert(format!("{this} ({})", license.unwrap_or_default()));
-            let directory = manifest_path.parent().context("a manifest lies in a directory")?;
-            for text in texts(directory)? {
-                by_text.entry(text).or_default().insert(this.clone());
-            }
+        }
+    }
+    Ok(all.into_values().collect())
+}
+
+/// The notices of everything that is linked into the binary: each text once, behind the crates that
+/// are under it.
+pub fn notices() -> Result<String> {
+    let mut by_text: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut list = BTreeSet::new();
+    for package in linked()? {
+        let Package { id: _, name, version, license, manifest_path, source: _ } = package;
+        let this = format!("{name} {version}");
+        list.insert(format!("{this} ({})", license.unwrap_or_default()));
+        let directory = manifest_path.parent().context("a manifest lies in a directory")?;
+        for text in texts(directory)? {
+            by_text.entry(text).or_default().insert(this.clone());
         }
     }
     let mut notices = String::from(

@@ -11,6 +11,7 @@ mod fuzz;
 mod kernels;
 mod licences;
 mod packages;
+mod sbom;
 mod setup;
 mod test;
 mod util;
