@@ -12,6 +12,7 @@ mod daemon;
 mod observer;
 mod probes;
 mod process;
+mod programs;
 mod proof;
 mod report;
 mod requests;

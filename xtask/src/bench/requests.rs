@@ -12,6 +12,7 @@ use super::{
     Binaries, Extent, build_go, median,
     observer::attach,
     process::{GoProgram, Speaking},
+    programs::{Counting, Runs},
     report::{Bar, Report},
 };
 
@@ -78,6 +79,19 @@ impl Pair {
         Ok(Self { server, client, port })
     }
 
+    /// What gotrace's programs do for a request: how often they run, and for how many nanoseconds.
+    fn programs(&mut self, watched: Watched, gotrace: &Path, extent: Extent) -> Result<(f64, f64)> {
+        let gotrace = watched.begin(&self.server, gotrace)?.context("gotrace watches")?;
+        let before = Runs::of(gotrace.pid())?;
+        let load = format!("load {} {CONNECTIONS} {}ms", self.port, 4 * extent.sample.as_millis());
+        let count = self.client.ask(&load)?["count"].as_f64().context("a count of answers")?;
+        let runs = Runs::of(gotrace.pid())?.since(before);
+        gotrace.interrupt()?;
+        gotrace.end()?;
+        ensure!(count > 0.0 && runs.count > 0, "nothing was answered, or the kernel counts nothing");
+        Ok((runs.count as f64 / count, runs.ns as f64 / count))
+    }
+
     fn sample(&mut self, extent: Extent) -> Result<Sample> {
         let before = self.server.ask("used")?;
         let load = format!("load {} {CONNECTIONS} {}ms", self.port, extent.sample.as_millis());
@@ -113,7 +127,9 @@ impl Pair {
 /// Takes the samples and adds their medians to the report.
 pub fn measure(binaries: &Binaries, extent: Extent, target: &Path, report: &mut Report) -> Result<()> {
     let program: PathBuf = build_go("web", target)?;
-    let samples = Pair::start(&program, "0s")?.samples(&binaries.gotrace, extent)?;
+    let mut pair = Pair::start(&program, "0s")?;
+    let samples = pair.samples(&binaries.gotrace, extent)?;
+    programs(&mut pair, &binaries.gotrace, extent, report)?;
     // What one costs more than the other, sample by sample.
     let added = |of: usize, to: usize| {
         median(samples[of].iter().zip(&samples[to]).map(|(of, to)| of.cpu_ns - to.cpu_ns).collect())
@@ -137,5 +153,20 @@ pub fn measure(binaries: &Binaries, extent: Extent, target: &Path, report: &mut 
     report.add(&name, "1/s", rate(2), Some(rate(0)), Some(Bar::RatioAtLeast(LEFT_IN_ALL)));
     let name = format!("{name}, beside level full");
     report.add(name, "1/s", rate(2), Some(rate(1)), Some(Bar::RatioAtLeast(LEFT_OF_FULL)));
+    Ok(())
+}
+
+/// What the kernel counts of gotrace's programs for an empty request.
+fn programs(pair: &mut Pair, gotrace: &Path, extent: Extent, report: &mut Report) -> Result<()> {
+    let _counting = Counting::begin()?;
+    let mut at_full = None;
+    for (watched, what) in
+        ALL.into_iter().skip(1).zip(["level full", "requests --slow auto", "requests --slow 0ms"])
+    {
+        let (count, ns) = pair.programs(watched, gotrace, extent)?;
+        let (full_count, full_ns) = *at_full.get_or_insert((count, ns));
+        report.add(format!("an empty request: runs of programs, {what}"), "1", count, Some(full_count), None);
+        report.add(format!("an empty request: time in programs, {what}"), "ns", ns, Some(full_ns), None);
+    }
     Ok(())
 }
