@@ -104,9 +104,25 @@ pub mod program {
     pub const SPAN_BEGIN: u32 = 34;
     /// `span_end`
     pub const SPAN_END: u32 = 35;
+    /// `x_http2_begin`
+    pub const X_HTTP2_BEGIN: u32 = 36;
+    /// `http_carries_http2`
+    pub const HTTP_CARRIES_HTTP2: u32 = 37;
+    /// `gin_route`
+    pub const GIN_ROUTE: u32 = 38;
+    /// `echo_lookup`
+    pub const ECHO_LOOKUP: u32 = 39;
+    /// `echo_route`
+    pub const ECHO_ROUTE: u32 = 40;
+    /// `chi_route`
+    pub const CHI_ROUTE: u32 = 41;
+    /// `gorilla_route`
+    pub const GORILLA_ROUTE: u32 = 42;
+    /// `gorilla_value`
+    pub const GORILLA_VALUE: u32 = 43;
 
     /// Names of the programs, by number.
-    pub const NAMES: [&str; 36] = [
+    pub const NAMES: [&str; 44] = [
         "create_0",
         "create_1",
         "create_2",
@@ -143,6 +159,14 @@ pub mod program {
         "http_carries_grpc",
         "span_begin",
         "span_end",
+        "x_http2_begin",
+        "http_carries_http2",
+        "gin_route",
+        "echo_lookup",
+        "echo_route",
+        "chi_route",
+        "gorilla_route",
+        "gorilla_value",
     ];
 }
 

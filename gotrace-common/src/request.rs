@@ -184,7 +184,62 @@ pub struct OwnSpan {
     pub parent_span_id: u64,
 }
 
-/// Value of the map `REQUEST_CONFIGS`, one row a process slot (176 bytes).
+/// Where the context that a router keeps of a request has the pattern and the `http.Request` (4 bytes).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ContextLayout {
+    /// The pattern; [`NO_STEP`] where that is not known, or no such router is there.
+    pub pattern: u16,
+    /// The request.
+    pub request: u16,
+}
+
+/// The same of chi's, which has the patterns of all routers on the way, one a level, and no request (6 bytes).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct MountedLayout {
+    /// `RoutePatterns`; [`NO_STEP`] as above.
+    pub patterns: u16,
+    /// `routePattern`: the last of them, or nothing where the last router had none for the request.
+    pub last: u16,
+    /// `parentCtx`: the context of the request that the outermost router was called with.
+    pub parent: u16,
+}
+
+/// How to read what routers but that of `net/http` know of a request (32 bytes).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct RouterLayouts {
+    /// Address of the type of gorilla/mux's routes; 0 where they are not told.
+    pub gorilla_route: u64,
+    /// The template of such a route.
+    pub gorilla_template: FieldPath,
+    /// `gin.Context`
+    pub gin: ContextLayout,
+    /// `echo.context`, or `echo.Context`
+    pub echo: ContextLayout,
+    /// `chi.Context`
+    pub chi: MountedLayout,
+    /// `http.Request.ctx`
+    pub context: u16,
+    /// Reserved, 0.
+    pub reserved: u16,
+}
+
+impl RouterLayouts {
+    /// There are no such routers.
+    pub const NONE: Self = Self {
+        gorilla_route: 0,
+        gorilla_template: FieldPath::NONE,
+        gin: ContextLayout { pattern: NO_STEP, request: NO_STEP },
+        echo: ContextLayout { pattern: NO_STEP, request: NO_STEP },
+        chi: MountedLayout { patterns: NO_STEP, last: NO_STEP, parent: NO_STEP },
+        context: NO_STEP,
+        reserved: 0,
+    };
+}
+
+/// Value of the map `REQUEST_CONFIGS`, one row a process slot (208 bytes).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct RequestConfig {
@@ -196,6 +251,8 @@ pub struct RequestConfig {
     pub least_ns: u64,
     /// Spans of OpenTelemetry's SDK
     pub span: SpanLayout,
+    /// Routers but that of `net/http`
+    pub routers: RouterLayouts,
     /// `http.Request.Method`
     pub method: FieldPath,
     /// `http.Request.Pattern`, or the text behind `http.Request.pat`
@@ -231,6 +288,7 @@ impl Default for RequestConfig {
             threshold_ns: 0,
             least_ns: 0,
             span: SpanLayout::default(),
+            routers: RouterLayouts::NONE,
             method: none,
             pattern: none,
             header: none,
@@ -289,7 +347,7 @@ pub struct RequestKey {
     pub family: u32,
 }
 
-/// Value of the map `REQUESTS`: a request that has begun and not ended (320 bytes).
+/// Value of the map `REQUESTS`: a request that has begun and not ended (472 bytes).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct OpenRequest {
@@ -309,10 +367,13 @@ pub struct OpenRequest {
     pub hijacked: u8,
     /// Its goroutine panicked.
     pub panicked: u8,
-    /// It is answered as a call of gRPC's, which is a request of its own: this one is not counted.
-    pub carries_grpc: u8,
+    /// It carries what is told as requests of its own, a call of gRPC's or a connection of HTTP/2: this one is not counted.
+    pub carries: u8,
     /// [`Account::waits_lost`] at its beginning.
     pub waits_lost: u32,
+    /// What it is counted by, complete at its end; before, the pattern that a router but that of `net/http` has told. There
+    /// are at least [`ROUTE_BYTES`] behind it.
+    pub named: RouteKey,
     /// The account at its beginning.
     pub base: Times,
     /// The program's own span of it.
@@ -326,6 +387,15 @@ pub struct OpenRequest {
     pub pattern: [u64; 2],
     /// Its `traceparent`.
     pub traceparent: [u8; TRACEPARENT_BYTES],
+    /// Its context.
+    pub context: u64,
+    /// Address of the path that a router of echo's was last asked for; 0 for none. Old ones take it for the pattern where
+    /// they have none.
+    pub asked: u64,
+    /// How deep on the stack the mux was that [`Self::routed`] is of: the deeper of two is called by the other one.
+    pub routed_depth: u32,
+    /// The same of the router that has told [`Self::named`].
+    pub named_depth: u32,
 }
 
 impl Default for OpenRequest {
@@ -339,14 +409,35 @@ impl Default for OpenRequest {
             protocol: 0,
             hijacked: 0,
             panicked: 0,
-            carries_grpc: 0,
+            carries: 0,
             waits_lost: 0,
+            named: RouteKey::default(),
             base: Times::default(),
             own: OwnSpan::default(),
             header: 0,
             method: [0; 8],
             pattern: [0; 2],
             traceparent: [0; TRACEPARENT_BYTES],
+            context: 0,
+            asked: 0,
+            routed_depth: 0,
+            named_depth: 0,
+        }
+    }
+}
+
+impl OpenRequest {
+    /// Whether a pattern of this length, of a router this deep, says more than the one that was told: that of the innermost
+    /// router does, but `/` less than any other.
+    #[inline(always)]
+    #[must_use]
+    pub const fn yields_to(&self, length: u64, depth: u32) -> bool {
+        match (self.named.length, length) {
+            (_, 0) => false,
+            (0, _) => true,
+            (told, 1) => told == 1 && depth >= self.named_depth,
+            (1, _) => true,
+            _ => depth >= self.named_depth,
         }
     }
 }
@@ -417,10 +508,11 @@ pub struct RequestRecord {
 const _: () = {
     assert!(size_of::<SpanLayout>() == 24);
     assert!(size_of::<OwnSpan>() == 32);
-    assert!(size_of::<RequestConfig>() == 176);
+    assert!(size_of::<RouterLayouts>() == 32);
+    assert!(size_of::<RequestConfig>() == 208);
     assert!(size_of::<Account>() == 240);
     assert!(size_of::<RequestKey>() == 16);
-    assert!(size_of::<OpenRequest>() == 320);
+    assert!(size_of::<OpenRequest>() == 472);
     assert!(size_of::<RouteKey>() == 128);
     assert!(size_of::<RouteTimes>() == 1328);
     assert!(size_of::<RequestRecord>() == 368);

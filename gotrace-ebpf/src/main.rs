@@ -30,6 +30,7 @@ mod probes {
     pub mod program;
     pub mod request;
     pub mod route;
+    pub mod router;
     pub mod socket;
     pub mod span;
     pub mod syscall;

@@ -48,6 +48,7 @@ pub fn to_json(binary: &Binary, requests: &Requests) -> Value {
         "fields": requests.fields,
         "headers": requests.headers,
         "span_type": requests.span_type.map(|address| format!("{address:#x}")),
+        "route_type": requests.route_type.map(|address| format!("{address:#x}")),
         "missing": requests.missing,
     })
 }

@@ -8,7 +8,7 @@ use gotrace_common::{kind, program};
 
 use crate::{
     go_abi::{argument, closure_context, current_g, read_word},
-    probes::{collector, coroutine, lifecycle, request, span, syscall, wait, wake},
+    probes::{collector, coroutine, lifecycle, request, router, span, syscall, wait, wake},
     process::Probe,
 };
 
@@ -66,6 +66,14 @@ pub fn dispatch_requests(ctx: ProbeContext) -> u32 {
         program::PANIC => request::on_panic(ctx),
         program::SPAN_BEGIN => span::on_begin(ctx),
         program::SPAN_END => span::on_end(ctx),
+        program::X_HTTP2_BEGIN => request::on_x_http2_begin(ctx),
+        program::HTTP_CARRIES_HTTP2 => request::on_http_carries_http2(ctx),
+        program::GIN_ROUTE => router::on_gin(ctx),
+        program::ECHO_LOOKUP => router::on_echo_lookup(ctx),
+        program::ECHO_ROUTE => router::on_echo(ctx),
+        program::CHI_ROUTE => router::on_chi(ctx),
+        program::GORILLA_ROUTE => router::on_gorilla(ctx),
+        program::GORILLA_VALUE => router::on_gorilla_value(ctx),
         _ => None,
     };
     0

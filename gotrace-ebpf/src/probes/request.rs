@@ -9,9 +9,9 @@ use gotrace_common::{
 
 use crate::{
     emit::{reserve, submit},
-    go_abi::{argument, current_g, follow, read_word, read_words},
+    go_abi::{argument, current_g, follow, frame_pointer, read_word, read_words},
     maps::{ACCOUNTS, GOROUTINES, REQUEST_CONFIGS, REQUESTS, THRESHOLDS, ZEROS},
-    probes::{account, headers, route, span},
+    probes::{account, headers, route, router, span},
     process::{Probe, Process},
 };
 
@@ -41,8 +41,19 @@ fn by_goroutine(process: &Process, goid: u64) -> RequestKey {
 /// `net/http.serverHandler.ServeHTTP`: the request is the fourth argument.
 #[inline(always)]
 pub fn on_http_begin(ctx: &Probe) -> Option<()> {
+    begin_http(ctx, argument::<3>(ctx))
+}
+
+/// `(*serverConn).runHandler` of `golang.org/x/net/http2`: the request is the third argument. Where it then goes through
+/// `net/http`'s server it begins there once more.
+#[inline(always)]
+pub fn on_x_http2_begin(ctx: &Probe) -> Option<()> {
+    begin_http(ctx, argument::<2>(ctx))
+}
+
+#[inline(always)]
+fn begin_http(ctx: &Probe, object: u64) -> Option<()> {
     let (process, goid) = hit(ctx, Hit::RequestBegin)?;
-    let object = argument::<3>(ctx);
     let major = follow(object, config(&process)?.proto_major).and_then(read_word);
     let protocol = if major == Some(2) { protocol::HTTP2 } else { protocol::HTTP1 };
     let open = begin(&process, current_g(ctx), goid, by_goroutine(&process, goid), object, protocol)?;
@@ -67,6 +78,14 @@ pub fn on_grpc_begin(ctx: &Probe) -> Option<()> {
 pub fn http_begin(ctx: ProbeContext) -> u32 {
     let ctx = &Probe::new(ctx);
     on_http_begin(ctx);
+    0
+}
+
+/// `(*serverConn).runHandler` of `golang.org/x/net/http2`.
+#[uprobe]
+pub fn x_http2_begin(ctx: ProbeContext) -> u32 {
+    let ctx = &Probe::new(ctx);
+    on_x_http2_begin(ctx);
     0
 }
 
@@ -193,11 +212,16 @@ pub fn begin(
         (*open).goid = goid;
         (*open).object = object;
         (*open).routed = 0;
+        (*open).routed_depth = 0;
+        (*open).asked = 0;
+        if (*open).named.length != 0 {
+            router::forget(open);
+        }
         (*open).handler = 0;
         (*open).protocol = protocol;
         (*open).hijacked = 0;
         (*open).panicked = 0;
-        (*open).carries_grpc = 0;
+        (*open).carries = 0;
         (*open).waits_lost = (*account).waits_lost;
         (*open).base = (*account).times;
         (*open).own.span_id = 0;
@@ -295,7 +319,7 @@ pub fn serving(process: &Process, goid: u64, account: *mut Account) -> Option<*m
 
 /// The request that the goroutine serves by HTTP, if it does.
 #[inline(always)]
-fn open_http(process: &Process, goid: u64) -> Option<*mut OpenRequest> {
+pub fn open_http(process: &Process, goid: u64) -> Option<*mut OpenRequest> {
     REQUESTS.get_ptr_mut(by_goroutine(process, goid))
 }
 
@@ -303,8 +327,17 @@ fn open_http(process: &Process, goid: u64) -> Option<*mut OpenRequest> {
 #[inline(always)]
 pub fn on_http_route(ctx: &Probe) -> Option<()> {
     let (process, goid) = hit(ctx, Hit::RequestStep)?;
-    // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
-    unsafe { (*open_http(&process, goid)?).routed = argument::<3>(ctx) };
+    let request = argument::<3>(ctx);
+    let (open, depth) = router::served(ctx, &process, goid, frame_pointer(ctx))?;
+    // SAFETY: a value of a preallocated map.
+    if depth >= router::CHILD && !router::is_same(config(&process)?, unsafe { &*open }, request) {
+        return None;
+    }
+    // SAFETY: as above, of the goroutine whose event this is or of one that waits for it.
+    unsafe {
+        (*open).routed = request;
+        (*open).routed_depth = depth;
+    }
     Some(())
 }
 
@@ -342,11 +375,30 @@ pub fn on_http_hijack(ctx: &Probe) -> Option<()> {
 pub fn on_http_carries_grpc(ctx: &Probe) -> Option<()> {
     let (process, goid) = hit(ctx, Hit::RequestStep)?;
     // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
-    unsafe { (*open_http(&process, goid)?).carries_grpc = 1 };
+    unsafe { (*open_http(&process, goid)?).carries = 1 };
     Some(())
 }
 
-/// The same.
+/// `(*Server).ServeConn` of `golang.org/x/net/http2`, where the connection is that of a request which asked for HTTP/2: its
+/// streams are requests, and it is none.
+#[inline(always)]
+pub fn on_http_carries_http2(ctx: &Probe) -> Option<()> {
+    let (process, goid) = hit(ctx, Hit::RequestStep)?;
+    let open = open_http(&process, goid)?;
+    // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
+    unsafe { (*open).carries = 1 };
+    end(&process, by_goroutine(&process, goid), open, goid, status::NONE, ended::HIJACKED)
+}
+
+/// `(*Server).ServeConn` of `golang.org/x/net/http2`.
+#[uprobe]
+pub fn http_carries_http2(ctx: ProbeContext) -> u32 {
+    let ctx = &Probe::new(ctx);
+    on_http_carries_http2(ctx);
+    0
+}
+
+/// `(*Server).ServeHTTP` of gRPC.
 #[uprobe]
 pub fn http_carries_grpc(ctx: ProbeContext) -> u32 {
     let ctx = &Probe::new(ctx);
@@ -442,22 +494,25 @@ pub fn end(
         account::settle(account, open);
         process.now_ns.saturating_sub(start_ns)
     };
-    // SAFETY: as above.
-    let open = unsafe { &*open };
     let config = config(process)?;
-    let mut key = RouteKey { process: process.process, protocol: open.protocol, ..RouteKey::default() };
-    route::name(config, open, &mut key);
+    // SAFETY: as above.
+    unsafe { route::name(process, config, open) };
+    // SAFETY: as above.
+    let (named, counts) = unsafe { (&(*open).named, (*open).carries == 0) };
     let mut sent = false;
-    let counts = open.carries_grpc == 0;
     if counts && duration_ns >= config.least_ns {
-        let own = THRESHOLDS.get_ptr(key);
+        let own = THRESHOLDS.get_ptr(named);
         // SAFETY: a value of a preallocated map, which user space writes.
         let threshold_ns = own.map_or(config.threshold_ns, |ns| unsafe { core::ptr::read_volatile(ns) });
         sent = duration_ns >= threshold_ns;
     }
-    key.status = status;
+    // SAFETY: as above. Nothing else of it is written from now on.
+    let open = unsafe {
+        (*open).named.status = status;
+        &*open
+    };
     if counts {
-        route::count(process, &key, duration_ns, open);
+        route::count(process, &open.named, duration_ns, open);
     }
     if sent && let Some(mut entry) = reserve::<RequestRecord>(process, Lost::RingRequest) {
         // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
@@ -477,7 +532,12 @@ pub fn end(
             });
             (&raw mut (*to).goid).write(goid);
             (&raw mut (*to).start_ns).write(start_ns);
-            (&raw mut (*to).key).write(key);
+            let (from, name) =
+                ((&raw const open.named).cast::<u64>(), (&raw mut (*to).key).cast::<u64>());
+            // Word by word, as a copy of the whole takes room on the stack.
+            for n in 0..size_of::<RouteKey>() / 8 {
+                name.add(n).write(from.add(n).read());
+            }
             let sums = (&raw mut (*to).times).cast::<u64>();
             for n in 0..TIMES {
                 sums.add(n).write(open.base[n]);

@@ -8,7 +8,7 @@ use gotrace_common::{
 use crate::{
     go_abi::{follow, read_text, read_word, read_words},
     maps::{ROUTES, ZEROS},
-    probes::headers,
+    probes::{headers, router},
     process::{Process, increment},
 };
 
@@ -23,60 +23,84 @@ pub fn read_now(config: &RequestConfig, object: u64, open: *mut OpenRequest) -> 
     // SAFETY: the value of a preallocated map, of the goroutine whose event this is; as long as stated, and filled with 0.
     unsafe {
         (*open).header = header;
+        (*open).context = router::context_of(config, object).unwrap_or(0);
         read_text::<8>((&raw mut (*open).method).cast(), pointer, length);
         headers::traceparent(object, config, (&raw mut (*open).traceparent).cast());
     }
     Some(())
 }
 
-/// What the request is counted by: its method and route, or the function that served it.
+/// Completes what the request is counted by: its method and route, or the function that served it.
+///
+/// # Safety
+/// `open` must be the value of a preallocated map.
 #[inline(always)]
-pub fn name(config: &RequestConfig, open: &OpenRequest, key: &mut RouteKey) {
-    if open.protocol == protocol::GRPC {
-        text(open.object, config.grpc_method, key);
-        return;
-    }
-    if open.protocol == protocol::SPAN {
-        text(open.object, FieldPath { steps: [config.span.name, NO_STEP, NO_STEP] }, key);
-        return;
-    }
-    if open.header != 0 {
-        key.method = open.method;
-        if open.pattern[1] != 0 {
-            text_at(open.pattern, key);
+pub unsafe fn name(process: &Process, config: &RequestConfig, open: *mut OpenRequest) {
+    // SAFETY: as the caller says; nobody else writes it meanwhile, and all texts are as long as stated.
+    unsafe {
+        let key = &raw mut (*open).named;
+        (*key).process = process.process;
+        (*key).protocol = (*open).protocol;
+        let object = (*open).object;
+        if (*open).protocol == protocol::GRPC {
+            text(object, config.grpc_method, key);
+            return;
         }
-    } else if let Some(at) = follow(open.object, config.method)
-        && let Some([pointer, length]) = read_words::<2>(at)
-    {
-        // SAFETY: as long as stated.
-        unsafe { read_text::<8>((&raw mut key.method).cast(), pointer, length) };
-    }
-    // A mux notes the pattern in the request that it was called with: believed as long as that is a copy of this one.
-    // As words: comparing what may be nothing reads what was never written, which kernels before 5.19 refuse.
-    let header = |object| follow(object, config.header).and_then(read_word).unwrap_or(0);
-    let of_object = header(open.object);
-    let copy = open.routed != 0 && open.routed != open.object && header(open.routed) == of_object;
-    if key.length == 0 && (open.header == 0 || open.header == of_object) {
-        text(if copy { open.routed } else { open.object }, config.pattern, key);
-    }
-    if key.length == 0 {
-        key.handler = open.handler;
+        if (*open).protocol == protocol::SPAN {
+            text(object, FieldPath { steps: [config.span.name, NO_STEP, NO_STEP] }, key);
+            return;
+        }
+        let known = (*open).header;
+        if known != 0 {
+            (*key).method = (*open).method;
+        } else if let Some(at) = follow(object, config.method)
+            && let Some([pointer, length]) = read_words::<2>(at)
+        {
+            read_text::<8>((&raw mut (*key).method).cast(), pointer, length);
+        }
+        // A mux notes the pattern in the request that it was called with: believed as long as that is a copy of this one.
+        // As words: comparing what may be nothing reads what was never written, which kernels before 5.19 refuse.
+        let header = |object| follow(object, config.header).and_then(read_word).unwrap_or(0);
+        let (of_object, routed) = (header(object), (*open).routed);
+        let copy = routed != 0 && routed != object && header(routed) == of_object;
+        let [mut pointer, mut length] = (*open).pattern;
+        if length == 0 && (known == 0 || known == of_object) {
+            let at = follow(if copy { routed } else { object }, config.pattern).unwrap_or(0);
+            pointer = read_word(at).unwrap_or(0);
+            length = if pointer == 0 { 0 } else { read_word(at + 8).unwrap_or(0) };
+        }
+        if (*open).yields_to(length, (*open).routed_depth) {
+            router::forget(open);
+            text_at([pointer, length], key);
+        }
+        if (*key).length == 0 {
+            (*key).handler = (*open).handler;
+        }
     }
 }
 
 /// Reads the route's text.
+///
+/// # Safety
+/// As [`text_at`].
 #[inline(always)]
-fn text(object: u64, path: FieldPath, key: &mut RouteKey) -> Option<()> {
-    text_at(read_words::<2>(follow(object, path)?)?, key);
+unsafe fn text(object: u64, path: FieldPath, key: *mut RouteKey) -> Option<()> {
+    // SAFETY: as the caller says.
+    unsafe { text_at(read_words::<2>(follow(object, path)?)?, key) };
     Some(())
 }
 
 /// The same, from where it lies.
+///
+/// # Safety
+/// `key` must be valid for writing; its text must be 0.
 #[inline(always)]
-fn text_at([pointer, length]: [u64; 2], key: &mut RouteKey) {
-    // SAFETY: as long as stated.
-    if length != 0 && unsafe { read_text::<ROUTE_BYTES>((&raw mut key.route).cast(), pointer, length) } {
-        key.length = if length > ROUTE_BYTES as u64 { 255 } else { length as u8 };
+pub unsafe fn text_at([pointer, length]: [u64; 2], key: *mut RouteKey) {
+    // SAFETY: as the caller says; as long as stated.
+    unsafe {
+        if length != 0 && read_text::<ROUTE_BYTES>((&raw mut (*key).route).cast(), pointer, length) {
+            (*key).length = if length > ROUTE_BYTES as u64 { 255 } else { length as u8 };
+        }
     }
 }
 

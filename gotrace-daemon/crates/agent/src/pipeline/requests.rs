@@ -177,10 +177,12 @@ impl Traced {
     /// How the kernel side reads its requests; `None` where they are not traced.
     pub(super) fn request_config(&self) -> Option<RequestConfig> {
         let mut config = self.watched.as_ref()?.config;
-        if config.span.recorded != 0 {
-            // Before a program is executed that is unknown; it is asked for again when it has been.
-            let bias = self.bias_known.then(|| self.tracee.symbolizer().bias());
-            config.span.recorded = bias.map_or(0, |bias| config.span.recorded.wrapping_add(bias));
+        // Before a program is executed that is unknown; it is asked for again when it has been.
+        let bias = self.bias_known.then(|| self.tracee.symbolizer().bias());
+        for address in [&mut config.span.recorded, &mut config.routers.gorilla_route] {
+            if *address != 0 {
+                *address = bias.map_or(0, |bias| address.wrapping_add(bias));
+            }
         }
         Some(config)
     }
@@ -327,18 +329,20 @@ fn name(config: &RequestConfig, memory: &ImageMemory, open: &OpenRequest) -> Rou
     }
     let header = |object| reader.follow(object, config.header).and_then(|at| reader.word(at));
     let copied = open.routed != 0 && header(open.routed) == header(open.object);
-    let mut route = None;
     if open.header != 0 {
         key.method = open.method;
-        let [address, length] = open.pattern;
-        route = if length == 0 { None } else { reader.text_at(address, length) };
     } else if let Some((text, _)) = reader.text::<8>(open.object, config.method) {
         key.method = text;
     }
-    if route.is_none() && (open.header == 0 || header(open.object) == Some(open.header)) {
-        route = reader.text(if copied { open.routed } else { open.object }, config.pattern);
+    let mut pattern = open.pattern;
+    if pattern[1] == 0 && (open.header == 0 || header(open.object) == Some(open.header)) {
+        let holder = if copied { open.routed } else { open.object };
+        pattern = reader.follow(holder, config.pattern).and_then(|at| reader.words(at)).unwrap_or_default();
     }
-    if let Some((text, length)) = route {
+    let [address, length] = pattern;
+    if !open.yields_to(length, open.routed_depth) {
+        (key.route, key.length) = (open.named.route, open.named.length);
+    } else if let Some((text, length)) = reader.text_at(address, length) {
         (key.route, key.length) = (text, length);
     }
     key
@@ -367,8 +371,12 @@ impl Reader<'_> {
 
     /// A string, as far as there is room, and how long it is as [`RouteKey::length`] has it.
     fn text<const N: usize>(&self, base: u64, path: FieldPath) -> Option<([u8; N], u8)> {
-        let at = self.follow(base, path)?;
-        self.text_at(self.word(at)?, self.word(at.checked_add(8)?)?)
+        let [address, length] = self.words(self.follow(base, path)?)?;
+        self.text_at(address, length)
+    }
+
+    fn words(&self, address: u64) -> Option<[u64; 2]> {
+        Some([self.word(address)?, self.word(address.checked_add(8)?)?])
     }
 
     /// The same, from where it lies.

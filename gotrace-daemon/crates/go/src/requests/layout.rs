@@ -2,12 +2,12 @@
 
 use super::{
     super::elf::Elf,
-    FieldPath, Requests, Routes, Server,
+    FieldPath, Requests, Routes, Server, routers,
     types::{Struct, Types},
 };
 
 /// A field to look for: what outputs call it, and its path by the names of fields.
-type Field = (&'static str, &'static [&'static str]);
+pub(super) type Field = (&'static str, &'static [&'static str]);
 
 const REQUEST: [Field; 6] = [
     ("http.request.method", &["Method"]),
@@ -46,7 +46,7 @@ const SPAN: [Field; 9] = [
 const TRANSPORT: &str = "google.golang.org/grpc/internal/transport";
 
 /// All structures that are looked for.
-const STRUCTS: [&str; 8] = [
+const STRUCTS: [&str; 13] = [
     "http.Request",
     "http.response",
     "http.http2responseWriter",
@@ -55,6 +55,11 @@ const STRUCTS: [&str; 8] = [
     "transport.ServerStream",
     "status.Status",
     "trace.recordingSpan",
+    "gin.Context",
+    "echo.Context",
+    "echo.context",
+    "chi.Context",
+    "mux.Route",
 ];
 
 /// Adds what the descriptors tell of the servers that were found.
@@ -91,10 +96,6 @@ pub(super) fn read(elf: &Elf<'_>, module: Option<u64>, minor: u32, old_mux: bool
             }
             Server::XHttp2 => {
                 reader.structure("http2.responseWriter", "golang.org/x/net/http2", &X_HTTP2);
-                reader.requests.missing.push(
-                    "golang.org/x/net/http2: requests that do not go through net/http (h2c) have no begin"
-                        .into(),
-                );
             }
             Server::Grpc => {
                 let names = [("transport.ServerStream", TRANSPORT), ("transport.Stream", TRANSPORT)];
@@ -110,19 +111,31 @@ pub(super) fn read(elf: &Elf<'_>, module: Option<u64>, minor: u32, old_mux: bool
                     }
                 }
             }
+            Server::Gin | Server::Echo | Server::Chi | Server::Gorilla => routers::read(&mut reader, server),
         }
     }
 }
 
-struct Reader<'a, 'r> {
-    types: Option<&'a Types<'a>>,
-    requests: &'r mut Requests,
+pub(super) struct Reader<'a, 'r> {
+    pub types: Option<&'a Types<'a>>,
+    pub requests: &'r mut Requests,
 }
 
 impl Reader<'_, '_> {
     /// Fields of a structure, which is returned. Without descriptors the reason stands already.
     fn structure(&mut self, name: &'static str, package: &str, fields: &[Field]) -> Option<Struct> {
         self.first_of(&[(name, package)], &[fields])
+    }
+
+    /// The same as the first of these has them of which there is all.
+    pub fn either(&mut self, name: &'static str, package: &str, fields: &[&[Field]]) -> Option<Struct> {
+        let types = self.types?;
+        let found = types.named(name, package);
+        let is_there = |fields: &&&[Field]| {
+            found.is_some_and(|found| fields.iter().all(|(_, path)| types.path(found, path).is_ok()))
+        };
+        let fields = fields.iter().find(is_there).or(fields.first())?;
+        self.structure(name, package, fields)
     }
 
     /// The same of the first of some structures that the binary has.

@@ -7,6 +7,7 @@
 mod layout;
 mod plan;
 mod points;
+mod routers;
 mod types;
 
 use std::collections::BTreeMap;
@@ -33,6 +34,18 @@ pub enum Server {
     /// The program's own spans, by the OpenTelemetry SDK.
     #[serde(rename = "go.opentelemetry.io/otel/sdk")]
     OpenTelemetry,
+    /// A router behind one of those of HTTP, which tells the routes of its requests: gin.
+    #[serde(rename = "github.com/gin-gonic/gin")]
+    Gin,
+    /// The same: echo.
+    #[serde(rename = "github.com/labstack/echo")]
+    Echo,
+    /// The same: chi.
+    #[serde(rename = "github.com/go-chi/chi")]
+    Chi,
+    /// The same: gorilla/mux.
+    #[serde(rename = "github.com/gorilla/mux")]
+    Gorilla,
 }
 
 impl Server {
@@ -45,7 +58,17 @@ impl Server {
             Self::XHttp2 => "golang.org/x/net/http2",
             Self::Grpc => "google.golang.org/grpc",
             Self::OpenTelemetry => "go.opentelemetry.io/otel/sdk",
+            Self::Gin => "github.com/gin-gonic/gin",
+            Self::Echo => "github.com/labstack/echo",
+            Self::Chi => "github.com/go-chi/chi",
+            Self::Gorilla => "github.com/gorilla/mux",
         }
+    }
+
+    /// Whether it tells routes of others' requests, and serves none itself.
+    #[must_use]
+    pub const fn is_router(self) -> bool {
+        matches!(self, Self::Gin | Self::Echo | Self::Chi | Self::Gorilla)
     }
 }
 
@@ -55,13 +78,19 @@ impl Server {
 pub enum Moment {
     /// A request begins.
     Begin,
-    /// The request's route is about to be found, in a copy of it where a middleware made one.
+    /// A router looks for the request's path.
+    Lookup,
+    /// The request's route is about to be found, in a copy of it where a middleware made one; with a router but that of
+    /// `net/http` it is known.
     Route,
+    /// The same, with a value that may be the route.
+    #[serde(rename = "route")]
+    RouteValue,
     /// A function is called as a handler of it.
     Handler,
     /// The handler takes over the connection.
     Hijack,
-    /// A request of `net/http` is answered as a call of gRPC's.
+    /// A request of `net/http` is answered as a call of gRPC's, or becomes a connection of HTTP/2's.
     Carried,
     /// A goroutine panics, which may serve one.
     Panic,
@@ -75,7 +104,8 @@ impl Moment {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Begin => "begin",
-            Self::Route => "route",
+            Self::Lookup => "lookup",
+            Self::Route | Self::RouteValue => "route",
             Self::Handler => "handler",
             Self::Hijack => "hijack",
             Self::Carried => "carried",
@@ -155,6 +185,8 @@ pub struct Requests {
     pub headers: Option<HeaderMap>,
     /// Link-time address of the type of a recording span, which tells it from one that is not sampled.
     pub span_type: Option<u64>,
+    /// The same of gorilla/mux's routes, which tells them from other values of a request's.
+    pub route_type: Option<u64>,
     /// How requests of `net/http` can be told apart, and why; `None` without `net/http`.
     pub routes: Option<(Routes, &'static str)>,
     /// What was not found, and why: sentences.
@@ -171,7 +203,9 @@ impl Binary {
         let elf = Elf::parse(executable)?;
         let minor = self.version.minor;
         let found = moduledata::find(&elf, minor)?;
-        let scan = Scan::of(&found, &points::names(), &points::PREFIXES)?;
+        let names: Vec<_> = points::names().chain(routers::names()).collect();
+        let prefixes = [&points::PREFIXES[..], &routers::PREFIXES].concat();
+        let scan = Scan::of(&found, &names, &prefixes)?;
         let planner = Planner {
             elf: &elf,
             found: &found,
@@ -181,6 +215,7 @@ impl Binary {
             goid: u32::from(self.layout.goid),
         };
         let mut requests = points::find(&planner);
+        routers::find(&planner, &mut requests);
         if !requests.servers.is_empty() {
             let old_mux = self
                 .build

@@ -2,7 +2,10 @@
 
 use gotrace_common::{
     RequestConfig,
-    request::{FieldPath as KernelPath, HeaderMap as KernelMap, NO_STEP, SpanLayout},
+    request::{
+        ContextLayout, FieldPath as KernelPath, HeaderMap as KernelMap, MountedLayout, NO_STEP,
+        RouterLayouts, SpanLayout,
+    },
 };
 
 use super::{
@@ -16,10 +19,55 @@ impl Requests {
     pub fn can_trace(&self, server: Server) -> bool {
         let is_it = |p: &Point, server, moment| p.server == server && p.moment == moment && p.emulated;
         let has = |server, moment| self.points.iter().any(|p| is_it(p, server, moment));
+        if server.is_router() {
+            return self.can_trace(Server::Http) && self.can_read(server);
+        }
         // Those of HTTP/2 begin where all of HTTP do.
-        let begin = if matches!(server, Server::Http2 | Server::XHttp2) { Server::Http } else { server };
+        let begins = has(server, Moment::Begin)
+            || matches!(server, Server::Http2 | Server::XHttp2) && has(Server::Http, Moment::Begin);
         let is_read = server != Server::OpenTelemetry || self.spans().is_some();
-        has(begin, Moment::Begin) && has(server, Moment::End) && is_read
+        begins && has(server, Moment::End) && is_read
+    }
+
+    /// Whether what a router knows can be read.
+    fn can_read(&self, router: Server) -> bool {
+        let RouterLayouts { gin, echo, chi, gorilla_template, context, .. } = self.routers();
+        match router {
+            Server::Gin => gin != RouterLayouts::NONE.gin,
+            Server::Echo => echo != RouterLayouts::NONE.echo,
+            Server::Chi => ![chi.patterns, chi.last, chi.parent, context].contains(&NO_STEP),
+            _ => gorilla_template != KernelPath::NONE,
+        }
+    }
+
+    /// How what routers know is read, of those alone that have a point.
+    fn routers(&self) -> RouterLayouts {
+        let field = |server, name| {
+            let is_there = self.points.iter().any(|p| p.server == server && p.emulated);
+            self.fields.get(name).filter(|_| is_there).and_then(path)
+        };
+        let near = |server, name| match field(server, name) {
+            Some(KernelPath { steps: [at, NO_STEP, _] }) => at,
+            _ => NO_STEP,
+        };
+        let context = |server, pattern, request| {
+            let layout = ContextLayout { pattern: near(server, pattern), request: near(server, request) };
+            let is_whole = layout.pattern != NO_STEP && layout.request != NO_STEP;
+            if is_whole { layout } else { RouterLayouts::NONE.gin }
+        };
+        RouterLayouts {
+            gorilla_route: self.route_type.unwrap_or(0),
+            gorilla_template: field(Server::Gorilla, "gorilla.route.template").unwrap_or_default(),
+            gin: context(Server::Gin, "gin.context.pattern", "gin.context.request"),
+            echo: context(Server::Echo, "echo.context.pattern", "echo.context.request"),
+            chi: MountedLayout {
+                patterns: near(Server::Chi, "chi.context.patterns"),
+                last: near(Server::Chi, "chi.context.last"),
+                parent: near(Server::Chi, "chi.context.parent"),
+            },
+            context: near(Server::Http, "http.request.ctx"),
+            reserved: 0,
+        }
     }
 
     /// How spans of the SDK are read; the type's address is that at link time. `None` where anything of it is not known.
@@ -56,14 +104,13 @@ impl Requests {
     #[must_use]
     pub fn probes(&self) -> Vec<Probe> {
         let by_handler = self.routes.is_some_and(|(routes, _)| routes == Routes::Handler);
-        let wanted = |moment| match moment {
+        let wanted = |p: &Point| match (p.server, p.moment) {
             // Where the mux tells the route nobody asks for the function.
-            Moment::Handler => by_handler,
-            Moment::Route => !by_handler,
+            (Server::Http, Moment::Handler) => by_handler,
+            (Server::Http, Moment::Route) => !by_handler,
             _ => true,
         };
-        let points =
-            self.points.iter().filter(|p| p.emulated && self.can_trace(p.server) && wanted(p.moment));
+        let points = self.points.iter().filter(|p| p.emulated && self.can_trace(p.server) && wanted(p));
         points
             .map(|p| Probe {
                 event: Event::Request(p.server, p.moment),
@@ -84,6 +131,7 @@ impl Requests {
         let patterns = self.routes.is_some_and(|(routes, _)| routes != Routes::Handler);
         RequestConfig {
             span: self.spans().filter(|_| self.can_trace(Server::OpenTelemetry)).unwrap_or_default(),
+            routers: self.routers(),
             method: field("http.request.method"),
             pattern: if patterns { field("http.request.pattern") } else { KernelPath::NONE },
             header: field("http.request.header"),

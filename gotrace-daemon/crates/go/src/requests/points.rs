@@ -3,13 +3,15 @@
 //! Arguments are those of the functions' signatures, in the order of Go's register ABI; an interface takes
 //! two registers.
 
+use std::iter;
+
 use super::{
     super::{Operand, code::Place, plan::Planner},
     Moment, Point, Requests, Server,
 };
 
 /// A function to probe. Of those with the same server and moment, a binary has one, but for gRPC's two ways to end.
-struct Wanted {
+pub(super) struct Wanted {
     server: Server,
     moment: Moment,
     function: &'static str,
@@ -18,7 +20,24 @@ struct Wanted {
     values: &'static [(&'static str, u8)],
 }
 
-const fn at_entry(
+impl Wanted {
+    /// Probed at the one call of a function instead.
+    pub const fn at_call(self, callee: &'static str) -> Self {
+        Self { at_call: Some(callee), ..self }
+    }
+
+    /// The function.
+    pub const fn function(&self) -> &'static str {
+        self.function
+    }
+
+    /// What is to be looked for.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> + use<> {
+        iter::once(self.function).chain(self.at_call)
+    }
+}
+
+pub(super) const fn at_entry(
     server: Server,
     moment: Moment,
     function: &'static str,
@@ -30,7 +49,7 @@ const fn at_entry(
 const WRITER: &[(&str, u8)] = &[("writer", 0)];
 const STATUS: &[(&str, u8)] = &[("stream", 1), ("status", 2)];
 
-const WANTED: [Wanted; 17] = [
+const WANTED: [Wanted; 20] = [
     at_entry(
         Server::Http,
         Moment::Begin,
@@ -44,6 +63,15 @@ const WANTED: [Wanted; 17] = [
     at_entry(Server::Http, Moment::End, "net/http.(*response).finishRequest", &[("response", 0)]),
     at_entry(Server::Http2, Moment::End, "net/http.(*http2responseWriter).handlerDone", WRITER),
     at_entry(Server::Http2, Moment::End, "net/http/internal/http2.(*responseWriter).handlerDone", WRITER),
+    at_entry(
+        Server::XHttp2,
+        Moment::Begin,
+        "golang.org/x/net/http2.(*serverConn).runHandler",
+        &[("writer", 1), ("request", 2)],
+    ),
+    // The one, or the other where that is inlined.
+    at_entry(Server::XHttp2, Moment::Carried, "golang.org/x/net/http2.(*Server).ServeConn", &[]),
+    at_entry(Server::XHttp2, Moment::Carried, "golang.org/x/net/http2.(*Server).serveConn", &[]),
     at_entry(Server::XHttp2, Moment::End, "golang.org/x/net/http2.(*responseWriter).handlerDone", WRITER),
     at_entry(Server::Grpc, Moment::Begin, "google.golang.org/grpc.(*Server).handleStream", &[("stream", 3)]),
     at_entry(
@@ -71,14 +99,14 @@ const WANTED: [Wanted; 17] = [
         STATUS,
     ),
     at_entry(Server::Grpc, Moment::Carried, "google.golang.org/grpc.(*Server).ServeHTTP", &[]),
-    Wanted {
-        server: Server::OpenTelemetry,
-        moment: Moment::Begin,
-        function: "go.opentelemetry.io/otel/sdk/trace.(*tracer).Start",
-        // With a span in the context's value, as interface: its type and itself.
-        at_call: Some("context.WithValue"),
-        values: &[("type", 4), ("span", 5)],
-    },
+    // With a span in the context's value, as interface: its type and itself.
+    at_entry(
+        Server::OpenTelemetry,
+        Moment::Begin,
+        "go.opentelemetry.io/otel/sdk/trace.(*tracer).Start",
+        &[("type", 4), ("span", 5)],
+    )
+    .at_call("context.WithValue"),
     at_entry(
         Server::OpenTelemetry,
         Moment::End,
@@ -98,8 +126,8 @@ pub(super) const PREFIXES: [&str; 6] = [
 ];
 
 /// All names to look for.
-pub(super) fn names() -> Vec<&'static str> {
-    WANTED.iter().map(|w| w.function).chain(WANTED.iter().filter_map(|w| w.at_call)).collect()
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    WANTED.iter().flat_map(Wanted::names)
 }
 
 /// The servers that a binary has, and the points of each; what is missing of them.
@@ -114,6 +142,12 @@ pub(super) fn find(planner: &Planner<'_>) -> Requests {
         if !requests.servers.contains(&wanted.server) {
             requests.servers.push(wanted.server);
         }
+    }
+    // From Go 1.27 on it leaves the work to net/http, newer versions of it do.
+    let serves = |w: &Wanted| w.server == Server::XHttp2 && w.moment == Moment::Carried && there(w);
+    if !requests.servers.contains(&Server::XHttp2) && WANTED.iter().any(serves) {
+        let what = "connections that it is given by others than net/http's server (h2c)";
+        requests.missing.push(format!("{}: requests of {what} have no begin", Server::XHttp2.name()));
     }
     let mut done: Vec<(Server, Moment)> = Vec::new();
     for wanted in WANTED.iter().filter(|w| requests.servers.contains(&w.server)) {
@@ -158,12 +192,19 @@ pub(super) fn find(planner: &Planner<'_>) -> Requests {
     requests
 }
 
+/// The import path of a function's package.
+pub(super) fn package(function: &str) -> &str {
+    let last = function.rfind('/').map_or(0, |at| at + 1);
+    let end = function.get(last..).and_then(|name| name.find('.'));
+    end.and_then(|end| function.get(..last + end)).unwrap_or(function)
+}
+
 fn absent(wanted: &Wanted, why: &str) -> String {
     let (server, moment) = (wanted.server.name(), wanted.moment.name());
     format!("{server}: no {moment}: {} {why}", wanted.function)
 }
 
-fn point(planner: &Planner<'_>, wanted: &Wanted) -> Result<Point, String> {
+pub(super) fn point(planner: &Planner<'_>, wanted: &Wanted) -> Result<Point, String> {
     let address = |name| planner.scan.addresses.get(name).copied();
     let name_of = |a| planner.name_of(a);
     let entry = address(wanted.function).ok_or("is not in the binary")?;
