@@ -147,7 +147,7 @@ fn state(interval: &Interval, total: bool) -> Json {
         })),
         "level_ns": interval.levels.ns,
         "incomplete": interval.levels.incomplete(),
-        "leaks": interval.leaks.iter().map(leak).collect::<Vec<_>>(),
+        "leaks": interval.leaks.iter().map(|l| leak(l, usize::MAX)).collect::<Vec<_>>(),
         "leaks_refuted": interval.leaks_refuted,
         "suspects": interval.suspects.iter().map(suspected).collect::<Vec<_>>(),
         "sites": interval.sites.iter().map(|s| site(s, false)).collect::<Vec<_>>(),
@@ -179,14 +179,15 @@ fn site(site: &Site, total: bool) -> Json {
 pub fn proven(out: &mut (impl Write + ?Sized), interval: &Interval) -> io::Result<()> {
     let line = json!({"proven": {
         "pid": interval.pid,
-        "leaks": interval.leaks.iter().map(leak).collect::<Vec<_>>(),
+        "leaks": interval.leaks.iter().map(|l| leak(l, usize::MAX)).collect::<Vec<_>>(),
         "leaks_refuted": interval.leaks_refuted,
     }});
     write_json(out, &line)?;
     out.write_all(b"\n")
 }
 
-fn leak(leak: &Leak) -> Json {
+/// `ids`: of at most so many goroutines.
+pub(crate) fn leak(leak: &Leak, ids: usize) -> Json {
     json!({
         "entry": leak.entry.is_known().then(|| location(&leak.entry)),
         "created_by": leak.created_by.as_deref().map(location),
@@ -195,8 +196,8 @@ fn leak(leak: &Leak) -> Json {
         "count": leak.count,
         "growth_per_second": leak.growth_per_second.map(|(low, high)| json!({ "low": low, "high": high })),
         "retained_bytes": leak.retained_bytes,
-        "goids": leak.goids,
-        "others": leak.others.iter().map(part).collect::<Vec<_>>(),
+        "goids": leak.goids.get(..ids).unwrap_or(&leak.goids),
+        "others": leak.others.iter().map(|p| part(p, ids)).collect::<Vec<_>>(),
         "place": leak.place,
         "holders": leak.holders.iter().map(holder).collect::<Vec<_>>(),
         "why": leak.why,
@@ -204,14 +205,14 @@ fn leak(leak: &Leak) -> Json {
     })
 }
 
-fn part(part: &LeakPart) -> Json {
+fn part(part: &LeakPart, ids: usize) -> Json {
     json!({
         "entry": part.entry.is_known().then(|| location(&part.entry)),
         "created_by": part.created_by.as_deref().map(location),
         "waits_at": part.waits_at.as_deref().map(location),
         "wait_reason": part.reason,
         "count": part.goids.len(),
-        "goids": part.goids,
+        "goids": part.goids.get(..ids).unwrap_or(&part.goids),
     })
 }
 
@@ -227,7 +228,7 @@ fn holder(holder: &Holder) -> Json {
     })
 }
 
-fn suspected(suspected: &Suspected) -> Json {
+pub(crate) fn suspected(suspected: &Suspected) -> Json {
     json!({
         "verdict": suspected.verdict,
         "entry": suspected.entry.is_known().then(|| location(&suspected.entry)),

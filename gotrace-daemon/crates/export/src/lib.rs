@@ -5,6 +5,7 @@ pub mod check;
 pub mod collector;
 pub mod contention;
 pub mod dump;
+mod history;
 pub mod json;
 pub mod leaks;
 pub mod otlp;

@@ -11,12 +11,17 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use axum::http::{HeaderMap, HeaderValue, header::ORIGIN};
+use axum::http::{
+    HeaderMap, HeaderValue,
+    header::{self, AUTHORIZATION, ORIGIN},
+};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use sha2::{Digest as _, Sha256};
 
 /// Names that a peer of loopback may always use.
 const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
+/// What a browser keeps is called so.
+pub(super) const COOKIE: &str = "gotrace_token";
 /// The least characters of a token, and the most.
 const TOKEN: std::ops::RangeInclusive<usize> = 16..=4096;
 
@@ -52,7 +57,7 @@ impl Token {
     }
 
     /// Whether an `Authorization` header has it: `Bearer TOKEN`, or `Basic` with it as the password.
-    fn is_in(&self, authorization: &[u8]) -> bool {
+    pub(super) fn is_in(&self, authorization: &[u8]) -> bool {
         let Some(space) = authorization.iter().position(|b| *b == b' ') else { return false };
         let (scheme, rest) = authorization.split_at(space);
         let rest = rest.trim_ascii();
@@ -69,10 +74,31 @@ impl Token {
 
     fn is(&self, text: &[u8]) -> bool {
         let Self(own) = self;
-        let other: [u8; 32] = Sha256::digest(text).into();
-        // All bytes are looked at, whichever differ.
-        own.iter().zip(other).fold(0, |differ, (a, b)| black_box(differ | (a ^ b))) == 0
+        same(own, &Sha256::digest(text).into())
     }
+
+    /// What a browser keeps in place of the token: it opens the API, as long as the token is the same, and does not tell
+    /// it, since a browser sends cookies to every port of a host.
+    pub(super) fn cookie(&self) -> String {
+        let Self(own) = self;
+        let hash = Sha256::new().chain_update(b"gotrace cookie").chain_update(own).finalize();
+        hash.iter().map(|b| format!("{b:02x}")).collect()
+    }
+
+    /// Whether one of a request's cookies is that.
+    fn is_kept_in(&self, headers: &HeaderMap) -> bool {
+        let own = Sha256::digest(self.cookie()).into();
+        let cookies = headers.get_all(header::COOKIE).iter().filter_map(|cookies| cookies.to_str().ok());
+        let mut pairs =
+            cookies.flat_map(|cookies| cookies.split(';')).filter_map(|pair| pair.split_once('='));
+        pairs.any(|(name, value)| name.trim() == COOKIE && same(&own, &Sha256::digest(value.trim()).into()))
+    }
+}
+
+/// Whether two hashes are the same, in a time that does not tell how much of them is.
+fn same(a: &[u8; 32], b: &[u8; 32]) -> bool {
+    // All bytes are looked at, whichever differ.
+    a.iter().zip(b).fold(0, |differ, (a, b)| black_box(differ | (a ^ b))) == 0
 }
 
 impl fmt::Debug for Token {
@@ -107,12 +133,14 @@ impl AccessRules {
         &self,
         peer: Option<IpAddr>,
         host: Option<&str>,
-        authorization: Option<&[u8]>,
+        headers: &HeaderMap,
     ) -> Result<(), Denied> {
         let Self { hosts, token, require_token } = self;
-        if let (Some(token), Some(sent)) = (token, authorization)
-            && token.is_in(sent)
-        {
+        let shown = |token: &Token| {
+            let authorization = headers.get(AUTHORIZATION);
+            authorization.is_some_and(|sent| token.is_in(sent.as_bytes())) || token.is_kept_in(headers)
+        };
+        if token.as_ref().is_some_and(shown) {
             return Ok(());
         }
         let local = peer.is_some_and(|ip| ip.to_canonical().is_loopback());
@@ -166,6 +194,18 @@ pub(super) fn is_for_another_site(host: Option<&str>, headers: &HeaderMap) -> bo
     !headers.get_all(ORIGIN).iter().all(own)
 }
 
+/// Whether a browser asks for the page because somebody follows a link, which another site may have.
+pub(super) fn is_link_to(path: &str, headers: &HeaderMap) -> bool {
+    let is =
+        |name: &str, value: &str| headers.get(name).is_some_and(|sent| sent.as_bytes() == value.as_bytes());
+    path == super::page::DOCUMENT && is("sec-fetch-mode", "navigate") && is("sec-fetch-dest", "document")
+}
+
+/// Whether a browser asks for a script that runs in it.
+pub(super) fn is_of_a_script(headers: &HeaderMap) -> bool {
+    headers.get("sec-fetch-dest").is_some_and(|dest| dest.as_bytes() == b"empty")
+}
+
 /// The rules of now, which a changed configuration replaces. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Access(Arc<Mutex<Arc<AccessRules>>>);
@@ -199,9 +239,19 @@ mod tests {
     }
 
     fn ask(rules: &AccessRules, peer: &str, host: &str, authorization: &str) -> &'static str {
-        let peer = peer.parse().ok();
-        let authorization = (!authorization.is_empty()).then_some(authorization.as_bytes());
-        match rules.admit(peer, (!host.is_empty()).then_some(host), authorization) {
+        let authorization = (!authorization.is_empty()).then_some((AUTHORIZATION, authorization));
+        ask_with(rules, peer, host, authorization)
+    }
+
+    fn ask_with(
+        rules: &AccessRules,
+        peer: &str,
+        host: &str,
+        sent: Option<(header::HeaderName, &str)>,
+    ) -> &'static str {
+        let sent = sent.map(|(name, value)| (name, HeaderValue::from_str(value).expect("a value")));
+        let headers = HeaderMap::from_iter(sent);
+        match rules.admit(peer.parse().ok(), (!host.is_empty()).then_some(host), &headers) {
             Ok(()) => "ok",
             Err(Denied::Unauthorized(_)) => "401",
             Err(Denied::Forbidden(_)) => "403",
@@ -261,6 +311,26 @@ mod tests {
             assert_eq!(ask(&open, "10.0.0.7", "any", sent), answer, "{sent}");
             assert_eq!(ask(&rules(true, true), "127.0.0.1", "localhost", sent), answer, "{sent}");
         }
+    }
+
+    #[test]
+    fn a_cookie_opens_as_long_as_the_token_is_the_same() {
+        let rules = rules(true, true);
+        let cookie = rules.token.as_ref().expect("a token").cookie();
+        let answer = |cookie: &str| ask_with(&rules, "127.0.0.1", "any", Some((header::COOKIE, cookie)));
+        assert_eq!(answer(&format!("a=b; {COOKIE}={cookie}; c=d")), "ok");
+        for wrong in [
+            String::new(),
+            cookie.clone(),
+            format!("{COOKIE}="),
+            format!("{COOKIE}={SECRET}"),
+            format!("{COOKIE}={}", cookie.to_uppercase()),
+            format!("other={cookie}"),
+        ] {
+            assert_eq!(answer(&wrong), "401", "{wrong}");
+        }
+        let other = Token::new(b"another-token-of-sixteen").expect("a token");
+        assert!(other.cookie() != cookie && !cookie.contains(SECRET));
     }
 
     #[test]

@@ -95,7 +95,9 @@ pub(super) async fn answer(
             let name = attachment(kind.name());
             ([(CONTENT_TYPE, BYTES), (CONTENT_DISPOSITION, &*name)], bytes).into_response()
         }
-        Format::Counted | Format::Traceback => ([(CONTENT_TYPE, TEXT)], bytes).into_response(),
+        Format::Counted | Format::Traceback | Format::Groups => {
+            ([(CONTENT_TYPE, TEXT)], bytes).into_response()
+        }
     };
     if let Some(incomplete) = incomplete.and_then(|text| HeaderValue::try_from(text).ok()) {
         response.headers_mut().insert(INCOMPLETE, incomplete);
@@ -109,7 +111,7 @@ fn write(kind: Kind, format: Format, waits: &Waits, executable: &str) -> Written
     // A vector takes everything.
     let _ = match format {
         Format::Protobuf => profile.write(&mut bytes, executable),
-        Format::Counted | Format::Traceback => profile.write_text(&mut bytes),
+        Format::Counted | Format::Traceback | Format::Groups => profile.write_text(&mut bytes),
     };
     (bytes, profile.incomplete())
 }

@@ -1,8 +1,8 @@
-//! The daemon's API over HTTP: the processes that are traced as JSON, targets for scrapers of profiles, and of each
-//! process what `net/http/pprof` would offer, for programs that have none.
+//! The daemon's API over HTTP: the processes that are traced as JSON and as events, targets for scrapers of profiles, of
+//! each process what `net/http/pprof` would offer, for programs that have none, and a page for browsers.
 //!
-//! Input: [`Processes`], each one's last report on the [`Board`], requests that [`Access`] admits. Output: JSON, and
-//! profiles: of a snapshot that is taken at the request, of waits that were seen, of leaks that were proven. Invariants: a
+//! Input: [`Processes`], each one's last report on the [`Board`], requests that [`Access`] admits. Output: JSON, the page,
+//! and profiles: of a snapshot that is taken at the request, of waits that were seen, of leaks that were proven. Invariants: a
 //! process that no rule takes is never read; one capture a process at a time, and two in all; the threads that serve
 //! `/livez` read no process.
 //! Errors are plain text: what happened, and what to do.
@@ -10,6 +10,11 @@
 mod access;
 mod ask;
 mod contention;
+mod events;
+mod findings;
+mod page;
+#[cfg(test)]
+mod page_tests;
 mod pprof;
 mod processes;
 mod stream;
@@ -34,8 +39,7 @@ use axum::{
     http::{
         HeaderMap, HeaderValue, Method, StatusCode, Uri,
         header::{
-            ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST, RETRY_AFTER, WWW_AUTHENTICATE,
-            X_CONTENT_TYPE_OPTIONS,
+            ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, RETRY_AFTER, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
         },
     },
     middleware::{Next, from_fn_with_state},
@@ -47,7 +51,7 @@ pub use access::{Access, AccessRules, BadToken, Token};
 pub use processes::SCHEMA;
 
 use crate::{contention::Waits, dump::Captured, json, prometheus::Board};
-use access::{Denied, is_for_another_site, without_port};
+use access::{Denied, is_for_another_site, is_link_to, is_of_a_script, without_port};
 use gotrace_model::{Resource, printable::write_json};
 use processes::Latest;
 
@@ -125,19 +129,35 @@ pub(crate) struct Ends {
     pub local: SocketAddr,
 }
 
-/// Whether a connection may have to give way to a new one, which the server adds to each request.
+/// Whether a connection may have to give way to a new one, and when it has to end, which the server adds to each request.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Stays(Arc<AtomicBool>);
+pub(crate) struct Stays(Arc<Marks>);
+
+#[derive(Debug, Default)]
+struct Marks {
+    stays: AtomicBool,
+    moved: AtomicBool,
+}
 
 impl Stays {
     /// It has what others had to wait for: it gives way last.
     pub fn stay(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.stays.store(true, Ordering::Relaxed);
     }
 
     /// Whether it gives way last.
     pub fn stays(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.stays.load(Ordering::Relaxed)
+    }
+
+    /// Its client has taken more of an answer without end.
+    pub fn moved(&self) {
+        self.0.moved.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it has since this was last asked.
+    pub fn has_moved(&self) -> bool {
+        self.0.moved.swap(false, Ordering::Relaxed)
     }
 }
 
@@ -148,6 +168,7 @@ pub struct Api {
     access: Access,
     captures: pprof::Captures,
     contentions: contention::Turns,
+    clients: events::Clients,
 }
 
 impl std::fmt::Debug for Api {
@@ -166,15 +187,22 @@ impl Api {
             access,
             captures: pprof::Captures::default(),
             contentions: contention::Turns::default(),
+            clients: events::Clients::default(),
         }
     }
 
     /// Its paths, and the answer to those that nobody has.
     pub(crate) fn router(self) -> Router {
         let api = Arc::new(self);
-        Router::new()
+        page::router()
+            .route("/api/v1/events", get(events::events))
+            .route("/api/v1/findings", get(findings))
+            .route("/api/v1/history", get(histories))
             .route("/api/v1/processes", get(list))
             .route("/api/v1/processes/{pid}", get(latest))
+            .route("/api/v1/processes/{pid}/findings", get(findings_of))
+            .route("/api/v1/processes/{pid}/goroutines", get(pprof::groups))
+            .route("/api/v1/processes/{pid}/history", get(history))
             .route("/api/v1/sd", get(targets))
             .route("/processes/{pid}/debug/pprof", get(pprof::index))
             .route("/processes/{pid}/debug/pprof/", get(pprof::index))
@@ -199,32 +227,41 @@ impl Api {
 /// Lets nobody ask who may not, and says how answers are to be treated.
 async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<Ends>().map(|ends| ends.peer.ip());
-    let authorization = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);
-    let host = host_of(request.uri(), request.headers());
-    let admitted = api.access.rules().admit(peer, host, authorization);
+    let (path, method, headers) = (request.uri().path(), request.method(), request.headers());
+    let host = host_of(request.uri(), headers);
+    let admitted = api.access.rules().admit(peer, host, headers);
+    // The page itself may be linked to: it asks for all else from where it is.
+    let for_another_site = is_for_another_site(host, headers) && !is_link_to(path, headers);
+    let is_get = *method == Method::GET;
+    let is_answered = is_get || (*method == Method::POST && path == page::LOGIN);
     let mut response = match admitted {
-        Ok(()) if is_for_another_site(host, request.headers()) => plain(
+        Ok(()) if for_another_site => plain(
             StatusCode::FORBIDDEN,
             "a browser asks for a page of another site: open the address in a tab of its own",
         ),
         // HEAD would have a process read for nothing.
-        Ok(()) if request.method() != Method::GET => {
+        Ok(()) if !is_answered => {
             let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered");
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
             response
         }
         Ok(()) => next.run(request).await,
         Err(Denied::Forbidden(why)) => plain(StatusCode::FORBIDDEN, why),
+        // It asks for the token.
+        Err(Denied::Unauthorized(_)) if is_get && page::has(path) => next.run(request).await,
         Err(Denied::Unauthorized(why)) => {
             let mut response = plain(StatusCode::UNAUTHORIZED, why);
-            for scheme in ["Bearer realm=\"gotrace\"", "Basic realm=\"gotrace\""] {
+            let schemes = ["Bearer realm=\"gotrace\"", "Basic realm=\"gotrace\""];
+            // Where a script asks, a browser would ask for a password by itself.
+            let told = if is_of_a_script(headers) { 1 } else { 2 };
+            for scheme in schemes.iter().take(told) {
                 response.headers_mut().append(WWW_AUTHENTICATE, HeaderValue::from_static(scheme));
             }
             response
         }
     };
     let headers = response.headers_mut();
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
@@ -238,10 +275,32 @@ fn host_of<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<&'a str> {
     hosts.next().filter(|_| hosts.next().is_none())?.to_str().ok()
 }
 
-async fn list(State(api): State<Arc<Api>>) -> Response {
+fn now_unix_nano() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
-    as_json(&processes::list(&api.processes.traced(), &api.latest(), now))
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+}
+
+async fn list(State(api): State<Arc<Api>>) -> Response {
+    as_json(&processes::list(&api.processes.traced(), &api.latest(), now_unix_nano()))
+}
+
+async fn findings(State(api): State<Arc<Api>>) -> Response {
+    as_json(&findings::list(&api.processes.traced(), &api.latest(), now_unix_nano()))
+}
+
+async fn findings_of(State(api): State<Arc<Api>>, Path(pid): Path<String>) -> Response {
+    let Some(traced) = api.process(&pid) else { return not_traced(&pid) };
+    as_json(&findings::list(&[traced], &api.latest(), now_unix_nano()))
+}
+
+async fn histories(State(api): State<Arc<Api>>) -> Response {
+    as_json(&processes::histories(&api.processes.traced(), &api.board))
+}
+
+async fn history(State(api): State<Arc<Api>>, Path(pid): Path<String>) -> Response {
+    let Some(traced) = api.process(&pid) else { return not_traced(&pid) };
+    let history = api.board.history(traced.resource.process()).unwrap_or_default();
+    as_json(&processes::history(&traced, &history, false))
 }
 
 async fn latest(State(api): State<Arc<Api>>, Path(pid): Path<String>) -> Response {
@@ -283,8 +342,8 @@ fn address_of(host: Option<&str>, ends: Option<Ends>) -> Option<String> {
 }
 
 async fn no_such_page() -> Response {
-    let why = "there is no such page: there are /metrics, /livez, /readyz, /api/v1/processes, /api/v1/sd and \
-               /processes/PID/debug/pprof/";
+    let why = "there is no such page: there are / (for browsers), /metrics, /livez, /readyz, /api/v1/processes, \
+               /api/v1/findings, /api/v1/history, /api/v1/events, /api/v1/sd and /processes/PID/debug/pprof/";
     plain(StatusCode::NOT_FOUND, why)
 }
 

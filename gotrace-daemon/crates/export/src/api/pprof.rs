@@ -30,9 +30,9 @@ use super::{
 };
 use crate::{
     contention,
-    dump::{Captured, Filter, Kind, count, incomplete, pprof, text},
+    dump::{Captured, Dump, Filter, Kind, count, group, incomplete, json, pprof, text},
 };
-use gotrace_inspect::snapshot::Status;
+use gotrace_inspect::snapshot::{Names, Status};
 use gotrace_process::{contained, give_memory_back};
 
 /// Captures at once, of all processes: each takes memory.
@@ -47,6 +47,8 @@ pub(super) const INCOMPLETE: HeaderName = HeaderName::from_static("gotrace-incom
 
 /// Seconds since the proof began that a profile of leaked goroutines is of.
 const PROOF_AGE: HeaderName = HeaderName::from_static("gotrace-proof-age");
+/// JSON, one object a line.
+const LINES: &str = "application/x-ndjson";
 /// What is no text.
 pub(super) const BYTES: &str = "application/octet-stream";
 /// How long a client waits for a proof that is made for it, and how often it is looked for.
@@ -124,6 +126,8 @@ pub(super) enum Format {
     Counted,
     /// `debug=2`
     Traceback,
+    /// Lines of JSON (`gotrace.dump/1`), one for those that are alike.
+    Groups,
 }
 
 /// What of a process's goroutines is wanted.
@@ -174,9 +178,14 @@ impl Wanted {
             Format::Protobuf => pprof::write,
             Format::Counted => count::write,
             Format::Traceback => text::write,
+            Format::Groups => groups_as_lines,
         };
         captured.write(out, (self.kind(), &note), &filter, how)
     }
+}
+
+fn groups_as_lines(out: &mut dyn Write, dump: &Dump<'_>, names: &mut Names) -> std::io::Result<()> {
+    json::write_groups(out, dump, &group::groups(&dump.goroutines), names)
 }
 
 /// The value of a name in a query; empty where it has none.
@@ -223,6 +232,29 @@ pub(super) async fn index(State(api): State<Arc<Api>>, Path(pid): Path<String>) 
     plain(StatusCode::OK, text)
 }
 
+/// Goroutines that are alike, the most first, as of now.
+pub(super) async fn groups(
+    State(api): State<Arc<Api>>,
+    Path(pid): Path<String>,
+    version: Version,
+    Extension(stays): Extension<Stays>,
+) -> Response {
+    let Some(traced) = api.process(&pid) else { return not_traced(&pid) };
+    match too_old(version) {
+        Some(response) => response,
+        None => goroutines(&api, traced.pid, Format::Groups, Wanted::All, &stays).await,
+    }
+}
+
+/// The answer to a client that cannot tell a part of an answer from all of it.
+fn too_old(version: Version) -> Option<Response> {
+    (version < Version::HTTP_11).then(|| {
+        let why = "ask with HTTP/1.1: before it a part of an answer cannot be told from all of it (nginx: \
+                   proxy_http_version 1.1)";
+        plain(StatusCode::HTTP_VERSION_NOT_SUPPORTED, why)
+    })
+}
+
 /// A profile by its name.
 pub(super) async fn profile(
     State(api): State<Arc<Api>>,
@@ -249,10 +281,8 @@ pub(super) async fn profile(
                        compare two with `go tool pprof -base`";
             return plain(StatusCode::NOT_IMPLEMENTED, why);
         }
-        if version < Version::HTTP_11 {
-            let why = "ask with HTTP/1.1: before it a part of an answer cannot be told from all of it (nginx: \
-                       proxy_http_version 1.1)";
-            return plain(StatusCode::HTTP_VERSION_NOT_SUPPORTED, why);
+        if let Some(response) = too_old(version) {
+            return response;
         }
         if profile == "goroutine" {
             return goroutines(&api, traced.pid, format, Wanted::All, &stays).await;
@@ -346,6 +376,7 @@ async fn goroutines(api: &Api, pid: u32, format: Format, wanted: Wanted, stays: 
             ([(CONTENT_TYPE, BYTES), (CONTENT_DISPOSITION, &*attachment(name))], body).into_response()
         }
         Format::Counted | Format::Traceback => ([(CONTENT_TYPE, TEXT)], body).into_response(),
+        Format::Groups => ([(CONTENT_TYPE, LINES)], body).into_response(),
     };
     if let Some(incomplete) = incomplete.and_then(|text| HeaderValue::try_from(text).ok()) {
         response.headers_mut().insert(INCOMPLETE, incomplete);

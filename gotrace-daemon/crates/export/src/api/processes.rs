@@ -1,4 +1,4 @@
-//! What the API says of all processes: the list (`gotrace.processes/1`), and targets for scrapers of profiles.
+//! What the API says of all processes: the list (`gotrace.processes/1`), their histories (`gotrace.history/1`), and targets for scrapers of profiles.
 //!
 //! Input: the processes that are traced, and each one's last [`Interval`]. Output: JSON. What is not known is `null`, or
 //! among a target's labels not there. Pure.
@@ -8,10 +8,13 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde_json::{Map, Value as Json, json};
 
 use super::Traced;
+use crate::{history::History, prometheus::Board};
 use gotrace_model::{Interval, Resource};
 
 /// The schema of the list.
 pub const SCHEMA: &str = "gotrace.processes/1";
+/// The schema of their histories.
+const HISTORY_SCHEMA: &str = "gotrace.history/1";
 
 /// The last report of each process, by [`Resource::process`]: a pid can be another program's by now.
 pub(super) type Latest = BTreeMap<u64, Arc<Interval>>;
@@ -23,7 +26,8 @@ pub(super) fn list(traced: &[Traced], latest: &Latest, time_unix_nano: u64) -> J
     json!({ "schema": SCHEMA, "time_unix_nano": time_unix_nano, "processes": processes })
 }
 
-fn process(traced: &Traced, interval: Option<&Arc<Interval>>) -> Json {
+/// One of the list.
+pub(super) fn process(traced: &Traced, interval: Option<&Arc<Interval>>) -> Json {
     let Traced { pid, since_unix_nano, engine, level, resource } = traced;
     let interval = interval.map(|interval| &**interval);
     // What others know of it is on the reports.
@@ -44,6 +48,11 @@ fn process(traced: &Traced, interval: Option<&Arc<Interval>>) -> Json {
         "level_lowered_by": interval.and_then(|interval| interval.level_reason),
         "alive": interval.map(|interval| interval.alive),
         "alive_is_lower_bound": interval.map(|interval| interval.alive_is_lower_bound),
+        "interval_ns": interval.map(|interval| interval.end_unix_nano.saturating_sub(interval.start_unix_nano)),
+        "born": interval.map(|interval| interval.born),
+        "died": interval.map(|interval| interval.died),
+        "lost": interval.map(|interval| &interval.lost),
+        "probe_cost_share": interval.and_then(|interval| interval.probe_cost_share),
         "leaks_proven": leaked.map(|(proven, _)| proven),
         "leak_suspects": leaked.map(|(_, suspected)| suspected),
         "since_unix_nano": since_unix_nano,
@@ -51,8 +60,27 @@ fn process(traced: &Traced, interval: Option<&Arc<Interval>>) -> Json {
     })
 }
 
-fn container(resource: &Resource) -> Option<&str> {
+pub(super) fn container(resource: &Resource) -> Option<&str> {
     resource.text("k8s.container.name").or_else(|| resource.text("container.name"))
+}
+
+/// Of each process how many goroutines were alive.
+pub(super) fn histories(traced: &[Traced], board: &Board) -> Json {
+    let of = |one: &Traced| Some(history(one, &board.history(one.resource.process())?, true));
+    json!({ "schema": HISTORY_SCHEMA, "processes": traced.iter().filter_map(of).collect::<Vec<_>>() })
+}
+
+/// Of a process how many goroutines were alive, and unless that is to be all were created and exited.
+pub(super) fn history(traced: &Traced, history: &History, brief: bool) -> Json {
+    let mut json = history.to_json(brief);
+    if let Json::Object(fields) = &mut json {
+        fields.insert("pid".into(), traced.pid.into());
+        fields.insert("since_unix_nano".into(), traced.since_unix_nano.into());
+        if !brief {
+            fields.insert("schema".into(), HISTORY_SCHEMA.into());
+        }
+    }
+    json
 }
 
 /// A target for each process, as Prometheus's discovery by HTTP has it. `address`: where the scraper is to ask.

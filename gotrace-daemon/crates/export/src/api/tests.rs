@@ -21,7 +21,7 @@ use gotrace_model::samples;
 use gotrace_process::Threads;
 
 /// Longer than any of this takes unless it hangs.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
 struct Well;
 
@@ -43,31 +43,31 @@ impl Watched for Well {
     }
 }
 
-struct Served {
+pub(super) struct Served {
     runtime: tokio::runtime::Runtime,
-    server: Server,
-    processes: Arc<Shops>,
-    board: Arc<Board>,
-    access: Access,
+    pub(super) server: Server,
+    pub(super) processes: Arc<Shops>,
+    pub(super) board: Arc<Board>,
+    pub(super) access: Access,
 }
 
-struct Answer {
-    status: u16,
-    head: String,
-    body: Vec<u8>,
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) head: String,
+    pub(super) body: Vec<u8>,
 }
 
 impl Answer {
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    fn json(&self) -> Json {
+    pub(super) fn json(&self) -> Json {
         serde_json::from_slice(&self.body).expect("JSON")
     }
 }
 
-fn serve(processes: Shops) -> Served {
+pub(super) fn serve(processes: Shops) -> Served {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.expect("a runtime");
     let (processes, board, access) = (Arc::new(processes), Arc::<Board>::default(), Access::default());
@@ -81,7 +81,7 @@ fn serve(processes: Shops) -> Served {
     Served { runtime, server, processes, board, access }
 }
 
-fn ask(address: SocketAddr, path: &str, head: &str) -> Answer {
+pub(super) fn ask(address: SocketAddr, path: &str, head: &str) -> Answer {
     let mut stream = TcpStream::connect(address).expect("it listens");
     stream.set_read_timeout(Some(PATIENCE)).expect("a time");
     write!(stream, "GET {path} HTTP/1.1\r\n{head}\r\n").expect("it reads");
@@ -112,11 +112,11 @@ fn unchunked(mut rest: &[u8]) -> Vec<u8> {
 }
 
 impl Served {
-    fn get(&self, path: &str) -> Answer {
+    pub(super) fn get(&self, path: &str) -> Answer {
         ask(self.server.address(), path, "Host: localhost\r\n")
     }
 
-    fn stop(self) {
+    pub(super) fn stop(self) {
         self.server.stop(self.runtime.handle());
     }
 }
@@ -284,7 +284,7 @@ fn a_profile_of_leaks_has_those_that_are_proven() {
 }
 
 /// What is sent and answered as it is, whatever the method and version.
-fn raw(address: SocketAddr, request: &str) -> String {
+pub(super) fn raw(address: SocketAddr, request: &str) -> String {
     let mut stream = TcpStream::connect(address).expect("it listens");
     stream.set_read_timeout(Some(PATIENCE)).expect("a time");
     stream.write_all(request.as_bytes()).expect("it reads");

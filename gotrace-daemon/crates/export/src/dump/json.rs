@@ -14,7 +14,7 @@ use serde_json::{Value, json, value::RawValue};
 
 use super::{Dump, Group, Rendered, wait_reason};
 use crate::outside::goroutine_json;
-use gotrace_go::Frame;
+use gotrace_go::{Frame, Origin, origin};
 use gotrace_inspect::snapshot::{Goroutine, Names, StackFrame, StackId};
 use gotrace_model::printable::write_json;
 
@@ -59,6 +59,7 @@ pub fn write_groups(
     let mut known = Known::new(dump);
     header(out, dump, true)?;
     for group in groups {
+        let own_code = place(own_code(dump.snapshot.frames(group.first), names).as_ref())?;
         let place = known.place(group.first, names)?;
         line(
             out,
@@ -68,6 +69,7 @@ pub fn write_groups(
                     first_goid: group.first.goid,
                     last_goid: group.last_goid,
                     parent_goid: group.first.parent_goid.filter(|_| group.same_parent),
+                    own_code,
                     place,
                 },
             },
@@ -100,6 +102,7 @@ struct GroupObject<'a> {
     #[serde(flatten)]
     place: Place<'a>,
     parent_goid: Option<u64>,
+    own_code: Box<RawValue>,
 }
 
 /// What goroutines of a group have in common.
@@ -270,6 +273,26 @@ impl<'a> From<&'a Frame> for PlaceObject<'a> {
             line: (frame.line != 0).then_some(frame.line),
         }
     }
+}
+
+/// Where a stack is in the program's own code, as [`gotrace_model::Place::at`]: the innermost frame of those whose code is
+/// nearest to the main module's.
+fn own_code(stack: &[StackFrame], names: &mut Names) -> Option<Frame> {
+    let module = names.binary().build().module.clone();
+    let mut best: Option<(Origin, Frame)> = None;
+    for named in names.stack(stack).iter().filter(|named| !named.frame.wrapper) {
+        let origin = origin(&named.frame.function, module.as_deref());
+        let replaces = match &best {
+            // The outermost frame, where all wait on behalf of others.
+            Some((Origin::Waiting, _)) => named.frame.function != "runtime.goexit",
+            Some((best, _)) => origin < *best,
+            None => true,
+        };
+        if replaces {
+            best = Some((origin, named.frame.clone()));
+        }
+    }
+    best.map(|(_, frame)| frame)
 }
 
 /// A place in the source, or `null`.

@@ -20,7 +20,7 @@ use gotrace_model::{
     metrics::admission::{Admitted, Room},
 };
 
-use crate::otlp::ExportStats;
+use crate::{history::History, otlp::ExportStats};
 use page::Shown;
 
 /// What gotrace says of itself.
@@ -71,9 +71,16 @@ pub trait Watched: Send + Sync {
 #[derive(Debug)]
 pub struct Board {
     /// By the resource's process. Held for as long as it takes to put a state in, or to take them out.
-    processes: Mutex<BTreeMap<u64, Arc<Interval>>>,
+    processes: Mutex<BTreeMap<u64, Kept>>,
     /// Which series there are; only what makes the page takes it, and may hold it long.
     series: Mutex<(Room, BTreeMap<u64, Admitted>)>,
+}
+
+/// A process's last state, and how it came to it.
+#[derive(Debug)]
+struct Kept {
+    interval: Arc<Interval>,
+    history: History,
 }
 
 impl Default for Board {
@@ -83,25 +90,35 @@ impl Default for Board {
 }
 
 impl Board {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Interval>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Kept>> {
         // Whole values: a panic elsewhere leaves none half written.
         self.processes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A process's state.
     pub fn show(&self, interval: &Arc<Interval>) {
-        self.lock().insert(interval.resource.process(), Arc::clone(interval));
+        let mut processes = self.lock();
+        let kept = processes
+            .entry(interval.resource.process())
+            .or_insert_with(|| Kept { interval: Arc::clone(interval), history: History::default() });
+        kept.interval = Arc::clone(interval);
+        kept.history.add(interval);
     }
 
     /// The process with this pid is not traced any more.
     pub fn remove(&self, pid: u32) {
-        self.lock().retain(|_, interval| interval.pid != pid);
+        self.lock().retain(|_, kept| kept.interval.pid != pid);
     }
 
     /// All processes' last states.
     #[must_use]
     pub fn intervals(&self) -> Vec<Arc<Interval>> {
-        self.lock().values().map(Arc::clone).collect()
+        self.lock().values().map(|kept| Arc::clone(&kept.interval)).collect()
+    }
+
+    /// How a process came to its last state; `None` where it has none. `process`: as [`Resource::process`] has it.
+    pub(crate) fn history(&self, process: u64) -> Option<History> {
+        self.lock().get(&process).map(|kept| kept.history.clone())
     }
 
     /// The text for Prometheus. `spans_dropped`: what the exporter dropped of a process's spans, by why.

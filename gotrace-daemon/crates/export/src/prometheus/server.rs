@@ -1,13 +1,14 @@
-//! The pages over HTTP, and the [API](Api), on loopback unless another address is given. Answers GET alone, reads no
-//! bodies. The pages answer whoever connects; who may ask the rest is the API's affair.
+//! The pages over HTTP, and the [API](Api), on loopback unless another address is given. Reads no bodies. The pages answer whoever connects; who may ask the rest is the API's affair.
 //!
 //! Whoever may connect takes no more than a bound: of connections (one that is new has the oldest give way, so that
 //! those who ask at once are answered whatever others hold open; last those that get a profile, so that nobody takes it
-//! from them), of bytes of a request, of time for it and its answer. One request a connection.
+//! from them), of bytes of a request, of time for it and its answer; events, which have no end, of time in which their
+//! client takes nothing. One request a connection.
 
 use std::{
     collections::VecDeque,
     net::SocketAddr,
+    pin::pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -157,7 +158,7 @@ async fn serve(
             }
         }
         let stays = Stays::default();
-        let told = stays.clone();
+        let (told, moves) = (stays.clone(), stays.clone());
         let ends = stream.local_addr().ok().map(|local| Ends { peer, local });
         let pages = TowerToHyperService::new(router.clone());
         let service = service_fn(move |mut request: Request<Incoming>| {
@@ -171,7 +172,9 @@ async fn serve(
         let connection = http.serve_connection(TokioIo::new(stream), service);
         // What is wrong with a connection is its client's affair.
         let task = tasks.spawn(async move {
-            let _ = timeout(ANSWER_WITHIN, connection).await;
+            let mut connection = pin!(connection);
+            // Events go on for as long as somebody takes them.
+            while timeout(ANSWER_WITHIN, connection.as_mut()).await.is_err() && moves.has_moved() {}
         });
         oldest.push_back((task, stays));
     }
