@@ -150,7 +150,7 @@ fn files(extensions: &[&str]) -> Vec<(String, String)> {
             let path = entry.expect("an entry").path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             if path.is_dir() {
-                if name != "target" && name != ".git" {
+                if !["target", ".git", "node_modules"].contains(&&*name) {
                     collect(&path, extensions, found);
                 }
             } else if extensions.contains(&path.extension().unwrap_or_default().to_string_lossy().as_ref()) {
@@ -302,9 +302,10 @@ fn nothing_names_a_directory_of_one_machine() {
     // Put together here, so that this file does not name them.
     let directories = ["work", "root", "tmp/wt"].map(|d| format!("/{d}/"));
     let mut wrong = Vec::new();
-    for (name, text) in
-        files(&["rs", "toml", "md", "go", "sh", "json", "yaml", "yml", "trycmd", "lock", "mod", "txt"])
-    {
+    for (name, text) in files(&[
+        "rs", "toml", "md", "go", "sh", "json", "yaml", "yml", "trycmd", "lock", "mod", "txt", "ts", "tsx",
+        "mjs",
+    ]) {
         for (number, line) in text.lines().enumerate() {
             for directory in &directories {
                 // A path of its own, not the end of a longer one (`/proc/<pid>/root/…`, `a/work/b`).

@@ -2,7 +2,7 @@
 //! notices that a binary must carry.
 //!
 //! Reads what `cargo metadata` says of the crates that are built for Linux, tests and tools included,
-//! and the licence texts that lie beside their manifests. Refuses a crate whose licence expression
+//! the licence texts that lie beside their manifests, and what the page is built of. Refuses a crate whose licence expression
 //! cannot be met from the lists below, and one that names no licence. A licence joins a list with its
 //! reason, or not at all.
 
@@ -16,7 +16,10 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
-use crate::util::{capture, root};
+use crate::{
+    page::{self, Bundled},
+    util::{capture, root},
+};
 
 /// What a crate of the daemon, the tests or the tools may be under, and why.
 const ALLOWED: [(&str, &str); 8] = [
@@ -90,12 +93,18 @@ pub fn main() -> Result<()> {
             }
         }
     }
+    for Bundled { name, version, licence } in page::bundled()? {
+        seen.insert(format!("{name} {version}"));
+        if let Err(why) = judge(licence.as_deref(), &ALLOWED) {
+            refused.push(format!("gotrace-daemon/web/package-lock.json: {name} {version}: {why}"));
+        }
+    }
     if !refused.is_empty() {
         refused.sort();
         refused.dedup();
         bail!("licences that are on no list of xtask/src/licences.rs:\n  {}", refused.join("\n  "));
     }
-    println!("the licences of {} crates allow what gotrace does with them", seen.len());
+    println!("the licences of {} crates and packages allow what gotrace does with them", seen.len());
     Ok(())
 }
 
@@ -178,6 +187,7 @@ pub fn notices() -> Result<String> {
         let crates: Vec<_> = crates.into_iter().collect();
         notices += &format!("\n{}\n{}\n\n{}\n", "=".repeat(80), crates.join(", "), text.trim_end());
     }
+    notices += &format!("\n{}\n{}", "=".repeat(80), page::committed_notices()?);
     Ok(notices)
 }
 

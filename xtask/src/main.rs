@@ -12,6 +12,7 @@ mod kernels;
 mod licences;
 mod packages;
 mod sbom;
+mod page;
 mod setup;
 mod test;
 mod util;
@@ -42,6 +43,11 @@ enum Chore {
         #[command(subcommand)]
         action: ebpf::Action,
     },
+    /// Build the page that the daemon serves, or check that the committed one belongs to its sources
+    Page {
+        #[command(subcommand)]
+        action: page::Action,
+    },
     /// Let libFuzzer try everything that parses
     Fuzz(fuzz::Options),
     /// Check the licences of everything that gotrace is made of
@@ -57,6 +63,7 @@ fn main() -> Result<()> {
         Chore::Test(options) => test::main(&options),
         Chore::Bench(options) => bench::main(&options),
         Chore::Ebpf { action } => ebpf::main(action),
+        Chore::Page { action } => page::main(action),
         Chore::Fuzz(options) => fuzz::main(&options),
         Chore::Licences => licences::main(),
         Chore::Dist(options) => dist::main(&options),

@@ -7,7 +7,7 @@ use std::{env, fs, path::PathBuf, process::Command};
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    arm64, cluster, ebpf, kernels,
+    arm64, cluster, ebpf, kernels, page,
     util::{apt_install, cache_dir, capture, run},
 };
 
@@ -30,6 +30,7 @@ pub fn main() -> Result<()> {
     ebpf::setup()?;
     servers()?;
     cluster::setup()?;
+    page::setup()?;
     // What the trials of stage `harm` run programs by and from.
     apt_install(&["gosu", "strace", "bindfs"])?;
     if cfg!(target_arch = "x86_64") {

@@ -27,14 +27,14 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
 use crate::{
-    arm64, cluster, collector, ebpf, fuzz, setup,
+    arm64, cluster, collector, ebpf, fuzz, page, setup,
     util::{capture, root, run},
 };
 
 /// What to run.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Run these stages only (comma-separated): setup format clippy docs ebpf build unit programs live harm robustness fuzz vm; and, only when asked for, cluster, which builds a kube-apiserver, soak, which runs for hours, harm-long, which makes many more of harm's trials, and faults-long, which fails every system call of gotrace's
+    /// Run these stages only (comma-separated): setup format clippy docs ebpf build unit programs page live harm robustness fuzz vm; and, only when asked for, cluster, which builds a kube-apiserver, soak, which runs for hours, harm-long, which makes many more of harm's trials, and faults-long, which fails every system call of gotrace's
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Of the stages named by --only, run these integration tests only (comma-separated names of files in tests/tests)
@@ -70,7 +70,7 @@ const BESIDE_TESTS: [&str; 2] = ["fuzz", "vm"];
 
 type Stage = (&'static str, &'static str, fn() -> Result<()>);
 
-const STAGES: [Stage; 17] = [
+const STAGES: [Stage; 18] = [
     ("setup", "install what is missing (some 10 min at first, then seconds)", setup::main),
     ("format", "rustfmt and gofmt", format),
     ("clippy", "clippy without warnings (some minutes at first)", clippy),
@@ -82,6 +82,11 @@ const STAGES: [Stage; 17] = [
         "programs",
         "Go programs of every version and mode, read and compared (some minutes, more at first: they are built)",
         programs,
+    ),
+    (
+        "page",
+        "the page's bundle is that of its sources; each view in a browser (1 min, 3 min at first)",
+        page_in_browser,
     ),
     ("live", "live tests (about 15 min on two cores)", live),
     ("harm", "who is watched comes to no harm (about 5 min on two cores)", || harm("short")),
@@ -439,8 +444,17 @@ fn alone() -> Result<Vec<String>> {
 }
 
 fn programs() -> Result<()> {
-    let elsewhere = ["live_", "vm_", "cli_", "soak_", "cluster_", "harm_", "robust_"];
+    let elsewhere = ["live_", "page_", "vm_", "cli_", "soak_", "cluster_", "harm_", "robust_"];
     run_integration(&integration(|n| !elsewhere.iter().any(|e| n.starts_with(e)))?, "2")
+}
+
+fn page_in_browser() -> Result<()> {
+    page::setup()?;
+    page::check()?;
+    if !is_root() {
+        return skip("what the page shows is of programs that are traced, which needs root");
+    }
+    run_integration(&integration(|n| n.starts_with("page_"))?, "1")
 }
 
 fn live() -> Result<()> {
