@@ -83,11 +83,7 @@ const STAGES: [Stage; 18] = [
         "Go programs of every version and mode, read and compared (some minutes, more at first: they are built)",
         programs,
     ),
-    (
-        "page",
-        "the page's bundle is that of its sources; each view in a browser (1 min, 3 min at first)",
-        page_in_browser,
-    ),
+    ("page", "the page's bundle is that of its sources (seconds, 1 min at first)", page::check),
     ("live", "live tests (about 15 min on two cores)", live),
     ("harm", "who is watched comes to no harm (about 5 min on two cores)", || harm("short")),
     ("robustness", "gotrace stands whatever a node brings (about 4 min on two cores)", robustness),
@@ -444,17 +440,8 @@ fn alone() -> Result<Vec<String>> {
 }
 
 fn programs() -> Result<()> {
-    let elsewhere = ["live_", "page_", "vm_", "cli_", "soak_", "cluster_", "harm_", "robust_"];
+    let elsewhere = ["live_", "vm_", "cli_", "soak_", "cluster_", "harm_", "robust_"];
     run_integration(&integration(|n| !elsewhere.iter().any(|e| n.starts_with(e)))?, "2")
-}
-
-fn page_in_browser() -> Result<()> {
-    page::setup()?;
-    page::check()?;
-    if !is_root() {
-        return skip("what the page shows is of programs that are traced, which needs root");
-    }
-    run_integration(&integration(|n| n.starts_with("page_"))?, "1")
 }
 
 fn live() -> Result<()> {

@@ -1,5 +1,5 @@
 //! The daemon's page in a real browser, on real Go programs: `gotrace-daemon/web/test/page.mjs` opens each view. Needs root,
-//! `go`, and what `cargo xtask test --only page` installs.
+//! `go`, and what `cargo xtask test --only setup,page` leaves.
 
 use std::{
     fs,
@@ -34,11 +34,11 @@ impl Drop for Shop {
 
 #[test]
 fn each_view_shows_what_it_is_there_for() {
-    if !privileged("page_browser") {
+    if !privileged("live_page") {
         return;
     }
     let script = workspace().join("target/page/test/page.mjs");
-    assert!(script.exists(), "{} is not there: run `cargo xtask test --only page`", script.display());
+    assert!(script.exists(), "{} is not there: run `cargo xtask test --only setup,page`", script.display());
     let place = Place::new().expect("a directory");
     let shop = Command::new(unpack_demo(place.path()).expect("the demo"))
         .env("OTEL_SERVICE_NAME", HOSTILE)
