@@ -342,7 +342,7 @@ impl GoroutineState {
     pub const WHOLE: u8 = 2;
 }
 
-/// Value of the map `THREADS`, keyed by the thread's id in the initial PID namespace (80 bytes): made when the thread of a
+/// Value of the map `THREADS`, keyed by the thread's id in the initial PID namespace (96 bytes): made when the thread of a
 /// traced process first runs a goroutine or does the collector's work, removed at its exit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -359,8 +359,12 @@ pub struct ThreadState {
     pub from_ns: u64,
     /// For how long it has stood still since it is known, as the CPU quota was used up.
     pub throttled_ns: u64,
-    /// Since when it stands still for that; 0 where it does not.
+    /// Since when it stands still for that, or waits in [`Self::queue`] for a processor; 0 where it does neither.
     pub throttled_since_ns: u64,
+    /// The kernel's queue that it waits in, while that has quota left; 0 where it does not.
+    pub queue: u64,
+    /// For how long that had stood still by then.
+    pub queue_throttled_ns: u64,
     /// For how long it had when it began to run the goroutine.
     pub throttled_from_ns: u64,
     /// Since when it does the collector's work for a goroutine that allocates; 0 where it does not.
@@ -369,6 +373,29 @@ pub struct ThreadState {
     pub process: u32,
     /// [`ProcessConfig::slot`]
     pub slot: u32,
+}
+
+/// Where the kernel keeps whether a thread stands still as its CPU quota is used up, in bytes (20 bytes).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct QuotaLayout {
+    /// `task_struct.throttled` (Linux 6.18): the thread itself is marked; 0 where there is none. Then its queue is what
+    /// tells.
+    pub marked: u32,
+    /// `task_struct.__state` (`state` before Linux 5.14)
+    pub state: u32,
+    /// `task_struct.se.cfs_rq`, the queue that the thread is in; 0 where none of this is known.
+    pub queue: u32,
+    /// `cfs_rq.throttle_count`: of how many control groups around the queue the quota is used up.
+    pub throttle_count: u32,
+    /// For how long that was so: `cfs_rq.throttled_clock_self_time`, `throttled_clock_pelt_time` (before Linux 6.6),
+    /// `throttled_clock_task_time` (before 5.19).
+    pub throttled_time: u32,
+}
+
+impl QuotaLayout {
+    /// Nothing is known.
+    pub const NONE: Self = Self { marked: 0, state: 0, queue: 0, throttle_count: 0, throttled_time: 0 };
 }
 
 /// Where the kernel keeps what a socket is connected to, in bytes (56 bytes).
@@ -426,13 +453,14 @@ impl SocketLayout {
 }
 
 const _: () = {
+    assert!(size_of::<QuotaLayout>() == 20);
     assert!(size_of::<SocketLayout>() == 56);
     assert!(size_of::<GLayout>() == 28);
     assert!(size_of::<EntryFilter>() == 64);
     assert!(size_of::<ProcessConfig>() == 136);
     assert!(size_of::<GoroutineKey>() == 16);
     assert!(size_of::<GoroutineState>() == 112);
-    assert!(size_of::<ThreadState>() == 80);
+    assert!(size_of::<ThreadState>() == 96);
 };
 
 #[cfg(feature = "user")]
@@ -445,6 +473,8 @@ mod pod {
     unsafe impl aya::Pod for super::GoroutineState {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::ThreadState {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::QuotaLayout {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::SocketLayout {}
 }

@@ -17,7 +17,7 @@ pub mod request;
 
 pub use config::{
     CPU_TOLD_NS, EntryFilter, GLayout, GoroutineKey, GoroutineState, LEVEL_FULL, LEVEL_LIFECYCLE,
-    LEVEL_WAITS, MAX_WAKE_LIST, ProcessConfig, SocketLayout, ThreadState, flags, program,
+    LEVEL_WAITS, MAX_WAKE_LIST, ProcessConfig, QuotaLayout, SocketLayout, ThreadState, flags, program,
 };
 pub use counters::{Counters, Hit, Lost};
 pub use histogram::{

@@ -28,6 +28,7 @@ mod probes {
     pub mod headers;
     pub mod lifecycle;
     pub mod program;
+    pub mod quota;
     pub mod request;
     pub mod route;
     pub mod router;

@@ -1,7 +1,7 @@
 //! What goroutines that serve requests spend their time on: the state that each is in, since when, and one sum a state.
 //! Each event of the scheduler closes the books of the old state, so that sums always add up to the time between.
 
-use core::ptr;
+use core::{arch::asm, ptr};
 
 use gotrace_common::{
     Account, GoroutineState, OpenRequest, flags,
@@ -199,12 +199,20 @@ pub fn settle_elsewhere(process: &Process, account: *const Account, open: *mut O
             state::ASSIST => time::GC_ASSIST,
             _ => time::BLOCKED + if class < BLOCKED_CLASSES { class } else { BLOCKED_CLASSES - 1 },
         };
-        // The verifier is to see it.
         if part < TIMES {
-            *(&raw mut (*open).base).cast::<u64>().add(part) += rest;
+            *(&raw mut (*open).base).cast::<u64>().add(below_32(part)) += rest;
         }
         Some(sum + rest)
     }
+}
+
+/// What is below 32 anyway, where it is used as an index: the verifier of Linux 5.10 does not know that of what was on the
+/// stack since.
+#[inline(always)]
+fn below_32(mut n: usize) -> usize {
+    // SAFETY: it changes nothing but the register that it is given.
+    unsafe { asm!("{0} &= 31", inout(reg) n, options(nomem, nostack)) };
+    n
 }
 
 #[inline(always)]

@@ -20,6 +20,7 @@ use crate::{
     emit::{room, submit},
     kernel::read,
     maps::{COUNTERS, GOROUTINES, THREADS, THREADS_HELD},
+    probes::quota,
     process::{Process, increment},
 };
 
@@ -28,10 +29,6 @@ use crate::{
 static TASK_PID: u64 = 0;
 #[unsafe(no_mangle)]
 static TASK_RUNTIME: u64 = 0;
-/// Where `task_struct.throttled` is (Linux 6.18): whether the task gives up its processor as the quota of its control group
-/// is used up. 0 on kernels that have none.
-#[unsafe(no_mangle)]
-static TASK_THROTTLED: u64 = 0;
 /// Threads of one process that `THREADS` has room for.
 #[unsafe(no_mangle)]
 static THREADS_EACH: u64 = 0;
@@ -58,11 +55,7 @@ pub fn thread_switch(ctx: RawTracePointContext) -> i32 {
         };
         thread.counted_ns = counted_ns;
         thread.since_ns = 0;
-        // SAFETY: user space sets it before loading.
-        let offset = unsafe { ptr::read_volatile(&TASK_THROTTLED) };
-        if offset != 0 && read::<u8>(ctx.arg::<u64>(1), offset) != 0 {
-            thread.throttled_since_ns = now_ns;
-        }
+        quota::leave(thread, ctx.arg::<u64>(1), ctx.arg::<u64>(0) & 1 != 0, now_ns);
         if let Some(counters) = COUNTERS.get_ptr_mut(thread.slot) {
             // SAFETY: a pointer to a map value; the index is a constant below the array's length.
             increment(unsafe { (&raw mut (*counters).hits).cast::<u64>().add(Hit::Switch as usize) }, 1);
@@ -80,10 +73,7 @@ pub fn thread_switch(ctx: RawTracePointContext) -> i32 {
         // SAFETY: the value of a preallocated map, of the thread that gets this processor.
         let thread = unsafe { &mut *thread };
         thread.since_ns = now_ns;
-        if thread.throttled_since_ns != 0 {
-            thread.throttled_ns += now_ns.saturating_sub(thread.throttled_since_ns);
-            thread.throttled_since_ns = 0;
-        }
+        quota::come_back(thread, ctx.arg::<u64>(2), now_ns);
     }
     0
 }

@@ -5,7 +5,7 @@
 
 use std::{fs, io, sync::Arc};
 
-use gotrace_common::SocketLayout;
+use gotrace_common::{QuotaLayout, SocketLayout};
 use gotrace_process::again;
 
 const PATH: &str = "/sys/kernel/btf/vmlinux";
@@ -33,8 +33,8 @@ pub(super) struct Task {
     pub pid: u64,
     /// `se.sum_exec_runtime`
     pub runtime: u64,
-    /// `throttled` (Linux 6.18); 0 where there is none.
-    pub throttled: u64,
+    /// What tells whether its CPU quota is used up; all 0 where nothing does.
+    pub quota: QuotaLayout,
 }
 
 /// The description of the running kernel's types.
@@ -62,8 +62,8 @@ impl Kernel {
             found.ok_or(BtfError::Missing(structure, member))
         };
         let runtime = offset("task_struct", "se")? + offset("sched_entity", "sum_exec_runtime")?;
-        let throttled = offset("task_struct", "throttled").unwrap_or(0);
-        Ok(Task { pid: offset("task_struct", "pid")?, runtime, throttled })
+        let quota = types.quota().unwrap_or_default();
+        Ok(Task { pid: offset("task_struct", "pid")?, runtime, quota })
     }
 
     /// Where sockets keep what they are connected to.
@@ -151,6 +151,22 @@ impl<'a> Types<'a> {
                 && name.is_some_and(|name| self.is_named(name, structure))
         })?;
         self.within(*found as usize, member, MAX_DEPTH).filter(|bits| bits % 8 == 0).map(|bits| bits / 8)
+    }
+
+    /// `None` in kernels that have no CPU quotas (`CONFIG_CFS_BANDWIDTH`), or keep that elsewhere.
+    fn quota(&self) -> Option<QuotaLayout> {
+        if let Some(marked) = self.member_offset("task_struct", "throttled") {
+            return Some(QuotaLayout { marked, ..QuotaLayout::NONE });
+        }
+        let state = ["__state", "state"].into_iter().find_map(|m| self.member_offset("task_struct", m))?;
+        let times = ["throttled_clock_self_time", "throttled_clock_pelt_time", "throttled_clock_task_time"];
+        Some(QuotaLayout {
+            marked: 0,
+            state,
+            queue: self.member_offset("task_struct", "se")? + self.member_offset("sched_entity", "cfs_rq")?,
+            throttle_count: self.member_offset("cfs_rq", "throttle_count")?,
+            throttled_time: times.into_iter().find_map(|member| self.member_offset("cfs_rq", member))?,
+        })
     }
 
     /// The offset in bits of a member of the structure that begins there.

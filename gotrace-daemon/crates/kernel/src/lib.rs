@@ -188,7 +188,7 @@ impl Kernel {
             .override_global("HISTOGRAM_COPIES", &(copies - 1), true)
             .override_global("TASK_PID", &task.pid, true)
             .override_global("TASK_RUNTIME", &task.runtime, true)
-            .override_global("TASK_THROTTLED", &task.throttled, true)
+            .override_global("QUOTA", &task.quota, true)
             .override_global("SOCKETS", &sockets, true)
             .override_global("REQUESTS_TRACED", &requests_traced, true)
             .override_global("THREADS_EACH", &u64::from(threads_each), true)

@@ -6,7 +6,7 @@
 use std::{hint::black_box, io, num::NonZeroU32, os::fd::FromRawFd as _, path::Path};
 
 use aya::programs::Program;
-use gotrace_common::{GLayout, Hit, LEVEL_LIFECYCLE, ProcessConfig};
+use gotrace_common::{GLayout, Hit, LEVEL_LIFECYCLE, ProcessConfig, QuotaLayout};
 
 use super::{Error, Kernel, Options, Scope, btf, multi};
 use gotrace_go::{Event, Operand, Probe};
@@ -144,6 +144,27 @@ pub fn try_cpu_time() -> Result<(), Error> {
         .and_then(|kernel| kernel.task())
         .map_err(|e| Error::Failed { what: "count CPU time".into(), reason: e.to_string() })?;
     kernel.watch_threads()
+}
+
+/// What tells that a thread stands still for its CPU quota, as the kernel describes itself.
+///
+/// # Errors
+/// [`Error::Unsupported`] where nothing does, [`Error::Failed`] without such a description.
+pub fn try_throttling() -> Result<&'static str, Error> {
+    let what = || "tell which threads stand still for their CPU quota".into();
+    match btf::Kernel::read().and_then(|kernel| kernel.task()) {
+        Ok(btf::Task { quota: QuotaLayout { marked: 1.., .. }, .. }) => Ok("each thread (task_struct.throttled)"),
+        Ok(btf::Task { quota: QuotaLayout { queue: 1.., .. }, .. }) => {
+            Ok("each queue of threads (cfs_rq.throttle_count)")
+        }
+        Ok(_) => Err(Error::Unsupported {
+            what: what(),
+            reason: "the kernel has neither task_struct.throttled nor cfs_rq.throttle_count: it was built without \
+                     CPU quotas (CONFIG_CFS_BANDWIDTH)"
+                .into(),
+        }),
+        Err(error) => Err(Error::Failed { what: what(), reason: error.to_string() }),
+    }
 }
 
 /// The function that is probed.

@@ -1,7 +1,11 @@
 //! What the kernel says to the whole object: that it takes every program, and how much memory the maps take. Needs root.
 
 use std::{
-    fs, thread,
+    fs,
+    io::Read as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -195,6 +199,75 @@ fn live_what_a_thread_uses_of_a_processor_is_counted() {
         assert!(Instant::now() < deadline, "a thread that has ended is still known");
         thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// A control group with half a CPU, in the hierarchy that governs CPU time here.
+fn half_a_cpu() -> PathBuf {
+    let root = Path::new("/sys/fs/cgroup");
+    let name = format!("gotrace-half-{}", std::process::id());
+    let v1 = root.join("cpu").join("cpu.stat").exists();
+    let (group, file, quota) = if v1 {
+        (root.join("cpu").join(name), "cpu.cfs_quota_us", "50000")
+    } else {
+        fs::write(root.join("cgroup.subtree_control"), "+cpu").expect("a controller");
+        (root.join(name), "cpu.max", "50000 100000")
+    };
+    fs::create_dir(&group).expect("a control group");
+    fs::write(group.join(file), quota).expect("a quota");
+    group
+}
+
+/// Three threads want two CPUs, one of them the first alone, and may have half of one. What a thread does not run it stands
+/// still, or waits for the one beside it.
+#[test]
+fn live_what_a_quota_takes_is_counted() {
+    const WINDOW: Duration = Duration::from_secs(2);
+    /// Others may want these CPUs too.
+    const TRIES: u32 = 5;
+    if !is_root("that time throttled is counted") {
+        return;
+    }
+    if let Err(error) = preflight::try_throttling() {
+        return crate::not_tested(error);
+    }
+    // As above.
+    if std::fs::read_link("/proc/self/ns/pid").is_ok_and(|link| !link.ends_with("pid:[4026531836]")) {
+        return crate::not_tested("that time throttled is counted, outside of the initial PID namespace");
+    }
+    let mut kernel = Kernel::load(&OPTIONS).expect("it loads");
+    kernel.watch_threads().expect("the kernel tells of switches");
+    let group = half_a_cpu();
+    let mut children = ["1", "2", "2"].map(|cpu| {
+        let spin = "echo $$ >$0/cgroup.procs; echo; while [ -d /proc/$PPID ]; do :; done";
+        let mut command = Command::new("taskset");
+        command.args([cpu, "sh", "-c", spin]).arg(&group).stdout(Stdio::piped());
+        command.spawn().expect("it starts")
+    });
+    for child in &mut children {
+        child.stdout.take().expect("a pipe").read_exact(&mut [0]).expect("it is in the group");
+        kernel.threads.insert(child.id(), ThreadState::default(), 0).expect("room");
+    }
+    let look = || children.each_ref().map(|child| kernel.threads.get(&child.id(), 0).expect("known"));
+    let percent = |times: &[u64], of: Duration| 100 * u128::from(times.iter().sum::<u64>()) / of.as_nanos();
+    let agree = (0..TRIES).any(|_| {
+        let (began, before) = (Instant::now(), look());
+        thread::sleep(WINDOW);
+        let (elapsed, after) = (began.elapsed(), look());
+        let [cpu, stood] = [|t: ThreadState| t.cpu_ns, |t: ThreadState| t.throttled_ns]
+            .map(|of| [0, 1, 2].map(|n: usize| of(after[n]) - of(before[n])));
+        let alone = percent(&[cpu[0], stood[0]], elapsed);
+        let beside = percent(&[cpu[1], cpu[2], stood[1].min(stood[2])], elapsed);
+        eprintln!("on a CPU {cpu:?} ns, throttled {stood:?} ns of {elapsed:?}: {alone} %, {beside} %");
+        stood.iter().all(|ns| *ns > 0) && [alone, beside].iter().all(|part| (80..115).contains(part))
+    });
+    for child in &mut children {
+        child.kill().expect("it lives");
+        child.wait().expect("it ends");
+    }
+    let said = fs::read_to_string(group.join("cpu.stat")).expect("the group's own");
+    fs::remove_dir(&group).expect("nobody is in it");
+    eprintln!("{said}");
+    assert!(agree, "what threads neither run nor stand still does not fit");
 }
 
 /// A program on a uprobe may be preempted by itself, and must not have a stack that is the CPU's (`keep_own_stack` of
