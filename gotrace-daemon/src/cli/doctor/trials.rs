@@ -113,6 +113,19 @@ fn programs() -> (Vec<Check>, Option<Level>) {
             remedy(&["CAP_PERFMON"], &e),
         ),
     });
+    checks.push(match preflight::try_throttling() {
+        Ok(of) => Check::ok(
+            "CPU throttling",
+            format!("the kernel tells it of {of}"),
+            "time that a CPU quota takes is told by goroutine and request",
+        ),
+        Err(e) => Check::degraded(
+            "CPU throttling",
+            e.to_string(),
+            "time that a CPU quota takes counts as descheduled",
+            "not needed where no CPU quota is set; `gotrace gc` shows how often one is used up",
+        ),
+    });
     (checks, uprobe.ok().and_then(|()| level(&refused)))
 }
 
