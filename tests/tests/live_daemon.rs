@@ -327,6 +327,7 @@ fn top_shows_every_process_in_lines_and_as_json() {
     assert!(first["alive"].as_u64() >= Some(70) && first["alive_is_lower_bound"] == false, "{first}");
     assert_eq!(first["place"], Value::Null);
     assert_eq!(first["engine"], "snapshot", "no level was asked for");
+    assert_eq!(first["cpu_ns_per_second"], Value::Null, "switches of threads are not watched");
 }
 
 #[test]

@@ -35,7 +35,8 @@ use gotrace_ui::TopView;
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
 Lists all Go processes, those with the most goroutines first: goroutines created per second and net
-growth over the last interval, the most common wait reason, the probes' overhead, and lost events.
+growth over the last interval, CPU time of goroutines (with --level waits or full), the most common
+wait reason, the probes' overhead, and lost events.
 
 Without --level no probes are attached: the processes' memory is read every interval, and goroutines
 that start and finish between two readings are missed. With --level, probes are attached to every

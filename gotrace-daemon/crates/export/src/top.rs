@@ -82,6 +82,8 @@ pub struct Row {
     pub born_per_second: f64,
     /// Births less deaths a second, over the last interval.
     pub growth_per_second: f64,
+    /// CPU time of its goroutines a second, over the last interval, in nanoseconds; `None` where none of it is known.
+    pub cpu_ns_per_second: Option<f64>,
     /// What most goroutines wait for, and how many; `None` where that is not known, or nobody waits.
     pub top_wait: Option<(String, u64)>,
     /// Goroutines that are proven to be leaked, and others that may be.
@@ -100,6 +102,7 @@ impl Row {
         let text = |name| resource.text(name).map(str::to_owned);
         let seconds = end_unix_nano.saturating_sub(*start_unix_nano) as f64 / 1e9;
         let rate = |n: f64| if seconds > 0.0 { n / seconds } else { 0.0 };
+        let cpu_ns = interval.sites.iter().filter_map(|site| site.cpu_ns).reduce(u64::saturating_add);
         let top_wait = interval.waiting.iter().max_by_key(|(_, count)| **count);
         Self {
             pid: *pid,
@@ -114,6 +117,7 @@ impl Row {
             alive_is_lower_bound: interval.alive_is_lower_bound,
             born_per_second: rate(*born as f64),
             growth_per_second: rate(*born as f64 - *died as f64),
+            cpu_ns_per_second: cpu_ns.map(|ns| rate(ns as f64)),
             top_wait: top_wait.map(|(reason, count)| (reason.to_string(), *count)),
             leaked: interval.leaked(),
             probe_cost_share: interval.probe_cost_share,
@@ -136,6 +140,7 @@ impl Row {
             format!("{}{alive}", if self.alive_is_lower_bound { "≥" } else { "" }),
             format!("{:.1}", self.born_per_second),
             format!("{:+.1}", self.growth_per_second),
+            dash(self.cpu_ns_per_second.map(|ns| format!("{:.1}%", ns / 1e7))),
             dash(top_wait.as_ref().map(|(reason, count)| format!("{count} {reason}"))),
             dash(leaked(self.leaked)),
             dash(self.probe_cost_share.map(|share| format!("~{:.2}%", share * 100.0))),
@@ -146,7 +151,7 @@ impl Row {
 }
 
 /// Titles of the columns.
-pub const TITLES: [&str; 13] = [
+pub const TITLES: [&str; 14] = [
     "pid",
     "service",
     "pod/container",
@@ -156,6 +161,7 @@ pub const TITLES: [&str; 13] = [
     "alive",
     "created/s",
     "growth/s",
+    "cpu",
     "top wait",
     "leaked",
     "overhead",
@@ -224,7 +230,10 @@ pub fn table(out: &mut impl Write, node: &Node) -> io::Result<()> {
 /// Whether a column's cells stand at its right side.
 #[must_use]
 pub fn is_number(column: usize) -> bool {
-    matches!(TITLES.get(column), Some(&("pid" | "alive" | "created/s" | "growth/s" | "overhead" | "lost")))
+    matches!(
+        TITLES.get(column),
+        Some(&("pid" | "alive" | "created/s" | "growth/s" | "cpu" | "overhead" | "lost"))
+    )
 }
 
 /// The first line.
@@ -257,6 +266,7 @@ pub fn json(out: &mut impl Write, node: &Node) -> io::Result<()> {
                 "alive_is_lower_bound": row.alive_is_lower_bound,
                 "born_per_second": row.born_per_second,
                 "growth_per_second": row.growth_per_second,
+                "cpu_ns_per_second": row.cpu_ns_per_second,
                 "top_wait": row.top_wait.as_ref().map(|(reason, count)| json!({ "reason": reason, "count": count })),
                 "leaks_proven": row.leaked.0,
                 "leak_suspects": row.leaked.1,
@@ -288,7 +298,7 @@ fn now() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gotrace_model::samples;
+    use gotrace_model::{Site, samples};
 
     #[test]
     fn rows_have_rates_and_say_what_is_not_known() {
@@ -301,6 +311,9 @@ mod tests {
         (few.level, few.level_reason) = ("sampled", Some("memory"));
         let mut many = few.clone();
         (many.pid, many.alive) = (8, 30);
+        let site = |cpu_ns| Site { cpu_ns, ..samples::site("main.worker", 1, 0) };
+        few.sites = vec![site(None)];
+        many.sites = [Some(400_000_000), None, Some(2_000_000)].map(site).into();
         let rows = rows([&few, &many].into_iter());
         assert_eq!(rows.iter().map(|r| r.pid).collect::<Vec<_>>(), [8, 7]);
         let row = &rows[1];
@@ -313,6 +326,7 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].starts_with("pid  service  pod/container"), "{text}");
         assert!(lines[2].contains("sampled (memory)"), "{text}");
+        assert!(lines[1].contains("+3.0  20.1%") && lines[2].contains("+3.0      -"), "{text}");
         let not_shown = "not shown: 3 processes without permission to read them, 1 Go process that could not be traced (see stderr)";
         assert_eq!(lines[3], not_shown);
         assert!(lines[2].contains("2 IO wait") && lines[2].contains("+3.0"), "{text}");
@@ -321,6 +335,8 @@ mod tests {
         let line: serde_json::Value = serde_json::from_slice(&line).expect("JSON");
         assert!(line["processes"][1]["probe_cost_share"].is_null());
         assert!(line["processes"][1]["place"].is_null());
+        assert_eq!(line["processes"][0]["cpu_ns_per_second"], 201_000_000.0);
+        assert!(line["processes"][1]["cpu_ns_per_second"].is_null());
         assert_eq!(line["processes"][1]["level_reason"], "memory");
         assert_eq!((&line["processes_unreadable"], &line["programs_refused"]), (&json!(3), &json!(1)));
     }
