@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod code;
 pub mod compare;
 pub mod container;
+pub mod cpu;
 pub mod daemon;
 pub mod demo;
 pub mod dump;

@@ -85,6 +85,28 @@ echo "GOTRACE-VM dump $?"
 kill -QUIT $S
 wait $S
 echo "GOTRACE-VM stacks $?"
+# Half a CPU for a program that wants two.
+mount -t cgroup2 none /sys/fs/cgroup
+echo +cpu >/sys/fs/cgroup/cgroup.subtree_control
+mkdir /sys/fs/cgroup/half
+echo 50000 100000 >/sys/fs/cgroup/half/cpu.max
+mkfifo stdin5
+/cpu <stdin5 >used 2>&1 &
+U=$!
+exec 7<>stdin5
+said READY used $U
+/gotrace attach --pid $U --level waits --budget none --format json >cpu 2>cpu-stderr 7>&- &
+T=$!
+said gotrace.attach/1 cpu $T
+echo $U >/sys/fs/cgroup/half/cgroup.procs
+echo go >&7
+said elapsed used $U
+cp /sys/fs/cgroup/half/cpu.stat quota
+kill -INT $T
+wait $T
+echo "GOTRACE-VM cpu $?"
+exec 7>&-
+kill $U
 if [ -x /patterns ]; then
 	mkfifo stdin3
 	/patterns "missing receiver" "select with dead cases" "abandoned pipeline" "groups that wait for each other" \
@@ -148,7 +170,7 @@ if [ -x /harm ]; then
 	wait $D
 	echo "GOTRACE-VM harm $died"
 fi
-for f in doctor account export stdout stderr fixture own quit dump dump-stderr patterns leaks leaks-stderr served requests requests-stderr harm harm-daemon; do
+for f in doctor account export stdout stderr fixture own quit dump dump-stderr used cpu cpu-stderr quota patterns leaks leaks-stderr served requests requests-stderr harm harm-daemon; do
 	[ -f $f ] || continue
 	echo "GOTRACE-VM begin $f"
 	gzip -c $f | base64
@@ -163,11 +185,12 @@ poweroff -f
 pub struct Left {
     /// Release of its kernel.
     pub kernel: String,
-    /// Exit statuses of `fixture`, `gotrace` (attach), `dump`, `stacks`, `leaks`, `patterns` and `requests`; of `harm` how many
+    /// Exit statuses of `fixture`, `gotrace` (attach), `dump`, `stacks`, `cpu` (attach), `leaks`, `patterns` and `requests`; of `harm` how many
     /// programs died.
     pub statuses: BTreeMap<String, String>,
     /// Files by name: `doctor` (its report), `account`, `export`, `stdout`, `stderr`, `fixture`; of the program whose
     /// stacks were dumped `own` (`runtime.Stack`), `quit` (what it printed on SIGQUIT); `dump`, `dump-stderr`; of the
+    /// one within a CPU quota `used` (its account), `cpu`, `cpu-stderr`, and its control group's `cpu.stat` as `quota`; of the
     /// one that leaks `patterns` (its account), `leaks`, `leaks-stderr`; of the server `served` (its account),
     /// `requests`, `requests-stderr`; `harm`, what those printed who were executed
     /// under the daemon, and `harm-daemon`, what it said.
@@ -185,6 +208,8 @@ pub struct Programs<'a> {
     pub fixture: &'a Path,
     /// Is dumped.
     pub stacks: &'a Path,
+    /// Uses the CPUs, within a quota.
+    pub cpu: &'a Path,
     /// Leaks goroutines in many patterns, which are to be proven.
     pub patterns: Option<&'a Path>,
     /// Serves requests, which are to be told.
@@ -214,6 +239,7 @@ pub fn boot(series: &str, arch: Arch, of: Programs<'_>) -> Result<Left> {
     let programs = [
         ("fixture", Some(of.fixture)),
         ("stacks", Some(of.stacks)),
+        ("cpu", Some(of.cpu)),
         ("patterns", of.patterns),
         ("requests", of.requests),
         ("harm", Some(of.harm[0])),
@@ -239,7 +265,7 @@ pub fn boot(series: &str, arch: Arch, of: Programs<'_>) -> Result<Left> {
         .arg(&kernel)
         .arg("-initrd")
         .arg(&initrd)
-        .args(["-append", &format!("console={console} panic=-1 quiet")])
+        .args(["-append", &format!("console={console} panic=-1 quiet no_timer_check")])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
@@ -328,8 +354,8 @@ fn parse(console: &str) -> Result<Left> {
             }
             ["kernel", release] => left.kernel = release.to_owned(),
             [
-                who
-                @ ("fixture" | "gotrace" | "dump" | "stacks" | "leaks" | "patterns" | "requests" | "harm"),
+                who @ ("fixture" | "gotrace" | "dump" | "stacks" | "cpu" | "leaks" | "patterns" | "requests"
+                | "harm"),
                 status,
             ] => {
                 left.statuses.insert(who.to_owned(), status.to_owned());

@@ -4,9 +4,10 @@
 use std::{io::Write as _, process::Command};
 
 use gotrace_tests::{
+    cpu::{disagreements, sum},
     fixture::PATIENCE,
     gobuild::{Arch, Mode, VERSIONS, build},
-    gotrace::{binary, left_out, privileged},
+    gotrace::{binary, privileged},
     quota::Quota,
     speaking::{parse, start},
 };
@@ -15,8 +16,6 @@ use serde_json::Value;
 /// Processes of a version of which one must agree: where others preempt the program between a look at its clock and the
 /// scheduler's, one side alone counts that.
 const TRIES: u32 = 4;
-/// Functions that goroutines of the program run, and know the CPU time of.
-const KINDS: [&str; 5] = ["main.spinner", "main.napper", "main.reader", "main.passer", "main.short"];
 
 /// What the program says, and gotrace's summary; within a CPU quota, where there is one.
 fn both(version: &str, mode: Mode, level: &str, quota: Option<&Quota>) -> (Value, Value) {
@@ -43,37 +42,6 @@ fn both(version: &str, mode: Mode, level: &str, quota: Option<&Quota>) -> (Value
     }
 }
 
-/// What goroutines have used that run such a function.
-fn used(summary: &Value, function: impl Fn(&str) -> bool) -> u64 {
-    let sites = summary["sites"].as_array().expect("sites");
-    let of = |site: &&Value| site["entry"]["function"].as_str().is_some_and(&function);
-    sites.iter().filter(of).filter_map(|site| site["cpu_ns"].as_u64()).sum()
-}
-
-/// What does not agree.
-fn disagreements(own: &Value, seen: &Value) -> Vec<String> {
-    let shorts = own["short_ones"].as_u64().expect("a number");
-    let mut wrong = Vec::new();
-    let mut check = |what: &str, own: u64, seen: u64, below: u64, above: u64| {
-        println!("  {what:<14} own {:>8.2} ms, seen {:>8.2} ms", own as f64 / 1e6, seen as f64 / 1e6);
-        if seen + below < own || seen > own + above {
-            wrong.push(format!("{what}: {own} ns by its own clock, {seen} ns seen"));
-        }
-    };
-    for kind in KINDS {
-        let own = own[kind].as_u64().expect("a time");
-        let seen = used(seen, |function| function == kind);
-        // Beginning and ending are not in their own account.
-        let around = if kind == "main.short" { 40_000 * shorts } else { 0 };
-        check(kind, own, seen, own / 33 + 2_000_000, own / 33 + 8_000_000 + around);
-    }
-    // All goroutines, the runtime's too, and what is outside of them: the scheduler.
-    let (process, all) = (own["process"].as_u64().expect("a time"), used(seen, |_| true));
-    check("all", process, all, process / 12, process / 50);
-    check("the process", process, seen["process_cpu_ns"].as_u64().expect("known"), process / 50, process / 4);
-    wrong
-}
-
 #[test]
 fn cpu_time_of_goroutines_is_that_of_their_threads() {
     if !privileged("live_cpu") {
@@ -88,7 +56,7 @@ fn cpu_time_of_goroutines_is_that_of_their_threads() {
         for n in 1.. {
             let (own, seen) = both(version, mode, level, None);
             println!("Go {version}, {}, level {level}, process {n}", mode.name());
-            let wrong = disagreements(&own, &seen);
+            let wrong = disagreements(&own, &seen, 33);
             assert_eq!(seen["lost"], serde_json::json!({}), "{seen}");
             if wrong.is_empty() {
                 break;
@@ -103,19 +71,11 @@ fn time_throttled_is_what_the_quota_took() {
     if !privileged("live_cpu") {
         return;
     }
-    if !gotrace_process::kernel_is_at_least(6, 18) {
-        left_out("live_cpu", "this kernel does not tell whether a thread is throttled (Linux 6.18)");
-        return;
-    }
     let quota = Quota::new(50).expect("a control group");
     for version in ["1.19.13", "1.27.3"] {
         for n in 1.. {
             let (own, seen) = both(version, Mode::Stripped, "waits", Some(&quota));
-            let sum = |field: &str| -> u64 {
-                let sites = seen["sites"].as_array().expect("sites");
-                sites.iter().filter_map(|site| site[field].as_u64()).sum()
-            };
-            let (cpu, throttled) = (sum("cpu_ns"), sum("throttled_ns"));
+            let (cpu, throttled) = (sum(&seen, "cpu_ns", |_| true), sum(&seen, "throttled_ns", |_| true));
             let elapsed = own["elapsed"].as_u64().expect("a time");
             println!("Go {version}: {cpu} ns on CPUs, {throttled} ns throttled, {elapsed} ns elapsed");
             // Half a CPU is what it gets, and some more where a period has begun.

@@ -3,7 +3,7 @@
 
 use gotrace_tests::{
     gobuild::{Mode, VERSIONS, minor},
-    gotrace::{left_out, privileged},
+    gotrace::privileged,
     quota::Quota,
     requests::{
         Own, Program, Report, Watch,
@@ -146,10 +146,6 @@ fn fast_requests_leave_counts_alone() {
 #[test]
 fn what_the_quota_took_is_throttled() {
     if !privileged("live_requests") {
-        return;
-    }
-    if !gotrace_process::kernel_is_at_least(6, 18) {
-        left_out("live_requests", "this kernel does not tell whether a thread is throttled (Linux 6.18)");
         return;
     }
     let quota = Quota::new(50).expect("a control group");

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use gotrace_tests::{
     compare::{Rules, compare},
+    cpu::{disagreements, sum},
     dump::{Dump, disagreements},
     export::Export,
     fixture::Account,
@@ -26,8 +27,8 @@ use serde_json::Value;
 
 /// The kernels on which leaks are proven: on an architecture that no test runs on otherwise.
 const PROVEN: [(Arch, &str); 1] = [(Arch::Arm64, "6.12")];
-/// The kernels on which requests are told: the oldest.
-const SERVED: [(Arch, &str); 1] = [(Arch::Amd64, "5.10")];
+/// The kernels on which requests are told: the oldest, and one on the other architecture.
+const SERVED: [(Arch, &str); 2] = [(Arch::Amd64, "5.10"), (Arch::Arm64, "6.12")];
 /// Of the leaked goroutines, at least so many in a hundred are found at once.
 const LEAST: usize = 75;
 
@@ -210,6 +211,43 @@ fn judge_requests(left: &Left) -> Result<String, String> {
     Err(format!("{} disagreements of requests:\n  {}\n{}", wrong.len(), wrong.join("\n  "), about()))
 }
 
+/// Holds what was told of a program within a CPU quota on one machine against the clocks of its threads, and against what
+/// its control group says.
+fn judge_quota(left: &Left) -> Result<String, String> {
+    let file = |name: &str| left.files.get(name).map_or("", String::as_str);
+    let about = || {
+        let said = ["used", "cpu", "quota", "cpu-stderr"].map(|name| tail(file(name), 30));
+        format!("statuses {:?}\n{}", left.statuses, said.join("\n"))
+    };
+    if left.statuses.get("cpu").map(String::as_str) != Some("0") {
+        return Err(format!("gotrace attach did not end well; {}", about()));
+    }
+    let last = |name: &str| file(name).lines().last().and_then(|l| serde_json::from_str(l).ok());
+    let own: Value = last("used").ok_or_else(about)?;
+    let seen = last("cpu").map(|line: Value| line["summary"].clone()).ok_or_else(about)?;
+    let mut wrong = disagreements(&own, &seen, 20);
+    let of_group = |name: &str| -> u64 {
+        let line = file("quota").lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        line.trim().parse().unwrap_or(0)
+    };
+    let elapsed = own["elapsed"].as_u64().unwrap_or(0);
+    let (cpu, throttled) = (sum(&seen, "cpu_ns", |_| true), sum(&seen, "throttled_ns", |_| true));
+    let group = of_group("throttled_usec ") * 1000;
+    let told = format!(
+        "of {} ms on two CPUs {} ms were used and {} ms throttled, {} ms by the group ({} of {} periods)",
+        elapsed / 1_000_000,
+        cpu / 1_000_000,
+        throttled / 1_000_000,
+        group / 1_000_000,
+        of_group("nr_throttled "),
+        of_group("nr_periods ")
+    );
+    if throttled.abs_diff(group) > group / 10 {
+        wrong.push("throttled".into());
+    }
+    if wrong.is_empty() { Ok(told) } else { Err(format!("{told}; {wrong:?}; {}", about())) }
+}
+
 /// Nobody died who was executed under the daemon.
 fn judge_harm(left: &Left) -> Result<(), String> {
     let file = |name: &str| left.files.get(name).map_or("", String::as_str);
@@ -224,6 +262,7 @@ fn judge_harm(left: &Left) -> Result<(), String> {
 fn every_kernel(arch: Arch, version: &str) {
     let fixture = build("account", version, Mode::Stripped, arch).expect("the fixture builds");
     let stacks = build("stacks", version, Mode::Stripped, arch).expect("the program builds");
+    let cpu = build("cpu", version, Mode::Stripped, arch).expect("the program builds");
     let patterns = build("leakpatterns", version, Mode::Stripped, arch).expect("the program builds");
     let harm = build("harm", version, Mode::Stripped, arch).expect("the program builds");
     let older = build("harm", "1.26.6", Mode::Stripped, arch).expect("the program builds");
@@ -235,8 +274,14 @@ fn every_kernel(arch: Arch, version: &str) {
         let patterns = proven.then_some(&*patterns);
         let served = SERVED.contains(&(arch, series));
         let requests = served.then_some(&*requests);
-        let programs =
-            Programs { fixture: &fixture, stacks: &stacks, patterns, requests, harm: [&harm, &older] };
+        let programs = Programs {
+            fixture: &fixture,
+            stacks: &stacks,
+            cpu: &cpu,
+            patterns,
+            requests,
+            harm: [&harm, &older],
+        };
         // What the dump, the proof and the links have wrong is wrong for good; what the account has, apart.
         let run = || {
             let left = boot(series, arch, programs).map_err(|e| format!("{e:#}"))?;
@@ -251,6 +296,7 @@ fn every_kernel(arch: Arch, version: &str) {
             let dump = judge_dump(&left)?;
             judge_harm(&left)?;
             judge_cpu_time(&left)?;
+            more += &format!("; {}", judge_quota(&left)?);
             let account = judge(&left);
             Ok::<_, String>(account.map(|a| format!("{} {by}: {a}; {dump}{more}", left.kernel)))
         };
