@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use gotrace_tests::{
     compare::{Rules, compare},
-    cpu::{disagreements, sum},
+    cpu,
     dump::{Dump, disagreements},
     export::Export,
     fixture::Account,
@@ -225,13 +225,13 @@ fn judge_quota(left: &Left) -> Result<String, String> {
     let last = |name: &str| file(name).lines().last().and_then(|l| serde_json::from_str(l).ok());
     let own: Value = last("used").ok_or_else(about)?;
     let seen = last("cpu").map(|line: Value| line["summary"].clone()).ok_or_else(about)?;
-    let mut wrong = disagreements(&own, &seen, 20);
+    let mut wrong = cpu::disagreements(&own, &seen, 20);
     let of_group = |name: &str| -> u64 {
         let line = file("quota").lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
         line.trim().parse().unwrap_or(0)
     };
     let elapsed = own["elapsed"].as_u64().unwrap_or(0);
-    let (cpu, throttled) = (sum(&seen, "cpu_ns", |_| true), sum(&seen, "throttled_ns", |_| true));
+    let (cpu, throttled) = (cpu::sum(&seen, "cpu_ns", |_| true), cpu::sum(&seen, "throttled_ns", |_| true));
     let group = of_group("throttled_usec ") * 1000;
     let told = format!(
         "of {} ms on two CPUs {} ms were used and {} ms throttled, {} ms by the group ({} of {} periods)",
