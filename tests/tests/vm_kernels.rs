@@ -225,7 +225,6 @@ fn judge_quota(left: &Left) -> Result<String, String> {
     let last = |name: &str| file(name).lines().last().and_then(|l| serde_json::from_str(l).ok());
     let own: Value = last("used").ok_or_else(about)?;
     let seen = last("cpu").map(|line: Value| line["summary"].clone()).ok_or_else(about)?;
-    let mut wrong = cpu::disagreements(&own, &seen, 20);
     let of_group = |name: &str| -> u64 {
         let line = file("quota").lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
         line.trim().parse().unwrap_or(0)
@@ -233,6 +232,7 @@ fn judge_quota(left: &Left) -> Result<String, String> {
     let elapsed = own["elapsed"].as_u64().unwrap_or(0);
     let (cpu, throttled) = (cpu::sum(&seen, "cpu_ns", |_| true), cpu::sum(&seen, "throttled_ns", |_| true));
     let group = of_group("throttled_usec ") * 1000;
+    let process = own["process"].as_u64().unwrap_or(0);
     let told = format!(
         "of {} ms on two CPUs {} ms were used and {} ms throttled, {} ms by the group ({} of {} periods)",
         elapsed / 1_000_000,
@@ -242,10 +242,17 @@ fn judge_quota(left: &Left) -> Result<String, String> {
         of_group("nr_throttled "),
         of_group("nr_periods ")
     );
-    if throttled.abs_diff(group) > group / 10 {
-        wrong.push("throttled".into());
+    // An emulated processor's clocks jump. The group counts the time of its queues, on each of which more than one thread
+    // may stand still.
+    let is_right = cpu.abs_diff(process) < process / 5
+        && group > 0
+        && throttled > group * 7 / 10
+        && throttled < group * 2;
+    if is_right {
+        Ok(told)
+    } else {
+        Err(format!("{told}, {} ms by the process; {}", process / 1_000_000, about()))
     }
-    if wrong.is_empty() { Ok(told) } else { Err(format!("{told}; {wrong:?}; {}", about())) }
 }
 
 /// Nobody died who was executed under the daemon.

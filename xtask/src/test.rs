@@ -3,7 +3,7 @@
 //! that fails, with the command that repeats what failed; says at the end what ran and how long it took.
 //!
 //! On more than one core two lanes run at a time: what only compiles beside the downloads, and libFuzzer and the virtual
-//! machines beside the unit tests, which take one core, and the live tests, which mostly wait. A lane beside is this command again, with stages named; what it
+//! machines beside what builds and reads Go programs and beside the live tests, which mostly wait. A lane beside is this command again, with stages named; what it
 //! prints is kept and shown when it has ended.
 //!
 //! Live tests run two at a time, for the same reason. One that fails so is run once more, by itself, when all else has
@@ -65,7 +65,7 @@ const LIVE_AT_ONCE: usize = 2;
 /// What needs nothing but a compiler, and runs beside the setup.
 const COMPILING: [&str; 3] = ["clippy", "docs", "build"];
 
-/// What runs beside the tests from `unit` to `live`: what needs a processor, and nothing of this kernel.
+/// What runs beside the tests from `programs` to `live`: what needs a processor, and nothing of this kernel.
 const BESIDE_TESTS: [&str; 2] = ["fuzz", "vm"];
 
 type Stage = (&'static str, &'static str, fn() -> Result<()>);
@@ -137,7 +137,7 @@ pub fn main(options: &Options) -> Result<()> {
             setup::compilers()?;
             beside = Some(Beside::start(&COMPILING)?);
         }
-        if whole && name == "unit" {
+        if whole && name == "programs" {
             beside = Some(Beside::start(&BESIDE_TESTS)?);
         }
         println!("\n=== {name}: {what}");
