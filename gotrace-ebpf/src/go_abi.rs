@@ -19,12 +19,6 @@ const CLOSURE_CONTEXT: usize = 12;
 /// RBP
 #[cfg(bpf_target_arch = "x86_64")]
 const FRAME_POINTER: usize = 4;
-/// RIP
-#[cfg(bpf_target_arch = "x86_64")]
-const INSTRUCTION: usize = 16;
-/// RSP
-#[cfg(bpf_target_arch = "x86_64")]
-const STACK_POINTER: usize = 19;
 
 /// Index of the n-th integer argument register in `user_pt_regs`: X0 to X5.
 #[cfg(bpf_target_arch = "aarch64")]
@@ -38,12 +32,6 @@ const CLOSURE_CONTEXT: usize = 26;
 /// X29
 #[cfg(bpf_target_arch = "aarch64")]
 const FRAME_POINTER: usize = 29;
-/// SP
-#[cfg(bpf_target_arch = "aarch64")]
-const STACK_POINTER: usize = 31;
-/// PC
-#[cfg(bpf_target_arch = "aarch64")]
-const INSTRUCTION: usize = 32;
 
 #[inline(always)]
 fn register(ctx: &ProbeContext, index: usize) -> u64 {
@@ -56,15 +44,6 @@ fn register(ctx: &ProbeContext, index: usize) -> u64 {
 #[inline(always)]
 pub fn argument<const N: usize>(ctx: &ProbeContext) -> u64 {
     register(ctx, ARGUMENTS[N])
-}
-
-/// The first three integer arguments, read in any case: of a choice between them the compiler would make one load at an
-/// address that it computes, which the verifier refuses.
-#[inline(always)]
-pub fn first_arguments(ctx: &ProbeContext) -> [u64; 3] {
-    // SAFETY: as in `register`.
-    let read = |n: usize| unsafe { ctx.as_ptr().cast::<u64>().add(ARGUMENTS[n]).read_volatile() };
-    [read(0), read(1), read(2)]
 }
 
 /// The g that runs: a goroutine's, or the scheduler's g0.
@@ -83,18 +62,6 @@ pub fn closure_context(ctx: &ProbeContext) -> u64 {
 #[inline(always)]
 pub fn frame_pointer(ctx: &ProbeContext) -> u64 {
     register(ctx, FRAME_POINTER)
-}
-
-/// The stack pointer.
-#[inline(always)]
-pub fn stack_pointer(ctx: &ProbeContext) -> u64 {
-    register(ctx, STACK_POINTER)
-}
-
-/// Address of the instruction that is probed.
-#[inline(always)]
-pub fn instruction(ctx: &ProbeContext) -> u64 {
-    register(ctx, INSTRUCTION)
 }
 
 /// Reads `N` consecutive words of the traced process; `None` when they are not readable.

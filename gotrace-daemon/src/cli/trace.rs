@@ -84,11 +84,7 @@ impl TraceArgs {
                 max_read_rate: self.max_read_rate,
             }),
             left_behind,
-            requests: self.requests.map(|slow| TraceRequests {
-                slow,
-                required: false,
-                functions: self.functions.as_slice().into(),
-            }),
+            requests: self.requests.map(|slow| TraceRequests { slow, required: false }),
             suppressions: Suppressions::default(),
             state: None,
         }

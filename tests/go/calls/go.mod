@@ -1,3 +1,0 @@
-module gotrace.test/calls
-
-go 1.19
