@@ -59,7 +59,7 @@ pub fn try_load() -> Result<Kernel, Error> {
     Kernel::load(&Options { ring_bytes: 1 << 16, goroutines: 64, processes: 1, ..Options::default() })
 }
 
-/// Has the kernel verify every program of the object. Returns those that it refused.
+/// Has the kernel verify every program of the object that it can be asked to run. Returns those that it refused.
 pub fn try_programs(kernel: &mut Kernel) -> (usize, Vec<(String, Error)>) {
     let mut refused = Vec::new();
     let mut accepted = 0;
@@ -73,6 +73,8 @@ pub fn try_programs(kernel: &mut Kernel) -> (usize, Vec<(String, Error)>) {
     for (name, program) in kernel.ebpf.programs_mut() {
         let result = match program {
             Program::UProbe(_) if multi.is_some() => continue,
+            // They are for links, which there are none of where there are no cookies.
+            Program::UProbe(_) if !kernel.has_cookies && name.starts_with("dispatch_") => continue,
             Program::UProbe(program) => program.load(),
             Program::RawTracePoint(program) => program.load(),
             _ => continue,
