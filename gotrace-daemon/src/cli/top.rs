@@ -22,7 +22,9 @@ use super::{
 };
 use crate::config::Config;
 use crate::units;
-use gotrace_agent::pipeline::{Control, Counts, Engine, Line, LineConfig, NodeState, ProcessEvent, Stop};
+use gotrace_agent::pipeline::{
+    Control, Counts, Engine, Line, LineConfig, NodeState, ProcessEvent, SpanSampling, Stop,
+};
 use gotrace_export::{
     otlp::ExportConfig,
     prometheus::Board,
@@ -106,6 +108,9 @@ fn line_config(args: &TopArgs, config: &Config) -> Result<LineConfig, CliError> 
     let mut line = config.line();
     // What is remembered is the daemon's.
     line.state = None;
+    // Nobody is given spans, and requests are not shown.
+    line.sampling = SpanSampling::NONE;
+    line.requests = None;
     line.interval = args.interval;
     line.budget = match (args.budget, &args.config) {
         (Some(budget), _) => budget.budget(),
@@ -206,7 +211,10 @@ mod tests {
             std::fs::write(&path, text).expect("written");
             path.to_str().expect("a plain path").to_owned()
         };
-        let events = file("events.yaml", "trace: {level: full, engine: events}\nlimits: {budget: 2%}\n");
+        let events = file(
+            "events.yaml",
+            "trace: {level: full, engine: events}\nlimits: {budget: 2%}\nrequests: {mode: slow}\n",
+        );
         let snapshot = file("snapshot.yaml", "trace: {engine: snapshot}\n");
         let share = |line: &LineConfig| line.budget.map(gotrace_agent::pipeline::Budget::share);
         let line = line_of(&[]).expect("right");
@@ -215,6 +223,7 @@ mod tests {
         assert_eq!((line.engine, share(&line)), (Engine::Snapshot, Some(0.02)));
         let line = line_of(&["--config", &events, "--level", "waits"]).expect("right");
         assert_eq!((line.engine, line.level, share(&line)), (Engine::Events, Level::Waits, Some(0.02)));
+        assert_eq!((line.sampling, line.requests), (SpanSampling::NONE, None), "it shows neither");
         let line = line_of(&["--level", "full", "--budget", "none"]).expect("right");
         assert_eq!((line.engine, line.level, share(&line)), (Engine::Auto, Level::Full, None));
         assert!(line_of(&["--config", &snapshot]).is_ok());

@@ -102,12 +102,7 @@ pub(super) fn events_alone(level: Level, interval: Duration, budget: Option<Budg
         interval,
         reconcile: None,
         trace_root_age: Duration::from_secs(10),
-        sampling: SpanSampling {
-            ratio: 0.0,
-            keep_longer_than: None,
-            keep_wait_over: None,
-            max_per_second: None,
-        },
+        sampling: SpanSampling::NONE,
         ring_bytes: 8 << 20,
         goroutines: if level == Level::Lifecycle { 1 } else { 1 << 17 },
         follow: Follow::Nobody,

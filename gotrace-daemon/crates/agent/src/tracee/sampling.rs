@@ -32,6 +32,9 @@ impl SpanSampling {
     pub const ALL: Self =
         Self { ratio: 1.0, keep_longer_than: None, keep_wait_over: None, max_per_second: None };
 
+    /// Nothing: nobody is given spans.
+    pub const NONE: Self = Self { ratio: 0.0, ..Self::ALL };
+
     /// Nanoseconds of a wait that keeps its goroutine.
     pub(super) fn long_wait_ns(&self) -> u64 {
         self.keep_wait_over.map_or(u64::MAX, nanoseconds)
