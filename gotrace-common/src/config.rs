@@ -120,9 +120,15 @@ pub mod program {
     pub const GORILLA_ROUTE: u32 = 42;
     /// `gorilla_value`
     pub const GORILLA_VALUE: u32 = 43;
+    /// `function_begin`
+    pub const FUNCTION_BEGIN: u32 = 44;
+    /// `function_end`
+    pub const FUNCTION_END: u32 = 45;
+    /// `function_recovered`
+    pub const FUNCTION_RECOVERED: u32 = 46;
 
     /// Names of the programs, by number.
-    pub const NAMES: [&str; 44] = [
+    pub const NAMES: [&str; 47] = [
         "create_0",
         "create_1",
         "create_2",
@@ -167,6 +173,9 @@ pub mod program {
         "chi_route",
         "gorilla_route",
         "gorilla_value",
+        "function_begin",
+        "function_end",
+        "function_recovered",
     ];
 }
 

@@ -57,6 +57,8 @@ pub mod protocol {
     pub const GRPC: u8 = 3;
     /// A span of the program's own OpenTelemetry SDK.
     pub const SPAN: u8 = 4;
+    /// A call of a function that the user has named.
+    pub const FUNCTION: u8 = 5;
 }
 
 /// Families of requests: what tells one from another ([`RequestKey::family`]).
@@ -67,6 +69,8 @@ pub mod family {
     pub const GRPC: u32 = 2;
     /// Spans of the program's own: the span.
     pub const SPAN: u32 = 3;
+    /// Calls of functions that the user has named: the goroutine, of which the outermost is told.
+    pub const FUNCTION: u32 = 4;
 }
 
 /// How a request ended ([`RequestRecord::header`], `count`).
@@ -239,7 +243,13 @@ impl RouterLayouts {
     };
 }
 
-/// Value of the map `REQUEST_CONFIGS`, one row a process slot (208 bytes).
+/// Code of the process, from the first address up to the second, which is not of it; both 0 for none.
+pub type CodeRange = [u64; 2];
+
+/// Packages whose own goroutines are no children of requests ([`RequestConfig::libraries`]).
+pub const LIBRARIES: usize = 4;
+
+/// Value of the map `REQUEST_CONFIGS`, one row a process slot (288 bytes).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct RequestConfig {
@@ -253,6 +263,11 @@ pub struct RequestConfig {
     pub span: SpanLayout,
     /// Routers but that of `net/http`
     pub routers: RouterLayouts,
+    /// Code of the runtime, and of `net/http` and its like: goroutines that it starts are for the collector, or keep
+    /// connections, and are no children of a request.
+    pub libraries: [CodeRange; LIBRARIES],
+    /// What of that starts a goroutine for a handler, which is one.
+    pub handler_starts: CodeRange,
     /// `http.Request.Method`
     pub method: FieldPath,
     /// `http.Request.Pattern`, or the text behind `http.Request.pat`
@@ -289,6 +304,8 @@ impl Default for RequestConfig {
             least_ns: 0,
             span: SpanLayout::default(),
             routers: RouterLayouts::NONE,
+            libraries: [[0; 2]; LIBRARIES],
+            handler_starts: [0; 2],
             method: none,
             pattern: none,
             header: none,
@@ -305,8 +322,8 @@ impl Default for RequestConfig {
     }
 }
 
-/// Value of the map `ACCOUNTS`, keyed as `GOROUTINES` (240 bytes): made when a goroutine's first request begins, removed
-/// when it has none any more.
+/// Value of the map `ACCOUNTS`, keyed as `GOROUTINES` (264 bytes): made when a goroutine's first request begins, removed
+/// when it has none any more; or made with a goroutine that is started for a request, and removed with that.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Account {
@@ -333,6 +350,10 @@ pub struct Account {
     pub spans: [u64; SPANS],
     /// Sums, by [`time`].
     pub times: Times,
+    /// The request that the goroutine was started for, by another one; its `process` is 0 for none.
+    pub of: RequestKey,
+    /// When that began: its key may be another one's by now.
+    pub of_start_ns: u64,
 }
 
 /// Key of the map `REQUESTS` (16 bytes).
@@ -347,7 +368,23 @@ pub struct RequestKey {
     pub family: u32,
 }
 
-/// Value of the map `REQUESTS`: a request that has begun and not ended (472 bytes).
+/// Goroutines that were started for a request: by its own, or by another one of them (184 bytes).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Children {
+    /// How many.
+    pub started: u64,
+    /// Those that there was no room to follow.
+    pub unseen: u64,
+    /// How many have begun to end: where that is more than had ended before `times` was read, that is not complete.
+    pub ending: u64,
+    /// What those that have ended spent their time on.
+    pub times: Times,
+    /// How many have.
+    pub ended: u64,
+}
+
+/// Value of the map `REQUESTS`: a request that has begun and not ended (656 bytes).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct OpenRequest {
@@ -355,11 +392,12 @@ pub struct OpenRequest {
     pub start_ns: u64,
     /// The goroutine that it began on.
     pub goid: u64,
-    /// Address of the `http.Request`, of the stream, or of the span.
+    /// Address of the `http.Request`, of the stream, or of the span; of a call, how many bytes of the stack lie above it.
     pub object: u64,
     /// Address of the request that a mux was last called with, which may be a copy; 0 for none.
     pub routed: u64,
-    /// Address of the function that an `http.HandlerFunc` last called for it; 0 for none.
+    /// Address of the function that an `http.HandlerFunc` last called for it; 0 for none. Of a call, of the first of the
+    /// function's instructions that is probed.
     pub handler: u64,
     /// One of [`protocol`].
     pub protocol: u8,
@@ -396,6 +434,8 @@ pub struct OpenRequest {
     pub routed_depth: u32,
     /// The same of the router that has told [`Self::named`].
     pub named_depth: u32,
+    /// Goroutines that were started for it.
+    pub children: Children,
 }
 
 impl Default for OpenRequest {
@@ -422,6 +462,7 @@ impl Default for OpenRequest {
             asked: 0,
             routed_depth: 0,
             named_depth: 0,
+            children: Children::default(),
         }
     }
 }
@@ -486,7 +527,8 @@ pub struct RouteTimes {
     pub times: Times,
 }
 
-/// A request has ended that took at least as long as its route's threshold (368 bytes).
+/// A request has ended that took at least as long as its route's threshold (552 bytes; 368 in recordings of earlier versions,
+/// without the last field).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct RequestRecord {
@@ -503,19 +545,22 @@ pub struct RequestRecord {
     pub times: Times,
     /// The program's own span, or the caller's `traceparent`; 0 for none.
     pub caller: [u8; TRACEPARENT_BYTES],
+    /// Goroutines that were started for it.
+    pub children: Children,
 }
 
 const _: () = {
     assert!(size_of::<SpanLayout>() == 24);
     assert!(size_of::<OwnSpan>() == 32);
     assert!(size_of::<RouterLayouts>() == 32);
-    assert!(size_of::<RequestConfig>() == 208);
-    assert!(size_of::<Account>() == 240);
+    assert!(size_of::<RequestConfig>() == 288);
+    assert!(size_of::<Account>() == 264);
+    assert!(size_of::<Children>() == 184);
     assert!(size_of::<RequestKey>() == 16);
-    assert!(size_of::<OpenRequest>() == 472);
+    assert!(size_of::<OpenRequest>() == 656);
     assert!(size_of::<RouteKey>() == 128);
     assert!(size_of::<RouteTimes>() == 1328);
-    assert!(size_of::<RequestRecord>() == 368);
+    assert!(size_of::<RequestRecord>() == 552);
 };
 
 #[cfg(feature = "user")]

@@ -2,7 +2,7 @@
 //!
 //! Source: Go's `src/cmd/compile/abi-internal.md`; the same since Go 1.18.
 
-use core::mem::MaybeUninit;
+use core::{arch::asm, mem::MaybeUninit};
 
 use aya_ebpf::{EbpfContext, helpers::generated, programs::ProbeContext};
 use gotrace_common::request::{FieldPath, NO_STEP};
@@ -19,6 +19,12 @@ const CLOSURE_CONTEXT: usize = 12;
 /// RBP
 #[cfg(bpf_target_arch = "x86_64")]
 const FRAME_POINTER: usize = 4;
+/// RIP
+#[cfg(bpf_target_arch = "x86_64")]
+const INSTRUCTION: usize = 16;
+/// RSP
+#[cfg(bpf_target_arch = "x86_64")]
+const STACK_POINTER: usize = 19;
 
 /// Index of the n-th integer argument register in `user_pt_regs`: X0 to X5.
 #[cfg(bpf_target_arch = "aarch64")]
@@ -32,6 +38,12 @@ const CLOSURE_CONTEXT: usize = 26;
 /// X29
 #[cfg(bpf_target_arch = "aarch64")]
 const FRAME_POINTER: usize = 29;
+/// SP
+#[cfg(bpf_target_arch = "aarch64")]
+const STACK_POINTER: usize = 31;
+/// PC
+#[cfg(bpf_target_arch = "aarch64")]
+const INSTRUCTION: usize = 32;
 
 #[inline(always)]
 fn register(ctx: &ProbeContext, index: usize) -> u64 {
@@ -44,6 +56,15 @@ fn register(ctx: &ProbeContext, index: usize) -> u64 {
 #[inline(always)]
 pub fn argument<const N: usize>(ctx: &ProbeContext) -> u64 {
     register(ctx, ARGUMENTS[N])
+}
+
+/// The first three integer arguments, read in any case: of a choice between them the compiler would make one load at an
+/// address that it computes, which the verifier refuses.
+#[inline(always)]
+pub fn first_arguments(ctx: &ProbeContext) -> [u64; 3] {
+    // SAFETY: as in `register`.
+    let read = |n: usize| unsafe { ctx.as_ptr().cast::<u64>().add(ARGUMENTS[n]).read_volatile() };
+    [read(0), read(1), read(2)]
 }
 
 /// The g that runs: a goroutine's, or the scheduler's g0.
@@ -62,6 +83,18 @@ pub fn closure_context(ctx: &ProbeContext) -> u64 {
 #[inline(always)]
 pub fn frame_pointer(ctx: &ProbeContext) -> u64 {
     register(ctx, FRAME_POINTER)
+}
+
+/// The stack pointer.
+#[inline(always)]
+pub fn stack_pointer(ctx: &ProbeContext) -> u64 {
+    register(ctx, STACK_POINTER)
+}
+
+/// Address of the instruction that is probed.
+#[inline(always)]
+pub fn instruction(ctx: &ProbeContext) -> u64 {
+    register(ctx, INSTRUCTION)
 }
 
 /// Reads `N` consecutive words of the traced process; `None` when they are not readable.
@@ -96,10 +129,30 @@ pub unsafe fn read_into<T>(to: *mut T, address: u64) -> bool {
 /// `to` must be valid for writing `N` bytes.
 #[inline(always)]
 pub unsafe fn read_text<const N: usize>(to: *mut u8, address: u64, length: u64) -> bool {
-    // The verifier is to see that it is no more.
-    let length = if length > N as u64 { N as u32 } else { length as u32 };
-    // SAFETY: as above; the helper checks the source, and fills what it could not read with 0.
-    length == 0 || unsafe { generated::bpf_probe_read_user(to.cast(), length, address as *const _) == 0 }
+    if length == 0 {
+        return true;
+    }
+    let result: u64;
+    // As one piece: between the comparison and the call the compiler may put the length on the stack, where the verifier
+    // of Linux 5.10 forgets that it is bounded.
+    // SAFETY: as above; the helper (bpf_probe_read_user, number 112) checks the source, and fills what it could not read
+    // with 0.
+    unsafe {
+        asm!(
+            "if r2 <= {most} goto +1",
+            "r2 = {most}",
+            "call 112",
+            most = const N,
+            inlateout("r1") to => _,
+            inlateout("r2") length => _,
+            inlateout("r3") address => _,
+            lateout("r0") result,
+            lateout("r4") _,
+            lateout("r5") _,
+            options(nostack),
+        );
+    }
+    result == 0
 }
 
 /// Follows a path from `base` to the address of a field.

@@ -21,10 +21,12 @@ mod maps;
 mod process;
 mod probes {
     pub mod account;
+    pub mod children;
     pub mod collector;
     pub mod coroutine;
     pub mod cpu;
     pub mod dispatch;
+    pub mod function;
     pub mod headers;
     pub mod lifecycle;
     pub mod program;

@@ -47,9 +47,14 @@ pub static STOPPED: Array<u64> = Array::with_max_entries(1, 0);
 #[map]
 pub static REQUEST_CONFIGS: Array<RequestConfig> = Array::with_max_entries(1, 0);
 
-/// What goroutines that serve requests spend their time on. Preallocated, as the next two.
+/// What goroutines that serve requests spend their time on. Preallocated, as those of requests and routes.
 #[map]
 pub static ACCOUNTS: HashMap<GoroutineKey, Account> = HashMap::with_max_entries(1, 0);
+
+/// How many accounts of goroutines there are that were started for a request, and how many there may be, so that they leave
+/// room for those that serve. Set by user space, which counts them anew now and then.
+#[map]
+pub static CHILDREN: Array<u64> = Array::with_max_entries(2, 0);
 
 /// Requests that have begun and not ended.
 #[map]

@@ -62,6 +62,16 @@ pub struct Own {
     pub partner: u64,
     /// What it read from; empty for nothing.
     pub peer: String,
+    /// The function that is the request; empty where it is none.
+    pub function: String,
+    /// Goroutines that it started.
+    pub children: u64,
+    /// Those of them that were there at its end.
+    pub left_running: u64,
+    /// How long those slept that were gone.
+    pub child_sleep_ns: u64,
+    /// How long they computed.
+    pub child_cpu_ns: u64,
 }
 
 impl fmt::Display for Own {

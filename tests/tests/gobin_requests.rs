@@ -20,7 +20,7 @@ use gotrace_tests::gobuild::{Arch, Mode, VERSIONS, build, build_from, minor, wor
 fn requests(path: &Path) -> (Binary, Requests) {
     let data = fs::read(path).expect("the fixture is readable");
     let binary = Binary::parse(&data).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let requests = binary.requests(&data).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let requests = binary.requests(&data, &[]).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     (binary, requests)
 }
 
@@ -54,7 +54,7 @@ fn check(path: &Path, arch: Arch, minor: u32) {
     } else {
         "net/http.(*http2responseWriter).handlerDone"
     };
-    let points: Vec<_> = found.points.iter().map(|p| (p.server, p.moment, p.function)).collect();
+    let points: Vec<_> = found.points.iter().map(|p| (p.server, p.moment, &*p.function)).collect();
     let expected = [
         (Server::Http, Moment::Begin, "net/http.serverHandler.ServeHTTP"),
         (Server::Http, Moment::Route, "net/http.(*ServeMux).ServeHTTP"),
@@ -141,7 +141,7 @@ fn calls_and_spans_are_where_the_program_has_them() {
     let (binary, found) = requests(&path);
     assert_eq!(found.servers, [Server::Grpc, Server::OpenTelemetry]);
     assert!(found.missing.is_empty(), "{:?}", found.missing);
-    let points: Vec<_> = found.points.iter().map(|p| (p.server, p.moment, p.function)).collect();
+    let points: Vec<_> = found.points.iter().map(|p| (p.server, p.moment, &*p.function)).collect();
     let transport = "google.golang.org/grpc/internal/transport";
     let sdk = "go.opentelemetry.io/otel/sdk/trace";
     let expected = [
@@ -205,9 +205,43 @@ fn damaged_descriptors_are_read_to_an_end() {
                     word.copy_from_slice(&value.to_le_bytes());
                 }
             }
-            if let Ok(found) = binary.requests(&data) {
+            if let Ok(found) = binary.requests(&data, &[]) {
                 assert!(found.points.iter().all(|p| p.file_offset < data.len() as u64));
             }
         }
+    }
+}
+
+/// Functions that are named are probed where they begin and return, at the depth of their callers; and the code of the
+/// runtime and of `net/http` is told from theirs.
+#[test]
+fn named_functions_have_points_of_their_own() {
+    for (version, mode) in
+        [("1.19.13", Mode::PieStripped), ("1.24.11", Mode::Stripped), ("1.27.3", Mode::Stripped)]
+    {
+        let path = build("server", version, mode, Arch::HOST).expect("the fixture builds");
+        let data = fs::read(&path).expect("readable");
+        let binary = Binary::parse(&data).expect("parses");
+        let named = ["main.main".to_owned(), "net/http.(*conn).serve".to_owned(), "main.none".to_owned()];
+        let found = binary.requests(&data, &named).expect("they are read");
+        assert!(found.refused.iter().all(|why| why.starts_with("there is no function main.none")));
+        assert_eq!((found.refused.len(), found.servers[0]), (1, Server::Function), "{:?}", found.refused);
+        let is_in =
+            |address: u64| found.code.libraries.iter().any(|[from, to]| (*from..*to).contains(&address));
+        let mut moments = BTreeMap::new();
+        for point in &found.points {
+            let function = binary.function_at(point.address).expect("a function");
+            assert_eq!(function.name, point.function, "{version}");
+            assert_eq!(is_in(point.address), !function.name.starts_with("main."), "{version}: {function:?}");
+            if point.server == Server::Function {
+                *moments.entry((point.moment, function.name.clone())).or_insert(0) += 1;
+                assert_eq!(point.moment == Moment::End, point.instruction == "ret", "{version}: {point:?}");
+            }
+        }
+        for name in &named[..2] {
+            assert_eq!(moments.get(&(Moment::Begin, name.clone())), Some(&1), "{version}: {moments:?}");
+            assert!(moments.contains_key(&(Moment::End, name.clone())), "{version}: {moments:?}");
+        }
+        assert_eq!(moments.get(&(Moment::Panic, "runtime.recovery".to_owned())), Some(&1), "{moments:?}");
     }
 }

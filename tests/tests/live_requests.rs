@@ -49,15 +49,20 @@ fn judged(version: &str, mode: Mode, language: Option<&str>) -> Vec<String> {
         wrong.extend(assists(&own, &report, &line));
     }
     for (own, seen) in pairs(&own, &report.ended).0 {
-        // Where it is known who else worked for a request.
-        let children = seen["children"]["goroutines"].as_u64();
-        let ours = match own.kind.as_str() {
-            "waitgroup" => 3,
-            "sleep" | "cpu" | "io" => 0,
+        // Where it is known who else worked for a request: not those who read from its connection.
+        let [gone, left] = ["goroutines", "left_running"].map(|field| seen["children"][field].as_u64());
+        let (ours, stay) = match own.kind.as_str() {
+            "waitgroup" => (3, 0..=1),
+            "behind" => (2, 2..=2),
+            "timeout" => (1, 1..=1),
+            "sleep" | "cpu" | "io" | "post" | "gone" | "user" | "http2" | "streams" => (0, 0..=0),
             _ => continue,
         };
-        if children.is_some_and(|children| children != ours) {
-            wrong.push(format!("{own}: it had {ours} children: {}", seen["children"]));
+        if gone.zip(left).is_none_or(|(gone, left)| gone + left != ours || !stay.contains(&left)) {
+            wrong.push(format!(
+                "{own}: it had {ours} children, of which {stay:?} stayed: {}",
+                seen["children"]
+            ));
         }
     }
     wrong

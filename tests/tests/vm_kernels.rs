@@ -44,14 +44,27 @@ fn judge_links(left: &Left, expected: bool) -> Result<&'static str, String> {
     Err(format!("links expected: {expected}; doctor:\n{}\nattach:\n{}", file("doctor"), file("stderr")))
 }
 
+/// Whether a check of doctor's is all right.
+fn is_well(left: &Left, check: &str) -> Result<bool, String> {
+    let doctor = left.files.get("doctor").map_or("", String::as_str);
+    let report: Value = serde_json::from_str(doctor).map_err(|e| format!("{e}: {doctor}"))?;
+    let mut checks = report["checks"].as_array().into_iter().flatten();
+    Ok(checks.any(|found| found["name"] == check && found["state"] == "ok"))
+}
+
+/// Whether the kernel's verifier takes every program, with all that it can do switched on.
+fn judge_programs(left: &Left) -> Result<(), String> {
+    if is_well(left, "eBPF programs")? {
+        return Ok(());
+    }
+    let doctor = left.files.get("doctor").map_or("", String::as_str);
+    Err(format!("the kernel refuses programs; doctor:\n{doctor}"))
+}
+
 /// Whether the kernel tells CPU time: what doctor finds by trying, and what spans then have.
 fn judge_cpu_time(left: &Left) -> Result<(), String> {
     let file = |name: &str| left.files.get(name).map_or("", String::as_str);
-    let doctor: Value =
-        serde_json::from_str(file("doctor")).map_err(|e| format!("{e}: {}", file("doctor")))?;
-    let mut checks = doctor["checks"].as_array().into_iter().flatten();
-    let tried = checks.any(|check| check["name"] == "CPU time" && check["state"] == "ok");
-    if tried && file("export").contains("gotrace.time.on_cpu") {
+    if is_well(left, "CPU time")? && file("export").contains("gotrace.time.on_cpu") {
         return Ok(());
     }
     Err(format!(
@@ -299,6 +312,7 @@ fn every_kernel(arch: Arch, version: &str) {
             if served {
                 more += &format!("; {}; {}", judge_requests(&left)?, judge_quota(&left)?);
             }
+            judge_programs(&left)?;
             let by = judge_links(&left, ["6.12", "7"].contains(&series))?;
             let dump = judge_dump(&left)?;
             judge_harm(&left)?;

@@ -218,6 +218,9 @@ pub struct TraceArgs {
     /// or auto; see `gotrace requests`
     #[arg(long, value_parser = values::slow, value_name = "TIME|auto")]
     pub requests: Option<Slow>,
+    /// With --requests: take each call of this function for a request too; see `gotrace requests`
+    #[arg(long = "request", value_name = "FUNCTION", requires = "requests")]
+    pub functions: Vec<String>,
     /// Print nothing; with --format json only the header and the summary
     #[arg(short, long)]
     pub quiet: bool,

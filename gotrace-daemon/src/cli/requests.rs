@@ -20,7 +20,7 @@ use super::{
 use crate::units as values;
 use gotrace_agent::pipeline::{Line, LineConfig, Slow, Stop, TraceRequests};
 use gotrace_export::{otlp::ExportConfig, requests as export};
-use gotrace_go::requests::Requests;
+use gotrace_go::requests::{Moment, Requests, Server};
 use gotrace_model::{Interval, Level};
 use gotrace_process::{Clock, Target};
 
@@ -43,6 +43,11 @@ Servers: net/http (HTTP/1.1 and 2), golang.org/x/net/http2 behind net/http, goog
 A span that the program's own OpenTelemetry SDK records for a request is the parent of gotrace's;
 one that belongs to no request, of a message or a job, is a request itself. Of spans gotrace reads
 ids, kind, name and status.
+Anything else: --request FUNCTION, whose calls are then requests, from call to return. A call within
+another one, or within a request of HTTP or gRPC, is a part of that. On amd64 the kernel single-steps
+each return of the function, recursive ones too: a call costs 20 to 25 us in all.
+Goroutines that a request starts, and those that these start, are told as its children where they
+have ended before it; those of net/http that read from connections are not.
 `gotrace inspect` shows what a binary has.
 
 Examples:
@@ -57,6 +62,11 @@ pub struct RequestsArgs {
     /// at least 1 ms, and from 100 ms on for a route with fewer than 200 requests
     #[arg(long, value_parser = values::slow, default_value = "auto", value_name = "TIME|auto")]
     slow: Slow,
+    /// Take each call of this function for a request too, for servers without net/http, gRPC or OpenTelemetry: workers
+    /// of a queue, consumers, other protocols. Its name is as in a traceback: main.handle, main.(*Queue).work,
+    /// example.com/shop/cart.each[...]. Up to 8 times
+    #[arg(long = "request", value_name = "FUNCTION")]
+    functions: Vec<String>,
     /// Waits of a slow request that are at least this long are told with their places
     #[arg(long, value_parser = values::duration, default_value = "1ms", value_name = "TIME")]
     min_wait: Duration,
@@ -174,14 +184,17 @@ impl Output {
     }
 }
 
-/// Names of the servers whose requests can be traced.
-fn servers(requests: &Requests) -> Vec<&'static str> {
-    requests
-        .servers
-        .iter()
-        .filter(|server| requests.can_trace(**server))
-        .map(|server| server.name())
-        .collect()
+/// Names of the servers whose requests can be traced, and of the functions.
+fn servers(requests: &Requests) -> Vec<&str> {
+    let traced = requests.servers.iter().filter(|server| requests.can_trace(**server));
+    let mut names: Vec<&str> =
+        traced.filter(|server| **server != Server::Function).map(|server| server.name()).collect();
+    for point in requests.points.iter().filter(|point| point.server == Server::Function) {
+        if point.moment == Moment::Begin && !names.contains(&&*point.function) {
+            names.push(&point.function);
+        }
+    }
+    names
 }
 
 impl RequestsArgs {
@@ -200,7 +213,11 @@ impl RequestsArgs {
         LineConfig {
             min_wait: self.min_wait,
             stack_depth: STACK_DEPTH,
-            requests: Some(TraceRequests { slow: self.slow, required: true }),
+            requests: Some(TraceRequests {
+                slow: self.slow,
+                required: true,
+                functions: self.functions.as_slice().into(),
+            }),
             ..events_alone(Level::Full, TICK.min(self.interval), self.budget.budget())
         }
     }

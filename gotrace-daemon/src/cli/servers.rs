@@ -12,7 +12,7 @@ use gotrace_go::{
 /// What the executable tells of its requests. What cannot be read is said instead.
 pub fn of(binary: &Binary, executable: &[u8]) -> Requests {
     binary
-        .requests(executable)
+        .requests(executable, &[])
         .unwrap_or_else(|e| Requests { missing: vec![e.to_string()], ..Requests::default() })
 }
 

@@ -84,7 +84,11 @@ impl TraceArgs {
                 max_read_rate: self.max_read_rate,
             }),
             left_behind,
-            requests: self.requests.map(|slow| TraceRequests { slow, required: false }),
+            requests: self.requests.map(|slow| TraceRequests {
+                slow,
+                required: false,
+                functions: self.functions.as_slice().into(),
+            }),
             suppressions: Suppressions::default(),
             state: None,
         }

@@ -44,7 +44,7 @@ impl Config {
                     max_per_second: _,
                     resource_command_args: _,
                 },
-            requests: Requests { mode, slow },
+            requests: Requests { mode, slow, functions },
             // Whom to ask is asked anew.
             metadata: _,
             otlp:
@@ -79,6 +79,7 @@ impl Config {
             ("limits.max_goroutines", *max_goroutines != new.limits.max_goroutines),
             ("requests.mode", *mode != new.requests.mode),
             ("requests.slow", *slow != new.requests.slow),
+            ("requests.functions", *functions != new.requests.functions),
             ("otlp.endpoint", *endpoint != otlp.endpoint),
             ("otlp.protocol", *protocol != otlp.protocol),
             ("otlp.headers", *headers != otlp.headers),
@@ -141,6 +142,7 @@ mod tests {
         ("spans.resource_command_args", "true"),
         ("requests.mode", "slow"),
         ("requests.slow", "250ms"),
+        ("requests.functions", "[main.handle]"),
         ("metadata.kubernetes", "off"),
         ("metadata.node_name", "node-b"),
         ("metadata.kubeconfig", "/etc/other"),

@@ -15,11 +15,13 @@ pub struct Requests {
     /// From when on a request is slow: a time, or `auto`, the 99th percentile of its route.
     #[serde(deserialize_with = "text")]
     pub slow: Threshold,
+    /// Functions of which each call is a request, named as tracebacks print them.
+    pub functions: Vec<String>,
 }
 
 impl Default for Requests {
     fn default() -> Self {
-        Self { mode: Mode::Off, slow: Threshold(Slow::Auto) }
+        Self { mode: Mode::Off, slow: Threshold(Slow::Auto), functions: Vec::new() }
     }
 }
 
@@ -56,6 +58,6 @@ impl Requests {
             Mode::Slow => self.slow.0,
             Mode::All => Slow::From(std::time::Duration::ZERO),
         };
-        Some(TraceRequests { slow, required: false })
+        Some(TraceRequests { slow, required: false, functions: self.functions.as_slice().into() })
     }
 }

@@ -7,8 +7,8 @@ use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use gotrace_common::{kind, program};
 
 use crate::{
-    go_abi::{argument, closure_context, current_g, read_word},
-    probes::{collector, coroutine, lifecycle, request, router, span, syscall, wait, wake},
+    go_abi::{argument, closure_context, current_g, first_arguments, read_word},
+    probes::{collector, coroutine, function, lifecycle, request, router, span, syscall, wait, wake},
     process::Probe,
 };
 
@@ -17,15 +17,24 @@ use crate::{
 #[uprobe]
 pub fn dispatch_lifecycle(ctx: ProbeContext) -> u32 {
     let (ctx, number) = &Probe::dispatched(ctx);
+    let [first, second, third] = first_arguments(ctx);
+    // Chosen here, so that what follows is there once.
+    let (g, kind) = match *number {
+        program::CREATE_0 => (first, kind::CREATE),
+        program::CREATE_1 => (second, kind::CREATE),
+        program::CREATE_2 => (third, kind::CREATE),
+        program::CREATE_BY_STATUS if lifecycle::is_made(ctx) => (first, kind::CREATE),
+        program::CREATE_COROUTINE_0 => (first, kind::CREATE_COROUTINE),
+        program::CREATE_COROUTINE_1 => (second, kind::CREATE_COROUTINE),
+        program::CREATE_COROUTINE_2 => (third, kind::CREATE_COROUTINE),
+        _ => (0, 0),
+    };
+    if g != 0 {
+        lifecycle::create(ctx, g, kind);
+        return 0;
+    }
     match *number {
-        program::CREATE_1 => lifecycle::create(ctx, argument::<1>(ctx), kind::CREATE),
         program::EXIT => lifecycle::on_exit(ctx, argument::<0>(ctx)),
-        program::CREATE_0 => lifecycle::create(ctx, argument::<0>(ctx), kind::CREATE),
-        program::CREATE_2 => lifecycle::create(ctx, argument::<2>(ctx), kind::CREATE),
-        program::CREATE_BY_STATUS => lifecycle::on_status_change(ctx),
-        program::CREATE_COROUTINE_0 => lifecycle::create(ctx, argument::<0>(ctx), kind::CREATE_COROUTINE),
-        program::CREATE_COROUTINE_1 => lifecycle::create(ctx, argument::<1>(ctx), kind::CREATE_COROUTINE),
-        program::CREATE_COROUTINE_2 => lifecycle::create(ctx, argument::<2>(ctx), kind::CREATE_COROUTINE),
         program::ASSIST_BEGIN => collector::on_assist_begin(ctx),
         program::ASSIST_END => collector::on_assist_end(ctx),
         program::STOP_WORLD => collector::on_stop(ctx),
@@ -74,6 +83,19 @@ pub fn dispatch_requests(ctx: ProbeContext) -> u32 {
         program::CHI_ROUTE => router::on_chi(ctx),
         program::GORILLA_ROUTE => router::on_gorilla(ctx),
         program::GORILLA_VALUE => router::on_gorilla_value(ctx),
+        _ => None,
+    };
+    0
+}
+
+/// Functions that the user has named: apart, as the verifier looks at a bounded number of instructions of a program.
+#[inline(always)]
+#[uprobe]
+pub fn dispatch_functions(ctx: ProbeContext) -> u32 {
+    let (ctx, number) = &Probe::dispatched(ctx);
+    match *number {
+        program::FUNCTION_BEGIN => function::on_begin(ctx),
+        program::FUNCTION_END | program::FUNCTION_RECOVERED => function::on_end(ctx, *number),
         _ => None,
     };
     0

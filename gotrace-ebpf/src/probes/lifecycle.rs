@@ -9,8 +9,8 @@ use gotrace_common::{
 use crate::{
     emit::{reserve, submit},
     go_abi::{argument, current_g, read_into, read_word, read_words},
-    maps::GOROUTINES,
-    probes::{account, cpu, request},
+    maps::{GOROUTINES, ZEROS},
+    probes::{account, children, cpu, request},
     process::{Probe, Process},
 };
 
@@ -46,16 +46,16 @@ const DEAD: u32 = 6;
 #[uprobe]
 pub fn create_by_status(ctx: ProbeContext) -> u32 {
     let ctx = &Probe::new(ctx);
-    on_status_change(ctx);
+    if is_made(ctx) {
+        create(ctx, argument::<0>(ctx), kind::CREATE);
+    }
     0
 }
 
+/// Whether it is a dead goroutine that becomes runnable.
 #[inline(always)]
-pub fn on_status_change(ctx: &Probe) -> Option<()> {
-    if argument::<1>(ctx) as u32 == DEAD && argument::<2>(ctx) as u32 == RUNNABLE {
-        create(ctx, argument::<0>(ctx), kind::CREATE);
-    }
-    None
+pub fn is_made(ctx: &Probe) -> bool {
+    argument::<1>(ctx) as u32 == DEAD && argument::<2>(ctx) as u32 == RUNNABLE
 }
 
 /// Behind the call of `newproc1` in `newcoro.func1`.
@@ -97,15 +97,21 @@ pub fn create(ctx: &Probe, g: u64, kind: u8) -> Option<()> {
     if process.level >= LEVEL_FULL {
         // A goroutine is runnable from its birth; a coroutine waits for its first switch.
         let coroutine = kind == gotrace_common::kind::CREATE_COROUTINE;
-        let state = GoroutineState {
-            wake_ns: if coroutine { 0 } else { process.now_ns },
-            park_ns: if coroutine { process.now_ns } else { 0 },
-            reason: if coroutine { process.coroutine_reason } else { 0 },
-            flags: GoroutineState::WHOLE,
-            g,
-            ..GoroutineState::default()
-        };
-        process.keep(goid, &state);
+        // SAFETY: the zeros of an array, which are more.
+        process.keep(goid, unsafe { &*ZEROS.get_ptr(0)?.cast::<GoroutineState>() });
+        let state = GOROUTINES.get_ptr_mut(process.key(goid));
+        if let Some(state) = state {
+            // SAFETY: the value of a preallocated map, of a goroutine that has not run yet.
+            let state = unsafe { &mut *state };
+            state.g = g;
+            state.flags = GoroutineState::WHOLE;
+            if coroutine {
+                (state.park_ns, state.reason) = (process.now_ns, process.coroutine_reason);
+            } else {
+                state.wake_ns = process.now_ns;
+            }
+        }
+        children::on_create(&process, parent_goid, (goid, state), words[1], coroutine);
     }
     let record = CreateRecord {
         header: Header {

@@ -4,14 +4,16 @@ use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use gotrace_common::{
     Account, GoroutineState, Header, Hit, LEVEL_FULL, Lost, OpenRequest, RequestConfig, RequestKey,
     RequestRecord, RouteKey, kind, program,
-    request::{OwnSpan, TIMES, TRACEPARENT_BYTES, ended, family, protocol, record, state, status},
+    request::{
+        Children, OwnSpan, TIMES, TRACEPARENT_BYTES, ended, family, protocol, record, state, status,
+    },
 };
 
 use crate::{
     emit::{reserve, submit},
     go_abi::{argument, current_g, follow, frame_pointer, read_word, read_words},
     maps::{ACCOUNTS, GOROUTINES, REQUEST_CONFIGS, REQUESTS, THRESHOLDS, ZEROS},
-    probes::{account, headers, route, router, span},
+    probes::{account, children, function, headers, route, router, span},
     process::{Probe, Process},
 };
 
@@ -234,6 +236,12 @@ pub fn begin(
                 text.add(n).write(0);
             }
         }
+        if (*open).children.started != 0 {
+            let words = (&raw mut (*open).children).cast::<u64>();
+            for n in 0..size_of::<Children>() / 8 {
+                words.add(n).write(0);
+            }
+        }
     }
     Some(open)
 }
@@ -298,13 +306,13 @@ fn close_account(process: &Process, goid: u64) {
 #[inline(always)]
 fn close_idle(process: &Process, goid: u64, account: *mut Account) {
     // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
-    let open = unsafe { (*account).open };
-    if open == 0 && !span::has_any(account) {
+    let (open, of) = unsafe { ((*account).open, (*account).of) };
+    if open == 0 && of.process == 0 && !span::has_any(account) {
         close_account(process, goid);
     }
 }
 
-/// What the goroutine serves by HTTP or gRPC, if it does.
+/// What the goroutine serves by HTTP or gRPC, or as a call of a function that was named, if it does.
 #[inline(always)]
 pub fn serving(process: &Process, goid: u64, account: *mut Account) -> Option<*mut OpenRequest> {
     if let Some(open) = open_http(process, goid) {
@@ -312,7 +320,7 @@ pub fn serving(process: &Process, goid: u64, account: *mut Account) -> Option<*m
     }
     // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
     match unsafe { (*account).stream } {
-        0 => None,
+        0 => function::open(process, goid).map(|(_, open)| open),
         id => REQUESTS.get_ptr_mut(RequestKey { id, process: process.process, family: family::GRPC }),
     }
 }
@@ -449,21 +457,28 @@ pub fn on_grpc_end(ctx: &Probe) -> Option<()> {
     end(&process, key, open, goid, code, ended::NORMAL)
 }
 
-/// A goroutine that has an account ends: so does what it served by HTTP.
+/// A goroutine that has an account ends: so does what it served by HTTP, or the call that it was in.
 #[inline(always)]
 pub fn on_goroutine_exit(process: &Process, goid: u64) {
     if let Some(account) = account::of(process, goid) {
         forget_stream(process, account);
         span::forget(process, account, goid);
+        children::on_exit(process, account);
     }
-    if let Some(open) = open_http(process, goid) {
+    let mut key = by_goroutine(process, goid);
+    let mut open = REQUESTS.get_ptr_mut(key);
+    if open.is_none() {
+        key.family = family::FUNCTION;
+        open = REQUESTS.get_ptr_mut(key);
+    }
+    if let Some(open) = open {
         // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
         let (how, status) = match unsafe { ((*open).hijacked, (*open).panicked) } {
             (0, 0) => (ended::GOROUTINE_EXIT, status::FAILED),
             (0, _) => (ended::PANIC, status::FAILED),
             _ => (ended::HIJACKED, status::NONE),
         };
-        end(process, by_goroutine(process, goid), open, goid, status, how);
+        end(process, key, open, goid, status, how);
     }
     close_account(process, goid);
 }
@@ -480,7 +495,11 @@ pub fn end(
 ) -> Option<()> {
     // SAFETY: the value of a preallocated map, which stays readable while this runs.
     let (goid, start_ns) = unsafe { ((*open).goid, (*open).start_ns) };
-    let account = account::of(process, goid)?;
+    let Some(account) = account::of(process, goid) else {
+        process.lost(Lost::RequestUnended);
+        let _ = REQUESTS.remove(at);
+        return None;
+    };
     let duration_ns = if how == ended::ELSEWHERE {
         let Some(duration_ns) = account::settle_elsewhere(process, account, open) else {
             process.lost(Lost::RequestUnended);
@@ -553,6 +572,7 @@ pub fn end(
             } else if at.family == family::HTTP && how == ended::NORMAL {
                 headers::traceparent(open.object, config, text.cast());
             }
+            children::read(&raw const open.children, &raw mut (*to).children);
         }
         submit(entry);
     }

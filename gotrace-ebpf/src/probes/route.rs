@@ -46,6 +46,10 @@ pub unsafe fn name(process: &Process, config: &RequestConfig, open: *mut OpenReq
             text(object, config.grpc_method, key);
             return;
         }
+        if (*open).protocol == protocol::FUNCTION {
+            (*key).handler = (*open).handler;
+            return;
+        }
         if (*open).protocol == protocol::SPAN {
             text(object, FieldPath { steps: [config.span.name, NO_STEP, NO_STEP] }, key);
             return;

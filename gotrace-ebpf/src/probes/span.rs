@@ -51,7 +51,9 @@ pub fn on_begin(ctx: &Probe) -> Option<()> {
     if let Some(account) = account::of(&process, goid) {
         if let Some(open) = request::serving(&process, goid, account) {
             // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
-            if kind == SERVER && unsafe { (*open).own.span_id } == 0 {
+            let consumes = kind == CONSUMER && unsafe { (*open).protocol } == protocol::FUNCTION;
+            // SAFETY: as above.
+            if (kind == SERVER || consumes) && unsafe { (*open).own.span_id } == 0 {
                 let own = process.read(ids(span, layout))?;
                 // SAFETY: as above.
                 unsafe { (*open).own = own };

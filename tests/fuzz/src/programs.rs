@@ -72,7 +72,7 @@ pub fn use_program(data: &[u8]) -> Result<(), Error> {
             let _ = binary.load_bias(pc, pc >> 3);
         }
         let _ = (binary.wait_reasons(), binary.gc_reasons(), binary.coroutine_reason());
-        if let Ok(requests) = binary.requests(data) {
+        if let Ok(requests) = binary.requests(data, &["main.main".into(), "main.each[...]".into()]) {
             assert!(requests.points.iter().all(|p| p.file_offset < data.len() as u64), "{requests:?}");
         }
     });

@@ -63,7 +63,7 @@ const fn kind(
 }
 
 /// All kinds.
-pub const KINDS: [Kind; 44] = [
+pub const KINDS: [Kind; 51] = [
     kind("sleep", "sleep", "main.sleeps", By::Timer, ""),
     kind("mutex_sleeping", "mutex", "main.locks", By::Partner, "sleep"),
     kind("mutex_computing", "mutex", "main.locks", By::Partner, "running"),
@@ -109,6 +109,14 @@ pub const KINDS: [Kind; 44] = [
     kind("job", "sleep", "main.sleeps", By::Timer, ""),
     kind("fails", "sleep", "main.sleeps", By::Timer, ""),
     kind("moved", "sleep", "main.sleeps", By::Timer, ""),
+    // Calls of functions.
+    kind("recursion", "sleep", "main.sleeps", By::Timer, ""),
+    kind("grows", "", "", By::Anyone, ""),
+    kind("deep_panic", "sleep", "main.sleeps", By::Timer, ""),
+    kind("method", "sleep", "main.sleeps", By::Timer, ""),
+    kind("generic", "sleep", "main.sleeps", By::Timer, ""),
+    kind("nested", "sleep", "main.sleeps", By::Timer, ""),
+    kind("children", "", "", By::Anyone, ""),
 ];
 
 /// A number of a record, 0 where there is none.
@@ -244,7 +252,13 @@ pub fn identity(own: &Own, seen: &Value) -> Vec<String> {
         }
     }
     // One whose client went away, or whose handler panicked, may have set none.
-    if own.ended == "normal" && own.kind != "gone" {
+    if own.protocol == "function" {
+        check("status", Value::Null);
+        let handler = text(&seen["handler"], "function");
+        if handler != own.function {
+            wrong.push(format!("{own}: its function is {handler}, not {}", own.function));
+        }
+    } else if own.ended == "normal" && own.kind != "gone" {
         check("status", own.status.into());
     }
     // A mux without patterns has called a function.
@@ -468,6 +482,29 @@ pub fn sums(report: &Report) -> Vec<String> {
             format!("{name}: records have {records} ns, intervals {intervals}")
         })
         .collect()
+}
+
+/// What a record says of the goroutines that its request started, where the program has waited until they were gone.
+#[must_use]
+pub fn children(own: &Own, seen: &Value) -> Vec<String> {
+    let (told, time) = (&seen["children"], &seen["children"]["time_ns"]);
+    let counted = (told["goroutines"].as_u64(), told["left_running"].as_u64());
+    let expected = (Some(own.children - own.left_running), Some(own.left_running));
+    if counted != expected {
+        return vec![format!("{own}: it had {expected:?} children, gone and left: {told}")];
+    }
+    // Others may have their CPU for a while, in which they are runnable or descheduled.
+    let slept = blocked(time) + number(time, "run_queue");
+    let [on_cpu, sleep, cpu] = [number(time, "on_cpu"), own.child_sleep_ns, own.child_cpu_ns];
+    let around = AROUND * own.children;
+    let agree = slept + around >= sleep
+        && blocked(time) <= sleep + around
+        && on_cpu + cpu / 33 >= cpu
+        && on_cpu <= cpu + cpu / 33 + around;
+    let says = || {
+        format!("{own}: its children slept {sleep} ns and computed {cpu}, seen {slept} and {on_cpu}: {told}")
+    };
+    (!agree).then(says).into_iter().collect()
 }
 
 /// Requests that are open at the end, where all have ended.

@@ -9,7 +9,7 @@ use gotrace_common::{
     AssistRecord, CLOSURE_WORDS, CpuRecord, CreateClosureRecord, CreateRecord, DEEP_FRAMES, ExecRecord,
     ExitRecord, FRAMES, OpenWaitRecord, PEER_WORDS, PauseRecord, RequestRecord, RouteKey, WaitDeepRecord,
     WaitHead, WaitPeerDeepRecord, WaitPeerRecord, WaitRecord, WakerKind, kind,
-    request::{self, TIMES, TRACEPARENT_BYTES, Times},
+    request::{self, Children, TIMES, TRACEPARENT_BYTES, Times},
 };
 
 pub use socket::Socket;
@@ -55,6 +55,7 @@ pub type ClosureWords = [u64; CLOSURE_WORDS];
 
 /// What a record says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "one at a time, on its way to where it is applied")]
 pub enum Event<'a> {
     /// A goroutine was made.
     Create(Create),
@@ -222,6 +223,8 @@ pub struct RequestEnd {
     pub key: RouteKey,
     pub times: Times,
     pub caller: [u8; TRACEPARENT_BYTES],
+    /// `None` in recordings of earlier versions.
+    pub children: Option<Children>,
 }
 
 /// The word at `offset`; 0 beyond the end, which the length checks before it rule out.
@@ -267,6 +270,8 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
         kind::PAUSE => size_of::<PauseRecord>(),
         kind::ASSIST => size_of::<AssistRecord>(),
         kind::CPU => size_of::<CpuRecord>(),
+        // Those of recordings of earlier versions end with the caller.
+        kind::REQUEST if bytes.len() == size_of::<RequestRecord>() - size_of::<Children>() => bytes.len(),
         kind::REQUEST => size_of::<RequestRecord>(),
         other => return Err(DecodeError::UnknownKind(other)),
     };
@@ -368,8 +373,21 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
             },
             times: std::array::from_fn(|n| word(bytes, 160 + 8 * n)),
             caller: part(bytes, 160 + 8 * TIMES),
+            children: bytes.get(size_of::<RequestRecord>() - size_of::<Children>()..).and_then(children),
         }),
         _ => Event::Exec { process, pid: half(bytes, 16), time_ns },
+    })
+}
+
+/// Goroutines that were started for a request; `None` where nothing is told of them.
+fn children(bytes: &[u8]) -> Option<Children> {
+    let times = std::array::from_fn(|n| word(bytes, 24 + 8 * n));
+    (bytes.len() == size_of::<Children>()).then(|| Children {
+        started: word(bytes, 0),
+        unseen: word(bytes, 8),
+        ending: word(bytes, 16),
+        times,
+        ended: word(bytes, 24 + 8 * TIMES),
     })
 }
 

@@ -182,7 +182,7 @@ impl Line {
         );
         let programs =
             if config.follow == Follow::Nobody { Programs::thorough() } else { Programs::default() };
-        let programs = programs.with_requests(config.requests.is_some());
+        let programs = programs.with_requests(config.requests.as_ref());
         Ok(Self {
             config,
             probes,

@@ -50,6 +50,22 @@ impl Code<'_> {
         }
     }
 
+    /// The first instruction.
+    pub fn first(&self) -> Option<Place> {
+        match self.arch {
+            Arch::Amd64 => code_amd64::first(self),
+            Arch::Arm64 => code_arm64::first(self),
+        }
+    }
+
+    /// Where the function returns; `None` where it cannot be decoded to its end.
+    pub fn returns(&self) -> Option<Vec<Place>> {
+        match self.arch {
+            Arch::Amd64 => code_amd64::returns(self),
+            Arch::Arm64 => Some(code_arm64::returns(self)),
+        }
+    }
+
     /// The direct calls to a function: places, and the offset behind each.
     pub fn calls(&self, target: u64) -> Vec<(Place, usize)> {
         match self.arch {

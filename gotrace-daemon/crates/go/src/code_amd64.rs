@@ -114,7 +114,22 @@ pub(super) fn entry(code: &Code<'_>, operands: &[Operand]) -> Option<Place> {
             break;
         }
     }
+    first(code)
+}
+
+pub(super) fn first(code: &Code<'_>) -> Option<Place> {
     decode(code, 0).next().map(|i| place(code, &i))
+}
+
+pub(super) fn returns(code: &Code<'_>) -> Option<Vec<Place>> {
+    let (mut returns, mut end) = (Vec::new(), 0);
+    for i in decode(code, 0) {
+        end = offset(code, &i) + i.len();
+        if i.mnemonic() == Mnemonic::Ret {
+            returns.push(place(code, &i));
+        }
+    }
+    (end == code.bytes.len()).then_some(returns)
 }
 
 pub(super) fn calls(code: &Code<'_>, target: u64) -> Vec<(Place, usize)> {

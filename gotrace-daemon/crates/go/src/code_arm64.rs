@@ -179,7 +179,16 @@ pub(super) fn entry(code: &Code<'_>, operands: &[Operand]) -> Option<Place> {
             break;
         }
     }
+    first(code)
+}
+
+pub(super) fn first(code: &Code<'_>) -> Option<Place> {
     words(code, 0).next().map(|(at, w)| place(code, at, w))
+}
+
+pub(super) fn returns(code: &Code<'_>) -> Vec<Place> {
+    let is_return = |w| matches!(simulated(w), Some(("ret", _)));
+    words(code, 0).filter(|&(_, w)| is_return(w)).map(|(at, w)| place(code, at, w)).collect()
 }
 
 pub(super) fn calls(code: &Code<'_>, target: u64) -> Vec<(Place, usize)> {

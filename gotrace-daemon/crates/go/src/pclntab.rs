@@ -120,7 +120,8 @@ pub(super) struct Func {
     pub entry: u32,
     /// First address behind it.
     pub end: u32,
-    name: u32,
+    /// Offset of its name ([`Header::names`]).
+    pub name: u32,
     /// Bytes of arguments and results on the caller's stack, or `abi.ArgsSizeUnknown`.
     pub args: u32,
     pc_stack: u32,

@@ -121,7 +121,7 @@ impl Kernel {
                 Scope::File(number) => (None, number.get()),
             };
             // A link holds all of a level: the cookie of each place names what is run there.
-            let mut places: [(&str, Vec<(u64, u64)>); 4] = DISPATCHERS.map(|name| (name, Vec::new()));
+            let mut places = DISPATCHERS.map(|name| (name, Vec::<(u64, u64)>::new()));
             for probe in probes {
                 let program = program_for(probe)?;
                 places[dispatcher_of(program)].1.push((probe.file_offset, cookie(number, program)));
@@ -215,8 +215,10 @@ fn uprobe<'a>(ebpf: &'a mut aya::Ebpf, name: &'static str) -> Result<&'a mut UPr
     program.try_into()
 }
 
-/// Programs that run each place's own: of births, deaths and the collector, of waits, of all else, of requests.
-const DISPATCHERS: [&str; 4] = ["dispatch_lifecycle", "dispatch_waits", "dispatch_full", "dispatch_requests"];
+/// Programs that run each place's own: of births, deaths and the collector, of waits, of all else, of requests, of
+/// functions that the user has named.
+const DISPATCHERS: [&str; 5] =
+    ["dispatch_lifecycle", "dispatch_waits", "dispatch_full", "dispatch_requests", "dispatch_functions"];
 
 fn dispatcher_of(program: u32) -> usize {
     match program {
@@ -229,6 +231,7 @@ fn dispatcher_of(program: u32) -> usize {
         | program::COROUTINE_SWITCH
         | program::SYSCALL_ENTER
         | program::SYSCALL_EXIT => 2,
+        program::FUNCTION_BEGIN.. => 4,
         program::HTTP_BEGIN.. => 3,
         _ => 0,
     }
@@ -292,6 +295,9 @@ fn program_for(probe: &Probe) -> Result<u32, Error> {
             (Server::Chi, Moment::Route) => program::CHI_ROUTE,
             (Server::Gorilla, Moment::Route) => program::GORILLA_ROUTE,
             (Server::Gorilla, Moment::RouteValue) => program::GORILLA_VALUE,
+            (Server::Function, Moment::Begin) => program::FUNCTION_BEGIN,
+            (Server::Function, Moment::End) => program::FUNCTION_END,
+            (Server::Function, Moment::Panic) => program::FUNCTION_RECOVERED,
             _ => return Err(Error::Object(format!("program for {} of {}", moment.name(), server.name()))),
         },
         (event, operand) => return Err(Error::Object(format!("program for {event:?} with {operand:?}"))),

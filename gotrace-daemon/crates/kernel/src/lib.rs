@@ -207,7 +207,7 @@ impl Kernel {
             .map_max_entries("EXECUTIONS", processes)
             .map_max_entries("STOPPED", processes)
             .map_max_entries("REQUEST_CONFIGS", processes)
-            .map_max_entries("ACCOUNTS", options.requests.max(1))
+            .map_max_entries("ACCOUNTS", options.requests.max(1) + requests::children(options.requests))
             .map_max_entries("REQUESTS", options.requests.max(1))
             .map_max_entries("ROUTES", requests::routes(options.requests))
             .map_max_entries("THRESHOLDS", requests::routes(options.requests))
@@ -226,7 +226,7 @@ impl Kernel {
             maps.map(&mut take);
         let [held, shares, pauses, threads, threads_held] =
             ["HELD", "SHARES", "PAUSES", "THREADS", "THREADS_HELD"].map(&mut take);
-        let requests = requests::Maps::take(&mut ebpf)?;
+        let requests = requests::Maps::take(&mut ebpf, options.requests)?;
         let mut kernel = Self {
             ebpf,
             processes: typed(of_processes?, "PROCESSES")?,

@@ -51,12 +51,21 @@ pub fn try_ring_buffer() -> Result<(), Error> {
     }
 }
 
-/// Loads the embedded object with its maps small.
+/// Loads the embedded object with its maps small, and all that it can do switched on: the verifier does not look at what
+/// is off.
 ///
 /// # Errors
 /// As [`Kernel::load`].
 pub fn try_load() -> Result<Kernel, Error> {
-    Kernel::load(&Options { ring_bytes: 1 << 16, goroutines: 64, processes: 1, ..Options::default() })
+    Kernel::load(&Options {
+        ring_bytes: 1 << 16,
+        goroutines: 64,
+        processes: 1,
+        follow_all: true,
+        cpu_time: true,
+        requests: 64,
+        log_level: 0,
+    })
 }
 
 /// Has the kernel verify every program of the object that it can be asked to run. Returns those that it refused.

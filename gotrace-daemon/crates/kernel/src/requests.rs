@@ -6,7 +6,9 @@ use aya::{
     Ebpf,
     maps::{Array, HashMap as BpfHashMap, MapData},
 };
-use gotrace_common::{Account, GoroutineKey, OpenRequest, RequestConfig, RequestKey, RouteKey, RouteTimes};
+use gotrace_common::{
+    Account, GoroutineKey, OpenRequest, RequestConfig, RequestKey, RouteKey, RouteTimes, request::state,
+};
 
 use super::{Error, Kernel, batch, data, typed};
 
@@ -14,9 +16,18 @@ use super::{Error, Kernel, batch, data, typed};
 pub(super) struct Maps {
     configs: Array<MapData, RequestConfig>,
     accounts: MapData,
+    children: Array<MapData, u64>,
     open: MapData,
     routes: MapData,
     thresholds: BpfHashMap<MapData, RouteKey, u64>,
+}
+
+/// For how long a goroutine has been blocked that is not followed for a request any more that has ended.
+const IDLE_NS: u64 = 1_000_000_000;
+
+/// Goroutines that are followed at once as they were started for a request, with so many requests.
+pub(super) fn children(requests: u32) -> u32 {
+    requests / 2
 }
 
 /// Routes that there is room for, with so many requests.
@@ -25,11 +36,16 @@ pub(super) fn routes(requests: u32) -> u32 {
 }
 
 impl Maps {
-    pub fn take(ebpf: &mut Ebpf) -> Result<Self, Error> {
+    /// `requests`: those that there is room for.
+    pub fn take(ebpf: &mut Ebpf, requests: u32) -> Result<Self, Error> {
         let mut take = |name: &str| ebpf.take_map(name).ok_or_else(|| Error::Object(format!("map {name}")));
+        let mut children: Array<MapData, u64> = typed(take("CHILDREN")?, "CHILDREN")?;
+        let set = children.set(1, u64::from(self::children(requests)), 0);
+        set.map_err(|e| Error::from_loader("set how many goroutines are followed", &e))?;
         Ok(Self {
             configs: typed(take("REQUEST_CONFIGS")?, "REQUEST_CONFIGS")?,
             accounts: data(take("ACCOUNTS")?)?,
+            children,
             open: data(take("REQUESTS")?)?,
             routes: data(take("ROUTES")?)?,
             thresholds: typed(take("THRESHOLDS")?, "THRESHOLDS")?,
@@ -74,13 +90,25 @@ impl Kernel {
         batch::for_each(self.requests.routes.fd().as_fd(), "routes", f)
     }
 
-    /// All requests that are open, with the accounts of their goroutines; those alone that have one.
+    /// All requests that are open, with the accounts of their goroutines; those alone that have one. Goroutines that were
+    /// started for others, and have been blocked for long, are not followed any more.
     ///
     /// # Errors
     /// As [`Self::routes`].
-    pub fn open_requests(&self) -> Result<Vec<(RequestKey, OpenRequest, Account)>, Error> {
+    pub fn open_requests(&mut self, now_ns: u64) -> Result<Vec<(RequestKey, OpenRequest, Account)>, Error> {
+        let mut children = Vec::new();
+        let counted = self.requests.children.get(&0, 0).unwrap_or(0);
+        if counted != 0 {
+            // Before the requests are: what a goroutine was started for, and is not among those, has ended.
+            self.requests.each_account(|key, account| {
+                children.extend((account.of.process != 0).then_some((*key, *account)));
+            })?;
+        }
         let mut open = Vec::new();
         self.requests.each_open(|key, request| open.push((*key, *request)))?;
+        if counted != 0 {
+            self.leave_children(&children, &open, now_ns)?;
+        }
         let mut accounts = HashMap::new();
         if !open.is_empty() {
             self.requests.each_account(|key, account| accounts.extend([(*key, *account)]))?;
@@ -90,6 +118,29 @@ impl Kernel {
             accounts.get(&goroutine).copied()
         };
         Ok(open.into_iter().filter_map(|(key, o)| Some((key, o, account(&key, &o)?))).collect())
+    }
+
+    /// Goroutines that were started for requests which have ended, and have been blocked for long, are not followed any more;
+    /// the others are counted.
+    fn leave_children(
+        &mut self,
+        children: &[(GoroutineKey, Account)],
+        open: &[(RequestKey, OpenRequest)],
+        now_ns: u64,
+    ) -> Result<(), Error> {
+        let since: HashMap<RequestKey, u64> = open.iter().map(|(key, open)| (*key, open.start_ns)).collect();
+        let is_left = |account: &Account| {
+            let Account { of, of_start_ns, open, spans, state, since_ns, .. } = account;
+            // One that might begin to serve a request just now would lose it.
+            let is_idle = *state == state::BLOCKED && now_ns.saturating_sub(*since_ns) >= IDLE_NS;
+            let serves = *open != 0 || spans.iter().any(|span| *span != 0);
+            since.get(of) != Some(of_start_ns) && is_idle && !serves
+        };
+        let accounts = self.requests.accounts.fd().as_fd();
+        // One that has ended meanwhile is gone already.
+        let left = children.iter().filter(|(key, of)| is_left(of) && batch::delete(accounts, key)).count();
+        let set = self.requests.children.set(0, (children.len() - left) as u64, 0);
+        set.map_err(|e| Error::from_loader("count the goroutines that are followed", &e))
     }
 
     /// Requests that are open, and since when.

@@ -73,6 +73,8 @@ pub enum Protocol {
     Grpc,
     /// A span of the program's own OpenTelemetry SDK.
     Span,
+    /// A call of a function that the user has named.
+    Function,
 }
 
 impl Protocol {
@@ -84,6 +86,7 @@ impl Protocol {
             Self::Http2 => "http/2",
             Self::Grpc => "grpc",
             Self::Span => "otel",
+            Self::Function => "function",
         }
     }
 
@@ -95,6 +98,7 @@ impl Protocol {
             Self::Grpc => matches!(status, 2 | 4 | 12..=15),
             Self::Http1 | Self::Http2 => matches!(status, 500..=599),
             Self::Span => status == 1,
+            Self::Function => false,
         }
     }
 }
@@ -191,7 +195,7 @@ impl RouteName {
                 let function = &*handler.function;
                 let path_end = function.find('[').unwrap_or(function.len());
                 let short = function[..path_end].rfind('/').map_or(function, |slash| &function[slash + 1..]);
-                format!("({short})")
+                if self.protocol == Protocol::Function { short.to_owned() } else { format!("({short})") }
             }
             (None, None) => "(no route)".to_owned(),
         };
@@ -349,6 +353,17 @@ impl OwnSpan {
     }
 }
 
+/// Goroutines that were started for a request, by its own or by one another, but for those of the server itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Children {
+    /// How many had ended when the request did.
+    pub goroutines: u64,
+    /// How many had not: what they spent is not known of the request.
+    pub left_running: u64,
+    /// What those that had ended spent their time on, from their beginnings to their ends.
+    pub time: TimeSpent,
+}
+
 /// A slow request, or one that is open for long.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
@@ -377,6 +392,8 @@ pub struct Request {
     pub ended: Option<Ended>,
     /// What its goroutine spent the time on.
     pub time: TimeSpent,
+    /// Goroutines that were started for it; `None` where that is not known of all, and while it is open.
+    pub children: Option<Children>,
     /// Its waits of at least the threshold, the longest of them, in their order.
     pub waits: Vec<RequestWait>,
     /// Whether none is missing.

@@ -270,6 +270,7 @@ pub fn requests(milliseconds: &[u64]) -> Requests {
             time,
             waits: Vec::new(),
             waits_complete: true,
+            children: None,
             state: None,
         })
     };

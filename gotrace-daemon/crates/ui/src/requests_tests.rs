@@ -84,6 +84,7 @@ fn slow(path: &str, goid: u64, ms: u64, ended: Option<Ended>) -> Arc<Request> {
         goid,
         ended,
         time: spent(ms / 2 * MS, ms / 2 * MS),
+        children: None,
         waits: vec![wait],
         waits_complete: true,
         state: ended.is_none().then(|| "select".into()),

@@ -57,13 +57,15 @@ impl Slow {
 }
 
 /// How requests are traced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TraceRequests {
     /// When they are slow.
     pub slow: Slow,
     /// Whether they are all that is wanted: a program that serves none that can be traced is refused, before anything is
     /// put in place, and between turns nothing is traced.
     pub required: bool,
+    /// Functions of which each call is a request, named as tracebacks print them.
+    pub functions: Arc<[String]>,
 }
 
 /// How to trace.

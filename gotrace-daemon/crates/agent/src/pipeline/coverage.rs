@@ -84,7 +84,9 @@ pub(super) fn covered_by(error: &LineError) -> Covered {
         LineError::Process(error) => covered_by_process(error),
         LineError::Implausible { .. } => Covered::Refused(Refused::Layout),
         LineError::Unreadable { .. } => Covered::Refused(Refused::Unreadable),
-        LineError::NoProbe { .. } | LineError::Kernel(_) => Covered::Refused(Refused::Probes),
+        LineError::NoProbe { .. } | LineError::NoFunction { .. } | LineError::Kernel(_) => {
+            Covered::Refused(Refused::Probes)
+        }
         LineError::NoMemory { .. } => Covered::Refused(Refused::Memory),
         LineError::TooMany { .. } | LineError::Threads(_) | LineError::Discovery | LineError::Ring(_) => {
             Covered::Refused(Refused::System)

@@ -31,6 +31,16 @@ pub enum LineError {
         /// The events that cannot be seen.
         what: String,
     },
+    /// A function that was named is not in the program, or cannot be seen there.
+    #[error("cannot trace calls in process {pid} ({executable}): {why}")]
+    NoFunction {
+        /// The process.
+        pid: u32,
+        /// Its program.
+        executable: String,
+        /// Which one, and why.
+        why: String,
+    },
     /// What is to be known of its program does not fit into memory.
     #[error(
         "cannot trace process {pid}: the function tables of {executable} take {bytes} bytes; with those of other programs \
@@ -98,6 +108,7 @@ impl LineError {
         match self {
             Self::Process(e) => e.exit_code(),
             Self::Program { .. } | Self::NoProbe { .. } | Self::Implausible { .. } => 4,
+            Self::NoFunction { .. } => 2,
             Self::Kernel(e) => e.exit_code(),
             Self::Unreadable { error, .. } => error.exit_code(),
             Self::TooMany { .. }
@@ -116,6 +127,7 @@ impl LineError {
             Self::Kernel(e) => Some(e.help().into()),
             Self::Program { error, .. } => Some(error.help().into()),
             Self::NoProbe { .. } => Some("`gotrace inspect` shows the probe points found in the file".into()),
+            Self::NoFunction { .. } => Some("a name is as in a traceback: main.handle, main.(*Queue).work".into()),
             Self::Implausible { .. } => Some(
                 "compare the offsets that `gotrace inspect` shows; a modified Go runtime cannot be traced, nor a process \
                  whose executable on disk was replaced"

@@ -11,7 +11,7 @@ use std::{collections::HashMap, sync::Arc};
 use gotrace_common::ROW_SYSCALL;
 use sha2::{Digest as _, Sha256};
 
-use super::{LineError, text::Text};
+use super::{LineError, TraceRequests, text::Text};
 use gotrace_go::{Binary, Error, gnu_build_id, may_be_go, requests::Requests};
 use gotrace_model::Level;
 use gotrace_process::{Executable, FileIdentity, Target};
@@ -77,8 +77,8 @@ pub(super) struct Programs {
     idle: usize,
     /// Whether files are read whole that do not look like Go programs at first sight.
     thorough: bool,
-    /// Whether requests are to be traced.
-    requests: bool,
+    /// Functions of which each call is a request; `None` where requests are not traced.
+    requests: Option<Arc<[String]>>,
 }
 
 impl Programs {
@@ -88,8 +88,8 @@ impl Programs {
     }
 
     /// The same where requests are to be traced.
-    pub fn with_requests(self, requests: bool) -> Self {
-        Self { requests, ..self }
+    pub fn with_requests(self, requests: Option<&TraceRequests>) -> Self {
+        Self { requests: requests.map(|requests| Arc::clone(&requests.functions)), ..self }
     }
 
     /// The program that a process runs. `limit`: bytes that the tables of all programs may take.
@@ -149,7 +149,8 @@ impl Programs {
                     binary.pack();
                 }
                 let mut probes = binary.plan(Level::Full).probes;
-                let requests = if self.requests { requests(&binary, &bytes) } else { Requests::default() };
+                let functions = self.requests.as_deref();
+                let requests = functions.map(|named| requests(&binary, &bytes, named)).unwrap_or_default();
                 probes.extend(requests.probes());
                 let text = Text::read(&bytes, binary.arch(), &probes);
                 let reasons = reasons(&binary);
@@ -237,8 +238,8 @@ impl Programs {
 }
 
 /// What a program tells of its requests.
-fn requests(binary: &Binary, bytes: &[u8]) -> Requests {
-    binary.requests(bytes).unwrap_or_else(|error| {
+fn requests(binary: &Binary, bytes: &[u8], functions: &[String]) -> Requests {
+    binary.requests(bytes, functions).unwrap_or_else(|error| {
         tracing::debug!(%error, "cannot look for requests in an executable");
         Requests::default()
     })

@@ -25,7 +25,7 @@ impl Line {
             kernel_log_level: now.kernel_log_level,
             follow: now.follow,
             left_behind: now.left_behind,
-            requests: now.requests,
+            requests: now.requests.clone(),
             state: now.state.clone(),
             ..config
         };

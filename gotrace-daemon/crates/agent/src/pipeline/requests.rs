@@ -47,8 +47,17 @@ impl WatchedRequests {
     /// # Errors
     /// [`LineError::NoProbe`] where such a program is of no use.
     pub fn of(line: &LineConfig, target: &Target, program: &Program) -> Result<Option<Self>, LineError> {
-        let Some(TraceRequests { slow, required }) = line.requests else { return Ok(None) };
+        let Some(&TraceRequests { slow, required, .. }) = line.requests.as_ref() else { return Ok(None) };
         let (pid, requests) = (target.pid(), &program.requests);
+        if !requests.refused.is_empty() {
+            let (why, executable) = (requests.refused.join("; "), target.executable.display().to_string());
+            if required {
+                return Err(LineError::NoFunction { pid, executable, why });
+            }
+            if line.follow == Follow::Nobody {
+                tracing::warn!(pid, "requests: in {executable} {why}");
+            }
+        }
         if requests.probes().is_empty() {
             let what = format!("requests: {}", requests.why_none());
             if required {
@@ -84,7 +93,7 @@ impl WatchedRequests {
 impl LineConfig {
     /// The step between turns of requests: nothing where they are all that is wanted.
     pub(super) fn between_turns(&self) -> Step {
-        let alone = self.requests.is_some_and(|requests| requests.required);
+        let alone = self.requests.as_ref().is_some_and(|requests| requests.required);
         if alone { Step::Snapshot } else { Step::Probes(Level::Full) }
     }
 
@@ -179,10 +188,10 @@ impl Traced {
         let mut config = self.watched.as_ref()?.config;
         // Before a program is executed that is unknown; it is asked for again when it has been.
         let bias = self.bias_known.then(|| self.tracee.symbolizer().bias());
-        for address in [&mut config.span.recorded, &mut config.routers.gorilla_route] {
-            if *address != 0 {
-                *address = bias.map_or(0, |bias| address.wrapping_add(bias));
-            }
+        let ranges = config.libraries.iter_mut().chain([&mut config.handler_starts]).flatten();
+        let others = [&mut config.span.recorded, &mut config.routers.gorilla_route];
+        for address in ranges.chain(others).filter(|address| **address != 0) {
+            *address = bias.map_or(0, |bias| address.wrapping_add(bias));
         }
         Some(config)
     }
@@ -236,7 +245,7 @@ fn try_read(kernel: &mut Kernel, traced: &mut [Traced]) -> Result<(), kernel::Er
     let mut routes: Vec<(RouteKey, RouteTimes)> = Vec::new();
     kernel.routes(|key, times| routes.push((*key, *times)))?;
     routes.sort_by_key(|(k, _)| (k.process, k.protocol, k.method, k.route, k.length, k.handler, k.status));
-    let mut open = kernel.open_requests()?;
+    let mut open = kernel.open_requests(Clock::now_monotonic_ns())?;
     // What is just being ended is as good as gone.
     open.retain(|(_, open, _)| open.start_ns != 0);
     let now_ns = Clock::now_monotonic_ns();

@@ -149,7 +149,7 @@ impl Scout {
             rules,
             sampled,
             every,
-            programs: Programs::default().with_requests(config.requests.is_some()),
+            programs: Programs::default().with_requests(config.requests.as_ref()),
             known: HashMap::new(),
             asked: HashSet::new(),
             metadata: HashMap::new(),

@@ -15,7 +15,8 @@ use gotrace_model::{
     Location, Span, SpanContext,
     ids::ProcessKey,
     requests::{
-        Cause, Ended, OwnSpan, Protocol, Request, RequestWait, Requests, Route, RouteName, TimeSpent,
+        Cause, Children, Ended, OwnSpan, Protocol, Request, RequestWait, Requests, Route, RouteName,
+        TimeSpent,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -241,17 +242,26 @@ impl Known<'_> {
         let protocol = match id.protocol {
             request::protocol::GRPC => Protocol::Grpc,
             request::protocol::SPAN => Protocol::Span,
+            request::protocol::FUNCTION => Protocol::Function,
             request::protocol::HTTP2 => Protocol::Http2,
             _ => Protocol::Http1,
         };
         let path_at = if protocol == Protocol::Span { None } else { id.route.find('/') };
         let path = path_at.and_then(|at| id.route.get(at..)).unwrap_or(&id.route);
-        let is_code = id.handler != 0 && self.symbols.is_function_entry(id.handler, self.names);
+        let handler = match id.handler {
+            0 => None,
+            at if self.symbols.is_function_entry(at, self.names) => Some(self.symbols.entry(at, self.names)),
+            // Where it is probed, before it has called anything.
+            at if protocol == Protocol::Function => {
+                self.symbols.frames(at, self.names).last().map(|frame| Arc::clone(&frame.at))
+            }
+            _ => None,
+        };
         RouteName {
             protocol,
             method: (!id.method.is_empty()).then(|| id.method.as_str().into()),
             route: (!path.is_empty()).then(|| path.into()),
-            handler: is_code.then(|| self.symbols.entry(id.handler, self.names)),
+            handler,
         }
     }
 }
@@ -299,6 +309,7 @@ impl Tracee {
                 // Only a made-up record does not add up.
                 waits_complete: complete && !end.waits_lost && time.total() == duration_ns,
                 time,
+                children: end.children.and_then(|children| of_children(&children)),
                 waits,
                 state: None,
             });
@@ -354,6 +365,7 @@ impl Tracee {
                 goid: open.goid,
                 ended: None,
                 time,
+                children: None,
                 waits,
                 waits_complete: complete,
                 state: Some(what.into()),
@@ -364,6 +376,16 @@ impl Tracee {
         self.requests = Some(state);
         Some(Arc::new(Requests { routes: routes.sorted(), slow, left_out, covered, covered_total }))
     }
+}
+
+/// Goroutines that were started for a request; `None` where some were not followed, and where one ended as this was read.
+fn of_children(children: &request::Children) -> Option<Children> {
+    let request::Children { started, unseen, ending, times, ended } = *children;
+    (unseen == 0 && ending == ended).then(|| Children {
+        goroutines: ended,
+        left_running: started.saturating_sub(ended),
+        time: TimeSpent(times),
+    })
 }
 
 /// The state that the goroutine of an open request is in, and what it has spent its time on with it.

@@ -65,6 +65,7 @@ fn record(goid: u64, start_ns: u64, end_ns: u64, key: RouteKey, traceparent: &st
         key,
         times,
         caller: header,
+        children: request::Children::default(),
     }
 }
 
@@ -321,4 +322,36 @@ fn names_are_what_can_be_printed() {
     let long = RouteKey { length: 255, route: [b'x'; 104], ..odd };
     assert_eq!(RouteId::of(&long).route.chars().count(), 105);
     assert!(RouteId::of(&long).route.ends_with('…'));
+}
+
+/// What is told of goroutines that a request started; nothing where that is not sure.
+#[test]
+fn children_are_told_where_all_of_them_are_known() {
+    let of = |started, unseen, ending, ended| request::Children {
+        started,
+        unseen,
+        ending,
+        ended,
+        times: std::array::from_fn(|n| n as u64),
+    };
+    let told = |children: request::Children| of_children(&children);
+    let known = told(of(5, 0, 3, 3)).expect("all are known");
+    assert_eq!((known.goroutines, known.left_running, known.time.0[2]), (3, 2, 2));
+    assert_eq!(told(of(5, 1, 3, 3)), None);
+    // One of them was about to add what it spent.
+    assert_eq!(told(of(5, 0, 4, 3)), None);
+    let mut tracee = tracee(None);
+    let mut with = record(7, 1_000, 2_000, key("/a", 200), "");
+    with.children = of(2, 0, 2, 2);
+    let said = |out: Outputs| match &out.spans[..] {
+        [.., Span::Request(_, request)] => request.children,
+        _ => panic!("a request ended"),
+    };
+    assert_eq!(said(end(&mut tracee, &with)).map(|children| children.goroutines), Some(2));
+    // As recordings of earlier versions have them.
+    let mut bytes = bytes_of(&with);
+    bytes.truncate(bytes.len() - size_of::<request::Children>());
+    let mut out = Outputs::default();
+    tracee.apply(&Input::Record(&bytes), &NoNames, &mut out);
+    assert_eq!(said(out), None);
 }

@@ -6,9 +6,10 @@
 //! | `http.request.method`, `http.route`, `http.response.status_code`, `network.protocol.version` | HTTP | string, string, int, string |
 //! | `rpc.system.name`, `rpc.method`, `rpc.response.status_code` | gRPC | string, string (`package.Service/Method`), string (`NOT_FOUND`) |
 //! | `error.type` | a request that failed | string: the status, or how it ended |
-//! | `code.function.name`, `code.file.path`, `code.line.number` | the handler, where no router told the route; a wait's site | string, string, int |
+//! | `code.function.name`, `code.file.path`, `code.line.number` | the handler, where no router told the route; the function that is the request; a wait's site | string, string, int |
 //! | `gotrace.goroutine.id` | both | int |
 //! | `gotrace.request.ended`: `normal`, `panic`, `hijacked`, `goroutine_exit`, `other_goroutine` | request | string |
+//! | `gotrace.request.children`, `gotrace.request.children_left_running` | request that started goroutines: how many had ended when it did, and how many had not | int |
 //! | `gotrace.request.waits_complete` | request, where waits are missing | bool, false |
 //! | `gotrace.time.{on_cpu,descheduled,throttled,run_queue,world_stopped,syscall,gc_assist}`, `gotrace.time.blocked.<reason>`, spaces as `_` | request, where not 0; they add up to its duration | int, nanoseconds |
 //! | `gotrace.wait.reason` | wait | string |
@@ -24,7 +25,7 @@ use opentelemetry_proto::tonic::{
 use super::convert::{FLAGS, attribute, int, link, peer_of, place, text};
 use gotrace_model::{
     metrics::{CODE, OWN_CODE},
-    requests::{Ended, Protocol, Request, code_of_grpc},
+    requests::{Children, Ended, Protocol, Request, code_of_grpc},
 };
 
 /// The parent is another program's (`SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK`).
@@ -41,7 +42,7 @@ fn attributes_of(request: &Request) -> Vec<KeyValue> {
         if let Some(code) = status.and_then(code_of_grpc) {
             attributes.push(text("rpc.response.status_code", code));
         }
-    } else if name.protocol != Protocol::Span {
+    } else if !matches!(name.protocol, Protocol::Span | Protocol::Function) {
         if let Some(method) = name.known_method() {
             attributes.push(text("http.request.method", method));
         }
@@ -66,6 +67,10 @@ fn attributes_of(request: &Request) -> Vec<KeyValue> {
     }
     if !request.waits_complete {
         attributes.push(attribute("gotrace.request.waits_complete", any_value::Value::BoolValue(false)));
+    }
+    if let Some(children) = request.children.filter(|children| *children != Children::default()) {
+        attributes.push(int("gotrace.request.children", children.goroutines));
+        attributes.push(int("gotrace.request.children_left_running", children.left_running));
     }
     for (state, ns) in request.time.states().filter(|(_, ns)| *ns > 0) {
         attributes.push(int(&format!("gotrace.time.{state}"), ns));
@@ -101,6 +106,7 @@ pub(super) fn request(request: &Request) -> trace::Span {
         (Some(span), Protocol::Span) => span.to_string(),
         (Some(route), _) => format!("{} {route}", name.known_method().unwrap_or("HTTP")),
         (None, Protocol::Span) => "span".to_owned(),
+        (None, Protocol::Function) => name.text(),
         (None, _) => name.known_method().unwrap_or("HTTP").to_owned(),
     };
     let parent = parent_span_id.unwrap_or(goroutine.span_id);
@@ -184,6 +190,7 @@ mod tests {
             goid: 7,
             ended: Some(Ended::Normal),
             time: TimeSpent::default(),
+            children: None,
             waits: Vec::new(),
             waits_complete: true,
             state: None,

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use gotrace_common::Histogram;
 use gotrace_model::{
     Quantile, Resource,
-    requests::{Cause, Request, RequestWait, Requests, Route, RouteName, TimeSpent},
+    requests::{Cause, Children, Request, RequestWait, Requests, Route, RouteName, TimeSpent},
 };
 use serde_json::{Map, Value as Json, json};
 
@@ -90,6 +90,7 @@ fn one(request: &Request) -> Json {
         goid,
         ended,
         time,
+        children,
         waits,
         waits_complete,
         state,
@@ -114,10 +115,15 @@ fn one(request: &Request) -> Json {
         "span_id": hex(&context.span_id),
         "own_span": own_span.map(|own| json!({ "parent_span_id": own.parent_span_id.map(|id| hex(&id)) })),
         "time_ns": spent(time),
-        "children": null,
+        "children": children.as_ref().map(of_children),
         "waits": waits.iter().map(wait).collect::<Vec<_>>(),
         "waits_complete": waits_complete,
     })
+}
+
+fn of_children(children: &Children) -> Json {
+    let Children { goroutines, left_running, time } = children;
+    json!({ "goroutines": goroutines, "left_running": left_running, "time_ns": spent(time) })
 }
 
 fn wait(wait: &RequestWait) -> Json {

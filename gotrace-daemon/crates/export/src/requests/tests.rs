@@ -9,8 +9,8 @@ use gotrace_common::{
 use gotrace_model::{
     Location, SpanContext,
     requests::{
-        Cause, Ended, OwnSpan, Protocol, Request, RequestWait, Requests, Route, RouteName, RouteTotal,
-        TimeSpent,
+        Cause, Children, Ended, OwnSpan, Protocol, Request, RequestWait, Requests, Route, RouteName,
+        RouteTotal, TimeSpent,
     },
     samples,
 };
@@ -59,6 +59,7 @@ fn slow() -> Request {
         goid: 77,
         ended: Some(Ended::Normal),
         time: spent(&[(time::ON_CPU, 4 * MS), (time::THROTTLED, 35 * MS), (time::BLOCKED + 3, 61 * MS)]),
+        children: Some(Children::default()),
         waits: vec![RequestWait {
             offset_ns: 4_200_000,
             span_id: [9; 8],
@@ -136,6 +137,35 @@ fn a_span_of_the_program_is_told_with_its_name_and_parent() {
     assert_eq!((&said["protocol"], &said["route"]), (&"otel".into(), &"work off".into()));
     assert_eq!(said["ended"], "other_goroutine");
     assert_eq!(said["own_span"], serde_json::json!({ "parent_span_id": "ef".repeat(8) }));
+}
+
+#[test]
+fn a_call_is_told_with_its_function_and_its_children() {
+    let handler = Some(place("example.com/shop.(*Queue).work", 7));
+    let time = spent(&[(time::BLOCKED + 9, 40 * MS), (time::ON_CPU, 10 * MS)]);
+    let call = Request {
+        name: RouteName { protocol: Protocol::Function, method: None, route: None, handler },
+        status: None,
+        waits: Vec::new(),
+        children: Some(Children { goroutines: 3, left_running: 2, time }),
+        ..slow()
+    };
+    assert_eq!(
+        text(|out| request(out, &call)),
+        "shop.(*Queue).work  -  100ms  sync.Mutex.Lock 61ms, throttled 35ms, on CPU 4.0ms\n  goroutines that it \
+         started: 3 took 50ms: IO wait 40ms, on CPU 10ms; left running 2\n"
+    );
+    let line = text(|out| json_request(out, &call));
+    let said: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+    let children = &said["request"]["children"];
+    assert_eq!((&children["goroutines"], &children["left_running"]), (&3.into(), &2.into()));
+    assert_eq!(children["time_ns"]["blocked"], serde_json::json!({ "IO wait": 40 * MS }));
+    assert_eq!(said["request"]["protocol"], "function");
+    let left = Request { children: Some(Children { left_running: 1, ..Children::default() }), ..call };
+    assert!(text(|out| request(out, &left)).ends_with("goroutines that it started: left running 1\n"));
+    let unknown = Request { children: None, ..left };
+    let line = text(|out| json_request(out, &unknown));
+    assert!(line.contains("\"children\":null"), "{line}");
 }
 
 #[test]

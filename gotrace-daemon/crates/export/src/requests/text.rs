@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use gotrace_model::{
     Interval, Location, Resource, Value,
     printable::printable,
-    requests::{Ended, Protocol, Request, RequestWait, Route, TimeSpent, WhySlow, code_of_grpc},
+    requests::{Children, Ended, Protocol, Request, RequestWait, Route, TimeSpent, WhySlow, code_of_grpc},
 };
 
 use super::{Gathered, cause};
@@ -83,7 +83,9 @@ pub fn shares(time: &TimeSpent, most: usize) -> String {
 /// # Errors
 /// What the writer says.
 pub fn request(out: &mut impl Write, request: &Request) -> io::Result<()> {
-    let Request { name, status, duration_ns, ended, time, waits, waits_complete, state, goid, .. } = request;
+    let Request {
+        name, status, duration_ns, ended, time, children, waits, waits_complete, state, goid, ..
+    } = request;
     let outcome = match (status, ended) {
         (Some(code), _) if name.protocol == Protocol::Grpc => {
             code_of_grpc(*code).map_or_else(|| code.to_string(), str::to_owned)
@@ -134,6 +136,9 @@ pub fn request(out: &mut impl Write, request: &Request) -> io::Result<()> {
     if waits.len() > longest.len() {
         writeln!(out, "  and {} shorter waits", waits.len() - longest.len())?;
     }
+    if let Some(children) = children.filter(|children| *children != Children::default()) {
+        writeln!(out, "  {}", of_children(&children))?;
+    }
     if *ended == Some(Ended::OtherGoroutine) {
         writeln!(out, "  another goroutine ended it; its time is that of goroutine {goid}, which began it")?;
     }
@@ -141,6 +146,20 @@ pub fn request(out: &mut impl Write, request: &Request) -> io::Result<()> {
         writeln!(out, "  some of its waits are missing here; the parts above are complete")?;
     }
     Ok(())
+}
+
+/// Goroutines that were started for a request.
+fn of_children(children: &Children) -> String {
+    let Children { goroutines, left_running, time } = children;
+    let mut text = "goroutines that it started: ".to_owned();
+    if *goroutines > 0 {
+        let parts = parts(time, PARTS, |ns, _| duration(Some(ns)));
+        text += &format!("{goroutines} took {}: {}", duration(Some(time.total())), parts.join(", "));
+    }
+    if *left_running > 0 {
+        text += &format!("{}left running {left_running}", if *goroutines > 0 { "; " } else { "" });
+    }
+    text
 }
 
 fn place(location: &Location) -> String {

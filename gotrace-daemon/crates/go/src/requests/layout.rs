@@ -77,6 +77,7 @@ pub(super) fn read(elf: &Elf<'_>, module: Option<u64>, minor: u32, old_mux: bool
     }
     for server in reader.requests.servers.clone() {
         match server {
+            Server::Function => {}
             Server::Http => {
                 if let Some(request) = reader.structure("http.Request", "net/http", &REQUEST) {
                     reader.headers(request);

@@ -4,13 +4,16 @@
 //! (`types`), so that no table of versions of `net/http`, gRPC or OpenTelemetry is needed. What is not
 //! found is told with the reason.
 
+mod functions;
 mod layout;
 mod plan;
 mod points;
 mod routers;
 mod types;
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
+
+use gotrace_common::request::{CodeRange, LIBRARIES};
 
 use serde::Serialize;
 
@@ -46,6 +49,9 @@ pub enum Server {
     /// The same: gorilla/mux.
     #[serde(rename = "github.com/gorilla/mux")]
     Gorilla,
+    /// Functions that the user has named.
+    #[serde(rename = "function")]
+    Function,
 }
 
 impl Server {
@@ -62,6 +68,7 @@ impl Server {
             Self::Echo => "github.com/labstack/echo",
             Self::Chi => "github.com/go-chi/chi",
             Self::Gorilla => "github.com/gorilla/mux",
+            Self::Function => "function",
         }
     }
 
@@ -92,7 +99,7 @@ pub enum Moment {
     Hijack,
     /// A request of `net/http` is answered as a call of gRPC's, or becomes a connection of HTTP/2's.
     Carried,
-    /// A goroutine panics, which may serve one.
+    /// A goroutine panics, which may serve one; of a named function, a panic is recovered.
     Panic,
     /// The handler is done.
     End,
@@ -123,7 +130,7 @@ pub struct Point {
     /// What a hit means.
     pub moment: Moment,
     /// Function that holds the instruction.
-    pub function: &'static str,
+    pub function: Cow<'static, str>,
     /// Link-time address of the instruction.
     pub address: u64,
     /// Its offset in the file.
@@ -172,6 +179,16 @@ pub enum Routes {
     Handler,
 }
 
+/// Code by which goroutines that the runtime and servers start for themselves are told from those that are started for a
+/// request, as [`gotrace_common::RequestConfig`] has it; link-time addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CodeRanges {
+    /// Of these.
+    pub libraries: [CodeRange; LIBRARIES],
+    /// What of that starts goroutines for handlers.
+    pub handler_starts: CodeRange,
+}
+
 /// What a binary tells of its requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Requests {
@@ -189,17 +206,22 @@ pub struct Requests {
     pub route_type: Option<u64>,
     /// How requests of `net/http` can be told apart, and why; `None` without `net/http`.
     pub routes: Option<(Routes, &'static str)>,
+    /// The code of the runtime and of servers.
+    pub code: CodeRanges,
     /// What was not found, and why: sentences.
     pub missing: Vec<String>,
+    /// Functions that the user has named and whose calls cannot be traced, and why: sentences.
+    pub refused: Vec<String>,
 }
 
 impl Binary {
-    /// What the executable tells of its requests. Input is the bytes that this was parsed from. Takes as long as
-    /// parsing: for a question now and then.
+    /// What the executable tells of its requests. Input is the bytes that this was parsed from, and functions of which each
+    /// call is one, named as tracebacks print them (`main.(*Queue).work`, `main.each[...]`). Takes as long as parsing: for a
+    /// question now and then.
     ///
     /// # Errors
     /// As [`Binary::parse`].
-    pub fn requests(&self, executable: &[u8]) -> Result<Requests, Error> {
+    pub fn requests(&self, executable: &[u8], functions: &[String]) -> Result<Requests, Error> {
         let elf = Elf::parse(executable)?;
         let minor = self.version.minor;
         let found = moduledata::find(&elf, minor)?;
@@ -214,9 +236,12 @@ impl Binary {
             minor,
             goid: u32::from(self.layout.goid),
         };
-        let mut requests = points::find(&planner);
+        let mut requests = Requests::default();
+        functions::find(&planner, functions, &mut requests);
+        points::find(&planner, &mut requests);
         routers::find(&planner, &mut requests);
         if !requests.servers.is_empty() {
+            requests.code = functions::libraries(&planner);
             let old_mux = self
                 .build
                 .settings

@@ -17,6 +17,9 @@ impl Requests {
     /// Whether requests of a server can be traced: where they begin and end is known.
     #[must_use]
     pub fn can_trace(&self, server: Server) -> bool {
+        if server == Server::Function {
+            return self.servers.contains(&server);
+        }
         let is_it = |p: &Point, server, moment| p.server == server && p.moment == moment && p.emulated;
         let has = |server, moment| self.points.iter().any(|p| is_it(p, server, moment));
         if server.is_router() {
@@ -100,7 +103,8 @@ impl Requests {
         }
     }
 
-    /// The probes of servers whose requests can be traced: on instructions that the kernel emulates.
+    /// The probes of servers whose requests can be traced: on instructions that the kernel emulates, but for returns of
+    /// functions that the user has named.
     #[must_use]
     pub fn probes(&self) -> Vec<Probe> {
         let by_handler = self.routes.is_some_and(|(routes, _)| routes == Routes::Handler);
@@ -110,11 +114,12 @@ impl Requests {
             (Server::Http, Moment::Route) => !by_handler,
             _ => true,
         };
-        let points = self.points.iter().filter(|p| p.emulated && self.can_trace(p.server) && wanted(p));
+        let can_be = |p: &Point| p.emulated || p.server == Server::Function;
+        let points = self.points.iter().filter(|p| can_be(p) && self.can_trace(p.server) && wanted(p));
         points
             .map(|p| Probe {
                 event: Event::Request(p.server, p.moment),
-                function: p.function.to_owned(),
+                function: p.function.clone().into_owned(),
                 address: p.address,
                 file_offset: p.file_offset,
                 instruction: p.instruction.clone(),
@@ -141,6 +146,8 @@ impl Requests {
             x_http2_status: field("x_http2.writer.status"),
             grpc_method: field("grpc.stream.method"),
             grpc_code: field("grpc.status.code"),
+            libraries: self.code.libraries,
+            handler_starts: self.code.handler_starts,
             headers: self.headers.and_then(|map| headers(&map)).unwrap_or_default(),
             ..RequestConfig::default()
         }

@@ -49,7 +49,7 @@ pub(super) const fn at_entry(
 const WRITER: &[(&str, u8)] = &[("writer", 0)];
 const STATUS: &[(&str, u8)] = &[("stream", 1), ("status", 2)];
 
-const WANTED: [Wanted; 20] = [
+const WANTED: [Wanted; 21] = [
     at_entry(
         Server::Http,
         Moment::Begin,
@@ -113,11 +113,21 @@ const WANTED: [Wanted; 20] = [
         "go.opentelemetry.io/otel/sdk/trace.(*recordingSpan).End",
         &[("span", 0)],
     ),
+    // Where a goroutine goes on after a panic: on the scheduler's stack, when it is known with which frame.
+    Wanted {
+        server: Server::Function,
+        moment: Moment::Panic,
+        function: "runtime.recovery",
+        at_call: Some("runtime.gogo"),
+        values: &[],
+    },
 ];
 
 /// What the names of these functions, and of those whose calls are probed, begin with.
-pub(super) const PREFIXES: [&str; 6] = [
+pub(super) const PREFIXES: [&str; 8] = [
     "runtime.gopanic",
+    "runtime.recovery",
+    "runtime.gogo",
     "net/http",
     "golang.org/x/net/http2.",
     "google.golang.org/grpc",
@@ -131,8 +141,7 @@ pub(super) fn names() -> impl Iterator<Item = &'static str> {
 }
 
 /// The servers that a binary has, and the points of each; what is missing of them.
-pub(super) fn find(planner: &Planner<'_>) -> Requests {
-    let mut requests = Requests::default();
+pub(super) fn find(planner: &Planner<'_>, requests: &mut Requests) {
     let there = |w: &Wanted| {
         planner.scan.addresses.contains_key(w.function) || !planner.scan.holders(w.function).is_empty()
     };
@@ -195,7 +204,6 @@ pub(super) fn find(planner: &Planner<'_>) -> Requests {
             ));
         }
     }
-    requests
 }
 
 /// The import path of a function's package.
@@ -234,7 +242,7 @@ pub(super) fn point(planner: &Planner<'_>, wanted: &Wanted) -> Result<Point, Str
     Ok(Point {
         server: wanted.server,
         moment: wanted.moment,
-        function: wanted.function,
+        function: wanted.function.into(),
         address,
         file_offset,
         instruction,

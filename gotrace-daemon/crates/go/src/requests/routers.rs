@@ -176,9 +176,9 @@ fn first(planner: &Planner<'_>, all: &[Wanted]) -> Result<super::Point, String> 
 /// Adds the fields that are read of a router.
 pub(super) fn read(reader: &mut Reader<'_, '_>, server: Server) {
     // Of which of its versions the points are.
-    let function = reader.requests.points.iter().find(|p| p.server == server).map(|p| p.function);
+    let function = reader.requests.points.iter().find(|p| p.server == server).map(|p| p.function.clone());
     let router = function.and_then(|function| {
-        ROUTERS.iter().find(|r| r.server == server && package(r.function) == package(function))
+        ROUTERS.iter().find(|r| r.server == server && package(r.function) == package(&function))
     });
     let Some(router) = router else { return };
     let found = reader.either(router.structure, package(router.function), router.fields);

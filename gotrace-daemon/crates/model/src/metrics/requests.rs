@@ -49,6 +49,12 @@ impl RequestKey {
             labels.push(("rpc.system.name", LabelValue::Name("grpc")));
             labels
                 .extend(name.route.as_ref().map(|route| ("rpc.method", text(route.trim_start_matches('/')))));
+        } else if name.protocol == Protocol::Function {
+            labels.extend(
+                name.handler
+                    .as_ref()
+                    .map(|h| ("code.function.name", LabelValue::Text(Arc::clone(&h.function)))),
+            );
         } else if name.protocol == Protocol::Span {
             labels.extend(
                 name.route.as_ref().map(|span| ("gotrace.span.name", LabelValue::Text(Arc::clone(span)))),

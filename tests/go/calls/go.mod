@@ -1,0 +1,3 @@
+module gotrace.test/calls
+
+go 1.19
