@@ -204,6 +204,21 @@ impl RouteName {
             None => what,
         }
     }
+
+    /// The text of each, with the protocol of those that another one has the same text as.
+    #[must_use]
+    pub fn texts(names: &[&Self]) -> Vec<String> {
+        let texts: Vec<String> = names.iter().map(|name| name.text()).collect();
+        let mut times: BTreeMap<&str, usize> = BTreeMap::new();
+        for text in &texts {
+            *times.entry(text).or_default() += 1;
+        }
+        let told = |(name, text): (&&Self, &String)| match times.get(&**text) {
+            Some(2..) => format!("{text} {}", name.protocol.name()),
+            _ => text.clone(),
+        };
+        names.iter().zip(&texts).map(told).collect()
+    }
 }
 
 /// Requests of one route.
@@ -491,6 +506,19 @@ mod tests {
             let name = RouteName { protocol: Protocol::Http1, method: None, route: None, handler };
             assert_eq!(name.text(), expected);
         }
+    }
+
+    #[test]
+    fn what_reads_alike_is_told_by_its_protocol() {
+        let name = |protocol, route: &str| RouteName {
+            protocol,
+            method: Some("GET".into()),
+            route: Some(route.into()),
+            handler: None,
+        };
+        let names = [name(Protocol::Http1, "/a"), name(Protocol::Http2, "/a"), name(Protocol::Http2, "/b")];
+        let texts = RouteName::texts(&names.each_ref());
+        assert_eq!(texts, ["GET /a http/1.1", "GET /a http/2", "GET /b"]);
     }
 
     #[test]

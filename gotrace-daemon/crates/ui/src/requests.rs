@@ -142,11 +142,12 @@ pub(super) fn chosen<'a>(interval: &'a Interval, wanted: &str, sort: Sort) -> Ve
 pub(super) fn rows(interval: &Interval, routes: &[&Route]) -> Vec<RouteRow> {
     let length_ns = interval.end_unix_nano.saturating_sub(interval.start_unix_nano);
     let or_dash = |ns: Option<u64>| ns.map_or_else(|| "-".into(), format::duration);
-    let row = |route: &&Route| {
+    let names: Vec<&RouteName> = routes.iter().map(|route| &route.name).collect();
+    let row = |(route, name): (&&Route, String)| {
         let total = &route.total;
         RouteRow {
             key: route.name.clone(),
-            name: printable(&route.name.text()).into_owned(),
+            name: printable(&name).into_owned(),
             count: format::count(total.durations.count),
             rate: format::rate(route.durations.count, length_ns),
             errors: format::count(total.errors),
@@ -159,7 +160,7 @@ pub(super) fn rows(interval: &Interval, routes: &[&Route]) -> Vec<RouteRow> {
             parts: told::shares(&total.times, PARTS),
         }
     };
-    routes.iter().map(row).collect()
+    routes.iter().zip(RouteName::texts(&names)).map(row).collect()
 }
 
 /// What is known of a route, with its slowest requests.

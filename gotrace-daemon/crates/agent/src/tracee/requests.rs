@@ -499,6 +499,7 @@ impl RequestsState {
         self.past.capacity() * (size_of::<Past>() + 8 * 8)
             + self.last.capacity() * 2 * size_of::<u64>()
             + self.reported.len() * (size_of::<((RouteId, u16), (Sums, Times))>() + 64)
+            + self.slow_times.len() * (size_of::<(RouteId, [TimeSpent; 2])>() + 64)
             + self.ended.len() * REQUEST
             + self.ended_waits * WAIT
     }

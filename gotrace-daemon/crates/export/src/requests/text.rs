@@ -5,7 +5,9 @@ use std::io::{self, Write};
 use gotrace_model::{
     Interval, Location, Resource, Value,
     printable::printable,
-    requests::{Children, Ended, Protocol, Request, RequestWait, Route, TimeSpent, WhySlow, code_of_grpc},
+    requests::{
+        Children, Ended, Protocol, Request, RequestWait, Route, RouteName, TimeSpent, WhySlow, code_of_grpc,
+    },
 };
 
 use super::{Gathered, cause};
@@ -224,8 +226,8 @@ pub fn bar(time: &TimeSpent, columns: u64) -> String {
 /// What a table's bars mean.
 pub const LEGEND: &str = "█ on CPU  ▓ waiting for a CPU  ▒ system call, GC assist  ░ blocked";
 
-fn row(route: &Route) -> String {
-    let mut name = printable(&route.name.text()).into_owned();
+fn row(route: &Route, name: &str) -> String {
+    let mut name = printable(name).into_owned();
     if let Some((end, _)) = name.char_indices().nth(NAME - 1).filter(|_| name.chars().count() > NAME) {
         name.truncate(end);
         name.push('…');
@@ -310,8 +312,9 @@ fn rows(out: &mut impl Write, routes: &[&Route], indent: &str) -> io::Result<()>
         "{indent}{:<NAME$} {:>8} {:>7} {:>6} {:>8} {:>8} {:>8} {:>12}  where the time went",
         "route", "requests", "errors", "slow", "p50", "p99", "max", "open (since)"
     )?;
-    for route in routes.iter().take(ROUTES) {
-        writeln!(out, "{indent}{}", row(route).trim_end())?;
+    let names: Vec<&RouteName> = routes.iter().map(|route| &route.name).collect();
+    for (route, name) in routes.iter().zip(RouteName::texts(&names)).take(ROUTES) {
+        writeln!(out, "{indent}{}", row(route, &name).trim_end())?;
     }
     if routes.len() > ROUTES {
         writeln!(out, "{indent}and {} more routes", routes.len() - ROUTES)?;
