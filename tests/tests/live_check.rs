@@ -5,15 +5,18 @@ use std::{
     fs,
     path::PathBuf,
     process::{Command, Output, Stdio},
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
 };
 
 use gotrace_tests::{
+    demo::unpack_demo,
     fixture::PATIENCE,
     gobuild::{Arch, Mode, build},
     gotrace::{binary, privileged},
     quota::Quota,
+    requests::{Program, server},
     running::Running,
 };
 use serde_json::Value;
@@ -228,6 +231,79 @@ fn a_quota_that_is_used_up_is_a_warning() {
     let words = said(&output).split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(words.contains("the CPU quota of 0.1 CPUs (control group /"), "{words}");
     drop(running);
+}
+
+#[test]
+fn slow_requests_are_told_with_what_made_them_slow() {
+    if !privileged("live_check") {
+        return;
+    }
+    let mut program = Program::start(&server("1.27.3", Mode::Stripped));
+    let pid = program.pid();
+    let over = AtomicBool::new(false);
+    let directory = tempfile::tempdir().expect("a directory");
+    let junit = directory.path().join("check.xml");
+    let as_junit = ["--junit", junit.to_str().expect("text")];
+    let options = ["--watch", "4s", "--requests=3ms", "--budget", "none", "--format", "json"];
+    let (failed, warned) = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Relaxed) {
+                program.run("run 4 sleep fast");
+            }
+        });
+        let with = |fail_on: &str| {
+            let more = [&options[..], &as_junit, &["--fail-on", fail_on]].concat();
+            until(pid, &more, |output| {
+                let routes = &json(output).last().map(|l| l["summary"]["requests"]["routes"].clone());
+                routes.as_ref().and_then(Value::as_array).is_some_and(|routes| routes.len() >= 2)
+            })
+        };
+        let failed = with("slow");
+        let xml = fs::read_to_string(&junit).expect("it is there");
+        let warned = with("unreachable");
+        over.store(true, Relaxed);
+        ((failed, xml), warned)
+    });
+    let (failed, xml) = failed;
+    assert_eq!(failed.status.code(), Some(10), "{}", said(&failed));
+    let lines = json(&failed);
+    let summary = &lines.last().expect("a summary")["summary"];
+    let requests = &summary["requests"];
+    let route = |name: &str| {
+        let routes = requests["routes"].as_array().expect("routes");
+        let found = routes.iter().find(|r| r["route"].as_str().is_some_and(|r| r.contains(name)));
+        found.unwrap_or_else(|| panic!("no {name}: {requests:#}")).clone()
+    };
+    let (sleeping, fast) = (route("sleep"), route("fast"));
+    assert!(sleeping["slow"].as_u64() > Some(0) && sleeping["slow"] == sleeping["count"], "{sleeping:#}");
+    assert_eq!(sleeping["why_slow"]["part"], "sleep", "{sleeping:#}");
+    assert!(fast["count"].as_u64() > Some(0), "{fast:#}");
+    let slowest = requests["slowest"].as_array().expect("the slowest");
+    let slept = slowest.iter().find(|r| r["route"] == sleeping["route"]).expect("one of that route");
+    assert!(slept["time_ns"]["blocked"]["sleep"].as_u64() > Some(3_000_000), "{slept:#}");
+    assert!(summary["problems"].as_u64() > Some(0), "{summary:#}");
+    let case = format!("name=\"slow: GET {}\"", sleeping["route"].as_str().expect("text"));
+    assert!(xml.contains(&case) && xml.contains("<failure"), "{xml}");
+
+    assert_eq!(warned.status.code(), Some(0), "{}", said(&warned));
+    let lines = json(&warned);
+    let summary = &lines.last().expect("a summary")["summary"];
+    assert!(summary["warnings"].as_u64() > Some(0) && summary["problems"] == 0, "{summary:#}");
+}
+
+#[test]
+fn requests_that_cannot_be_traced_are_never_clean() {
+    if !privileged("live_check") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    // It has no server.
+    let program = Running::start(&unpack_demo(directory.path()).expect("it is there"), "");
+    let options = ["--watch", "1s", "--requests", "--fail-on", "slow"];
+    let output = until(program.pid(), &options, |output| said(output).contains("slow requests: "));
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("no problems found, but not everything was checked"), "{}", said(&output));
+    assert!(text(&output.stdout).contains("slow requests: "), "{}", said(&output));
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! baseline; exit code 10 for problems, and 1 where it cannot be told whether there are any.
 
 mod coverage;
+mod requests;
 mod scans;
 
 pub(super) use coverage::throttling;
@@ -17,22 +18,23 @@ use std::{
 use clap::{Args, Id, ValueEnum, builder::Resettable};
 
 use self::{
-    coverage::{Examined, Scanned},
+    coverage::{Examined, Scanned, TracedRequests},
+    requests::Tracing,
     scans::Scans,
 };
 use super::{
     CliError, Exit,
-    args::{Annotations, BaselineArgs},
+    args::{Annotations, BaselineArgs, BudgetArg, percent},
     dump::{SOCKETS_CUT, write_to},
     examine::{self, Begin, Concluded, Interrupts, Program, verdict},
-    guard::{Found, Outcome, Suite, annotate, found, write_junit},
+    guard::{Found, Outcome, Suite, Told, annotate, found, write_junit},
     output::colour,
     say,
     target::TargetArgs,
 };
 use crate::units as values;
 use gotrace_export::{
-    check::{Coverage, Report, Weight, html, json, markdown, text},
+    check::{Concern, Condition, Report, Weight, html, json, markdown, text},
     dump::{self, Dump, Filter},
     leaks::When,
 };
@@ -54,20 +56,23 @@ const PACE: Pace = Pace { max_read_rate: None, keeps_candidates: false, provisio
     after_help = "\
 Checks for goroutines that are leaked (unreachable), deadlocked, stalled on a pool, piling up
 (growing), stuck or orphaned, as `gotrace leaks` does, and says what could not be checked and why.
-`gotrace leaks --help` explains the verdicts.
+`gotrace leaks --help` explains the verdicts. Also checks whether a CPU quota was used up
+(throttling) and, with --requests, whether requests took long (slow), and what they spent their
+time on: `gotrace requests --help`.
 
 Exits with 10 if there are problems: findings with a verdict in --fail-on that are neither
-suppressed nor in the baseline. Other findings are warnings. Exits with 1 if no problem was found
-but something in --fail-on could not be checked.
+suppressed nor in the baseline, throttling or slow requests if --fail-on names them. Other findings
+are warnings. Exits with 1 if no problem was found but something in --fail-on could not be checked.
 
-Reads the memory of the process, which is never stopped or modified; needs no eBPF. Ctrl-C ends the
-check early.
+Reads the memory of the process, which is never stopped or modified; needs no eBPF without
+--requests. Ctrl-C ends the check early.
 
 Examples:
   gotrace check server
   gotrace check 1234 --html leak.html
   gotrace check 1234 -o report.md
   gotrace check 1234 --watch 60s --fail-on unreachable,deadlock
+  gotrace check 1234 --requests=250ms --fail-on slow,throttling
   gotrace check 1234 --write-baseline known.json
   gotrace check 1234 --baseline known.json --junit check.xml"
 )]
@@ -78,10 +83,18 @@ pub struct CheckArgs {
     /// How long to check: snapshots and heap scans are made for this long
     #[arg(long, value_parser = values::duration_above_zero, default_value = "10s", value_name = "TIME")]
     watch: Duration,
-    /// Verdicts that are problems; findings with other verdicts are warnings
-    #[arg(long, value_delimiter = ',', value_parser = verdict, value_name = "VERDICT,…",
+    /// Verdicts that are problems, and throttling and slow; other findings are warnings
+    #[arg(long, value_delimiter = ',', value_parser = concern, value_name = "VERDICT,…",
           default_value = "unreachable,deadlock,stalled,growing,stuck")]
-    fail_on: Vec<Verdict>,
+    fail_on: Vec<Concern>,
+    /// Trace requests too, with probes: those that take TIME or longer are slow [default TIME: 100ms]
+    #[arg(long, value_parser = values::duration, num_args = 0..=1, require_equals = true,
+          default_missing_value = "100ms", value_name = "TIME")]
+    requests: Option<Duration>,
+    /// Limit the overhead of these probes to this percentage of the process's CPU time (but allow at least
+    /// 5 ms per second), or none for no limit. Above it, requests are traced in turns
+    #[arg(long, value_parser = percent, default_value = "10%", requires = "requests", value_name = "PERCENT|none")]
+    budget: BudgetArg,
     /// Known findings.
     #[command(flatten)]
     baseline: BaselineArgs,
@@ -145,6 +158,8 @@ pub(super) fn run(args: &CheckArgs) -> Result<Exit, CliError> {
     let first = process.look()?;
     let begin = Begin::of(&first);
     let interrupted = Interrupts::listen()?;
+    let tracing = args.requests.map(|slow| Tracing::start(program.identity().clone(), slow, args.budget));
+    let tracing = tracing.transpose()?;
     let mut scans = Scans::new(&interrupted, args.watch);
     let mut stopped = 0;
     let seen = process.watch(first, Some(args.watch), None, |examination, next| {
@@ -154,6 +169,14 @@ pub(super) fn run(args: &CheckArgs) -> Result<Exit, CliError> {
     if seen.is_ok() {
         scans.finish(&mut process.examination);
     }
+    let (requested, traced) = match tracing.map(Tracing::finish) {
+        None => (None, TracedRequests::NotAsked),
+        Some(Ok(requested)) => {
+            let lost = requested.gathered.lost();
+            (Some(requested), TracedRequests::Traced { lost })
+        }
+        Some(Err(why)) => (None, TracedRequests::Not(why)),
+    };
     let Concluded { last, mut findings, references_complete, gone } = process.conclude(seen)?;
     let identities = process.accept(&mut findings, &acceptance);
     let summary = process.examination.proof_summary();
@@ -192,11 +215,19 @@ pub(super) fn run(args: &CheckArgs) -> Result<Exit, CliError> {
             interrupted: interrupted.came(),
             scanned,
             throttling: coverage::throttling(quotas, program.cpu_quotas()),
+            requests: traced,
         },
     );
-    let next = next(pid, args, &findings, &coverage, gone.is_some());
-    let report =
-        Report { header, fail_on: &args.fail_on, findings: &findings, coverage: &coverage, next: &next };
+    let mut report = Report {
+        header,
+        fail_on: &args.fail_on,
+        findings: &findings,
+        coverage: &coverage,
+        requests: requested.as_ref(),
+        next: &[],
+    };
+    let next = if gone.is_some() { Vec::new() } else { next(pid, &report) };
+    report.next = &next;
     let names = examination.names();
     write_to(args.output.as_ref(), |mut out| match args.format() {
         CheckFormat::Text => text::write(&mut out, report, names, args.output.is_none() && colour()),
@@ -226,7 +257,7 @@ pub(super) fn run(args: &CheckArgs) -> Result<Exit, CliError> {
     for (finding, identity) in findings.iter().zip(&identities) {
         all.push(found(finding, identity.clone(), header.outside, names)?);
     }
-    let suites = [suite(name, args, &coverage, &all)];
+    let suites = [suite(name, &report, &all)];
     annotate(args.annotations, true, &suites);
     if let Some(path) = &args.junit {
         write_junit(path, &suites)?;
@@ -245,36 +276,61 @@ pub(super) fn run(args: &CheckArgs) -> Result<Exit, CliError> {
 
 /// Whether a finding belongs into a new baseline.
 fn is_kept(finding: &Finding, args: &CheckArgs) -> bool {
-    args.fail_on.contains(&finding.verdict) && finding.accepted.suppressed.is_none()
+    args.fail_on.contains(&Concern::Verdict(finding.verdict)) && finding.accepted.suppressed.is_none()
+}
+
+/// What may be a problem.
+fn concern(name: &str) -> Result<Concern, String> {
+    match [Concern::Throttling, Concern::Slow].into_iter().find(|concern| concern.name() == name) {
+        Some(concern) => Ok(concern),
+        None => verdict(name).map(Concern::Verdict).map_err(|why| format!("{why}; or throttling or slow")),
+    }
 }
 
 /// What a CI server is told: each verdict that may fail the check, and warnings.
-fn suite(name: String, args: &CheckArgs, coverage: &Coverage, found: &[Found]) -> Suite {
-    let wanted = |v: &Verdict| args.fail_on.contains(v) || found.iter().any(|f| f.identity.verdict == *v);
-    let outcome = |verdict: Verdict| Outcome {
-        verdict,
+fn suite(name: String, report: &Report<'_>, found: &[Found]) -> Suite {
+    let fails = |concern: Concern| report.fail_on.contains(&concern);
+    let wanted = |v: &Verdict| fails(Concern::Verdict(*v)) || found.iter().any(|f| f.identity.verdict == *v);
+    let of_verdict = |verdict: Verdict| Outcome {
+        what: verdict.name(),
         findings: found.iter().filter(|f| f.identity.verdict == verdict).cloned().collect(),
-        fails: args.fail_on.contains(&verdict),
+        conditions: Vec::new(),
+        fails: fails(Concern::Verdict(verdict)),
         not_judged: 0,
-        unjudged: coverage::unjudged(coverage, verdict),
+        unjudged: coverage::unjudged(report.coverage, verdict),
         skipped: None,
     };
-    Suite { name, outcomes: Verdict::ALL.into_iter().filter(wanted).map(outcome).collect() }
+    let conditions: Vec<Condition> =
+        Weight::ALL.into_iter().flat_map(|weight| report.conditions(weight)).collect();
+    let of_condition = |concern: Concern| {
+        let told = conditions.iter().filter(|condition| condition.concern == concern);
+        let told: Vec<Told> = told
+            .map(|Condition { about, sentence, details, .. }| Told {
+                about: about.clone(),
+                sentence: sentence.clone(),
+                text: details.clone(),
+            })
+            .collect();
+        let unjudged = coverage::unjudged_concern(report.coverage, concern).filter(|_| fails(concern));
+        (fails(concern) || !told.is_empty()).then(|| Outcome {
+            what: concern.name(),
+            findings: Vec::new(),
+            conditions: told,
+            fails: fails(concern),
+            not_judged: 0,
+            unjudged,
+            skipped: None,
+        })
+    };
+    let verdicts = Verdict::ALL.into_iter().filter(wanted).map(of_verdict);
+    let others = [Concern::Throttling, Concern::Slow].into_iter().filter_map(of_condition);
+    Suite { name, outcomes: verdicts.chain(others).collect() }
 }
 
 /// What to run next, and what for.
-fn next(
-    pid: u32,
-    args: &CheckArgs,
-    findings: &[Finding],
-    coverage: &Coverage,
-    exited: bool,
-) -> Vec<(String, &'static str)> {
-    if exited {
-        return Vec::new();
-    }
+fn next(pid: u32, report: &Report<'_>) -> Vec<(String, &'static str)> {
     let mut next = Vec::new();
-    let problem = findings.iter().find(|f| Weight::of(f, &args.fail_on) == Weight::Problem);
+    let problem = report.findings.iter().find(|f| Weight::of(f, report.fail_on) == Weight::Problem);
     if let Some((problem, goid)) = problem.and_then(|p| Some((p, p.goids.first()?))) {
         next.push(match problem.verdict {
             Verdict::Unreachable => {
@@ -286,15 +342,19 @@ fn next(
             ),
         });
     }
-    let longer = if findings.iter().any(|f| f.verdict == Verdict::Growing) {
+    let longer = if report.findings.iter().any(|f| f.verdict == Verdict::Growing) {
         "a longer watch tells a leak from a rising load"
-    } else if coverage.is_inconclusive() {
+    } else if report.coverage.is_inconclusive() {
         "watches for longer, and makes all heap scans"
     } else {
         "a longer watch finds slower leaks"
     };
     next.push((format!("gotrace leaks --pid {pid} --watch 60s"), longer));
-    if problem.is_none() {
+    let is_slow = |condition: &Condition| condition.concern == Concern::Slow;
+    if [Weight::Problem, Weight::Warning].into_iter().flat_map(|w| report.conditions(w)).any(|c| is_slow(&c))
+    {
+        next.push((format!("gotrace requests --pid {pid}"), "slow requests as they end, with probes"));
+    } else if problem.is_none() {
         next.push((
             format!("gotrace attach --pid {pid} --duration 10s"),
             "waits, by kind and place, with probes",

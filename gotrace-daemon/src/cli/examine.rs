@@ -18,7 +18,7 @@ use gotrace_inspect::{
     leak::{Acceptance, Finding, Identity, Verdict},
     snapshot::{Snapshot, SnapshotError},
 };
-use gotrace_process::{CpuQuota, Target};
+use gotrace_process::{CpuQuota, Identity as ProcessIdentity, Target};
 
 /// Between two looks where there is no watch.
 const SHORT: Duration = Duration::from_millis(300);
@@ -94,6 +94,11 @@ impl Program {
     }
 
     /// Limits of its CPU time, and what they have cost so far; `None` where that is not known.
+    pub fn identity(&self) -> &ProcessIdentity {
+        &self.target.identity
+    }
+
+    /// Its CPU quotas; `None` where they are not known.
     pub fn cpu_quotas(&self) -> Option<Vec<CpuQuota>> {
         self.target.cpu_quotas()
     }

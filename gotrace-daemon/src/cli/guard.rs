@@ -21,7 +21,7 @@ use gotrace_export::text;
 use gotrace_inspect::leak::{Accepted, Identity};
 use gotrace_model::printable::{printable, write_json};
 pub(super) use judge::{found, judge};
-pub(super) use suite::{Outcome, Suite, annotate, write_junit};
+pub(super) use suite::{Outcome, Suite, Told, annotate, write_junit};
 
 /// A program that was judged.
 #[derive(Clone, Debug, Serialize, Deserialize)]

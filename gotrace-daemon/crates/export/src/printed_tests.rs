@@ -219,7 +219,7 @@ fn leaks_and_check_print_what_is_written_down() -> io::Result<()> {
         checked: Verdict::ALL[..6].to_vec(),
         not_checked: vec![NotChecked {
             what: "slow requests".into(),
-            why: "gotrace check does not look at them".into(),
+            why: "only with --requests, which attaches probes to the process".into(),
             inconclusive: false,
         }],
         stuck_after_ns: 5_000_000_000,
@@ -234,14 +234,22 @@ fn leaks_and_check_print_what_is_written_down() -> io::Result<()> {
     });
     let incomplete =
         Coverage { checked: checked.to_vec(), not_checked: vec![gap], throttling, ..complete.clone() };
+    let requested = requested();
+    let no_gap = Coverage { not_checked: Vec::new(), ..complete.clone() };
     let next = [("gotrace leaks --pid 4711 --watch 60s".to_owned(), "look for longer")];
     let mut out = Vec::new();
     let orphaned = finding(Verdict::Orphaned, vec![24]);
-    for (findings, coverage) in
-        [(&[][..], &complete), (&[], &incomplete), (&[leaked, stuck, orphaned], &complete)]
-    {
+    let concerns: Vec<check::Concern> =
+        Verdict::ALL[..5].iter().copied().map(check::Concern::Verdict).collect();
+    let with_slow = [&concerns[..], &[check::Concern::Slow]].concat();
+    for (findings, coverage, fail_on, requests) in [
+        (&[][..], &complete, &concerns, None),
+        (&[], &incomplete, &concerns, None),
+        (&[leaked, stuck, orphaned], &complete, &concerns, None),
+        (&[], &no_gap, &with_slow, Some(&requested)),
+    ] {
         let header = header(When::Watched, Some(&proof));
-        let report = check::Report { header, fail_on: &Verdict::ALL[..5], findings, coverage, next: &next };
+        let report = check::Report { header, fail_on, findings, coverage, requests, next: &next };
         for line in ["text", "markdown", "json"] {
             writeln!(out, "--- {line}")?;
             match line {
@@ -253,6 +261,22 @@ fn leaks_and_check_print_what_is_written_down() -> io::Result<()> {
     }
     golden("golden/check.txt", &out);
     Ok(())
+}
+
+/// Requests that were traced: of one route a slow one, of another one none.
+fn requested() -> check::Requested {
+    let mut interval = samples::interval(&samples::resource(), 10, Vec::new());
+    let mut requests = samples::requests(&[4, 5, 6, 250]);
+    let mut fast = requests.routes[0].clone();
+    fast.name.route = Some("/fast".into());
+    (fast.slow, fast.total.slow, fast.open, fast.oldest_open_ns) = (0, 0, 0, None);
+    requests.routes.push(fast);
+    let mut requested =
+        check::Requested { slow_ns: 100_000_000, probe_cost: Some(0.0125), ..check::Requested::default() };
+    requests.slow.iter().for_each(|request| requested.keep(request));
+    interval.requests = Some(requests.into());
+    requested.gathered.add(&interval, true);
+    requested
 }
 
 /// Goroutines of which no address is known.

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use gotrace_export::{
-    check::{Coverage, NotChecked, Throttling},
+    check::{Concern, Coverage, NotChecked, Throttling},
     text::duration,
 };
 use gotrace_go::GoVersion;
@@ -51,6 +51,19 @@ pub(super) struct Examined<'a> {
     pub scanned: Scanned,
     /// What its CPU quota did; `None` where that is not known.
     pub throttling: Option<Throttling>,
+    pub requests: TracedRequests,
+}
+
+/// Whether its requests were traced.
+#[derive(Clone, Debug)]
+pub(super) enum TracedRequests {
+    NotAsked,
+    /// They were; so many events were lost meanwhile.
+    Traced {
+        lost: u64,
+    },
+    /// They could not be.
+    Not(String),
 }
 
 /// How its heap was scanned.
@@ -73,6 +86,11 @@ pub(super) struct Scanned {
     pub never_stopped: Option<u64>,
 }
 
+/// What may not be checked beside verdicts.
+const SLOW: &str = "slow requests";
+const SOME: &str = "some requests";
+const THROTTLING: &str = "CPU throttling";
+
 /// Verdicts that a check can come to.
 const VERDICTS: [Verdict; 6] = [
     Verdict::Unreachable,
@@ -89,7 +107,7 @@ pub(super) const BY_TIME: [Verdict; 4] =
 
 /// What was covered. `fail_on`: verdicts that are problems; what keeps only others from being checked does not make the
 /// check inconclusive.
-pub(super) fn of(fail_on: &[Verdict], examined: &Examined<'_>) -> Coverage {
+pub(super) fn of(fail_on: &[Concern], examined: &Examined<'_>) -> Coverage {
     let mut gaps = Gaps { fail_on, unchecked: Vec::new(), items: Vec::new() };
     if examined.exited {
         let after = duration(Some(examined.watched_ns));
@@ -99,17 +117,10 @@ pub(super) fn of(fail_on: &[Verdict], examined: &Examined<'_>) -> Coverage {
         gaps.of_references(examined);
         gaps.of_scans(examined);
     }
-    gaps.other(
-        "slow requests",
-        false,
-        format!(
-            "gotrace check does not look at them; gotrace attach --pid {} shows waits and scheduling latency",
-            examined.pid
-        ),
-    );
+    gaps.of_requests(examined);
     if examined.throttling.is_none() {
         let why = "the files of its control group cannot be read from here".to_owned();
-        gaps.other("CPU throttling", false, why);
+        gaps.other(THROTTLING, fail_on.contains(&Concern::Throttling), why);
     }
     Coverage {
         checked: VERDICTS.into_iter().filter(|v| !gaps.unchecked.contains(v)).collect(),
@@ -149,21 +160,55 @@ pub(super) fn unjudged(coverage: &Coverage, verdict: Verdict) -> Option<String> 
     let of = |n: &&NotChecked| n.what.split(", ").any(|what| what == verdict.name());
     // What concerns no verdict alone concerns the proof.
     let or_leaks = |n: &&NotChecked| {
-        verdict == Verdict::Unreachable && VERDICTS.iter().all(|v| !n.what.split(", ").any(|w| w == v.name()))
+        verdict == Verdict::Unreachable
+            && ![SLOW, SOME, THROTTLING].contains(&&*n.what)
+            && VERDICTS.iter().all(|v| !n.what.split(", ").any(|w| w == v.name()))
     };
     let whys: Vec<String> =
         gaps.filter(|n| of(n) || or_leaks(n)).map(|n| format!("{}: {}", n.what, n.why)).collect();
     (!whys.is_empty()).then(|| format!("not checked: {}", whys.join("; ")))
 }
 
+/// The same of what is not a goroutine's.
+pub(super) fn unjudged_concern(coverage: &Coverage, concern: Concern) -> Option<String> {
+    let of = |n: &&NotChecked| match concern {
+        Concern::Throttling => n.what == THROTTLING,
+        Concern::Slow => [SLOW, SOME].contains(&&*n.what),
+        Concern::Verdict(_) => false,
+    };
+    let gap = coverage.not_checked.iter().filter(|n| n.inconclusive).find(of)?;
+    Some(format!("not checked: {}: {}", gap.what, gap.why))
+}
+
 /// What is not covered, as far as it is known.
 struct Gaps<'a> {
-    fail_on: &'a [Verdict],
+    fail_on: &'a [Concern],
     unchecked: Vec<Verdict>,
     items: Vec<NotChecked>,
 }
 
 impl Gaps<'_> {
+    fn fails(&self, verdict: Verdict) -> bool {
+        self.fail_on.contains(&Concern::Verdict(verdict))
+    }
+
+    /// What is not known of requests.
+    fn of_requests(&mut self, examined: &Examined<'_>) {
+        let inconclusive = self.fail_on.contains(&Concern::Slow);
+        match &examined.requests {
+            TracedRequests::Traced { lost: 0 } => {}
+            TracedRequests::Traced { lost } => {
+                let why = format!("{lost} events were lost");
+                self.other(SOME, inconclusive, why);
+            }
+            TracedRequests::Not(why) => self.other(SLOW, inconclusive, why.clone()),
+            TracedRequests::NotAsked => {
+                let why = "only with --requests, which attaches probes to the process".to_owned();
+                self.other(SLOW, inconclusive, why);
+            }
+        }
+    }
+
     /// Those of these verdicts that were checked until now were not. `grave`: there may be a finding all the same.
     fn verdicts(&mut self, verdicts: &[Verdict], grave: bool, why: String) {
         let new: Vec<Verdict> = verdicts.iter().copied().filter(|v| !self.unchecked.contains(v)).collect();
@@ -171,7 +216,7 @@ impl Gaps<'_> {
             return;
         }
         let what: Vec<&str> = new.iter().map(|v| v.name()).collect();
-        let inconclusive = grave && new.iter().any(|v| self.fail_on.contains(v));
+        let inconclusive = grave && new.iter().any(|v| self.fails(*v));
         self.items.push(NotChecked { what: what.join(", "), why, inconclusive });
         self.unchecked.extend(new);
     }
@@ -263,11 +308,7 @@ impl Gaps<'_> {
             self.verdicts(unreachable, true, why);
         } else if scanned.suspects > 0 {
             let suspects = count(scanned.suspects, "suspected leak", "suspected leaks");
-            self.other(
-                suspects,
-                self.fail_on.contains(&Verdict::Unreachable),
-                format!("not proven: {scans}: {run}"),
-            );
+            self.other(suspects, self.fails(Verdict::Unreachable), format!("not proven: {scans}: {run}"));
             if !scanned.complete {
                 self.unchecked.push(Verdict::Unreachable);
             }
@@ -296,6 +337,10 @@ mod tests {
 
     const FAIL_ON: [Verdict; 5] = [Unreachable, Deadlock, Stalled, Growing, Stuck];
 
+    fn concerns(verdicts: &[Verdict]) -> Vec<Concern> {
+        verdicts.iter().copied().map(Concern::Verdict).collect()
+    }
+
     fn version(minor: u32) -> GoVersion {
         GoVersion { minor, patch: 0, text: format!("go1.{minor}") }
     }
@@ -317,11 +362,12 @@ mod tests {
             exited: false,
             interrupted: false,
             throttling: Some(Throttling::NoQuota),
+            requests: TracedRequests::Traced { lost: 0 },
             scanned: Scanned { complete: true, made: 2, ..Scanned::default() },
         }
     }
 
-    /// Whether the check is inconclusive, what was checked, and what was not, but for what never is.
+    /// Whether the check is inconclusive, what was checked, and what was not.
     fn covered(
         fail_on: &[Verdict],
         change: impl FnOnce(&mut Examined<'_>),
@@ -329,9 +375,7 @@ mod tests {
         let version = version(24);
         let mut examined = whole(&version);
         change(&mut examined);
-        let Coverage { checked, mut not_checked, .. } = of(fail_on, &examined);
-        let never = not_checked.pop().expect("always there");
-        assert!(never.what.starts_with("slow requests") && !never.inconclusive);
+        let Coverage { checked, not_checked, .. } = of(&concerns(fail_on), &examined);
         let inconclusive = not_checked.iter().any(|n| n.inconclusive);
         (inconclusive, checked, not_checked.iter().map(|n| format!("{}: {}", n.what, n.why)).collect())
     }
@@ -393,8 +437,40 @@ mod tests {
         assert!(!inconclusive && !checked.contains(&Deadlock) && !checked.contains(&Orphaned));
         assert!(covered(&[Orphaned], gap).0);
         let old = version(20);
-        let coverage = of(&FAIL_ON, &whole(&old));
+        let coverage = of(&concerns(&FAIL_ON), &whole(&old));
         assert!(!coverage.is_inconclusive() && !coverage.checked.contains(&Orphaned));
+    }
+
+    #[test]
+    fn requests_that_were_not_traced_are_never_clean() {
+        let version = version(24);
+        let of = |fail_on: &[Concern], requests| {
+            let coverage = of(fail_on, &Examined { requests, ..whole(&version) });
+            let gap = coverage.not_checked.first().map(|gap| (gap.what.clone(), gap.inconclusive));
+            (gap, unjudged_concern(&coverage, Concern::Slow).is_some())
+        };
+        let slow = &[Concern::Slow][..];
+        assert_eq!(of(slow, TracedRequests::Traced { lost: 0 }), (None, false));
+        for (requests, what) in [
+            (TracedRequests::NotAsked, "slow requests"),
+            (TracedRequests::Not("no CAP_BPF".into()), "slow requests"),
+            (TracedRequests::Traced { lost: 3 }, "some requests"),
+        ] {
+            assert_eq!(of(&[], requests.clone()), (Some((what.into(), false)), false));
+            assert_eq!(of(slow, requests), (Some((what.into(), true)), true));
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_of_requests_is_no_gap_of_a_proof() {
+        let version = version(24);
+        let examined = Examined { requests: TracedRequests::NotAsked, throttling: None, ..whole(&version) };
+        let fail_on = [Concern::Verdict(Unreachable), Concern::Slow, Concern::Throttling];
+        let coverage = super::of(&fail_on, &examined);
+        assert_eq!(unjudged(&coverage, Unreachable), None);
+        for concern in [Concern::Slow, Concern::Throttling] {
+            assert!(unjudged_concern(&coverage, concern).is_some(), "{concern:?}");
+        }
     }
 
     #[test]
@@ -444,7 +520,7 @@ mod tests {
         let mut examined = whole(&version);
         examined.interrupted = true;
         examined.scanned = Scanned { made: 3, suspects: 12, ..Scanned::default() };
-        let coverage = of(&FAIL_ON, &examined);
+        let coverage = of(&concerns(&FAIL_ON), &examined);
         let of = |verdict| unjudged(&coverage, verdict);
         assert_eq!(of(Orphaned), None);
         assert!(of(Stuck).is_some_and(|why| why.contains("you ended the check")));

@@ -43,6 +43,10 @@ pub(super) fn write(out: &mut impl Write, suites: &[Suite], root: &Root) -> io::
                 let title = property(&format!("gotrace: {}", found.identity.verdict.name()));
                 writeln!(out, "::{level} {place}title={title}::{}", data(&found.sentence()))?;
             }
+            let title = property(&format!("gotrace: {}", outcome.what));
+            for told in &outcome.conditions {
+                writeln!(out, "::{level} title={title}::{}", data(&told.sentence))?;
+            }
             if let Some(why) = &outcome.unjudged {
                 writeln!(out, "::warning title=gotrace::{}", data(why))?;
             }

@@ -8,7 +8,7 @@ use std::{io::Write as _, path::Path};
 
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
 
-use super::{CliError, Outcome, Suite};
+use super::{CliError, Outcome, Suite, suite::Told};
 use crate::cli::output::create_shared;
 
 /// Writes the file.
@@ -35,7 +35,7 @@ fn report(suites: &[Suite]) -> Report {
 }
 
 fn cases(suite: &Suite, outcome: &Outcome) -> Vec<TestCase> {
-    let verdict = outcome.verdict.name();
+    let verdict = outcome.what;
     let case = |name: String, status: TestCaseStatus| {
         let mut case = TestCase::new(name, status);
         case.set_classname(&*suite.name);
@@ -63,11 +63,26 @@ fn cases(suite: &Suite, outcome: &Outcome) -> Vec<TestCase> {
             case(format!("{verdict}: {}{by}", found.identity.function), status)
         })
         .collect();
+    for Told { about, sentence, text } in &outcome.conditions {
+        let mut status = if outcome.fails {
+            TestCaseStatus::non_success(NonSuccessKind::Failure)
+        } else {
+            TestCaseStatus::skipped()
+        };
+        status.set_type(verdict).set_message(if outcome.fails {
+            sentence.clone()
+        } else {
+            format!("warning: {sentence}")
+        });
+        status.set_description(text);
+        let about = if about.is_empty() { String::new() } else { format!(": {about}") };
+        cases.push(case(format!("{verdict}{about}"), status));
+    }
     if let Some(why) = &outcome.unjudged {
         let mut status = TestCaseStatus::non_success(NonSuccessKind::Error);
         status.set_type(verdict).set_message(&**why);
         cases.push(case(verdict.to_owned(), status));
-    } else if outcome.findings.is_empty() {
+    } else if outcome.findings.is_empty() && outcome.conditions.is_empty() {
         cases.push(case(verdict.to_owned(), nothing(outcome)));
     }
     if outcome.not_judged > 0

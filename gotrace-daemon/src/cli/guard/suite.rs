@@ -5,7 +5,6 @@
 
 use super::{CliError, Found, Judgement, Program, github, junit};
 use crate::cli::args::{Annotations, FailOn};
-use gotrace_inspect::leak::Verdict;
 
 /// A program.
 #[derive(Clone, Debug)]
@@ -19,8 +18,11 @@ pub(in crate::cli) struct Suite {
 /// What a program came to under one verdict.
 #[derive(Clone, Debug)]
 pub(in crate::cli) struct Outcome {
-    pub verdict: Verdict,
+    /// Its name.
+    pub what: &'static str,
     pub findings: Vec<Found>,
+    /// What is wrong beside goroutines.
+    pub conditions: Vec<Told>,
     /// Whether its findings fail the run; otherwise they are warnings.
     pub fails: bool,
     /// Goroutines of which it cannot be told.
@@ -31,6 +33,16 @@ pub(in crate::cli) struct Outcome {
     pub skipped: Option<&'static str>,
 }
 
+/// Something that is wrong beside goroutines.
+#[derive(Clone, Debug)]
+pub(in crate::cli) struct Told {
+    /// What it concerns, a route; may be empty.
+    pub about: String,
+    pub sentence: String,
+    /// All of it, for people.
+    pub text: String,
+}
+
 impl Suite {
     /// Of a program that was judged.
     pub(super) fn of(program: &Program) -> Self {
@@ -38,8 +50,9 @@ impl Suite {
             let Judgement { verdict, findings, not_judged, unjudged, proof_age, printed: _ } = judgement;
             let unproven = *verdict == FailOn::Unreachable && proof_age.is_none();
             Outcome {
-                verdict: verdict.verdict(),
+                what: verdict.verdict().name(),
                 findings: findings.clone(),
+                conditions: Vec::new(),
                 fails: true,
                 not_judged: *not_judged,
                 unjudged: unjudged.as_ref().map(|why| why.sentence(program, *verdict)),

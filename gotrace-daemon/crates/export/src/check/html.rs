@@ -97,13 +97,21 @@ pub fn write(
             let lines = lines.collect::<Vec<_>>().join("\n");
             writeln!(out, "<pre>{}</pre></details>", escaped(&lines))?;
         }
-    }
-    if let Some(throttled) = report.throttled() {
-        writeln!(
-            out,
-            "<details open class=\"warning\"><summary>throttled</summary><p>{}</p></details>",
-            text(&throttled.sentence())
-        )?;
+        for condition in report.conditions(weight) {
+            if let Some(title) = title.take() {
+                writeln!(out, "<h2>{title}</h2>")?;
+            }
+            write!(
+                out,
+                "<details open class=\"{class}\"><summary>{}</summary><p>{}</p>",
+                condition.name,
+                text(&condition.sentence)
+            )?;
+            if !condition.details.is_empty() {
+                write!(out, "<pre>{}</pre>", escaped(condition.details.trim_end()))?;
+            }
+            writeln!(out, "</details>")?;
+        }
     }
     let mut checked = String::new();
     for &verdict in &coverage.checked {
@@ -111,6 +119,9 @@ pub fn write(
     }
     if let Some(throttling) = &coverage.throttling {
         let _ = writeln!(checked, "<li>throttling: {}</li>", text(&throttling.sentence()));
+    }
+    if let Some(requests) = report.requests {
+        let _ = writeln!(checked, "<li>slow: {}</li>", text(&requests.sentence()));
     }
     list(out, "Checked", if checked.is_empty() { "<li>nothing</li>" } else { &checked })?;
     let mut left = String::new();

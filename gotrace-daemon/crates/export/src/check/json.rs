@@ -6,7 +6,10 @@ use std::io::{self, Write};
 use serde_json::{Value, json};
 
 use super::{Report, Tally, Throttling};
-use crate::leaks::{json, values::line};
+use crate::{
+    leaks::{json, values::line},
+    requests::json::{figures, one},
+};
 use gotrace_inspect::{leak::Verdict, snapshot::Names};
 
 /// The schema of these lines.
@@ -17,7 +20,7 @@ pub const SCHEMA: &str = "gotrace.check/1";
 /// # Errors
 /// What the writer says.
 pub fn write(out: &mut impl Write, report: Report<'_>, names: &mut Names) -> io::Result<()> {
-    let Report { header, fail_on, findings, coverage, .. } = report;
+    let Report { header, fail_on, findings, coverage, requests, .. } = report;
     let mut first = json::header(SCHEMA, header);
     first["fail_on"] = fail_on.iter().map(|v| v.name()).collect();
     line(out, &first)?;
@@ -35,8 +38,16 @@ pub fn write(out: &mut impl Write, report: Report<'_>, names: &mut Names) -> io:
         .iter()
         .map(|n| json!({ "what": n.what, "why": n.why, "inconclusive": n.inconclusive }));
     let throttling = coverage.throttling.as_ref().map(Throttling::to_json);
+    let requests = requests.map(|requests| {
+        let mut told = figures(&requests.gathered);
+        told["slow_from_ns"] = requests.slow_ns.into();
+        told["slowest"] = requests.slowest.iter().map(|request| one(request)).collect();
+        told["probe_cost_share"] = json!(requests.probe_cost);
+        told
+    });
     for (name, value) in [
         ("throttling", throttling.into()),
+        ("requests", requests.into()),
         ("problems", problems.into()),
         ("warnings", warnings.into()),
         ("known", known.into()),

@@ -50,12 +50,16 @@ pub fn write(out: &mut impl Write, report: Report<'_>, names: &mut Names) -> io:
             finding(&mut block, found, header.outside, names)?;
             fenced(out, &String::from_utf8_lossy(&block))?;
         }
-    }
-    if let Some(throttled) = report.throttled() {
-        if report.of(Weight::Warning).next().is_none() {
-            writeln!(out, "\n## Warnings")?;
+        for condition in report.conditions(weight) {
+            if let Some(title) = title.take() {
+                writeln!(out, "\n## {title}")?;
+            }
+            writeln!(out, "\n### {}\n\n{}", condition.name, escaped(&condition.sentence))?;
+            if !condition.details.is_empty() {
+                writeln!(out)?;
+                fenced(out, &condition.details)?;
+            }
         }
-        writeln!(out, "\n### throttled\n\n{}", escaped(&throttled.sentence()))?;
     }
     writeln!(out, "\n## Checked\n")?;
     for &verdict in &coverage.checked {
@@ -63,8 +67,11 @@ pub fn write(out: &mut impl Write, report: Report<'_>, names: &mut Names) -> io:
     }
     if let Some(throttling) = &coverage.throttling {
         writeln!(out, "- throttling: {}", escaped(&throttling.sentence()))?;
-    } else if coverage.checked.is_empty() {
+    } else if coverage.checked.is_empty() && report.requests.is_none() {
         writeln!(out, "- nothing")?;
+    }
+    if let Some(requests) = report.requests {
+        writeln!(out, "- slow: {}", escaped(&requests.sentence()))?;
     }
     if !coverage.not_checked.is_empty() {
         writeln!(out, "\n## Not checked\n")?;

@@ -3,6 +3,7 @@
 //! Input: a [`Report`], and [`Names`](gotrace_inspect::snapshot::Names) for its addresses. Output: bytes. What was not
 //! checked is never told as if nothing were wrong with it.
 
+mod conditions;
 pub mod html;
 pub mod json;
 pub mod markdown;
@@ -12,18 +13,21 @@ use gotrace_inspect::leak::{Finding, Verdict};
 use gotrace_model::printable::printable;
 
 use crate::leaks::Header;
+pub use conditions::{Concern, Condition, Requested};
 
 /// All that is told.
 #[derive(Clone, Copy, Debug)]
 pub struct Report<'a> {
     /// The process, and how it was looked at.
     pub header: Header<'a>,
-    /// Findings of these verdicts are problems.
-    pub fail_on: &'a [Verdict],
+    /// What is a problem where it is found.
+    pub fail_on: &'a [Concern],
     /// What was found, the worst first.
     pub findings: &'a [Finding],
     /// What that rests on.
     pub coverage: &'a Coverage,
+    /// Requests, where they were traced.
+    pub requests: Option<&'a Requested>,
     /// What to run next, and what for.
     pub next: &'a [(String, &'static str)],
 }
@@ -136,10 +140,10 @@ impl Weight {
 
     /// That of a finding.
     #[must_use]
-    pub fn of(finding: &Finding, fail_on: &[Verdict]) -> Self {
+    pub fn of(finding: &Finding, fail_on: &[Concern]) -> Self {
         if finding.accepted.is_accepted() {
             Self::Known
-        } else if fail_on.contains(&finding.verdict) {
+        } else if fail_on.contains(&Concern::Verdict(finding.verdict)) {
             Self::Problem
         } else {
             Self::Warning
@@ -167,7 +171,8 @@ impl<'a> Report<'a> {
                 Weight::Known => tally.known += 1,
             }
         }
-        tally.warnings += usize::from(self.throttled().is_some());
+        tally.problems += self.conditions(Weight::Problem).len();
+        tally.warnings += self.conditions(Weight::Warning).len();
         tally
     }
 
@@ -190,11 +195,6 @@ impl<'a> Report<'a> {
             others.push(format!("{known} known"));
         }
         if others.is_empty() { found } else { format!("{found} (plus {})", others.join(", ")) }
-    }
-
-    /// How it was throttled, where it was.
-    fn throttled(&self) -> Option<&'a Throttling> {
-        self.coverage.throttling.as_ref().filter(|t| t.is_throttled())
     }
 
     /// Findings of a weight, the worst first.
@@ -239,13 +239,14 @@ mod tests {
     use crate::printed_tests::finding;
     use gotrace_inspect::leak::Accepted;
 
-    const FAIL_ON: &[Verdict] = &[Verdict::Unreachable, Verdict::Stuck];
+    const FAIL_ON: &[Concern] = &[Concern::Verdict(Verdict::Unreachable), Concern::Verdict(Verdict::Stuck)];
 
     fn verdict(findings: &[Finding], inconclusive: bool) -> (String, Tally) {
         let gap = |inconclusive| NotChecked { what: "stuck".into(), why: "stopped".into(), inconclusive };
         let coverage = Coverage { not_checked: vec![gap(false), gap(inconclusive)], ..Coverage::default() };
         let header = crate::printed_tests::header(crate::leaks::When::Watched, None);
-        let report = Report { header, fail_on: FAIL_ON, findings, coverage: &coverage, next: &[] };
+        let report =
+            Report { header, fail_on: FAIL_ON, findings, coverage: &coverage, requests: None, next: &[] };
         (report.verdict(), report.tally())
     }
 

@@ -42,16 +42,20 @@ pub fn write(out: &mut impl Write, report: Report<'_>, names: &mut Names, colour
             }
             out.write_all(&block)?;
         }
-    }
-    if let Some(throttled) = report.throttled() {
-        writeln!(out)?;
-        if report.of(Weight::Warning).next().is_none() {
-            writeln!(out, "warnings:")?;
-        }
-        let mut lines = wrap(&throttled.sentence()).into_iter();
-        writeln!(out, "  {:<12}{}", "throttled", lines.next().unwrap_or_default())?;
-        for line in lines {
-            writeln!(out, "{INDENT}{line}")?;
+        for condition in report.conditions(weight) {
+            writeln!(out)?;
+            if let Some(title) = title.take() {
+                writeln!(out, "{title}")?;
+            }
+            let name = problem(&format!("{:<12}", condition.name), colour && weight == Weight::Problem);
+            let mut lines = wrap(&condition.sentence).into_iter();
+            writeln!(out, "  {name}{}", lines.next().unwrap_or_default())?;
+            for line in lines {
+                writeln!(out, "{INDENT}{line}")?;
+            }
+            for line in condition.details.lines() {
+                writeln!(out, "{INDENT}{line}")?;
+            }
         }
     }
     writeln!(out)?;
@@ -64,6 +68,9 @@ pub fn write(out: &mut impl Write, report: Report<'_>, names: &mut Names, colour
     if let Some(throttling) = &coverage.throttling {
         let told = if throttling.is_throttled() { "1 finding".to_owned() } else { throttling.sentence() };
         writeln!(out, "  {:<13}{told}", "throttling")?;
+    }
+    if let Some(requests) = report.requests {
+        writeln!(out, "  {:<13}{}", "slow", requests.sentence())?;
     }
     if !coverage.not_checked.is_empty() {
         writeln!(out, "not checked:")?;

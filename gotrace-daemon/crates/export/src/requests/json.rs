@@ -76,7 +76,7 @@ fn spent(time: &TimeSpent) -> Json {
     all.into()
 }
 
-fn one(request: &Request) -> Json {
+pub(crate) fn one(request: &Request) -> Json {
     let Request {
         id,
         context,
@@ -206,7 +206,7 @@ pub(crate) fn to_json(requests: &Requests, total: bool) -> Json {
     })
 }
 
-fn figures(gathered: &Gathered) -> Json {
+pub(crate) fn figures(gathered: &Gathered) -> Json {
     json!({
         "start_unix_nano": gathered.start_unix_nano,
         "end_unix_nano": gathered.end_unix_nano,

@@ -1,7 +1,7 @@
 //! Requests, as `gotrace requests` prints them: each slow one with its parts and waits, and a table of routes; text and
 //! JSON lines (`gotrace.requests/1`).
 
-mod json;
+pub(crate) mod json;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -19,12 +19,12 @@ pub use json::summary as json_summary;
 pub(crate) use json::to_json;
 pub use json::{SCHEMA, header as json_header, interval as json_interval, request as json_request};
 pub use text::{LEGEND, bar, header, request, shares, table};
-pub(crate) use text::{in_interval, in_summary};
+pub(crate) use text::{in_interval, in_summary, reason};
 
 use crate::text::duration;
 
 /// What came of several reports: an interval of the output.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Gathered {
     start_unix_nano: u64,
     end_unix_nano: u64,
@@ -73,12 +73,18 @@ impl Gathered {
     }
 
     /// The share of its time for which requests were traced.
-    fn coverage(&self) -> f64 {
+    pub(crate) fn coverage(&self) -> f64 {
         self.covered.share()
     }
 
+    /// Events that were lost since attaching.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.lost.values().sum()
+    }
+
     /// Routes that had requests or have open ones, the one that took the most time first.
-    fn busy(&self) -> Vec<&Route> {
+    pub(crate) fn busy(&self) -> Vec<&Route> {
         let mut routes: Vec<_> =
             self.routes.iter().filter(|route| route.durations.count > 0 || route.open > 0).collect();
         routes.sort_by_key(|route| std::cmp::Reverse(route.durations.sum_ns));
@@ -86,7 +92,7 @@ impl Gathered {
     }
 
     /// Requests of all routes.
-    fn all(&self) -> (Histogram, TimeSpent) {
+    pub(crate) fn all(&self) -> (Histogram, TimeSpent) {
         let (mut durations, mut times) = (Histogram::default(), TimeSpent::default());
         for route in &self.routes {
             durations.merge(&route.durations);

@@ -329,20 +329,25 @@ fn rows(out: &mut impl Write, routes: &[&Route], indent: &str) -> io::Result<()>
 
 /// `38% of the time of slow requests of GET /checkout/{id} (12 of 900, p99 312ms): throttled, as the CPU quota was used up`
 fn why_slow(route: &Route, why: WhySlow) -> String {
-    let why_not = match why.part {
+    format!(
+        "{} of the time of slow requests of {} ({} of {}, p99 {}): {}",
+        percent(why.share),
+        printable(&route.name.text()),
+        route.slow,
+        route.durations.count,
+        quantile(&route.durations, 0.99),
+        reason(why),
+    )
+}
+
+/// `throttled, as the CPU quota was used up`
+pub(crate) fn reason(why: WhySlow) -> String {
+    let cause = match why.part {
         "descheduled" => ", as other threads had the CPUs",
         "throttled" => ", as the CPU quota was used up",
         "run_queue" => ", as all of its processors (GOMAXPROCS) were busy",
         "gc_assist" => ", as it allocates faster than the collector follows",
         _ => "",
     };
-    format!(
-        "{} of the time of slow requests of {} ({} of {}, p99 {}): {}{why_not}",
-        percent(why.share),
-        printable(&route.name.text()),
-        route.slow,
-        route.durations.count,
-        quantile(&route.durations, 0.99),
-        name_of(why.part),
-    )
+    format!("{}{cause}", name_of(why.part))
 }
