@@ -19,6 +19,7 @@ use gotrace_export::{
 };
 use gotrace_model::{
     Coverage, Interval, Leak, Levels, Location, Resource, Site, Suspected, Value as Attribute,
+    requests::{Protocol, Route, RouteName},
 };
 use gotrace_tests::{gobuild::cache_dir, manifests};
 use serde_json::Value;
@@ -133,8 +134,17 @@ fn page() -> String {
         oldest_ns: Some(1),
         oldest_is_lower_bound: false,
     };
+    let mut requests = gotrace_model::samples::requests(&[4, 250]);
+    let of_http = requests.routes[0].clone();
+    for (protocol, handler, route) in [
+        (Protocol::Http1, Some(named("main.serve")), None),
+        (Protocol::Grpc, None, Some("/shop.Cart/Add".into())),
+    ] {
+        let name = RouteName { protocol, handler, route, ..of_http.name.clone() };
+        requests.routes.push(Route { name, ..of_http.clone() });
+    }
     let interval = Interval {
-        requests: None,
+        requests: Some(requests.into()),
         resource,
         pid: 7,
         start_unix_nano: 1,
