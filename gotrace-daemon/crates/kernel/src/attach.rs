@@ -109,11 +109,17 @@ impl Drop for Attachment {
 
 impl Kernel {
     /// Puts the probes in place. `file` is the executable as this program can open it, such as
-    /// `/proc/PID/exe`. When one fails, those before it are removed.
+    /// `/proc/PID/exe`. When one fails, those before it are removed. `between`: called now and then, as it may take seconds.
     ///
     /// # Errors
     /// [`Error::Permission`], or [`Error::Failed`] with the probe that the kernel refused.
-    pub fn attach(&mut self, file: &Path, scope: Scope, probes: &[Probe]) -> Result<Attachment, Error> {
+    pub fn attach(
+        &mut self,
+        file: &Path,
+        scope: Scope,
+        probes: &[Probe],
+        mut between: impl FnMut(),
+    ) -> Result<Attachment, Error> {
         let mut attachment = Attachment::default();
         if let Some(programs) = self.multi.as_mut().filter(|_| way() == Way::Links) {
             let (pid, number) = match scope {
@@ -128,12 +134,14 @@ impl Kernel {
             }
             for (name, places) in places.iter().filter(|(_, places)| !places.is_empty()) {
                 attachment.holds.push(Hold::Link(programs.link(name, file, places, pid)?));
+                between();
             }
             return Ok(attachment);
         }
         for probe in probes {
             let link = self.attach_by_perf_event(file, scope, probe)?;
             attachment.holds.push(Hold::PerfEvent(link));
+            between();
         }
         Ok(attachment)
     }

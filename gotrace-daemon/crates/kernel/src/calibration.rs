@@ -136,7 +136,7 @@ fn measure() -> Result<(HitCost, Vec<Attachment>), Error> {
             operand: Operand::Argument(0),
         };
         let own = Path::new("/proc/self/exe");
-        attachments.push(kernel.attach(own, Scope::Process(pid), slice::from_ref(&probe))?);
+        attachments.push(kernel.attach(own, Scope::Process(pid), slice::from_ref(&probe), || {})?);
         *cost = cost_of(&probed, &loops.bare, hits, &mut expected)
             .ok_or_else(|| failed("no measurement completed"))?;
         // Probes of a process that does not run this file are never hit, and called all the same. Perf events are
@@ -145,7 +145,7 @@ fn measure() -> Result<(HitCost, Vec<Attachment>), Error> {
             && let (Some(parent), Way::Links) = (parent(), way())
         {
             let many = vec![probe; NEIGHBOURS as usize];
-            attachments.push(kernel.attach(own, Scope::Process(parent), &many)?);
+            attachments.push(kernel.attach(own, Scope::Process(parent), &many, || {})?);
             let among = cost_of(&probed, &loops.bare, hits, &mut expected);
             neighbour_ns = among.map(|among| (among - *cost).max(0.0) / f64::from(NEIGHBOURS));
         }

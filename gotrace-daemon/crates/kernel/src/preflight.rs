@@ -126,7 +126,7 @@ pub fn try_uprobe_on_self(kernel: &mut Kernel) -> Result<(), Error> {
         emulated: false,
         operand: Operand::Argument(0),
     };
-    let attachment = kernel.attach(Path::new("/proc/self/exe"), Scope::Process(pid), &[probe])?;
+    let attachment = kernel.attach(Path::new("/proc/self/exe"), Scope::Process(pid), &[probe], || {})?;
     for n in 0..CALLS {
         black_box(probed(black_box(n)));
     }

@@ -314,7 +314,7 @@ impl Probes {
             let probes = traced.plan(step);
             if group.is_none() {
                 let new: Vec<Probe> = probes.iter().filter(|p| !below.contains(p)).cloned().collect();
-                let attached = self.kernel.attach(&placed.guard.path(), scope, &new)?;
+                let attached = self.kernel.attach(&placed.guard.path(), scope, &new, || self.ring.keep())?;
                 *group = Some(attached.guarded_by(Arc::clone(&placed.guard)));
             }
             below = probes;
