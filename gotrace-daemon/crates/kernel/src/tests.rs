@@ -204,19 +204,21 @@ fn live_what_a_thread_uses_of_a_processor_is_counted() {
     }
 }
 
-/// A control group with half a CPU, in the hierarchy that governs CPU time here.
+/// A control group with half a CPU, in the hierarchy that governs CPU time here. Whoever else wants that has to wait.
 fn half_a_cpu() -> PathBuf {
     let root = Path::new("/sys/fs/cgroup");
     let name = format!("gotrace-half-{}", std::process::id());
     let v1 = root.join("cpu").join("cpu.stat").exists();
-    let (group, file, quota) = if v1 {
-        (root.join("cpu").join(name), "cpu.cfs_quota_us", "50000")
+    let (group, settings) = if v1 {
+        (root.join("cpu").join(name), [("cpu.cfs_quota_us", "50000"), ("cpu.shares", "262144")])
     } else {
         fs::write(root.join("cgroup.subtree_control"), "+cpu").expect("a controller");
-        (root.join(name), "cpu.max", "50000 100000")
+        (root.join(name), [("cpu.max", "50000 100000"), ("cpu.weight", "10000")])
     };
     fs::create_dir(&group).expect("a control group");
-    fs::write(group.join(file), quota).expect("a quota");
+    for (file, setting) in settings {
+        fs::write(group.join(file), setting).expect("a setting");
+    }
     group
 }
 
