@@ -208,9 +208,12 @@ impl Daemon {
         let dir = tempfile::tempdir().context("making a temporary directory")?;
         let path = dir.path().join("gotrace.yaml");
         fs::write(&path, whole(config))?;
+        // Nobody else on the machine asks a test's daemon.
+        let socket: &[&str] = if more.contains(&"--socket") { &[] } else { &["--socket", "off"] };
         let mut child = gotrace
             .args(["daemon", "--config"])
             .arg(&path)
+            .args(socket)
             .args(more)
             .env("GOTRACE_LOG", "info")
             .stdin(Stdio::null())

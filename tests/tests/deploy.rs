@@ -283,6 +283,26 @@ fn the_unit_is_one() {
     assert!(wrong.is_empty(), "{wrong:?}");
 }
 
+/// The directory of the socket is one that can be written to, wherever the root file system cannot.
+#[test]
+fn there_is_room_for_the_socket() {
+    for variant in VARIANTS {
+        let objects = render(variant);
+        let pod = &find(&objects, "DaemonSet")["spec"]["template"]["spec"];
+        let named = |list: &Value, key: &str, value: &str| {
+            list.as_array().and_then(|l| l.iter().find(|v| v[key] == value).cloned())
+        };
+        let mount = named(&pod["containers"][0]["volumeMounts"], "mountPath", "/run/gotrace").expect("a mount");
+        assert_ne!(mount["readOnly"], true, "{variant:?}");
+        let volume = named(&pod["volumes"], "name", mount["name"].as_str().expect("a name"));
+        assert!(volume.is_some_and(|v| v["emptyDir"].is_object()), "{variant:?}");
+        let config = find(&objects, "ConfigMap")["data"]["gotrace.yaml"].as_str().expect("a file");
+        assert!(!config.contains("socket"), "the default holds: {config}");
+    }
+    let unit = fs::read_to_string(manifests::directory().join("systemd/gotrace.service")).expect("a file");
+    assert!(unit.lines().any(|l| l == "RuntimeDirectory=gotrace") && unit.contains("AF_UNIX"), "{unit}");
+}
+
 /// Every configuration that is shipped is one that the daemon takes.
 #[test]
 fn configurations_are_good() {

@@ -393,7 +393,7 @@ fn with_few_threads_it_ends_or_does_without_them() {
         let commands = [
             (&["attach", "--pid", &pid, "--duration", "300ms", "--quiet"][..], false),
             (&["exec", "--quiet", "--", "/bin/true"], false),
-            (&["daemon", "--config", &config, "--listen", "127.0.0.1:0"], true),
+            (&["daemon", "--config", &config, "--listen", "127.0.0.1:0", "--socket", "off"], true),
         ];
         for (arguments, lasts) in commands {
             let mut command = limited(&limits, arguments);

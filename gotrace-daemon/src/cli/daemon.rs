@@ -27,7 +27,7 @@ use gotrace_agent::pipeline::{Control, Engine, Line, NodeState, Observer, Proces
 use gotrace_export::{
     api::{Access, Api},
     otlp::{ExportStats, Exporter, SpoolStats},
-    prometheus::{Agent, Board, Health, Server, Watched},
+    prometheus::{Agent, Board, Health, Server, Site, Watched},
 };
 use gotrace_kernel as kernel;
 use gotrace_model::{Coverage, Resource};
@@ -69,6 +69,10 @@ pub struct DaemonArgs {
     /// http.listen [default: 127.0.0.1:9464]
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Option<String>,
+    /// Socket on which gotrace's own commands on this node ask the daemon, or off. Overrides the
+    /// configuration's http.socket [default: /run/gotrace/gotrace.sock]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
 }
 
 impl From<config::Error> for CliError {
@@ -89,6 +93,10 @@ impl DaemonArgs {
         };
         if let Some(listen) = &self.listen {
             config.http.listen.clone_from(listen);
+        }
+        if let Some(socket) = &self.socket {
+            config.http.socket.clone_from(socket);
+            config.http.socket().map_err(|why| CliError::usage(format!("--{why}")))?;
         }
         Ok(config)
     }
@@ -133,29 +141,12 @@ pub(super) fn run(args: &DaemonArgs) -> Result<Exit, CliError> {
     let surroundings = Surroundings::default();
     let control = line.watch_node(config.rules(), Some(observer(&board, surroundings.clone())))?;
     surroundings.follow(&config, &control, background.runtime());
-    let server = match listen {
-        None => None,
-        Some(address) => {
-            let watched = Arc::new(Own {
-                control: control.clone(),
-                exporter: background.exporter(),
-                dropped: Mutex::default(),
-            });
-            let processes = Arc::new(control.captures().clone());
-            let api = Api::new(processes, Arc::clone(&board), admission.access.clone());
-            let beat = control.threads().register("page", SERVES_WITHIN);
-            let server =
-                Server::start(address, Arc::clone(&board), watched, api, (background.runtime(), beat))
-                    .map_err(|e| CliError::failure(e.to_string()))?;
-            tracing::info!("serving health and metrics on http://{}/metrics", server.address());
-            Some(server)
-        }
-    };
+    let servers = serve(&config, listen, &board, &control, &admission.access, &background)?;
     follow_file(args, config.clone(), &control, (surroundings, admission), &background)?;
     supervise(control.threads().clone(), &background);
     let result = line.run(&stop, None, &mut |interval| board.show(interval));
     tracing::info!("shutting down: {}", stop.why().unwrap_or("tracing failed"));
-    if let Some(server) = server {
+    for server in servers {
         server.stop(background.runtime());
     }
     // The probes go while the last data is sent.
@@ -169,6 +160,39 @@ pub(super) fn run(args: &DaemonArgs) -> Result<Exit, CliError> {
     detach.join().ok_or_else(|| CliError::failure("cannot remove the probes: the thread panicked"))?;
     result?;
     Ok(Exit::DONE)
+}
+
+/// Serves the pages and the API at the address, and on the socket for commands of this node. Without the socket there is
+/// all else.
+fn serve(
+    config: &Config,
+    listen: Option<SocketAddr>,
+    board: &Arc<Board>,
+    control: &Control,
+    access: &Access,
+    background: &Background,
+) -> Result<Vec<Server>, CliError> {
+    let watched =
+        Own { control: control.clone(), exporter: background.exporter(), dropped: Mutex::default() };
+    let api = Api::new(Arc::new(control.captures().clone()), Arc::clone(board), access.clone());
+    let site = Site::new(Arc::clone(board), Arc::new(watched), api);
+    let beat = || (background.runtime(), control.threads().register("page", SERVES_WITHIN));
+    let mut servers = Vec::new();
+    if let Some(address) = listen {
+        let server = Server::start(address, &site, beat()).map_err(|e| CliError::failure(e.to_string()))?;
+        tracing::info!("serving health and metrics on {}/metrics", server.place());
+        servers.push(server);
+    }
+    if let Some(path) = config.http.socket().map_err(CliError::usage)? {
+        match Server::start_on_socket(path, &site, beat()) {
+            Ok(server) => {
+                tracing::info!("answering gotrace's commands on {}", server.place());
+                servers.push(server);
+            }
+            Err(error) => tracing::info!("{error}; gotrace's commands on this node look for themselves"),
+        }
+    }
+    Ok(servers)
 }
 
 /// What became of the programs that the node executed.

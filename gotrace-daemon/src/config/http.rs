@@ -1,4 +1,4 @@
-//! `http`: where the pages are served, and who may ask the API.
+//! `http`: where the pages are served, on the network and for commands of the node, and who may ask the API.
 
 use std::{
     fs::OpenOptions,
@@ -15,6 +15,10 @@ use gotrace_export::api::{AccessRules, Token};
 
 /// Largest file of a token.
 const MAX_BYTES: u64 = 8192;
+/// Longest path of a socket: what the kernel takes (`sun_path`), less the name that it has at first.
+const MAX_SOCKET: usize = 88;
+/// Where commands ask by default.
+pub const SOCKET: &str = "/run/gotrace/gotrace.sock";
 
 /// The pages for health and Prometheus, and the API.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
@@ -22,6 +26,8 @@ const MAX_BYTES: u64 = 8192;
 pub struct Http {
     /// Address and port; `off` for none. Anybody who reaches it can read names of programs and functions.
     pub listen: String,
+    /// Socket of the file system on which commands of the node ask; empty or `off` for none.
+    pub socket: PathBuf,
     /// Names by which clients on this host may ask the API, besides `localhost`, `127.0.0.1` and `[::1]`.
     pub hosts: Vec<String>,
     /// File that holds the token which other clients of the API need; without one they are refused.
@@ -32,14 +38,23 @@ pub struct Http {
 
 impl Default for Http {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:9464".into(), hosts: Vec::new(), token_file: None, require_token: false }
+        Self {
+            listen: "127.0.0.1:9464".into(),
+            socket: SOCKET.into(),
+            hosts: Vec::new(),
+            token_file: None,
+            require_token: false,
+        }
     }
 }
 
 impl Http {
     /// What the types alone do not tell: the field, and what is wrong with it.
     pub(super) fn check(&self) -> Result<(), (&'static str, String)> {
-        let Self { listen, hosts, token_file, require_token } = self;
+        let Self { listen, socket: _, hosts, token_file, require_token } = self;
+        if let Err(why) = self.socket() {
+            return Err(("socket", why));
+        }
         if listen != "off" && listen.parse::<SocketAddr>().is_err() {
             return Err((
                 "listen",
@@ -63,12 +78,29 @@ impl Http {
         Ok(())
     }
 
+    /// The socket, if there is to be one.
+    ///
+    /// # Errors
+    /// Why it cannot be one.
+    pub fn socket(&self) -> Result<Option<&Path>, String> {
+        let path = self.socket.as_path();
+        if path.as_os_str().is_empty() || path.as_os_str() == "off" {
+            return Ok(None);
+        }
+        if !path.is_absolute() || path.file_name().is_none() || path.as_os_str().len() > MAX_SOCKET {
+            return Err(format!(
+                "socket must be an absolute path of at most {MAX_SOCKET} bytes, such as {SOCKET}, or off"
+            ));
+        }
+        Ok(Some(path))
+    }
+
     /// Who may ask the API; reads the token.
     ///
     /// # Errors
     /// [`Error::Token`]
     pub fn access(&self) -> Result<AccessRules, Error> {
-        let Self { listen: _, hosts, token_file, require_token } = self;
+        let Self { listen: _, socket: _, hosts, token_file, require_token } = self;
         let token = token_file.as_deref().map(|path| {
             let bad = |what| Error::Token { path: path.into(), what };
             let text = read(path).map_err(|e| bad(e.to_string()))?;
@@ -141,6 +173,20 @@ mod tests {
         rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).expect("a pipe");
         for path in [pipe.as_path(), dir.path(), Path::new("/dev/zero")] {
             assert!(of(path).expect_err("refused").to_string().contains("not a regular file"), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn a_socket_is_an_absolute_path_or_none() {
+        let of = |text: &str| http(&format!("{{socket: {text}}}"));
+        assert_eq!(Http::default().socket(), Ok(Some(Path::new(SOCKET))));
+        for none in ["off", "\"\""] {
+            assert_eq!(of(none).expect(none).socket(), Ok(None));
+        }
+        assert_eq!(of("/run/a.sock").expect("valid").socket(), Ok(Some(Path::new("/run/a.sock"))));
+        for bad in ["gotrace.sock".into(), "/".into(), format!("/{}", "x".repeat(MAX_SOCKET))] {
+            let error = of(&bad).expect_err(&bad).to_string();
+            assert!(error.contains("gotrace.yaml:1:8: socket must be an absolute path"), "{error}");
         }
     }
 

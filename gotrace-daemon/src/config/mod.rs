@@ -21,7 +21,7 @@ use std::{
 
 use serde::{Deserialize, de::DeserializeOwned};
 
-pub use http::Http;
+pub use http::{Http, SOCKET};
 pub use metadata::{Asked, Cloud, Metadata};
 pub use otlp::{Otlp, Spool};
 pub use requests::{Mode, Requests};

@@ -67,7 +67,7 @@ impl Config {
                 },
             suppressions: _,
             // Who may ask is looked up with each request.
-            http: Http { listen, hosts: _, token_file: _, require_token: _ },
+            http: Http { listen, socket, hosts: _, token_file: _, require_token: _ },
             state: State { directory: state },
         } = self;
         let otlp = &new.otlp;
@@ -97,6 +97,7 @@ impl Config {
             ("otlp.series_per_process", *series_per_process != otlp.series_per_process),
             ("otlp.series", *series != otlp.series),
             ("http.listen", *listen != new.http.listen),
+            ("http.socket", *socket != new.http.socket),
             ("state.directory", *state != new.state.directory),
         ]
         .into_iter()
@@ -169,6 +170,7 @@ mod tests {
         ("otlp.spool.size", "513M"),
         ("suppressions", "[{function: a.f, reason: b}]"),
         ("http.listen", "127.0.0.1:9465"),
+        ("http.socket", "/run/gotrace/other.sock"),
         ("http.hosts", "[node-a]"),
         ("http.token_file", "/etc/gotrace/other"),
         ("http.require_token", "true"),

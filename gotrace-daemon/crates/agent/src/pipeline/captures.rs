@@ -102,6 +102,7 @@ impl Captures {
         let known = Known {
             traced: api::Traced {
                 pid: traced.pid(),
+                start_ticks: traced.target().identity.start_ticks,
                 since_unix_nano: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
                 engine: traced.engine(),
                 level: traced.level_name(),

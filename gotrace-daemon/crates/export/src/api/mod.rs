@@ -60,6 +60,8 @@ use processes::Latest;
 pub struct Traced {
     /// In gotrace's PID namespace.
     pub pid: u32,
+    /// Its start in clock ticks since boot: with the pid it tells the process from all others.
+    pub start_ticks: u64,
     /// Since when, Unix epoch.
     pub since_unix_nano: u64,
     /// As of then: `events` or `snapshot`.
@@ -122,11 +124,16 @@ pub type Room = Box<dyn Send>;
 
 /// The ends of a connection, which the server adds to each request.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Ends {
-    /// The client's.
-    pub peer: SocketAddr,
-    /// gotrace's.
-    pub local: SocketAddr,
+pub(crate) enum Ends {
+    /// Of the network.
+    Network {
+        /// The client's.
+        peer: SocketAddr,
+        /// gotrace's.
+        local: SocketAddr,
+    },
+    /// A socket of the file system, whose client the server has admitted.
+    Socket,
 }
 
 /// Whether a connection may have to give way to a new one, and when it has to end, which the server adds to each request.
@@ -226,10 +233,14 @@ impl Api {
 
 /// Lets nobody ask who may not, and says how answers are to be treated.
 async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
-    let peer = request.extensions().get::<Ends>().map(|ends| ends.peer.ip());
+    let ends = request.extensions().get::<Ends>().copied();
     let (path, method, headers) = (request.uri().path(), request.method(), request.headers());
     let host = host_of(request.uri(), headers);
-    let admitted = api.access.rules().admit(peer, host, headers);
+    let admitted = match ends {
+        Some(Ends::Socket) => Ok(()),
+        Some(Ends::Network { peer, .. }) => api.access.rules().admit(Some(peer.ip()), host, headers),
+        None => api.access.rules().admit(None, host, headers),
+    };
     // The page itself may be linked to: it asks for all else from where it is.
     let for_another_site = is_for_another_site(host, headers) && !is_link_to(path, headers);
     let is_get = *method == Method::GET;
@@ -337,7 +348,10 @@ fn address_of(host: Option<&str>, ends: Option<Ends>) -> Option<String> {
     match host.filter(is_one) {
         Some(host) if without_port(host) == host => Some(format!("{host}:80")),
         Some(host) => Some(host.to_owned()),
-        None => ends.map(|ends| ends.local.to_string()),
+        None => match ends? {
+            Ends::Network { local, .. } => Some(local.to_string()),
+            Ends::Socket => None,
+        },
     }
 }
 

@@ -42,7 +42,7 @@ fn the_page_comes_with_its_policy() {
         let tag = answer.head.lines().find_map(|line| line.strip_prefix("etag: ")).expect("a tag");
         for known in [tag.to_owned(), format!("\"x\", W/{tag}")] {
             let head = format!("Host: localhost\r\nIf-None-Match: {known}\r\n");
-            let again = ask(served.server.address(), path, &head);
+            let again = ask(served.server.address().expect("an address"), path, &head);
             assert_eq!((again.status, again.body.len()), (304, 0), "{path}: {known}");
             assert!(
                 again.head.contains("content-security-policy") && again.head.contains(tag),
@@ -51,7 +51,7 @@ fn the_page_comes_with_its_policy() {
             );
         }
         let head = format!("Host: localhost\r\nIf-None-Match: \"{}\"\r\n", "0".repeat(32));
-        assert_eq!(ask(served.server.address(), path, &head).status, 200, "{path}");
+        assert_eq!(ask(served.server.address().expect("an address"), path, &head).status, 200, "{path}");
     }
     for path in [
         "/index.html",
@@ -105,7 +105,7 @@ fn the_page_takes_nothing_from_elsewhere() {
 /// Sends a POST, and gives the status and the cookie that comes.
 fn login(served: &Served, headers: &str) -> (String, Option<String>) {
     let request = format!("POST /login HTTP/1.1\r\n{headers}\r\n");
-    let answer = raw(served.server.address(), &request);
+    let answer = raw(served.server.address().expect("an address"), &request);
     let cookie = answer.lines().find_map(|line| line.strip_prefix("set-cookie: ")).map(str::to_owned);
     (answer.split(' ').nth(1).unwrap_or_default().to_owned(), cookie)
 }
@@ -113,7 +113,7 @@ fn login(served: &Served, headers: &str) -> (String, Option<String>) {
 #[test]
 fn the_page_asks_for_the_token_and_keeps_what_stands_for_it() {
     let served = serve(Shops::new([(7, Ok(()))]));
-    let address = served.server.address();
+    let address = served.server.address().expect("an address");
     let bearer = format!("Host: localhost\r\nAuthorization: Bearer {SECRET}\r\n");
     assert_eq!(login(&served, &bearer), ("404".into(), None), "there is no token");
     let token = Token::new(SECRET.as_bytes()).ok();
@@ -163,7 +163,7 @@ fn a_link_elsewhere_leads_to_the_page_and_to_nothing_else() {
     let served = serve(Shops::new([(7, Ok(()))]));
     let status = |path: &str, more: &str| {
         let head = format!("Host: localhost\r\nSec-Fetch-Site: cross-site\r\n{more}");
-        ask(served.server.address(), path, &head).status
+        ask(served.server.address().expect("an address"), path, &head).status
     };
     let link = "Sec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: document\r\n";
     assert_eq!(status("/", link), 200);
@@ -303,7 +303,7 @@ fn goroutines_that_are_alike_come_as_lines() {
     assert!(!system && lines.last().is_some_and(|line| line["summary"]["goroutines"].is_u64()));
     assert_eq!(served.get("/api/v1/processes/9/goroutines").status, 404);
     let old = raw(
-        served.server.address(),
+        served.server.address().expect("an address"),
         "GET /api/v1/processes/7/goroutines HTTP/1.0\r\nHost: localhost\r\n\r\n",
     );
     assert!(old.starts_with("HTTP/1.0 505 "), "{old}");
@@ -312,7 +312,7 @@ fn goroutines_that_are_alike_come_as_lines() {
 
 /// Listens to events; the lines of the answer as they come.
 fn listen(served: &Served) -> impl Iterator<Item = String> + use<> {
-    let mut stream = TcpStream::connect(served.server.address()).expect("it listens");
+    let mut stream = TcpStream::connect(served.server.address().expect("an address")).expect("it listens");
     stream.set_read_timeout(Some(PATIENCE)).expect("a time");
     stream.write_all(b"GET /api/v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n").expect("it reads");
     BufReader::new(stream).lines().map_while(Result::ok)

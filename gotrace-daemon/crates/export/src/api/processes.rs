@@ -28,13 +28,14 @@ pub(super) fn list(traced: &[Traced], latest: &Latest, time_unix_nano: u64) -> J
 
 /// One of the list.
 pub(super) fn process(traced: &Traced, interval: Option<&Arc<Interval>>) -> Json {
-    let Traced { pid, since_unix_nano, engine, level, resource } = traced;
+    let Traced { pid, start_ticks, since_unix_nano, engine, level, resource } = traced;
     let interval = interval.map(|interval| &**interval);
     // What others know of it is on the reports.
     let resource = interval.map_or(resource, |interval| &interval.resource);
     let leaked = interval.map(Interval::leaked);
     json!({
         "pid": pid,
+        "start_ticks": start_ticks,
         "service": resource.text("service.name"),
         "executable": resource.text("process.executable.path"),
         "go_version": resource.text("process.runtime.version"),
@@ -121,7 +122,7 @@ mod tests {
         let attributes = [("service.name", "shop"), ("process.runtime.version", "go1.24.11")];
         let attributes = attributes.map(|(name, value)| (name.into(), Value::Text(value.into())));
         let resource = Arc::new(Resource::new(attributes.into()));
-        Traced { pid, since_unix_nano: 17, engine: "events", level: "waits", resource }
+        Traced { pid, start_ticks: 70, since_unix_nano: 17, engine: "events", level: "waits", resource }
     }
 
     #[test]
@@ -131,6 +132,7 @@ mod tests {
         let process = &json["processes"][0];
         for (field, value) in [
             ("pid", json!(7)),
+            ("start_ticks", json!(70)),
             ("service", json!("shop")),
             ("go_version", json!("go1.24.11")),
             ("engine", json!("events")),

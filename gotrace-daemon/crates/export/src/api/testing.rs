@@ -85,6 +85,7 @@ impl Processes for Shops {
     fn find(&self, pid: u32) -> Option<Traced> {
         self.processes.contains_key(&pid).then(|| Traced {
             pid,
+            start_ticks: 70,
             since_unix_nano: 17,
             engine: "snapshot",
             level: "sampled",

@@ -16,7 +16,7 @@ use flate2::read::GzDecoder;
 use serde_json::{Value as Json, json};
 
 use super::{testing::Shops, *};
-use crate::prometheus::{Agent, Health, Server, Watched};
+use crate::prometheus::{Agent, Health, Server, Site, Watched};
 use gotrace_model::samples;
 use gotrace_process::Threads;
 
@@ -76,8 +76,8 @@ pub(super) fn serve(processes: Shops) -> Served {
     api.captures.room_within = Duration::from_millis(200);
     let beat = Threads::default().register("page", PATIENCE);
     let address = "127.0.0.1:0".parse().expect("an address");
-    let ends = (runtime.handle(), beat);
-    let server = Server::start(address, Arc::clone(&board), Arc::new(Well), api, ends).expect("it serves");
+    let site = Site::new(Arc::clone(&board), Arc::new(Well), api);
+    let server = Server::start(address, &site, (runtime.handle(), beat)).expect("it serves");
     Served { runtime, server, processes, board, access }
 }
 
@@ -113,7 +113,7 @@ fn unchunked(mut rest: &[u8]) -> Vec<u8> {
 
 impl Served {
     pub(super) fn get(&self, path: &str) -> Answer {
-        ask(self.server.address(), path, "Host: localhost\r\n")
+        ask(self.server.address().expect("an address"), path, "Host: localhost\r\n")
     }
 
     pub(super) fn stop(self) {
@@ -140,9 +140,9 @@ fn lists_say_what_there_is() {
     assert_eq!((&list["processes"][0]["pid"], &list["processes"][0]["alive"]), (&json!(7), &json!(12)));
     let latest = served.get("/api/v1/processes/7").json();
     assert_eq!(latest["interval"]["alive"], 12);
-    let host = format!("Host: {}\r\n", served.server.address());
-    let targets = ask(served.server.address(), "/api/v1/sd", &host).json();
-    assert_eq!(targets[1]["targets"][0], served.server.address().to_string());
+    let host = format!("Host: {}\r\n", served.server.address().expect("an address"));
+    let targets = ask(served.server.address().expect("an address"), "/api/v1/sd", &host).json();
+    assert_eq!(targets[1]["targets"][0], served.server.address().expect("an address").to_string());
     assert_eq!(targets[1]["labels"]["__profile_path_prefix__"], "/processes/8");
     assert_eq!(served.get("/api/v1/sd").json()[0]["targets"][0], "localhost:80");
     for path in ["9", "x", "4294967303", "007", "+7", "-7", "7%20", "%2B7", "7.0", "0x7"] {
@@ -296,7 +296,7 @@ pub(super) fn raw(address: SocketAddr, request: &str) -> String {
 #[test]
 fn nothing_but_get_has_a_process_read() {
     let served = serve(Shops::new([(7, Ok(()))]));
-    let address = served.server.address();
+    let address = served.server.address().expect("an address");
     let path = "/processes/7/debug/pprof/goroutine";
     for method in ["HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PURGE", "get"] {
         let answer = raw(address, &format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
@@ -331,7 +331,9 @@ fn nothing_but_get_has_a_process_read() {
 fn pages_of_other_sites_have_nothing_read() {
     let served = serve(Shops::new([(7, Ok(()))]));
     served.access.set(AccessRules { token: Token::new(b"0123456789abcdef").ok(), ..AccessRules::default() });
-    let status = |head: &str| ask(served.server.address(), "/processes/7/debug/pprof/goroutine", head).status;
+    let status = |head: &str| {
+        ask(served.server.address().expect("an address"), "/processes/7/debug/pprof/goroutine", head).status
+    };
     for head in [
         "Host: localhost\r\nSec-Fetch-Site: cross-site\r\n",
         "Host: localhost\r\nSec-Fetch-Site: same-site\r\n",
@@ -343,7 +345,11 @@ fn pages_of_other_sites_have_nothing_read() {
     assert_eq!(served.processes.captured.load(Ordering::Relaxed), 0);
     assert_eq!(status("Host: localhost\r\nSec-Fetch-Site: none\r\n"), 200);
     // Metrics are for everybody, as ever.
-    let metrics = ask(served.server.address(), "/metrics", "Host: x\r\nSec-Fetch-Site: cross-site\r\n");
+    let metrics = ask(
+        served.server.address().expect("an address"),
+        "/metrics",
+        "Host: x\r\nSec-Fetch-Site: cross-site\r\n",
+    );
     assert_eq!((metrics.status, metrics.head.contains("access-control")), (200, false));
     served.stop();
 }
@@ -382,7 +388,7 @@ fn a_profile_is_not_taken_away_by_those_who_only_connect() {
     let mut processes = Shops::new([(7, Ok(()))]);
     processes.gate = Some(Mutex::new(gate));
     let served = serve(processes);
-    let address = served.server.address();
+    let address = served.server.address().expect("an address");
     let asked = thread::spawn(move || {
         ask(address, "/processes/7/debug/pprof/goroutine?debug=1", "Host: localhost\r\n").status
     });
@@ -418,7 +424,7 @@ fn one_capture_a_process_and_some_in_all() {
     let mut processes = Shops::new((1..=6).map(|pid| (pid, Ok(()))));
     processes.gate = Some(Mutex::new(gate));
     let served = serve(processes);
-    let address = served.server.address();
+    let address = served.server.address().expect("an address");
     let begun: Vec<_> = (1..=2)
         .map(|pid| {
             let path = format!("/processes/{pid}/debug/pprof/goroutine?debug=2");
@@ -456,7 +462,7 @@ fn one_capture_a_process_and_some_in_all() {
 #[test]
 fn only_those_who_may_are_answered() {
     let served = serve(Shops::new([(7, Ok(()))]));
-    let address = served.server.address();
+    let address = served.server.address().expect("an address");
     let status = |path: &str, head: &str| ask(address, path, head).status;
     for path in ["/metrics", "/livez", "/readyz"] {
         assert_eq!(status(path, "Host: anything\r\n"), 200);

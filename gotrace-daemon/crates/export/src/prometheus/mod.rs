@@ -6,6 +6,7 @@
 
 mod page;
 mod server;
+mod socket;
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +14,8 @@ use std::{
 };
 
 pub use page::{MAX_SERIES, MAX_SERIES_OF_NODE};
-pub use server::{ServeError, Server};
+pub use server::{ServeError, Server, Site};
+pub use socket::SocketError;
 
 use gotrace_model::{
     Coverage, Interval, Resource,

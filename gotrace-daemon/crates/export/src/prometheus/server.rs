@@ -1,4 +1,6 @@
-//! The pages over HTTP, and the [API](Api), on loopback unless another address is given. Reads no bodies. The pages answer whoever connects; who may ask the rest is the API's affair.
+//! The pages over HTTP, and the [API](Api), on loopback unless another address is given, and on a socket of the file
+//! system. Reads no bodies. The pages answer whoever connects; who may ask the rest is the API's affair. On the socket root
+//! and the daemon's user are answered, and nobody else.
 //!
 //! Whoever may connect takes no more than a bound: of connections (one that is new has the oldest give way, so that
 //! those who ask at once are answered whatever others hold open; last those that get a profile, so that nobody takes it
@@ -7,7 +9,10 @@
 
 use std::{
     collections::VecDeque,
+    convert::Infallible,
+    fmt, io,
     net::SocketAddr,
+    path::Path,
     pin::pin,
     sync::{
         Arc, Mutex, PoisonError,
@@ -34,13 +39,17 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use tokio::{
-    net::TcpListener,
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     runtime::Handle,
     task::{AbortHandle, JoinHandle, JoinSet},
     time::timeout,
 };
 
-use super::{Board, Health, Watched};
+use super::{
+    Board, Health, Watched,
+    socket::{self, SocketError, SocketFile},
+};
 use crate::api::{Api, Ends, Stays};
 use gotrace_process::Beat;
 
@@ -69,11 +78,31 @@ pub struct ServeError {
     error: std::io::Error,
 }
 
+/// What is served: the pages and the API. Cheap to clone.
+#[derive(Clone)]
+pub struct Site {
+    router: Router,
+    open: Arc<AtomicUsize>,
+}
+
+impl fmt::Debug for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Site").finish_non_exhaustive()
+    }
+}
+
 /// The pages, while they are served.
 #[derive(Debug)]
 pub struct Server {
-    address: SocketAddr,
+    at: At,
     task: JoinHandle<()>,
+}
+
+/// Where they are.
+#[derive(Debug)]
+enum At {
+    Address(SocketAddr),
+    Socket(SocketFile),
 }
 
 struct Pages {
@@ -84,21 +113,10 @@ struct Pages {
     recent: Mutex<Option<(Instant, Bytes)>>,
 }
 
-impl Server {
-    /// Begins to serve, and to beat.
-    ///
-    /// # Errors
-    /// When the address cannot be had.
-    pub fn start(
-        address: SocketAddr,
-        board: Arc<Board>,
-        watched: Arc<dyn Watched>,
-        api: Api,
-        (runtime, beat): (&Handle, Beat),
-    ) -> Result<Self, ServeError> {
-        let failed = |error| ServeError { address, error };
-        let listener = runtime.block_on(TcpListener::bind(address)).map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
+impl Site {
+    /// Of what is on this board, and this API.
+    #[must_use]
+    pub fn new(board: Arc<Board>, watched: Arc<dyn Watched>, api: Api) -> Self {
         let open = Arc::new(AtomicUsize::new(0));
         let router = Router::new()
             .route("/metrics", get(metrics))
@@ -106,27 +124,112 @@ impl Server {
             .route("/readyz", get(readyz))
             .with_state(Arc::new(Pages { board, watched, open: Arc::clone(&open), recent: Mutex::default() }))
             .merge(api.router());
+        Self { router, open }
+    }
+}
+
+impl Server {
+    /// Begins to serve at an address, and to beat.
+    ///
+    /// # Errors
+    /// When the address cannot be had.
+    pub fn start(
+        address: SocketAddr,
+        site: &Site,
+        (runtime, beat): (&Handle, Beat),
+    ) -> Result<Self, ServeError> {
+        let failed = |error| ServeError { address, error };
+        let listener = runtime.block_on(TcpListener::bind(address)).map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let Site { router, open } = site.clone();
         let task = runtime.spawn(serve(listener, router, open, beat, READ_WITHIN));
-        Ok(Self { address, task })
+        Ok(Self { at: At::Address(address), task })
     }
 
-    /// Where it is.
+    /// The same on a socket of the file system, for root and the user of this process.
+    ///
+    /// # Errors
+    /// When the socket cannot be had.
+    pub fn start_on_socket(
+        path: &Path,
+        site: &Site,
+        (runtime, beat): (&Handle, Beat),
+    ) -> Result<Self, SocketError> {
+        let _within = runtime.enter();
+        let (listener, file) = socket::listen(path)?;
+        // How many ask here is no matter of the address.
+        let task = runtime.spawn(serve(listener, site.router.clone(), Arc::default(), beat, READ_WITHIN));
+        Ok(Self { at: At::Socket(file), task })
+    }
+
+    /// Its address, where it has one.
     #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self.at {
+            At::Address(address) => Some(address),
+            At::Socket(_) => None,
+        }
+    }
+
+    /// Where it is, in words.
+    #[must_use]
+    pub fn place(&self) -> String {
+        match &self.at {
+            At::Address(address) => format!("http://{address}"),
+            At::Socket(file) => file.path().display().to_string(),
+        }
     }
 
     /// Ends it.
     pub fn stop(self, runtime: &Handle) {
-        self.task.abort();
+        let Self { at, task } = self;
+        task.abort();
         // A timer needs the runtime around it when it is made.
-        let _ = runtime.block_on(async { tokio::time::timeout(END_WITHIN, self.task).await });
+        let _ = runtime.block_on(async { tokio::time::timeout(END_WITHIN, task).await });
+        drop(at);
+    }
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy)]
+enum Client {
+    Known(Ends),
+    Unknown,
+    /// It may ask nothing.
+    Refused,
+}
+
+/// Where connections come from.
+trait Listen: Send + 'static {
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Client)>> + Send;
+}
+
+impl Listen for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&self) -> io::Result<(TcpStream, Client)> {
+        let (stream, peer) = Self::accept(self).await?;
+        let ends = stream.local_addr().map(|local| Ends::Network { peer, local });
+        Ok((stream, ends.map_or(Client::Unknown, Client::Known)))
+    }
+}
+
+impl Listen for UnixListener {
+    type Stream = UnixStream;
+
+    async fn accept(&self) -> io::Result<(UnixStream, Client)> {
+        let (stream, _) = Self::accept(self).await?;
+        let client =
+            if socket::may_ask(stream.peer_cred()) { Client::Known(Ends::Socket) } else { Client::Refused };
+        Ok((stream, client))
     }
 }
 
 /// Takes connections until it is dropped, and all of them with it.
 async fn serve(
-    listener: TcpListener,
+    listener: impl Listen,
     router: Router,
     open: Arc<AtomicUsize>,
     beat: Beat,
@@ -142,7 +245,7 @@ async fn serve(
         while tasks.try_join_next().is_some() {}
         oldest.retain(|(connection, _)| !connection.is_finished());
         open.store(oldest.len(), Ordering::Relaxed);
-        let (stream, peer) = match accepted {
+        let (stream, client) = match accepted {
             Err(_) => continue,
             Ok(Ok(accepted)) => accepted,
             Ok(Err(error)) => {
@@ -159,15 +262,20 @@ async fn serve(
         }
         let stays = Stays::default();
         let (told, moves) = (stays.clone(), stays.clone());
-        let ends = stream.local_addr().ok().map(|local| Ends { peer, local });
         let pages = TowerToHyperService::new(router.clone());
         let service = service_fn(move |mut request: Request<Incoming>| {
             // Where the ends are not known, the client is not known to be local.
-            if let Some(ends) = ends {
+            if let Client::Known(ends) = client {
                 request.extensions_mut().insert(ends);
             }
             request.extensions_mut().insert(told.clone());
-            pages.call(request)
+            let pages = pages.clone();
+            async move {
+                match client {
+                    Client::Refused => Ok::<_, Infallible>(refuse()),
+                    Client::Known(_) | Client::Unknown => pages.call(request).await,
+                }
+            }
         });
         let connection = http.serve_connection(TokioIo::new(stream), service);
         // What is wrong with a connection is its client's affair.
@@ -178,6 +286,12 @@ async fn serve(
         });
         oldest.push_back((task, stays));
     }
+}
+
+/// The answer on the socket to those who may not ask.
+fn refuse() -> Response {
+    let why = "only root and the user of the daemon are answered on this socket\n";
+    (StatusCode::FORBIDDEN, [(CONTENT_TYPE, "text/plain; charset=utf-8")], why).into_response()
 }
 
 impl Pages {
@@ -225,8 +339,9 @@ fn answer(health: Health) -> Response {
 #[cfg(test)]
 mod tests {
     use std::{
-        io::{ErrorKind, Read as _, Write as _},
+        io::{ErrorKind, Read, Write},
         net::TcpStream,
+        os::unix::net::UnixStream,
     };
 
     use super::*;
@@ -269,7 +384,10 @@ mod tests {
     }
 
     fn get(address: SocketAddr, path: &str) -> String {
-        let mut stream = connect(address);
+        ask(connect(address), path)
+    }
+
+    fn ask(mut stream: impl Read + Write, path: &str) -> String {
         write!(stream, "GET {path} HTTP/1.1\r\nHost: gotrace\r\n\r\n").expect("it reads");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("an answer, and the end");
@@ -286,9 +404,9 @@ mod tests {
         let beat = Threads::default().register("page", PATIENCE);
         let address = "127.0.0.1:0".parse().expect("an address");
         let api = Api::new(Arc::new(Nobody), Arc::default(), Access::default());
-        let server = Server::start(address, Arc::default(), Arc::new(Well), api, (runtime.handle(), beat));
-        let server = server.expect("it serves");
-        let address = server.address();
+        let site = Site::new(Arc::default(), Arc::new(Well), api);
+        let server = Server::start(address, &site, (runtime.handle(), beat)).expect("it serves");
+        let address = server.address().expect("an address");
         let mut halves: Vec<TcpStream> = Vec::new();
         for _ in 0..3 * MAX_CONNECTIONS {
             let mut stream = connect(address);
@@ -307,6 +425,32 @@ mod tests {
         };
         assert!(halves.iter_mut().take(MAX_CONNECTIONS).all(ended));
         server.stop(runtime.handle());
+    }
+
+    #[test]
+    fn a_socket_serves_the_same_without_a_token_and_by_any_name() {
+        let runtime = runtime();
+        let beat = Threads::default().register("page", PATIENCE);
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("gotrace.sock");
+        let access = Access::default();
+        let token = crate::api::Token::new(b"0123456789abcdef").ok();
+        access.set(crate::api::AccessRules { hosts: Vec::new(), token, require_token: true });
+        let api = Api::new(Arc::new(Nobody), Arc::default(), access);
+        let site = Site::new(Arc::default(), Arc::new(Well), api);
+        let server = Server::start_on_socket(&path, &site, (runtime.handle(), beat)).expect("it serves");
+        assert_eq!(server.place(), path.display().to_string());
+        let get = |page: &str| {
+            let stream = UnixStream::connect(&path).expect("it listens");
+            stream.set_read_timeout(Some(PATIENCE)).expect("a time");
+            ask(stream, page)
+        };
+        for page in ["/livez", "/metrics", "/api/v1/processes"] {
+            let answer = get(page);
+            assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{page}: {answer}");
+        }
+        server.stop(runtime.handle());
+        assert!(!path.exists());
     }
 
     #[test]
