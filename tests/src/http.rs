@@ -1,8 +1,10 @@
 //! Asks over HTTP as a client would that is none of ours: one request a connection, chunks put together.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{Read, Write},
     net::TcpStream,
+    os::unix::net::UnixStream,
+    path::Path,
 };
 
 use anyhow::{Context, Result};
@@ -41,8 +43,23 @@ impl Answer {
 /// # Errors
 /// Where nobody answers, or not all of it comes.
 pub fn get(address: &str, path: &str, headers: &[&str]) -> Result<Answer> {
-    let mut stream = TcpStream::connect(address).with_context(|| format!("connecting to {address}"))?;
+    let stream = TcpStream::connect(address).with_context(|| format!("connecting to {address}"))?;
     stream.set_read_timeout(Some(PATIENCE))?;
+    ask(stream, path, headers)
+}
+
+/// Gets a path on a socket of the file system.
+///
+/// # Errors
+/// As [`get`].
+pub fn get_on_socket(socket: &Path, path: &str) -> Result<Answer> {
+    let stream =
+        UnixStream::connect(socket).with_context(|| format!("connecting to {}", socket.display()))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    ask(stream, path, &["Host: localhost"])
+}
+
+fn ask(mut stream: impl Read + Write, path: &str, headers: &[&str]) -> Result<Answer> {
     let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
     write!(stream, "GET {path} HTTP/1.1\r\n{headers}\r\n")?;
     let mut answer = Vec::new();

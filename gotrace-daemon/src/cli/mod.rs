@@ -5,6 +5,7 @@
 //! an [`Exit`] code.
 
 mod args;
+mod asked;
 mod attach;
 mod baseline;
 mod binary;

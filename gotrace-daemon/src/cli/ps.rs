@@ -1,10 +1,12 @@
 //! `gotrace ps`, and `gotrace` alone on a terminal: the Go programs that run here, and what one second shows to be wrong
 //! with each. Reads memory, and puts no probes in place.
 //!
+//! A daemon of this node that traces some of them is asked what it knows beyond that second ([`gotrace_export::ps::Longer`]).
 //! Each program is examined as `gotrace leaks` does it, in a watch of a second and with one heap scan. A few at a time,
 //! with their tables packed: it may be run in the container of the daemon, which has the memory.
 
 use std::{
+    collections::BTreeMap,
     io::{self, IsTerminal as _, Write as _},
     sync::Mutex,
     thread,
@@ -15,12 +17,13 @@ use clap::Args;
 
 use super::{
     CliError, Exit, TextOrJson,
+    asked::AskArgs,
     examine::{Concluded, Program},
     output::{Stdout, colour},
     programs::{Listed, Pods, Running},
     say,
 };
-use gotrace_export::ps::{Programs, Row, Seen, problems, too_large};
+use gotrace_export::ps::{Longer, Programs, Row, Seen, longer, problems, too_large};
 use gotrace_inspect::examine::{Examination, Pace};
 use gotrace_metadata::Placement;
 use gotrace_process::{Clock, ProcessError, Target, contained, usage};
@@ -49,6 +52,9 @@ the process is in memory. The last column says what is wrong:
   GROWING   more and more goroutines block at the same place
 `ok` means that one second showed none of these: `gotrace check` looks for longer.
 
+Of programs that a gotrace daemon on this node traces, it also shows what the daemon knows: growth
+over the last 15 minutes, leaks that are proven (LEAK), and how long goroutines have been blocked.
+
 Reads the memory of the processes, which are never stopped or modified; needs no eBPF.
 
 Examples:
@@ -58,11 +64,14 @@ pub struct PsArgs {
     /// Output format: table, or one JSON object per line (schema gotrace.ps/1)
     #[arg(long, value_enum, default_value_t = TextOrJson::Text, value_name = "FORMAT")]
     format: TextOrJson,
+    /// Whether the daemon is asked.
+    #[command(flatten)]
+    ask: AskArgs,
 }
 
 impl Default for PsArgs {
     fn default() -> Self {
-        Self { format: TextOrJson::Text }
+        Self { format: TextOrJson::Text, ask: AskArgs::default() }
     }
 }
 
@@ -97,12 +106,22 @@ pub(super) fn run(args: &PsArgs) -> Result<Exit, CliError> {
     if progress {
         say("\r\x1b[K");
     }
-    let rows = rows.into_inner().unwrap_or_default().into_iter().flatten().collect();
+    let mut rows: Vec<Row> = rows.into_inner().unwrap_or_default().into_iter().flatten().collect();
+    // Now, so that what it says is as young as what was seen.
+    let (daemon, mut known) = ask(&args.ask).unzip();
+    for row in &mut rows {
+        let start = all.iter().find(|running| running.pid == row.pid).map(|running| running.start_ticks);
+        row.longer = start.and_then(|start| known.as_mut()?.remove(&(row.pid, start)));
+        if let (Ok(seen), Some(longer)) = (&mut row.seen, &row.longer) {
+            seen.add(longer);
+        }
+    }
     let programs = Programs {
         rows,
         time_unix_nano: Clock::measure().unix_nano(Clock::now_monotonic_ns()),
         watched_ns: u64::try_from(WATCH.as_nanos()).unwrap_or(u64::MAX),
         unreadable: listed.unreadable,
+        daemon,
     };
     let mut out = Stdout::lock();
     match args.format {
@@ -117,6 +136,14 @@ pub(super) fn run(args: &PsArgs) -> Result<Exit, CliError> {
     }
     out.flush()?;
     Ok(Exit::DONE)
+}
+
+/// The daemon of this node by its pid, and what it knows of processes, by their pids and starts.
+fn ask(args: &AskArgs) -> Option<(u32, BTreeMap<(u32, u64), Longer>)> {
+    let daemon = args.daemon()?;
+    let [processes, histories, findings] =
+        daemon.get(["/api/v1/processes", "/api/v1/history", "/api/v1/findings"])?;
+    Some((daemon.pid(), longer(&processes, &histories, &findings)))
 }
 
 fn next<'a>(waiting: &Mutex<std::slice::Iter<'_, &'a Running>>) -> Option<&'a Running> {
@@ -138,6 +165,7 @@ fn look(running: &Running, pods: Option<&Pods>) -> Option<Row> {
         executable: running.executable.display().to_string(),
         place: place(&running.placement, pods),
         seen,
+        longer: None,
     })
 }
 

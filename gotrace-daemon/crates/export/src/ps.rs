@@ -1,14 +1,17 @@
 //! The Go programs of a node and what is wrong with each, as one second shows it: `gotrace ps`, as lines and as JSON
 //! (`gotrace.ps/1`).
 //!
-//! Input: [`Row`]s, whose problems [`problems`] takes from findings. Output: text, problems first. A program that could
-//! not be read says why; it is never told as if nothing were wrong with it.
+//! Input: [`Row`]s, whose problems [`problems`] takes from findings, and what a daemon knows of them ([`Longer`]). Output:
+//! text, problems first. A program that could not be read says why; it is never told as if nothing were wrong with it.
+
+mod longer;
 
 use std::{
     cmp::Reverse,
     io::{self, Write},
 };
 
+pub use longer::{Longer, longer};
 use serde::Serialize;
 
 use gotrace_inspect::{
@@ -59,6 +62,8 @@ pub struct Problem {
     pub provisional: bool,
     /// What is said of it behind its kind.
     pub note: String,
+    /// For how long they have been blocked at least, as far as a daemon knows.
+    pub oldest_ns: Option<u64>,
 }
 
 /// A program that could be read.
@@ -89,6 +94,8 @@ pub struct Row {
     pub place: Option<String>,
     /// What was seen, or why nothing was.
     pub seen: Result<Seen, String>,
+    /// What a daemon that traces it knows.
+    pub longer: Option<Longer>,
 }
 
 /// All of them.
@@ -102,6 +109,8 @@ pub struct Programs {
     pub watched_ns: u64,
     /// Processes that gotrace may not look at: whether they are Go programs is not known.
     pub unreadable: u64,
+    /// The daemon that was asked, by its pid.
+    pub daemon: Option<u32>,
 }
 
 /// What is wrong by findings of a short watch.
@@ -167,7 +176,7 @@ fn problem(finding: &Finding, names: &mut Names) -> Option<Problem> {
         _ => format!("{goroutines} × {function}"),
     };
     let provisional = finding.passes.is_some_and(gotrace_inspect::leak::Agreement::is_provisional);
-    Some(Problem { kind, goroutines, function, provisional, note })
+    Some(Problem { kind, goroutines, function, provisional, note, oldest_ns: None })
 }
 
 impl Kind {
@@ -220,9 +229,8 @@ impl Row {
         let seen = self.seen.as_ref().ok();
         let dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
         let version = |s: &Seen| s.go_version.strip_prefix("go").unwrap_or(&s.go_version).to_owned();
-        let growth = |s: &Seen| {
-            if s.growth_per_second == 0.0 { "0".into() } else { format!("{:+.1}/s", s.growth_per_second) }
-        };
+        let longer = self.longer.as_ref().and_then(|longer| longer.growth_per_second);
+        let growth = |s: &Seen| rate(longer.unwrap_or(s.growth_per_second));
         [
             self.pid.to_string(),
             self.name.clone(),
@@ -233,6 +241,16 @@ impl Row {
             self.note(),
         ]
         .map(|cell| printable(&cell).into_owned())
+    }
+}
+
+/// Growth a second. What is slow is told by the hour.
+fn rate(per_second: f64) -> String {
+    let (per_hour, size) = (per_second * 3600.0, per_second.abs());
+    match size {
+        _ if per_hour.abs() < 0.5 => "0".into(),
+        0.05.. => format!("{per_second:+.1}/s"),
+        _ => format!("{per_hour:+.0}/h"),
     }
 }
 
@@ -264,6 +282,26 @@ impl Programs {
                 "not shown: {n} processes that gotrace may not read, which requires root and CAP_SYS_PTRACE"
             )),
         }
+    }
+
+    /// What a daemon knows of these; `None` where none was asked.
+    fn from_daemon(&self) -> Option<String> {
+        let pid = self.daemon?;
+        let since: Vec<u64> = self.traced().map(|longer| longer.since_unix_nano).collect();
+        let Some(first) = since.iter().min() else {
+            return Some(format!("gotrace daemon (pid {pid}) traces none of these"));
+        };
+        let time = duration(Some(self.time_unix_nano.saturating_sub(*first)));
+        let up_to = if since.len() > 1 { "up to " } else { "" };
+        Some(format!(
+            "from gotrace daemon (pid {pid}), which traces {} of these, for {up_to}{time}: growth, proven leaks (LEAK), and \
+             how long goroutines have been blocked",
+            since.len()
+        ))
+    }
+
+    fn traced(&self) -> impl Iterator<Item = &Longer> {
+        self.rows.iter().filter_map(|row| row.longer.as_ref())
     }
 
     /// Writes a table. `colour`: with problems in red.
@@ -300,7 +338,7 @@ impl Programs {
                 writeln!(out, "{}", text.trim_end())?;
             }
         }
-        self.not_shown().map_or(Ok(()), |line| writeln!(out, "{line}"))
+        self.from_daemon().into_iter().chain(self.not_shown()).try_for_each(|line| writeln!(out, "{line}"))
     }
 
     /// Writes JSON lines: a header, a program each, a summary.
@@ -317,7 +355,7 @@ impl Programs {
         }))?;
         let mut with_problems = 0;
         for row in self.sorted() {
-            let Row { pid, name, executable, place, seen } = row;
+            let Row { pid, name, executable, place, seen, longer } = row;
             let seen_of = seen.as_ref().ok();
             let note = match seen {
                 Ok(seen) => {
@@ -335,12 +373,14 @@ impl Programs {
                 "problems": seen_of.map(|s| &s.problems),
                 "heap_scanned": seen_of.map(|s| s.not_scanned.is_none()),
                 "error": seen.as_ref().err(),
+                "daemon": longer,
             }}))?;
         }
         line(&serde_json::json!({"summary": {
             "processes": self.rows.len(), "with_problems": with_problems,
             "unreadable": self.rows.iter().filter(|r| r.seen.is_err()).count(),
             "not_permitted": self.unreadable,
+            "daemon": self.daemon.map(|pid| serde_json::json!({"pid": pid, "processes": self.traced().count()})),
         }}))
     }
 }
@@ -368,6 +408,7 @@ mod tests {
                 problems,
                 not_scanned: (pid == 9).then(|| too_large(3 << 30)),
             }),
+            longer: None,
         }
     }
 
@@ -378,6 +419,7 @@ mod tests {
             function: "main.f".into(),
             provisional,
             note: note.into(),
+            oldest_ns: None,
         };
         let lock = "8 wait for a lock in main.serve, held by goroutine 7 (main.flusher)";
         Programs {
@@ -399,7 +441,36 @@ mod tests {
             time_unix_nano: 1_700_000_000_000_000_000,
             watched_ns: 1_000_000_000,
             unreadable: 2,
+            daemon: None,
         }
+    }
+
+    #[test]
+    fn what_a_daemon_knows_is_shown_and_said_to_be_its() {
+        let mut programs = programs();
+        programs.daemon = Some(4711);
+        let text = |programs: &Programs| {
+            let mut out = Vec::new();
+            programs.write_text(&mut out, false).expect("written");
+            String::from_utf8(out).expect("text")
+        };
+        assert!(text(&programs).contains("\ngotrace daemon (pid 4711) traces none of these\n"));
+        for (row, growth, ago_s) in [(0, Some(0.02), 720), (3, None, 60)] {
+            programs.rows[row].longer = Some(Longer {
+                since_unix_nano: programs.time_unix_nano - ago_s * 1_000_000_000,
+                growth_per_second: growth,
+                ..Longer::default()
+            });
+        }
+        let shown = text(&programs);
+        assert!(shown.contains("etcd            1.24.11          39   +72/h  ok\n"), "{shown}");
+        assert!(shown.contains("demo-shop       1.24.11        2527  +4.1/s  LEAK? "), "a second shows that");
+        let line = "\nfrom gotrace daemon (pid 4711), which traces 2 of these, for up to 12m00s: growth, ";
+        assert!(shown.contains(line), "{shown}");
+        assert_eq!(
+            [0.0, 0.0001, -0.0002, 0.0499, 0.05, -4.0].map(rate),
+            ["0", "0", "-1/h", "+180/h", "+0.1/s", "-4.0/s"]
+        );
     }
 
     #[test]

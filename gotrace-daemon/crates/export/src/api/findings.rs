@@ -64,9 +64,19 @@ impl Finding<'_> {
         });
         if let (Json::Object(json), Json::Object(more)) = (&mut json, more) {
             json.extend(more);
+            if let Self::Proven(leak) = self {
+                json.insert("oldest_ns".into(), oldest_ns(leak, interval).into());
+            }
         }
         json
     }
+}
+
+/// The age of the oldest of these goroutines; `None` where others are of their creation site too, so that it may be one
+/// of those.
+fn oldest_ns(leak: &Leak, interval: &Interval) -> Option<u64> {
+    let site = interval.sites.iter().find(|s| s.entry == leak.entry && s.created_by == leak.created_by)?;
+    site.oldest_ns.filter(|_| site.alive <= leak.count)
 }
 
 /// The findings in these processes.
