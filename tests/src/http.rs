@@ -45,7 +45,17 @@ impl Answer {
 pub fn get(address: &str, path: &str, headers: &[&str]) -> Result<Answer> {
     let stream = TcpStream::connect(address).with_context(|| format!("connecting to {address}"))?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    ask(stream, path, headers)
+    ask(stream, &format!("GET {path}"), headers)
+}
+
+/// The same by POST, from this host and without a body.
+///
+/// # Errors
+/// As [`get`].
+pub fn post(address: &str, path: &str) -> Result<Answer> {
+    let stream = TcpStream::connect(address).with_context(|| format!("connecting to {address}"))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    ask(stream, &format!("POST {path}"), &["Host: localhost", "Content-Length: 0"])
 }
 
 /// Gets a path on a socket of the file system.
@@ -56,12 +66,12 @@ pub fn get_on_socket(socket: &Path, path: &str) -> Result<Answer> {
     let stream =
         UnixStream::connect(socket).with_context(|| format!("connecting to {}", socket.display()))?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    ask(stream, path, &["Host: localhost"])
+    ask(stream, &format!("GET {path}"), &["Host: localhost"])
 }
 
-fn ask(mut stream: impl Read + Write, path: &str, headers: &[&str]) -> Result<Answer> {
+fn ask(mut stream: impl Read + Write, request: &str, headers: &[&str]) -> Result<Answer> {
     let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
-    write!(stream, "GET {path} HTTP/1.1\r\n{headers}\r\n")?;
+    write!(stream, "{request} HTTP/1.1\r\n{headers}\r\n")?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
     let end = answer.windows(4).position(|w| w == b"\r\n\r\n").context("a head")? + 4;

@@ -292,7 +292,8 @@ fn there_is_room_for_the_socket() {
         let named = |list: &Value, key: &str, value: &str| {
             list.as_array().and_then(|l| l.iter().find(|v| v[key] == value).cloned())
         };
-        let mount = named(&pod["containers"][0]["volumeMounts"], "mountPath", "/run/gotrace").expect("a mount");
+        let mount =
+            named(&pod["containers"][0]["volumeMounts"], "mountPath", "/run/gotrace").expect("a mount");
         assert_ne!(mount["readOnly"], true, "{variant:?}");
         let volume = named(&pod["volumes"], "name", mount["name"].as_str().expect("a name"));
         assert!(volume.is_some_and(|v| v["emptyDir"].is_object()), "{variant:?}");

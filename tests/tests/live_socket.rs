@@ -5,16 +5,17 @@ use std::{
     fs::{self, Permissions},
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::mpsc,
     thread,
 };
 
 use gotrace_tests::{
     daemon::{Daemon, Place, Program},
-    fixture::PATIENCE,
+    fixture::{PATIENCE, read_lines},
     gobuild::{Arch, Mode, build},
     gotrace::{binary, privileged},
-    http::{Answer, get_on_socket},
+    http::{Answer, get_on_socket, post},
     running::Running,
 };
 use serde_json::Value;
@@ -204,6 +205,166 @@ fn ps_shows_what_the_daemon_knows_and_hangs_with_no_daemon() {
     daemon.signal(libc::SIGCONT);
     let (line, all, said) = ps(&socket, own.pid(), &[]);
     assert!(is_proven(&line) && said.is_empty(), "{all}{said}");
+    let (status, _, said) = daemon.finish().expect("it ends");
+    assert!(status.success(), "{said}");
+}
+
+/// A running `gotrace attach`, whose lines are read.
+struct Following {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Following {
+    fn start(socket: &Path, pid: u32, more: &[&str]) -> Self {
+        let mut gotrace = Command::new(binary().expect("built"));
+        gotrace.args(["attach", &pid.to_string(), "--format", "json"]).args(more);
+        gotrace.env("GOTRACE_SOCKET", socket).stdin(Stdio::null()).stderr(Stdio::piped());
+        let mut child = gotrace.stdout(Stdio::piped()).spawn().expect("it starts");
+        let lines = read_lines(child.stdout.take().expect("a pipe"));
+        Self { child, lines }
+    }
+
+    /// The next line that this holds of.
+    fn until(&self, holds: impl Fn(&Value) -> bool) -> Value {
+        loop {
+            let line = self.lines.recv_timeout(PATIENCE).expect("a line");
+            let line = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{line}: {e}"));
+            if holds(&line) {
+                return line;
+            }
+        }
+    }
+
+    fn signal(&self, signal: i32) {
+        // SAFETY: kill takes two numbers; the process is a child that was not waited for.
+        assert_eq!(unsafe { libc::kill(self.child.id().cast_signed(), signal) }, 0);
+    }
+
+    /// How it ends, and all that it said.
+    fn end(self) -> (ExitStatus, String) {
+        let output = self.child.wait_with_output().expect("it ends");
+        (output.status, text(&output.stderr))
+    }
+}
+
+/// The level that a process is traced at.
+fn level(daemon: &Daemon, pid: u32) -> String {
+    let metrics = daemon.metrics().expect("the page");
+    let at = ["lifecycle", "waits", "full"].into_iter().find(|level| metrics.is_at(pid, level));
+    at.unwrap_or("none").to_owned()
+}
+
+fn until_at(daemon: &Daemon, pid: u32, wanted: &str) {
+    let at = |d: &Daemon| Ok(level(d, pid) == wanted);
+    daemon.until(&format!("level {wanted}"), PATIENCE, at).unwrap_or_else(|e| panic!("{e:#}"));
+}
+
+#[test]
+fn attach_asks_the_daemon_which_holds_the_level_meanwhile() {
+    let Some(place) = place() else { return };
+    let program = Program::start(&place.program("shop").expect("it builds")).expect("it starts");
+    let (pid, socket) = (program.pid(), socket(&place));
+    let daemon = start(&place, "limits: {budget: off}\n");
+    until_at(&daemon, pid, "waits");
+
+    // It is held for as long as somebody listens, however that one ends.
+    for (how, signal) in [("asked to end", libc::SIGINT), ("killed", libc::SIGKILL)] {
+        let following = Following::start(&socket, pid, &["--level", "full"]);
+        let header = following.until(|_| true);
+        assert_eq!(
+            (&header["schema"], &header["pid"]),
+            (&"gotrace.attach/1".into(), &pid.into()),
+            "{header}"
+        );
+        let interval = following.until(|line| line["interval"]["level"] == "full");
+        assert!(interval["interval"]["level_lowered_by"].is_null(), "{how}: {interval}");
+        until_at(&daemon, pid, "full");
+        following.signal(signal);
+        let (status, said) = following.end();
+        assert_eq!(status.success(), signal == libc::SIGINT, "{how}: {said}");
+        assert!(
+            said.contains(&format!("from gotrace daemon (pid {}), which traces process {pid}", daemon.pid()))
+        );
+        until_at(&daemon, pid, "waits");
+    }
+    // Two hold what the higher one wants.
+    let full = Following::start(&socket, pid, &["--level", "full"]);
+    let low = Following::start(&socket, pid, &["--level", "lifecycle"]);
+    low.until(|line| line["interval"]["level"] == "full");
+    full.signal(libc::SIGTERM);
+    assert!(full.end().0.success());
+    low.until(|line| line["interval"]["level"] == "waits");
+    low.signal(libc::SIGINT);
+    assert!(low.end().0.success());
+
+    // In words, for a time.
+    let output = gotrace(&socket, &["attach", &pid.to_string(), "--duration", "3s"]);
+    let (all, said) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success() && all.contains(&format!("pid {pid}: ")), "{all}{said}");
+    assert!(said.contains("stopped after --duration; the daemon traces it on"), "{said}");
+
+    // Whoever comes by the network holds nothing.
+    let path = format!("/api/v1/processes/{pid}/follow?level=full&every_ms=1000&format=json");
+    let answer = post(daemon.address(), &path).expect("an answer");
+    assert_eq!(answer.status, 405, "{}", answer.text());
+
+    // What the daemon does not do is done, and said to cost.
+    for (arguments, what) in
+        [(&["attach", "--stack-depth", "4"][..], "--stack-depth"), (&["gc"], "gotrace gc")]
+    {
+        let (command, more) = arguments.split_first().expect("a command");
+        let pid = pid.to_string();
+        let output = gotrace(&socket, &[&[*command, &pid, "--duration", "1s"], more].concat());
+        let said = text(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        assert!(
+            said.contains(&format!("{what} needs a second set of probes, which costs the program again")),
+            "{said}"
+        );
+        let without =
+            gotrace(&socket, &[&[*command, &pid, "--duration", "1s", "--no-daemon"], more].concat());
+        assert!(
+            without.status.success() && !text(&without.stderr).contains("daemon"),
+            "{}",
+            text(&without.stderr)
+        );
+    }
+
+    // A daemon that hangs holds nobody up.
+    daemon.signal(libc::SIGSTOP);
+    let output = gotrace(&socket, &["attach", &pid.to_string(), "--duration", "1s"]);
+    let (all, said) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success() && said.contains("does not answer within 3 s"), "{said}");
+    assert!(all.contains("stopped after --duration"), "its own summary: {all}");
+    daemon.signal(libc::SIGCONT);
+
+    // The process ends: so does who follows it.
+    let following = Following::start(&socket, pid, &[]);
+    following.until(|line| line["interval"].is_object());
+    program.finish().expect("it ends");
+    let (status, said) = following.end();
+    assert!(status.success() && said.contains("the daemon traces the process no more"), "{said}");
+    let (status, _, said) = daemon.finish().expect("it ends");
+    assert!(status.success(), "{said}");
+}
+
+#[test]
+fn the_budget_holds_for_what_is_held_too() {
+    let Some(place) = place() else { return };
+    let mut program = Program::start(&place.program("shop").expect("it builds")).expect("it starts");
+    let (pid, socket) = (program.pid(), socket(&place));
+    let daemon = start(&place, "limits: {budget: 1%}\n");
+    until_at(&daemon, pid, "waits");
+    let following = Following::start(&socket, pid, &["--level", "full"]);
+    following.until(|line| line["interval"]["level"] == "full");
+    // What only level full sees: wakes without end.
+    program.say("pingpong on").expect("said");
+    let lowered = following.until(|line| line["interval"]["level_lowered_by"] == "budget");
+    assert_eq!(lowered["interval"]["level_wanted"], "full", "{lowered}");
+    following.signal(libc::SIGINT);
+    assert!(following.end().0.success());
+    drop(program);
     let (status, _, said) = daemon.finish().expect("it ends");
     assert!(status.success(), "{said}");
 }

@@ -5,7 +5,7 @@ use std::{ffi::OsString, fmt, path::PathBuf, time::Duration};
 use clap::{Args, ValueEnum, value_parser};
 use serde::{Deserialize, Serialize};
 
-use super::{CliError, target::TargetArgs};
+use super::{CliError, asked::AskArgs, target::TargetArgs};
 use crate::units as values;
 use gotrace_agent::pipeline::Slow;
 use gotrace_agent::pipeline::{Budget, LeftBehind};
@@ -21,6 +21,11 @@ use gotrace_model::Level;
 The process keeps running; it is never stopped or modified. Ctrl-C (or q or Esc in the live
 table) detaches and prints a summary.
 
+Where a gotrace daemon on this node traces the process with probes already, it is asked for the
+level, and its reports are printed as lines, without a summary: no second set of probes. That is
+not so with --no-daemon, and with flags that need probes of gotrace's own (all but --level,
+--duration, --interval from 1s on, --format and --system).
+
 Examples:
   gotrace attach 1234
   gotrace attach server --level full --duration 30s --format json > intervals.json
@@ -35,6 +40,9 @@ pub struct AttachArgs {
     /// to snapshots without probes, and raised again when overhead drops; each change is reported
     #[arg(long, value_parser = percent, default_value = "5%", value_name = "PERCENT|none")]
     pub budget: BudgetArg,
+    /// Whether the daemon is asked.
+    #[command(flatten)]
+    pub ask: AskArgs,
     /// How to trace and what to do with it.
     #[command(flatten)]
     pub trace: TraceArgs,

@@ -1,30 +1,41 @@
 //! Asks the `gotrace daemon` of this node over its socket, so that a command needs no probes of its own.
 //!
-//! Input: paths of the daemon's API. Output: its answers, or that there is nobody to ask: no socket, one that a daemon has
-//! left, or one that only others may open is no daemon, without a word; one that hangs, refuses or breaks off is told of,
-//! and the command goes on alone. Invariants: nothing here lasts longer than [`WITHIN`] without an answer; an answer has a
-//! bound; whoever listens must be root or the user of this process, and in the same PID namespace, or pids would mean
-//! other processes.
+//! Input: paths of the daemon's API. Output: its answers, what it tells of a process for as long as somebody listens, or
+//! that there is nobody to ask. No socket, one that a daemon has left, and one that only others may open are no daemon,
+//! without a word; one that hangs, refuses or breaks off is told of, and the command goes on alone. Invariants: nothing
+//! here waits for an answer longer than [`WITHIN`]; an answer has a bound; whoever listens must be root or the user of this
+//! process, and in the same PID namespace, or pids would mean other processes.
 
 use std::{
     fs,
-    io::ErrorKind,
+    io::{ErrorKind, Write},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use clap::Args;
 use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::{Request, StatusCode, body::Bytes, client::conn::http1};
+use hyper::{Method, Request, Response, StatusCode, body::Bytes, body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use serde_json::Value as Json;
-use tokio::{net::UnixStream, runtime::Runtime, time::timeout};
+use tokio::{
+    net::UnixStream,
+    runtime::Runtime,
+    time::{sleep, timeout},
+};
 
 use super::{CliError, trace};
 use crate::config::SOCKET;
+use gotrace_agent::pipeline::Stop;
+use gotrace_model::Level;
+use gotrace_process::Target;
 
 /// So long is waited for an answer.
 const WITHIN: Duration = Duration::from_secs(3);
+/// While a process is followed, something comes at least so often.
+const SILENT: Duration = Duration::from_secs(30);
+/// How often is looked whether the user has enough.
+const TICK: Duration = Duration::from_millis(100);
 /// Largest answer.
 const MAX_BYTES: usize = 64 << 20;
 /// Says where the socket is, where it is not at [`SOCKET`].
@@ -47,6 +58,33 @@ pub(super) struct Daemon {
     pid: u32,
 }
 
+/// How a daemon has a process in its hands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Probed {
+    /// The level of now; `sampled` where the budget leaves no probes.
+    pub level: String,
+}
+
+/// What is to be followed of a process, and how it is written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Follow {
+    pub pid: u32,
+    pub level: Level,
+    pub every: Duration,
+    pub json: bool,
+    /// The runtime's own goroutines too.
+    pub system: bool,
+}
+
+/// How following ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// It is not traced any more.
+    Gone,
+    Duration,
+    Stopped,
+}
+
 /// Why there is no answer.
 #[derive(Debug)]
 pub(super) enum Trouble {
@@ -57,6 +95,43 @@ pub(super) enum Trouble {
 }
 
 impl AskArgs {
+    /// Says of a command that puts probes into a process that a daemon has some in it already.
+    /// `wanted_by`: what needs them.
+    pub(super) fn warn_of_probes(&self, pid: u32, wanted_by: &str) {
+        if let Some((daemon, Probed { level })) = self.daemon_with_probes(pid) {
+            CliError::warn(&format!(
+                "gotrace daemon (pid {}) traces process {pid} with probes already, at level {level}: {wanted_by} needs a second \
+                 set of probes, which costs the program again",
+                daemon.pid
+            ));
+        }
+    }
+
+    /// The daemon of this node, if it has probes in this process, and how.
+    pub(super) fn daemon_with_probes(&self, pid: u32) -> Option<(Daemon, Probed)> {
+        let daemon = self.daemon()?;
+        let [list] = daemon.get(["/api/v1/processes"])?;
+        let start_ticks = Target::open(pid).ok()?.identity.start_ticks;
+        let is_it = |p: &&Json| p["pid"] == pid && p["start_ticks"] == start_ticks && has_probes(p);
+        let process = list["processes"].as_array()?.iter().find(is_it)?;
+        let level = process["level"].as_str()?.to_owned();
+        Some((daemon, Probed { level }))
+    }
+
+    /// Says of a command that puts probes into all processes that a daemon has some in these already.
+    pub(super) fn warn_of_probes_on_node(&self) {
+        let Some(daemon) = self.daemon() else { return };
+        let Some([list]) = daemon.get(["/api/v1/processes"]) else { return };
+        let probed = list["processes"].as_array().into_iter().flatten().filter(|p| has_probes(p)).count();
+        if probed > 0 {
+            let (pid, processes) = (daemon.pid, if probed == 1 { "process" } else { "processes" });
+            CliError::warn(&format!(
+                "gotrace daemon (pid {pid}) traces programs of this node with probes already ({probed} {processes}): a second \
+                 set of probes costs them again"
+            ));
+        }
+    }
+
     /// The daemon of this node, if there is one. One that cannot be asked is told of.
     pub(super) fn daemon(&self) -> Option<Daemon> {
         let path = if self.no_daemon { None } else { socket() }?;
@@ -75,6 +150,11 @@ impl AskArgs {
 fn socket() -> Option<PathBuf> {
     let path = std::env::var_os(VARIABLE).map_or_else(|| PathBuf::from(SOCKET), PathBuf::from);
     (!path.as_os_str().is_empty() && path.as_os_str() != "off").then_some(path)
+}
+
+/// Whether a process of the list has probes, or would have but for the budget.
+fn has_probes(process: &Json) -> bool {
+    process["engine"] == "events" || process["level_lowered_by"] == "budget"
 }
 
 fn warn(path: &Path, why: &str) {
@@ -108,13 +188,84 @@ impl Daemon {
         match self.runtime.block_on(answers) {
             Ok(answers) => Some(answers),
             Err(trouble) => {
-                let why = match trouble {
-                    Trouble::Nobody => "is gone".to_owned(),
-                    Trouble::Told(why) => why,
-                };
-                warn(&self.path, &why);
+                warn(&self.path, &trouble.in_words());
                 None
             }
+        }
+    }
+}
+
+impl Daemon {
+    /// Has a process traced at this level for as long as this lasts, and writes what comes of it. `None`, of which is told,
+    /// where the daemon does not do that.
+    ///
+    /// # Errors
+    /// When the results cannot be written, or the daemon breaks off.
+    pub(super) fn follow(
+        &self,
+        wanted: Follow,
+        (stop, deadline): (&Stop, Option<Instant>),
+        out: &mut dyn Write,
+    ) -> Result<Option<Ended>, CliError> {
+        let Follow { pid, level, every, json, system } = wanted;
+        let (every_ms, format) = (every.as_millis(), if json { "json" } else { "text" });
+        let path = format!(
+            "/api/v1/processes/{pid}/follow?level={level}&every_ms={every_ms}&format={format}&system={}",
+            u8::from(system)
+        );
+        self.runtime.block_on(async {
+            let mut answer = match within(answered(&self.path, Method::POST, &path)).await {
+                Ok(answer) => answer,
+                Err(trouble) => {
+                    warn(&self.path, &trouble.in_words());
+                    return Ok(None);
+                }
+            };
+            let (mut heard, mut at_start) = (Instant::now(), true);
+            loop {
+                if stop.why().is_some() {
+                    return Ok(Some(Ended::Stopped));
+                }
+                if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                    return Ok(Some(Ended::Duration));
+                }
+                let frame = tokio::select! {
+                    frame = answer.body_mut().frame() => frame,
+                    () = sleep(TICK) => {
+                        if heard.elapsed() < SILENT {
+                            continue;
+                        }
+                        let seconds = SILENT.as_secs();
+                        return Err(self.broke_off(&format!("has said nothing for {seconds} s")));
+                    }
+                };
+                heard = Instant::now();
+                let lines = match frame {
+                    None => return Ok(Some(Ended::Gone)),
+                    Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+                    Some(Err(error)) => return Err(self.broke_off(&format!("broke off: {error}"))),
+                };
+                // An empty line says that there is no news.
+                if !(at_start && *lines == *b"\n") {
+                    out.write_all(&lines)?;
+                    out.flush()?;
+                    at_start = lines.ends_with(b"\n");
+                }
+            }
+        })
+    }
+
+    fn broke_off(&self, why: &str) -> CliError {
+        CliError::failure(format!("the gotrace daemon on {} {why}", self.path.display()))
+            .help("start again; with --no-daemon gotrace attaches probes of its own")
+    }
+}
+
+impl Trouble {
+    fn in_words(self) -> String {
+        match self {
+            Self::Nobody => "is gone".to_owned(),
+            Self::Told(why) => why,
         }
     }
 }
@@ -150,20 +301,31 @@ async fn connect(path: &Path) -> Result<(UnixStream, u32), Trouble> {
 
 /// What it answers to a path.
 async fn get(socket: &Path, path: &str) -> Result<Json, Trouble> {
+    let body = read(answered(socket, Method::GET, path).await?).await?;
+    serde_json::from_slice(&body).map_err(|e| Trouble::Told(format!("answers no JSON: {e}")))
+}
+
+/// A good answer, of which the body is to be read.
+async fn answered(socket: &Path, method: Method, path: &str) -> Result<Response<Incoming>, Trouble> {
     let broken = |error: hyper::Error| Trouble::Told(format!("broke off: {error}"));
     let (stream, _) = connect(socket).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-    // It ends with the sender.
+    // It ends with the answer.
     tokio::spawn(connection);
-    let request = Request::get(path).header("host", "localhost").body(Empty::<Bytes>::new());
+    let request = Request::builder().method(method).uri(path).header("host", "localhost");
+    let request = request.body(Empty::<Bytes>::new());
     let request = request.map_err(|e| Trouble::Told(format!("cannot be asked: {e}")))?;
     let answer = sender.send_request(request).await.map_err(broken)?;
     let status = answer.status();
-    let body = Limited::new(answer.into_body(), MAX_BYTES).collect().await;
-    let body = body.map_err(|e| Trouble::Told(format!("broke off: {e}")))?.to_bytes();
-    if status != StatusCode::OK {
-        let why = String::from_utf8_lossy(&body).trim_end().to_owned();
-        return Err(Trouble::Told(format!("answers {}: {why}", status.as_u16())));
+    if status == StatusCode::OK {
+        return Ok(answer);
     }
-    serde_json::from_slice(&body).map_err(|e| Trouble::Told(format!("answers no JSON: {e}")))
+    let body = read(answer).await?;
+    let why = String::from_utf8_lossy(&body);
+    Err(Trouble::Told(format!("answers {}: {}", status.as_u16(), why.trim_end())))
+}
+
+async fn read(answer: Response<Incoming>) -> Result<Bytes, Trouble> {
+    let body = Limited::new(answer.into_body(), MAX_BYTES).collect().await;
+    body.map(|body| body.to_bytes()).map_err(|e| Trouble::Told(format!("broke off: {e}")))
 }

@@ -12,6 +12,7 @@ use clap::Args;
 use super::{
     CliError, Exit, TextOrJson,
     args::{BudgetArg, percent},
+    asked::AskArgs,
     check::throttling,
     is_broken_pipe,
     output::Stdout,
@@ -56,6 +57,9 @@ pub struct GcArgs {
     /// overhead drops; nothing is seen meanwhile, which is reported
     #[arg(long, value_parser = percent, default_value = "5%", value_name = "PERCENT|none")]
     budget: BudgetArg,
+    /// Whether the daemon is asked.
+    #[command(flatten)]
+    ask: AskArgs,
 }
 
 /// Watches until the process ends, the time is over, or the user has enough.
@@ -65,6 +69,7 @@ pub struct GcArgs {
 pub(super) fn run(args: &GcArgs) -> Result<Exit, CliError> {
     let target = Target::open(args.target.pid()?)?;
     let pid = target.pid();
+    args.ask.warn_of_probes(pid, "gotrace gc");
     let quotas = target.cpu_quotas();
     let background = Background::with_export(ExportConfig::default())?;
     let stop = Stop::default();

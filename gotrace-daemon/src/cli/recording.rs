@@ -7,6 +7,7 @@ use clap::Args;
 use super::{
     AttachArgs, CliError, Exit, TraceArgs,
     args::{BudgetArg, RecordingArgs, WhenFull, percent},
+    asked::AskArgs,
     attach, say,
     target::TargetArgs,
 };
@@ -44,6 +45,9 @@ pub struct RecordArgs {
     /// per second), or none for no limit
     #[arg(long, value_parser = percent, default_value = "5%", value_name = "PERCENT|none")]
     budget: BudgetArg,
+    /// Whether the daemon is asked.
+    #[command(flatten)]
+    ask: AskArgs,
     /// How to trace and what to do with it.
     #[command(flatten)]
     trace: TraceArgs,
@@ -57,11 +61,11 @@ impl RecordArgs {
 
 /// Records until the process ends, the time is over, or the user has enough.
 pub(super) fn run(args: RecordArgs) -> Result<Exit, CliError> {
-    let RecordArgs { target, output, budget, mut trace } = args;
+    let RecordArgs { target, output, budget, ask, mut trace } = args;
     let path = output.display().to_string();
     trace.recording.record = Some(output);
     trace.quiet = true;
-    let exit = attach::run(AttachArgs { target, budget, trace })?;
+    let exit = attach::run(AttachArgs { target, budget, ask, trace })?;
     say(&format!("gotrace: recorded; replay it with `gotrace view {}`\n", printable(&path)));
     Ok(exit)
 }

@@ -12,6 +12,7 @@ use clap::Args;
 use super::{
     CliError, Exit, TextOrJson,
     args::{BudgetArg, percent},
+    asked::AskArgs,
     is_broken_pipe,
     output::Stdout,
     target::TargetArgs,
@@ -84,6 +85,9 @@ pub struct RequestsArgs {
     /// and end within one; the share of the time that was traced is shown
     #[arg(long, value_parser = percent, default_value = "10%", value_name = "PERCENT|none")]
     budget: BudgetArg,
+    /// Whether the daemon is asked.
+    #[command(flatten)]
+    ask: AskArgs,
 }
 
 /// Traces requests until the process ends, the time is over, or the user has enough.
@@ -93,6 +97,7 @@ pub struct RequestsArgs {
 pub(super) fn run(args: &RequestsArgs) -> Result<Exit, CliError> {
     let target = Target::open(args.target.pid()?)?;
     let pid = target.pid();
+    args.ask.warn_of_probes(pid, "gotrace requests");
     let background = Background::with_export(ExportConfig::default())?;
     let stop = Stop::default();
     background.stop_on_signals(&stop)?;

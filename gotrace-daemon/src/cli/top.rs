@@ -16,6 +16,7 @@ use clap::Args;
 use super::{
     CliError, Exit, Format,
     args::{BudgetArg, percent},
+    asked::AskArgs,
     diagnostics::HoldBack,
     is_broken_pipe,
     trace::Background,
@@ -72,6 +73,9 @@ pub struct TopArgs {
     /// (schema gotrace.top/1)
     #[arg(long, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
     pub format: Format,
+    /// Whether the daemon is asked.
+    #[command(flatten)]
+    pub ask: AskArgs,
 }
 
 pub(super) fn run(args: &TopArgs) -> Result<Exit, CliError> {
@@ -80,6 +84,9 @@ pub(super) fn run(args: &TopArgs) -> Result<Exit, CliError> {
         None => Config::default(),
     };
     let line_config = line_config(args, &config)?;
+    if args.level.is_some() {
+        args.ask.warn_of_probes_on_node();
+    }
     let background = Background::with_export(ExportConfig::default())?;
     let stop = Stop::default();
     background.stop_on_signals(&stop)?;

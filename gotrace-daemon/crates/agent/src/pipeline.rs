@@ -13,6 +13,7 @@ mod error;
 mod examining;
 mod executions;
 mod findings;
+mod holds;
 mod in_hand;
 mod keeping;
 mod known;
@@ -43,8 +44,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use crate::tracee::SpanSampling;
-pub use crate::tracee::identity;
+pub use crate::tracee::{SpanSampling, identity};
 use crate::{
     decode::{Event, decode},
     recording::Recorder,
@@ -337,7 +337,7 @@ impl Line {
             let until = deadline.map_or(next_report, |d| d.min(next_report)).saturating_duration_since(now);
             let often = match self.without_records {
                 // Snapshots are ordered, and taken in, at turns.
-                REST_AFTER.. if self.node.is_some() => DRAIN_AT_REST.min(self.config.interval / 4),
+                REST_AFTER.. if self.node.is_some() => DRAIN_AT_REST.min(self.report_interval() / 4),
                 1.. if self.node.is_some() => DRAIN_SELDOM,
                 _ if self.node.is_some() => DRAIN_NODE_EVERY,
                 _ => DRAIN_EVERY,

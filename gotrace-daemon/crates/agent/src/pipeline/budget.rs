@@ -177,6 +177,12 @@ impl Governor {
         self.step
     }
 
+    /// Whether it is at a lower step than is wanted, turns of requests aside.
+    #[must_use]
+    pub fn is_lowered(&self) -> bool {
+        self.step < self.most.min(self.between)
+    }
+
     /// The share of the time for which requests are traced, where that is in turns.
     #[must_use]
     pub fn covers(&self) -> Option<f64> {

@@ -12,6 +12,7 @@ use std::{
 
 use super::{
     alone::alone,
+    holds::Holds,
     in_hand::{InHand, Process},
     node::NodeState,
     programs::Program,
@@ -19,7 +20,7 @@ use super::{
     traced::Traced,
 };
 use gotrace_export::{
-    api::{self, Answer, CaptureError, Processes, Proof, Room},
+    api::{self, Answer, CaptureError, Held, Processes, Proof, Room, Wanted},
     contention::Waits,
     dump::{Captured, Mapped},
 };
@@ -48,6 +49,7 @@ struct Inner {
     promised: Mutex<u64>,
     /// What the line is to answer.
     questions: Mutex<Vec<Question>>,
+    holds: Holds,
 }
 
 /// Room for so many goroutines and frames, until this is dropped; whether others have some of it.
@@ -77,12 +79,18 @@ impl Captures {
     /// `shown`: where the line shows what memory there is.
     pub(super) fn new(in_hand: InHand, shown: Arc<Mutex<NodeState>>) -> Self {
         let (processes, promised, questions) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self(Arc::new(Inner { processes, in_hand, shown, promised, questions }))
+        let holds = Holds::default();
+        Self(Arc::new(Inner { processes, in_hand, shown, promised, questions, holds }))
     }
 
     /// What was asked since this was last called.
     pub(super) fn questions(&self) -> Vec<Question> {
         std::mem::take(&mut *self.0.questions.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What clients hold of processes.
+    pub(super) fn holds(&self) -> &Holds {
+        &self.0.holds
     }
 
     fn ask(&self, question: Question) {
@@ -176,6 +184,11 @@ impl Processes for Captures {
         // Of a process that ends or executes a program meanwhile nothing is to be believed.
         self.check(&known)?;
         captured
+    }
+
+    fn hold(&self, pid: u32, wanted: Wanted) -> Result<Held, CaptureError> {
+        let known = self.lock().get(&pid).map(Arc::clone).ok_or(CaptureError::NotTraced)?;
+        Ok(Box::new(self.0.holds.hold(known.process, wanted)))
     }
 
     fn waits(&self, pid: u32, answer: Answer<Waits>) {

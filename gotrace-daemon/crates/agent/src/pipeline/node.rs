@@ -16,6 +16,7 @@ use gotrace_common::flags;
 use super::{
     Captures, Engine, Line, LineConfig, LineError, Step,
     coverage::Account,
+    holds::Holds,
     known::Counts,
     questions::Question,
     scout::{Found, Order, Scout},
@@ -161,6 +162,11 @@ impl Node {
     /// What was asked of it since this was last called.
     pub(super) fn questions(&self) -> Vec<Question> {
         self.captures.questions()
+    }
+
+    /// What clients hold of processes.
+    pub(super) fn holds(&self) -> &Holds {
+        self.captures.holds()
     }
 
     /// Where discovery takes its orders.
@@ -336,6 +342,7 @@ impl Line {
             }
         }
         self.answer_questions(now);
+        self.tend_holds(now, report);
         self.show(now);
         self.tend_sharing(now);
         self.tend_memory(now);
@@ -391,7 +398,7 @@ impl Line {
         }
         if slot.is_some()
             && traced.tracee.lowered().is_none()
-            && traced.step() < Step::Probes(self.config.level)
+            && traced.step() < Step::Probes(traced.wanted_level(&self.config))
         {
             traced.lower(Some(Lowered::Budget));
         }

@@ -106,7 +106,7 @@ impl Traced {
             }
             None => {}
         }
-        self.tracee.tell(&Input::Settings(line.settings()));
+        self.tracee.tell(&Input::Settings(self.settings(line)));
         self.tracee.tell(&Input::MinWait { ns: self.config.min_wait_ns });
         if !self.capped {
             self.tracee.tell(&Input::Room(*goroutines_each as u64));

@@ -116,11 +116,8 @@ impl Traced {
 
     /// The highest step that is wanted of it.
     pub(super) fn most(&self, line: &LineConfig) -> Step {
-        if line.level == Level::Full && self.traces_requests() {
-            Step::Requests
-        } else {
-            Step::Probes(line.level)
-        }
+        let level = self.wanted_level(line);
+        if level == Level::Full && self.traces_requests() { Step::Requests } else { Step::Probes(level) }
     }
 
     /// The step that its probes are for, where it has any.

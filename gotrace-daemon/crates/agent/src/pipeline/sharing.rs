@@ -122,8 +122,10 @@ impl Line {
         let [file] = files[..] else { return };
         let mut members: Vec<&mut Traced> =
             traced.iter_mut().filter(|t| has_probes(t) && t.shared_file() == Some(file)).collect();
-        // One whose level was lowered would pay for the others'.
-        if probes.is_shared(file) || members.iter().any(|t| t.aim() != t.most(config)) {
+        // One whose level was lowered would pay for the others'; so would all for one whose level is held higher.
+        let is_at_another =
+            |t: &&mut Traced| t.aim() != t.most(config) || t.wanted_level(config) != config.level;
+        if probes.is_shared(file) || members.iter().any(is_at_another) {
             return;
         }
         let processes = members.len();

@@ -98,7 +98,8 @@ impl Line {
             let most = traced.most(&self.config);
             let lowered = traced.step() != most;
             let group = group_of(traced, probes);
-            steps.entry(group).or_insert((traced.step(), most));
+            let all = steps.entry(group).or_insert((traced.step(), most));
+            all.1 = all.1.max(most);
             let usage = traced.usage(&probes.kernel, cost, now, lowered);
             let Some(usage) = usage else {
                 // Not known yet; the others decide, and the governor stays.
@@ -119,7 +120,7 @@ impl Line {
             let Some((step, most)) = steps.get(group).copied() else { continue };
             let between = self.config.between_turns();
             let governor = self.spending.governors.entry(*group).or_insert_with(|| {
-                if step == most {
+                if step >= most {
                     Governor::new(most, between)
                 } else {
                     Governor::lowered(most, between, step, since)
@@ -150,6 +151,51 @@ impl Line {
         }
         if self.node.is_none() {
             self.report(|traced| traced.tracee.has_changed(), report);
+        }
+    }
+
+    /// Another level is wanted of a process: those that share its probes get it with it, as the budget allows.
+    pub(super) fn change_most(&mut self, pid: u32) {
+        let Some(probes) = &self.probes else { return };
+        let is_weighed = |traced: &&Traced| {
+            traced.slot.is_some() && !traced.cramped && traced.tracee.lowered() != Some(Lowered::Neighbours)
+        };
+        let own = self.traced.iter().find(|traced| traced.pid() == pid);
+        let Some(group) = own.filter(is_weighed).map(|traced| group_of(traced, probes)) else { return };
+        let members: Vec<(u32, Step, Step)> = self
+            .traced
+            .iter()
+            .filter(|traced| is_weighed(traced) && group_of(traced, probes) == group)
+            .map(|traced| (traced.pid(), traced.step(), traced.most(&self.config)))
+            .collect();
+        let Some(most) = members.iter().map(|(_, _, most)| *most).max() else { return };
+        let Some(now) = members.iter().map(|(_, now, _)| *now).min() else { return };
+        let (since, between) = (self.spending.began.elapsed(), self.config.between_turns());
+        let governor = self.spending.governors.get(&group);
+        // What the budget has lowered stays there until there is room.
+        let to = if governor.is_some_and(Governor::is_lowered) { now.min(most) } else { most };
+        if self.config.budget.is_some() {
+            let governor = if to == most {
+                Governor::new(most, between)
+            } else {
+                Governor::lowered(most, between, to, since)
+            };
+            self.spending.governors.insert(group, governor);
+        }
+        if to != now {
+            let processes = members.len();
+            tracing::info!(
+                pid,
+                processes,
+                from = now.name(),
+                to = to.name(),
+                "level changed for a client of the socket"
+            );
+        }
+        for (pid, now, _) in members {
+            if now != to {
+                self.set_step(pid, to);
+            }
         }
     }
 
@@ -268,7 +314,7 @@ impl Line {
     pub(super) fn set_step(&mut self, pid: u32, step: Step) {
         let Self { probes: Some(probes), traced, config, .. } = self else { return };
         let Some(traced) = traced.iter_mut().find(|t| t.pid() == pid) else { return };
-        let below = step < Step::Probes(config.level);
+        let below = step < Step::Probes(traced.wanted_level(config));
         let lowered = if traced.cramped { Some(Lowered::Memory) } else { below.then_some(Lowered::Budget) };
         traced.lower(lowered);
         match (traced.step(), step) {

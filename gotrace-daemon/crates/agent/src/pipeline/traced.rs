@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, os::fd::BorrowedFd, sync::Arc, time::Instant};
 use gotrace_common::{EntryFilter, ProcessConfig, flags};
 
 use super::{
-    LineConfig, LineError, behind::Behind, examining::Examining, in_hand::Process, live::LiveTracee,
-    probes::SharedFile, programs::Parsed, requests::WatchedRequests, seed::Snapshots, spending::Look,
-    text::Text,
+    LineConfig, LineError, behind::Behind, examining::Examining, holds::Held, in_hand::Process,
+    live::LiveTracee, probes::SharedFile, programs::Parsed, requests::WatchedRequests, seed::Snapshots,
+    spending::Look, text::Text,
 };
 use crate::{
     decode::{Create, Event, plain_creation},
@@ -78,6 +78,8 @@ pub struct Traced {
     /// Whether it is traced by snapshots for want of memory, and may have no more goroutines.
     pub(super) cramped: bool,
     pub(super) capped: bool,
+    /// What clients of the socket want of it.
+    pub(super) held: Held,
     /// Records that came of it since the last look at memory.
     pub(super) records: u64,
     /// Bytes that were kept of it at the last measurement.
@@ -111,14 +113,10 @@ impl Traced {
         let executable = || target.executable.display().to_string();
         let binary = &parsed.program.binary;
         let plan = binary.plan(line.level);
+        let of_waits = (line.level >= Level::Waits).then_some([ProbeEvent::Park, ProbeEvent::Run]);
         let missing: Vec<&str> = [ProbeEvent::Create, ProbeEvent::Exit]
             .into_iter()
-            .chain(
-                (line.level >= Level::Waits)
-                    .then_some([ProbeEvent::Park, ProbeEvent::Run])
-                    .into_iter()
-                    .flatten(),
-            )
+            .chain(of_waits.into_iter().flatten())
             .filter(|event| plan.probes.iter().all(|p| p.event != *event))
             .map(ProbeEvent::name)
             .collect();
@@ -166,7 +164,8 @@ impl Traced {
             suppressions: line.suppressions.clone(),
             room: line.goroutines_each,
         };
-        let tracee = Tracee::new(origin, ProbeCost::new(&plan));
+        // It may come to any level.
+        let tracee = Tracee::new(origin, ProbeCost::new(&binary.plan(Level::Full)));
         Ok(Self {
             slot: None,
             bias_known: bias.is_some(),
@@ -204,6 +203,7 @@ impl Traced {
             neighbours: 0,
             cramped: false,
             capped: false,
+            held: Held::default(),
             records: 0,
             kept_bytes: 0,
             failure: None,

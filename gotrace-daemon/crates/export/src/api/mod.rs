@@ -12,6 +12,7 @@ mod ask;
 mod contention;
 mod events;
 mod findings;
+mod follow;
 mod page;
 #[cfg(test)]
 mod page_tests;
@@ -44,10 +45,11 @@ use axum::{
     },
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 
 pub use access::{Access, AccessRules, BadToken, Token};
+pub use follow::Wanted;
 pub use processes::SCHEMA;
 
 use crate::{contention::Waits, dump::Captured, json, prometheus::Board};
@@ -96,6 +98,11 @@ pub trait Processes: Send + Sync {
     /// # Errors
     /// [`CaptureError`]
     fn capture(&self, pid: u32) -> Result<(Captured, Room), CaptureError>;
+    /// From now on at least this is wanted of one of them, until what is given back is dropped.
+    ///
+    /// # Errors
+    /// [`CaptureError`]
+    fn hold(&self, pid: u32, wanted: Wanted) -> Result<Held, CaptureError>;
     /// Where one of them waited since tracing began, soon.
     fn waits(&self, pid: u32, answer: Answer<Waits>);
     /// Which of its goroutines are proven to be leaked, soon. `fresh`: a proof is to be made for this question, unless
@@ -118,6 +125,9 @@ pub struct Proof {
     /// Whether one was completed that was asked for.
     pub fresh: bool,
 }
+
+/// What is wanted of a process until this is dropped.
+pub type Held = Box<dyn Send>;
 
 /// Memory that others do not get until this is dropped.
 pub type Room = Box<dyn Send>;
@@ -176,6 +186,7 @@ pub struct Api {
     captures: pprof::Captures,
     contentions: contention::Turns,
     clients: events::Clients,
+    followers: follow::Followers,
 }
 
 impl std::fmt::Debug for Api {
@@ -195,6 +206,7 @@ impl Api {
             captures: pprof::Captures::default(),
             contentions: contention::Turns::default(),
             clients: events::Clients::default(),
+            followers: follow::Followers::default(),
         }
     }
 
@@ -208,6 +220,7 @@ impl Api {
             .route("/api/v1/processes", get(list))
             .route("/api/v1/processes/{pid}", get(latest))
             .route("/api/v1/processes/{pid}/findings", get(findings_of))
+            .route("/api/v1/processes/{pid}/follow", post(follow::follow))
             .route("/api/v1/processes/{pid}/goroutines", get(pprof::groups))
             .route("/api/v1/processes/{pid}/history", get(history))
             .route("/api/v1/sd", get(targets))
@@ -244,7 +257,8 @@ async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Res
     // The page itself may be linked to: it asks for all else from where it is.
     let for_another_site = is_for_another_site(host, headers) && !is_link_to(path, headers);
     let is_get = *method == Method::GET;
-    let is_answered = is_get || (*method == Method::POST && path == page::LOGIN);
+    let of_socket = matches!(ends, Some(Ends::Socket)) && path.ends_with(follow::PATH);
+    let is_answered = is_get || (*method == Method::POST && (path == page::LOGIN || of_socket));
     let mut response = match admitted {
         Ok(()) if for_another_site => plain(
             StatusCode::FORBIDDEN,

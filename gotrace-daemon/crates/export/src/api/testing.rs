@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Answer, CaptureError, Processes, Proof, Room, Traced};
+use super::{Answer, CaptureError, Held, Processes, Proof, Room, Traced, Wanted};
 use crate::{
     contention::{Waits, testing::waits},
     dump::{Captured, testing::demo},
@@ -30,6 +30,10 @@ impl Processes for Nobody {
     }
 
     fn capture(&self, _: u32) -> Result<(Captured, Room), CaptureError> {
+        Err(CaptureError::NotTraced)
+    }
+
+    fn hold(&self, _: u32, _: Wanted) -> Result<Held, CaptureError> {
         Err(CaptureError::NotTraced)
     }
 
@@ -105,6 +109,10 @@ impl Processes for Shops {
         snapshot.counts.unreadable += self.unreadable;
         let (executable, build_id) = ("/usr/bin/demo".into(), "0123abcd".into());
         Ok((Captured { snapshot, names, executable, build_id, mapping: None }, Box::new(())))
+    }
+
+    fn hold(&self, pid: u32, _: Wanted) -> Result<Held, CaptureError> {
+        self.find(pid).map(|_| Box::new(()) as Held).ok_or(CaptureError::NotTraced)
     }
 
     fn waits(&self, pid: u32, answer: Answer<Waits>) {

@@ -13,6 +13,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use tokio::sync::mpsc::{Receiver, Sender, channel, error::TrySendError};
+
 pub use page::{MAX_SERIES, MAX_SERIES_OF_NODE};
 pub use server::{ServeError, Server, Site};
 pub use socket::SocketError;
@@ -78,11 +80,42 @@ pub struct Board {
     series: Mutex<(Room, BTreeMap<u64, Admitted>)>,
 }
 
-/// A process's last state, and how it came to it.
+/// A process's last state, how it came to it, and who follows it.
 #[derive(Debug)]
 struct Kept {
     interval: Arc<Interval>,
     history: History,
+    followers: Vec<Follower>,
+}
+
+/// Reports that may wait for one who follows a process.
+const MAX_WAITING: usize = 16;
+
+/// A report for one who follows a process.
+#[derive(Clone, Debug)]
+pub(crate) struct Followed {
+    pub interval: Arc<Interval>,
+    /// Reports before it that there was no room for.
+    pub missed: u64,
+}
+
+/// One who follows a process.
+#[derive(Debug)]
+struct Follower {
+    to: Sender<Followed>,
+    missed: u64,
+}
+
+impl Follower {
+    /// Hands it a report; whether it still is there.
+    fn show(&mut self, interval: &Arc<Interval>) -> bool {
+        match self.to.try_send(Followed { interval: Arc::clone(interval), missed: self.missed }) {
+            Ok(()) => self.missed = 0,
+            Err(TrySendError::Full(_)) => self.missed += 1,
+            Err(TrySendError::Closed(_)) => return false,
+        }
+        true
+    }
 }
 
 impl Default for Board {
@@ -100,11 +133,14 @@ impl Board {
     /// A process's state.
     pub fn show(&self, interval: &Arc<Interval>) {
         let mut processes = self.lock();
-        let kept = processes
-            .entry(interval.resource.process())
-            .or_insert_with(|| Kept { interval: Arc::clone(interval), history: History::default() });
+        let kept = processes.entry(interval.resource.process()).or_insert_with(|| Kept {
+            interval: Arc::clone(interval),
+            history: History::default(),
+            followers: Vec::new(),
+        });
         kept.interval = Arc::clone(interval);
         kept.history.add(interval);
+        kept.followers.retain_mut(|follower| follower.show(interval));
     }
 
     /// The process with this pid is not traced any more.
@@ -121,6 +157,14 @@ impl Board {
     /// How a process came to its last state; `None` where it has none. `process`: as [`Resource::process`] has it.
     pub(crate) fn history(&self, process: u64) -> Option<History> {
         self.lock().get(&process).map(|kept| kept.history.clone())
+    }
+
+    /// The reports of a process from now on, until it is not traced any more; `None` where it has none yet.
+    pub(crate) fn follow(&self, process: u64) -> Option<Receiver<Followed>> {
+        let mut processes = self.lock();
+        let (to, reports) = channel(MAX_WAITING);
+        processes.get_mut(&process)?.followers.push(Follower { to, missed: 0 });
+        Some(reports)
     }
 
     /// The text for Prometheus. `spans_dropped`: what the exporter dropped of a process's spans, by why.

@@ -274,3 +274,30 @@ fn labels(mut rest: &str) -> Option<Vec<String>> {
         }
     }
 }
+
+#[test]
+fn who_follows_a_process_has_its_reports_or_how_many_it_missed() {
+    let board = crate::prometheus::Board::default();
+    let report = Arc::new(interval(1, 1));
+    let process = report.resource.process();
+    assert!(board.follow(process).is_none(), "there is no report yet");
+    board.show(&report);
+    let (mut slow, gone) = (board.follow(process).expect("it is there"), board.follow(process));
+    drop(gone);
+    for _ in 0..20 {
+        board.show(&report);
+    }
+    let mut missed = Vec::new();
+    while let Ok(followed) = slow.try_recv() {
+        missed.push(followed.missed);
+    }
+    assert_eq!(missed, [0; 16], "as many wait as may");
+    board.show(&report);
+    assert_eq!(slow.try_recv().map(|followed| followed.missed), Ok(4));
+    board.show(&report);
+    assert_eq!(slow.try_recv().map(|followed| followed.missed), Ok(0), "it was told");
+    board.remove(report.pid);
+    assert!(
+        slow.try_recv().is_err_and(|error| error == tokio::sync::mpsc::error::TryRecvError::Disconnected)
+    );
+}
