@@ -128,6 +128,7 @@ impl AttachArgs {
             stack_depth,
             interval,
             requests,
+            functions: _,
             quiet,
             engine,
             reconcile,

@@ -112,6 +112,7 @@ enum CpuTime {
 /// The loaded kernel side. Dropping it detaches everything.
 pub struct Kernel {
     ebpf: Ebpf,
+    ring_bytes: u32,
     processes: BpfHashMap<MapData, u32, ProcessConfig>,
     /// Kept as it is: programs that are loaded later refer to its descriptor.
     goroutines: MapData,
@@ -229,6 +230,7 @@ impl Kernel {
         let requests = requests::Maps::take(&mut ebpf, options.requests)?;
         let mut kernel = Self {
             ebpf,
+            ring_bytes,
             processes: typed(of_processes?, "PROCESSES")?,
             goroutines: data(goroutines?)?,
             counters: typed(counters?, "COUNTERS")?,
@@ -286,7 +288,7 @@ impl Kernel {
     /// [`Error::Object`] when it was taken already.
     pub fn ring(&mut self) -> Result<Ring, Error> {
         let map = self.ebpf.take_map("EVENTS").ok_or_else(|| Error::Object("map EVENTS".into()))?;
-        Ring::new(map)
+        Ring::new(map, self.ring_bytes as usize)
     }
 
     /// Logs what the kernel side has to say since the last call; nothing when that is off.

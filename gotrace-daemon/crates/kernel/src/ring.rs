@@ -15,20 +15,25 @@ use super::Error;
 /// before the newborn's first event, a park before its wake, a wake before the run.
 pub struct Ring {
     ring: RingBuf<MapData>,
+    /// How much it holds.
+    bytes: usize,
     kept: Kept,
 }
 
 impl Ring {
-    pub(super) fn new(map: Map) -> Result<Self, Error> {
+    pub(super) fn new(map: Map, bytes: usize) -> Result<Self, Error> {
         let ring = RingBuf::try_from(map).map_err(|_| Error::Object("ring EVENTS".into()))?;
-        Ok(Self { ring, kept: Kept::default() })
+        Ok(Self { ring, bytes, kept: Kept::default() })
     }
 
     /// Takes records out of the ring, so that there is room for more, and keeps them for the next [`Self::drain`]: for
-    /// whoever is busy for long with something else. What does not fit stays in the ring.
+    /// whoever is busy for long with something else. What does not fit stays in the ring, and so does what comes meanwhile,
+    /// beyond as much as the ring holds: programs may be faster than this.
     pub fn keep(&mut self) {
-        while self.kept.has_room() {
+        let mut taken = 0;
+        while taken < self.bytes && self.kept.has_room() {
             let Some(record) = self.ring.next() else { return };
+            taken += record.len();
             self.kept.push(&record);
         }
     }
