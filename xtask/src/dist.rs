@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// What goes along: where it lies in the workspace, and where in the archive.
-const DOCUMENTS: [(&str, &str); 17] = [
+const DOCUMENTS: [(&str, &str); 23] = [
     ("README.md", "README.md"),
     ("CHANGELOG.md", "CHANGELOG.md"),
     ("LICENSE-APACHE", "LICENSE-APACHE"),
@@ -35,6 +35,12 @@ const DOCUMENTS: [(&str, &str); 17] = [
     ("gotrace-daemon/docs/dump.md", "docs/dump.md"),
     ("gotrace-daemon/docs/formats.md", "docs/formats.md"),
     ("gotrace-daemon/docs/guide.md", "docs/guide.md"),
+    ("gotrace-daemon/docs/guide/growing.md", "docs/guide/growing.md"),
+    ("gotrace-daemon/docs/guide/hung.md", "docs/guide/hung.md"),
+    ("gotrace-daemon/docs/guide/leak.md", "docs/guide/leak.md"),
+    ("gotrace-daemon/docs/guide/slow.md", "docs/guide/slow.md"),
+    ("gotrace-daemon/docs/guide/stuck.md", "docs/guide/stuck.md"),
+    ("gotrace-daemon/docs/guide/throttled.md", "docs/guide/throttled.md"),
     ("gotrace-daemon/docs/leaks.md", "docs/leaks.md"),
     ("gotrace-daemon/docs/safety.md", "docs/safety.md"),
     ("gotrace-daemon/docs/telemetry.md", "docs/telemetry.md"),
@@ -69,7 +75,7 @@ pub fn main(options: &Options) -> Result<()> {
         fs::remove_dir_all(&directory).with_context(|| format!("removing {}", directory.display()))?;
     }
     fs::create_dir_all(directory.join("completions"))?;
-    fs::create_dir_all(directory.join("docs"))?;
+    fs::create_dir_all(directory.join("docs/guide"))?;
     copy(&binary, &directory.join("gotrace"))?;
     for (from, to) in DOCUMENTS {
         copy(&root().join(from), &directory.join(to))?;
