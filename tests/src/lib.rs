@@ -18,6 +18,7 @@ pub mod fixture;
 pub mod fuse;
 pub mod gobuild;
 pub mod gotrace;
+pub mod guide;
 pub mod harm;
 pub mod http;
 pub mod leaks;
