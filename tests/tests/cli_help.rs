@@ -27,18 +27,24 @@ fn help_is_as_written_down() {
         .case("cmd/*.trycmd");
 }
 
+/// What stands before a command line where a shell or a job of a CI has it.
+const BEFORE: [&str; 8] = ["$ ", "- ", "run: ", "script: ", "sudo ", "-E ", "env ", "\"PATH=$PATH\" "];
+
 /// The command lines in a text: from `gotrace` on, without comment, redirection and pipe.
 fn command_lines(text: &str) -> BTreeSet<String> {
     text.lines()
         .filter_map(|line| {
-            let line = line.trim_start().trim_start_matches("$ ");
+            let mut line = line.trim_start();
+            while let Some(rest) = BEFORE.iter().find_map(|before| line.strip_prefix(before)) {
+                line = rest;
+            }
             let line = line.starts_with("gotrace ").then_some(line)?;
             let line = line.split(" #").next()?;
             // Behind two spaces the help's examples say what they do.
             let line = line.split("  ").next()?;
             Some(
                 line.split([' ', '\t'])
-                    .take_while(|w| !matches!(*w, ">" | "|"))
+                    .take_while(|w| !matches!(*w, ">" | "|" | "&&"))
                     .collect::<Vec<_>>()
                     .join(" "),
             )
@@ -46,25 +52,65 @@ fn command_lines(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
+/// The pieces of a document between fences, and what is between backticks outside of them.
+fn code(text: &str) -> (String, Vec<String>) {
+    let (mut blocks, mut inline, mut fenced) = (String::new(), Vec::new(), false);
+    for line in text.lines() {
+        if line.trim_start().starts_with("```") {
+            fenced = !fenced;
+        } else if fenced {
+            blocks.push_str(line);
+            blocks.push('\n');
+        } else {
+            inline.extend(line.split('`').skip(1).step_by(2).map(str::to_owned));
+        }
+    }
+    (blocks, inline)
+}
+
+/// What a command line of a sentence has that gotrace does not: its subcommand, or a flag. Of such a line the rest may
+/// stand for something (`gotrace why --pid P`).
+fn unknown(command: &clap::Command, line: &str) -> Option<String> {
+    let mut words = line.split_whitespace().skip(1).map(|word| word.trim_end_matches([',', ';', '.']));
+    let name = words.next()?;
+    if name.starts_with('-') || !name.starts_with(|c: char| c.is_ascii_lowercase()) {
+        return None;
+    }
+    let Some(subcommand) = command.find_subcommand(name) else { return Some(name.to_owned()) };
+    let known = |flag: &str| {
+        let name = flag.split('=').next().unwrap_or(flag);
+        subcommand
+            .get_arguments()
+            .any(|a| a.get_long_and_visible_aliases().is_some_and(|l| l.contains(&name)))
+    };
+    words
+        .take_while(|word| *word != "--")
+        .filter_map(|word| word.strip_prefix("--"))
+        .find(|flag| !known(flag))
+        .map(|flag| format!("--{flag}"))
+}
+
 #[test]
 fn command_lines_that_are_shown_are_taken() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("in the workspace");
-    let mut lines = BTreeSet::new();
-    let documents = ["formats", "telemetry", "dump", "leaks", "daemon", "guide", "troubleshooting"]
-        .map(|name| format!("gotrace-daemon/docs/{name}.md"));
-    for file in documents.into_iter().chain(["README.md".to_owned()]) {
-        let text = fs::read_to_string(root.join(file)).expect("a document");
-        // Every other piece is between fences.
-        for block in text.split("```").skip(1).step_by(2) {
-            lines.extend(command_lines(block));
+    let mut command = Cli::command();
+    command.build();
+    let (mut found, mut lines, mut sentences) = (Vec::new(), BTreeSet::new(), 0);
+    documents(root, &mut found);
+    for document in found {
+        let (blocks, inline) = code(&fs::read_to_string(&document).expect("a document"));
+        lines.extend(command_lines(&blocks));
+        for line in inline.iter().filter(|line| line.starts_with("gotrace ")) {
+            let unknown = unknown(&command, line);
+            assert!(unknown.is_none(), "{}: {line}: there is no {unknown:?}", document.display());
+            sentences += 1;
         }
     }
-    let mut command = Cli::command();
     lines.extend(command_lines(&command.render_long_help().to_string()));
     for subcommand in command.get_subcommands_mut() {
         lines.extend(command_lines(&subcommand.render_long_help().to_string()));
     }
-    assert!(lines.len() >= 15, "{lines:?}");
+    assert!(lines.len() >= 80 && sentences >= 100, "{sentences} in sentences, and {lines:#?}");
     for line in lines {
         if let Err(error) = Cli::try_parse_from(line.split(' ')) {
             panic!("{line}\n{error}");
