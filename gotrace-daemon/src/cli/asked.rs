@@ -166,6 +166,8 @@ fn warn(path: &Path, why: &str) {
 
 impl Daemon {
     fn find(path: &Path) -> Result<Self, Trouble> {
+        // Most nodes have none: nothing is begun for it.
+        fs::symlink_metadata(path).map_err(|_| Trouble::Nobody)?;
         let runtime = trace::runtime("gotrace-ask", 1).map_err(|e| Trouble::Told(e.to_string()))?;
         let pid = runtime.block_on(within(async { connect(path).await.map(|(_, pid)| pid) }))?;
         Ok(Self { runtime, path: path.into(), pid })

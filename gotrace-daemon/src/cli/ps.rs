@@ -138,8 +138,11 @@ pub(super) fn run(args: &PsArgs) -> Result<Exit, CliError> {
     Ok(Exit::DONE)
 }
 
-/// The daemon of this node by its pid, and what it knows of processes, by their pids and starts.
-fn ask(args: &AskArgs) -> Option<(u32, BTreeMap<(u32, u64), Longer>)> {
+/// What a daemon knows of processes, by their pids and starts.
+type Known = BTreeMap<(u32, u64), Longer>;
+
+/// The daemon of this node by its pid, and what it knows.
+fn ask(args: &AskArgs) -> Option<(u32, Known)> {
     let daemon = args.daemon()?;
     let [processes, histories, findings] =
         daemon.get(["/api/v1/processes", "/api/v1/history", "/api/v1/findings"])?;

@@ -285,7 +285,7 @@ impl Programs {
     }
 
     /// What a daemon knows of these; `None` where none was asked.
-    fn from_daemon(&self) -> Option<String> {
+    fn told_by_daemon(&self) -> Option<String> {
         let pid = self.daemon?;
         let since: Vec<u64> = self.traced().map(|longer| longer.since_unix_nano).collect();
         let Some(first) = since.iter().min() else {
@@ -338,7 +338,7 @@ impl Programs {
                 writeln!(out, "{}", text.trim_end())?;
             }
         }
-        self.from_daemon().into_iter().chain(self.not_shown()).try_for_each(|line| writeln!(out, "{line}"))
+        self.told_by_daemon().into_iter().chain(self.not_shown()).try_for_each(|line| writeln!(out, "{line}"))
     }
 
     /// Writes JSON lines: a header, a program each, a summary.

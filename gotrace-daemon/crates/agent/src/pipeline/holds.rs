@@ -84,7 +84,8 @@ impl Held {
         let (Some(every), Some(next)) = (self.every, self.next_report) else { return false };
         let due = now >= next;
         if due {
-            self.next_report = Some((next + every).max(now));
+            // After a long turn it begins anew.
+            self.next_report = Some(if next + every > now { next + every } else { now + every });
         }
         due
     }

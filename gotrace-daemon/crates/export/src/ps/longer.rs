@@ -118,7 +118,7 @@ impl History {
         }
         // In the first step it was only just found.
         let (first, before) = known.nth(1)?;
-        let (last, now) = known.last()?;
+        let (last, now) = known.next_back()?;
         let steps = u64::try_from(last - first).ok()?;
         let over_ns = steps.saturating_mul(self.step_ns);
         (over_ns > 0).then(|| ((now as f64 - before as f64) / (over_ns as f64 / 1e9), over_ns))
