@@ -97,7 +97,7 @@ fn show(gotrace: &Path, arguments: &[&str], codes: &[i32]) -> Result<()> {
 }
 
 /// The prebuilt program of this architecture, checked and made executable.
-fn unpack(target: &Path) -> Result<PathBuf> {
+pub(crate) fn unpack(target: &Path) -> Result<PathBuf> {
     let arch = match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
@@ -129,10 +129,10 @@ fn unpack(target: &Path) -> Result<PathBuf> {
 }
 
 /// The Go program; ended when dropped.
-struct Running(Child);
+pub(crate) struct Running(pub(crate) Child);
 
 impl Running {
-    fn start(program: &Path) -> Result<Self> {
+    pub(crate) fn start(program: &Path) -> Result<Self> {
         let child = Command::new(program)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -12,8 +12,10 @@ mod kernels;
 mod licences;
 mod packages;
 mod page;
+mod pictures;
 mod sbom;
 mod setup;
+mod svg;
 mod test;
 mod util;
 
@@ -48,6 +50,8 @@ enum Chore {
         #[command(subcommand)]
         action: page::Action,
     },
+    /// Make the README's pictures: the terminal view and the page, on the demo's program
+    Pictures,
     /// Let libFuzzer try everything that parses
     Fuzz(fuzz::Options),
     /// Check the licences of everything that gotrace is made of
@@ -64,6 +68,7 @@ fn main() -> Result<()> {
         Chore::Bench(options) => bench::main(&options),
         Chore::Ebpf { action } => ebpf::main(action),
         Chore::Page { action } => page::main(action),
+        Chore::Pictures => pictures::main(),
         Chore::Fuzz(options) => fuzz::main(&options),
         Chore::Licences => licences::main(),
         Chore::Dist(options) => dist::main(&options),

@@ -115,13 +115,13 @@ fn sources() -> PathBuf {
     root().join("gotrace-daemon/web")
 }
 
-/// Where it is built, and where the test in the browser runs.
-fn place() -> PathBuf {
+/// Where it is built, and where what runs in the browser does.
+pub fn place() -> PathBuf {
     root().join("target/page")
 }
 
 /// Builds the bundle from the sources.
-fn build() -> Result<()> {
+pub fn build() -> Result<()> {
     let place = place();
     fs::create_dir_all(&place).with_context(|| format!("making {}", place.display()))?;
     for name in SOURCES {
