@@ -99,8 +99,17 @@ impl Tmux {
 
 impl Drop for Tmux {
     fn drop(&mut self) {
-        // It has ended already where gotrace has.
-        let _ = self.command(&["kill-server"]).stderr(Stdio::null()).status();
+        // gotrace ends at its key, and the server with it; both fail where that has happened.
+        let said = |arguments: &[&str]| {
+            let status = self.command(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status();
+            status.is_ok_and(|status| status.success())
+        };
+        said(&["send-keys", "q"]);
+        let begin = Instant::now();
+        while said(&["has-session"]) && begin.elapsed() < PATIENCE {
+            thread::sleep(Duration::from_millis(100));
+        }
+        said(&["kill-server"]);
     }
 }
 
