@@ -144,7 +144,7 @@ mod tests {
         let svg = draw(terminal.screen(), "a & b");
         let leak = "x=\"14.0\" y=\"27.5\" textLength=\"33.6\" lengthAdjust=\"spacingAndGlyphs\" fill=\"#f0716b\" \
                     font-weight=\"700\">LEAK</text>";
-        for part in ["<title>a &amp; b</title>", leak, ">a&lt;b</text>", "x=\"81.2\"", ">c</text>"] {
+        for part in ["<title>a &amp; b</title>", leak, ">a&lt;b</text>", "x=\"106.4\"", ">c</text>"] {
             assert!(svg.contains(part), "{part} in\n{svg}");
         }
         let row = format!("width=\"25.2\" height=\"18.0\" fill=\"{FOREGROUND}\"/>");
