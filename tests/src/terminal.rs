@@ -11,7 +11,10 @@ use std::{
         unix::process::CommandExt as _,
     },
     process::{Child, Command, ExitStatus},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -27,6 +30,8 @@ pub struct OnTerminal {
     child: Child,
     master: File,
     sent: Arc<Mutex<Vec<u8>>>,
+    /// Whether nobody looks any more.
+    gone: Arc<AtomicBool>,
 }
 
 impl OnTerminal {
@@ -49,6 +54,9 @@ impl OnTerminal {
             )
         };
         assert_eq!(result, 0, "a terminal");
+        // Whoever has the master open keeps the terminal from hanging up.
+        // SAFETY: no memory is involved; the descriptor has just been made.
+        assert_eq!(unsafe { libc::fcntl(master, libc::F_SETFD, libc::FD_CLOEXEC) }, 0);
         // SAFETY: the call has just made these descriptors; nobody else owns them.
         let (master, slave) =
             unsafe { (File::from(OwnedFd::from_raw_fd(master)), File::from(OwnedFd::from_raw_fd(slave))) };
@@ -71,14 +79,32 @@ impl OnTerminal {
         let sent = Arc::new(Mutex::new(Vec::new()));
         let mut reader = master.try_clone().expect("a descriptor");
         let kept = Arc::clone(&sent);
+        let gone = Arc::new(AtomicBool::new(false));
+        let over = Arc::clone(&gone);
         thread::spawn(move || {
             let mut bytes = [0; 4096];
-            // An error is the end: nobody has the other side open any more.
-            while let Ok(n @ 1..) = reader.read(&mut bytes) {
+            while !over.load(Ordering::Relaxed) {
+                let mut ready = libc::pollfd { fd: reader.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+                // SAFETY: one descriptor, which is open, in a live structure.
+                if unsafe { libc::poll(&raw mut ready, 1, 20) } == 0 {
+                    continue;
+                }
+                // An error is the end: nobody has the other side open any more.
+                let Ok(n @ 1..) = reader.read(&mut bytes) else { return };
                 kept.lock().expect("whole").extend_from_slice(&bytes[..n]);
             }
         });
-        Self { child, master, sent }
+        Self { child, master, sent, gone }
+    }
+
+    /// Closes the terminal, as when a connection breaks off, and waits for gotrace's end.
+    ///
+    /// # Panics
+    /// Where it does not come.
+    pub fn hang_up(mut self) -> ExitStatus {
+        self.gone.store(true, Ordering::Relaxed);
+        self.master = File::open("/dev/null").expect("it is there");
+        self.end()
     }
 
     /// Its process id.

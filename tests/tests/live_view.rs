@@ -115,6 +115,22 @@ fn the_table_ends_with_its_target() {
 }
 
 #[test]
+fn it_ends_with_its_terminal() {
+    if !privileged("live_view") {
+        return;
+    }
+    let demo = Demo::start("1h").expect("it starts");
+    for arguments in [&["attach", "--budget", "none", "--pid"][..], &["top"]] {
+        let pid = demo.pid().to_string();
+        let with_pid = [arguments, &[&*pid]].concat();
+        let view = OnTerminal::start(if arguments == ["top"] { arguments } else { &with_pid });
+        view.wait_to_see("demo");
+        // How does not matter: nobody is there who could be told.
+        view.hang_up();
+    }
+}
+
+#[test]
 fn json_and_quiet_leave_the_terminal_alone() {
     if !privileged("live_view") {
         return;

@@ -1,8 +1,13 @@
 //! The terminal itself: taking it, giving it back, and what the user does.
 
 use std::{
+    fs::File,
     io,
-    sync::atomic::{AtomicBool, Ordering},
+    os::fd::{AsFd as _, BorrowedFd},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -10,6 +15,10 @@ use crossterm::{
     cursor,
     event::{self, Event, KeyCode, KeyEventKind, KeyModifiers},
     execute, terminal,
+};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    termios::isatty,
 };
 
 use super::state::View;
@@ -88,11 +97,46 @@ pub(super) fn leave() {
 }
 
 /// The next thing that the user does within `timeout`; `typing`: most keys are characters.
+///
+/// # Errors
+/// When the terminal is gone.
 pub(super) fn next(timeout: Duration, typing: bool) -> io::Result<Option<Action>> {
-    if !event::poll(timeout)? {
-        return Ok(None);
+    wait(Duration::ZERO)?;
+    if !event::poll(Duration::ZERO)? {
+        wait(timeout)?;
+        if !event::poll(Duration::ZERO)? {
+            return Ok(None);
+        }
     }
     Ok(Some(action(&event::read()?, typing)))
+}
+
+/// Waits for keys, at most so long. From a terminal that has hung up crossterm would read for ever, and never come back.
+fn wait(timeout: Duration) -> io::Result<()> {
+    let mut keys = [PollFd::from_borrowed_fd(keyboard()?, PollFlags::IN)];
+    let timeout = Timespec {
+        tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(timeout.subsec_nanos()),
+    };
+    match poll(&mut keys, Some(&timeout)) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    if keys[0].revents().intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
+        return Err(io::Error::new(io::ErrorKind::BrokenPipe, "the terminal has hung up"));
+    }
+    Ok(())
+}
+
+/// Where keys come from: what crossterm reads too, standard input or else the process's terminal.
+fn keyboard() -> io::Result<BorrowedFd<'static>> {
+    static TERMINAL: OnceLock<Option<File>> = OnceLock::new();
+    let other = TERMINAL.get_or_init(|| {
+        let is_input = isatty(rustix::stdio::stdin());
+        if is_input { None } else { File::options().read(true).write(true).open("/dev/tty").ok() }
+    });
+    // Without either, crossterm says so.
+    Ok(other.as_ref().map_or_else(rustix::stdio::stdin, File::as_fd))
 }
 
 fn action(event: &Event, typing: bool) -> Action {
