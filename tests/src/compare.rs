@@ -17,6 +17,8 @@ use crate::{
 pub struct Rules {
     /// Error of the conversion from monotonic time to Unix epoch, both sides together.
     pub clock_ns: u64,
+    /// Between a look of the program at its clock and the event that belongs to it: probes, and others that want the CPU.
+    pub around_ns: u64,
     /// Waits that the program arranged to last at least this long must be reported.
     pub threshold_ns: u64,
     /// A wait that is not in the account is an error from this length on: shorter ones come from
@@ -26,7 +28,7 @@ pub struct Rules {
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { clock_ns: 2_000_000, threshold_ns: 1_000_000, stray_ns: 10_000_000 }
+        Self { clock_ns: 2_000_000, around_ns: 2_000_000, threshold_ns: 1_000_000, stray_ns: 10_000_000 }
     }
 }
 
@@ -142,7 +144,7 @@ impl Comparison<'_> {
         }
         let arranged = g.waits.iter().filter(|wait| !wait.may && wait.kind != "syscall");
         let waited: u64 = arranged.filter_map(|wait| Some(wait.to_ns? - wait.from_ns)).sum();
-        if waited > blocked + run_queue + g.waits.len() as u64 * self.rules.clock_ns {
+        if waited > blocked + run_queue + g.waits.len() as u64 * self.rules.around_ns {
             self.wrong.push(format!(
                 "{who} waited for {waited} ns, was blocked for {blocked} and ready for {run_queue}"
             ));

@@ -93,7 +93,8 @@ fn judge(left: &Left) -> Result<String, String> {
     let account = Account::parse(file("account")).map_err(|e| format!("{e:#}; {}", about()))?;
     let export = Export::parse(file("export")).map_err(|e| format!("{e:#}; {}", about()))?;
     // An emulated machine keeps goroutines waiting for a core, and its clocks drift against each other.
-    let rules = Rules { clock_ns: 10_000_000, threshold_ns: 5_000_000, stray_ns: 45_000_000 };
+    let rules =
+        Rules { clock_ns: 10_000_000, around_ns: 45_000_000, threshold_ns: 5_000_000, stray_ns: 45_000_000 };
     match compare(&account, &export.spans, rules) {
         Ok(counted) if counted.goroutines > 0 => Ok(format!(
             "{} goroutines and {} waits agree ({:.0?})",
@@ -303,7 +304,7 @@ fn every_kernel(arch: Arch, version: &str) {
             requests,
             harm: [&harm, &older],
         };
-        // What the dump, the proof and the links have wrong is wrong for good; what the account has, apart.
+        // What the dump, the proof and the links have wrong is wrong for good; what rests on clocks, apart.
         let run = || {
             let left = boot(series, arch, programs).map_err(|e| format!("{e:#}"))?;
             let mut more = String::new();
@@ -313,14 +314,15 @@ fn every_kernel(arch: Arch, version: &str) {
             if served {
                 more += &format!("; {}", judge_requests(&left)?);
             }
-            more += &format!("; {}", judge_quota(&left)?);
             judge_programs(&left)?;
             let by = judge_links(&left, ["6.12", "7"].contains(&series))?;
             let dump = judge_dump(&left)?;
             judge_harm(&left)?;
             judge_cpu_time(&left)?;
-            let account = judge(&left);
-            Ok::<_, String>(account.map(|a| format!("{} {by}: {a}; {dump}{more}", left.kernel)))
+            let by_clocks = judge(&left).and_then(|account| Ok((account, judge_quota(&left)?)));
+            Ok::<_, String>(
+                by_clocks.map(|(a, quota)| format!("{} {by}: {a}; {quota}; {dump}{more}", left.kernel)),
+            )
         };
         // An emulated machine may stand still in the midst of what the account arranged. Twice in a row is no chance.
         let judged = run().and_then(|account| {
