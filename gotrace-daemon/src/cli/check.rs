@@ -25,6 +25,7 @@ use self::{
 use super::{
     CliError, Exit,
     args::{Annotations, BaselineArgs, BudgetArg, percent},
+    asked::AskArgs,
     dump::{SOCKETS_CUT, write_to},
     examine::{self, Begin, Concluded, Interrupts, Program, verdict},
     guard::{Found, Outcome, Suite, Told, annotate, found, write_junit},
@@ -95,6 +96,9 @@ pub struct CheckArgs {
     /// 5 ms per second), or none for no limit. Above it, requests are traced in turns
     #[arg(long, value_parser = percent, default_value = "10%", requires = "requests", value_name = "PERCENT|none")]
     budget: BudgetArg,
+    /// Whether the daemon is asked, where probes are wanted.
+    #[command(flatten)]
+    ask: AskArgs,
     /// Known findings.
     #[command(flatten)]
     baseline: BaselineArgs,
@@ -158,6 +162,9 @@ pub(super) fn run(args: &CheckArgs) -> Result<Exit, CliError> {
     let first = process.look()?;
     let begin = Begin::of(&first);
     let interrupted = Interrupts::listen()?;
+    if args.requests.is_some() {
+        args.ask.warn_of_probes(pid, "gotrace check --requests");
+    }
     let tracing = args.requests.map(|slow| Tracing::start(program.identity().clone(), slow, args.budget));
     let tracing = tracing.transpose()?;
     let mut scans = Scans::new(&interrupted, args.watch);

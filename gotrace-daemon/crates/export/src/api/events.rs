@@ -5,13 +5,7 @@
 //! no news for a while. Nothing is queued: a client that is slow is told less often, of how it is then. Bounded: so many
 //! clients at a time; one that takes nothing for as long as an answer may take is let go ([`Stays`]).
 
-use std::{
-    collections::BTreeMap,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{
     Extension,
@@ -21,12 +15,11 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use hyper::body::Frame;
 use serde_json::{Value as Json, json};
 use tokio::{
     sync::{
         OwnedSemaphorePermit, Semaphore,
-        mpsc::{Receiver, Sender, channel},
+        mpsc::{Sender, channel},
     },
     time::{Instant, sleep},
 };
@@ -34,6 +27,7 @@ use tokio::{
 use super::{
     Api, Stays, Traced, later, now_unix_nano,
     processes::{self, Latest},
+    stream::Endless,
 };
 use gotrace_model::printable::write_json;
 
@@ -63,7 +57,7 @@ pub(super) async fn events(State(api): State<Arc<Api>>, Extension(stays): Extens
     };
     let (sender, receiver) = channel(1);
     tokio::spawn(tell(api, stays, sender, turn));
-    ([(CONTENT_TYPE, "text/event-stream")], Body::new(Events(receiver))).into_response()
+    ([(CONTENT_TYPE, "text/event-stream")], Body::new(Endless(receiver))).into_response()
 }
 
 async fn tell(api: Arc<Api>, stays: Stays, sender: Sender<Bytes>, _turn: OwnedSemaphorePermit) {
@@ -128,21 +122,6 @@ fn event(news: &mut Vec<u8>, name: &str, id: u64, data: &Json) {
     // A vector takes everything.
     let _ = write_json(news, data);
     news.extend_from_slice(b"\n\n");
-}
-
-/// What a client reads from.
-struct Events(Receiver<Bytes>);
-
-impl hyper::body::Body for Events {
-    type Data = Bytes;
-    type Error = std::convert::Infallible;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        self.get_mut().0.poll_recv(context).map(|news| news.map(|bytes| Ok(Frame::data(bytes))))
-    }
 }
 
 #[cfg(test)]

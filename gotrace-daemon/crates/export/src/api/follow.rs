@@ -7,13 +7,7 @@
 //! may take. Bounded: so many clients at a time, and so many reports that wait for one; those that found no room are
 //! counted, and told.
 
-use std::{
-    convert::Infallible,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Extension,
@@ -23,7 +17,6 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use hyper::body::Frame;
 use serde_json::json;
 use tokio::{
     sync::{
@@ -33,7 +26,9 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Api, Ends, Held, Stays, TEXT, Traced, later, not_traced, plain, pprof::value, refused};
+use super::{
+    Api, Ends, Held, Stays, TEXT, Traced, later, not_traced, plain, pprof::value, refused, stream::Endless,
+};
 use crate::{json, prometheus::Followed, text};
 use gotrace_model::{Interval, Level, printable::write_json};
 
@@ -125,7 +120,7 @@ pub(super) async fn follow(
     let (sender, receiver) = channel(1);
     tokio::spawn(tell(traced, form, (reports, sender), stays, (held, turn)));
     let content_type = if form == Form::Json { "application/x-ndjson" } else { TEXT };
-    ([(CONTENT_TYPE, content_type)], Body::new(Lines(receiver))).into_response()
+    ([(CONTENT_TYPE, content_type)], Body::new(Endless(receiver))).into_response()
 }
 
 /// `_held`: until the client is gone, or the process.
@@ -186,21 +181,6 @@ impl Form {
                 text::interval(lines, interval, system)
             }
         };
-    }
-}
-
-/// What a client reads from.
-struct Lines(Receiver<Bytes>);
-
-impl hyper::body::Body for Lines {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        self.get_mut().0.poll_recv(context).map(|lines| lines.map(|bytes| Ok(Frame::data(bytes))))
     }
 }
 

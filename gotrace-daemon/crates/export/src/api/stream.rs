@@ -4,6 +4,7 @@
 //! is gone ends the writing.
 
 use std::{
+    convert::Infallible,
     io::{self, Write},
     pin::Pin,
     task::{Context, Poll, ready},
@@ -25,6 +26,22 @@ type Piece = Option<Bytes>;
 pub(super) struct Pipe {
     pieces: Sender<Piece>,
     buffer: Vec<u8>,
+}
+
+/// What a client reads from for as long as there is news: there is no whole of which it could take a part.
+#[derive(Debug)]
+pub(super) struct Endless(pub Receiver<Bytes>);
+
+impl Body for Endless {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        self.get_mut().0.poll_recv(context).map(|news| news.map(|bytes| Ok(Frame::data(bytes))))
+    }
 }
 
 /// What the client reads from.
