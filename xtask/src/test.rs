@@ -6,8 +6,8 @@
 //! machines beside what builds and reads Go programs and beside the live tests, which mostly wait. A lane beside is this command again, with stages named; what it
 //! prints is kept and shown when it has ended.
 //!
-//! Live tests run two at a time, for the same reason, and so do trials of harm. A live test that fails so is run once more,
-//! by itself, when all else has ended: failing again fails the run, and passing then is said at its end.
+//! Live tests run two at a time, for the same reason. One that fails so is run once more, by itself, when all else has
+//! ended: failing again fails the run, and passing then is said at its end.
 //!
 //! One profile and one target serve all stages: the statically linked binary, which is also what runs
 //! in the virtual machines.
@@ -59,8 +59,8 @@ static CHOSEN: OnceLock<Vec<String>> = OnceLock::new();
 /// Live tests that failed beside others.
 static FAILED_BESIDE: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// Live tests, and trials, that run at a time.
-const AT_ONCE: usize = 2;
+/// Live tests that run at a time.
+const LIVE_AT_ONCE: usize = 2;
 
 /// What needs nothing but a compiler, and runs beside the setup.
 const COMPILING: [&str; 3] = ["clippy", "docs", "build"];
@@ -388,8 +388,8 @@ fn show(mut times: Vec<(Duration, String)>) {
     }
 }
 
-/// The same, [`AT_ONCE`] at a time; what each prints is shown when it has ended. Gives those that failed.
-fn run_beside_each_other(names: &[String], environment: &[(&str, &str)]) -> Result<Vec<String>> {
+/// The same, [`LIVE_AT_ONCE`] at a time; what each prints is shown when it has ended. Gives those that failed.
+fn run_beside_each_other(names: &[String]) -> Result<Vec<String>> {
     let names = ready(names)?;
     let directory = root().join("target/xtask-test");
     fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
@@ -401,7 +401,6 @@ fn run_beside_each_other(names: &[String], environment: &[(&str, &str)]) -> Resu
         let output = directory.join(format!("{name}.log"));
         let file = File::create(&output).with_context(|| format!("making {}", output.display()))?;
         let mut command = integration_test(name, "1");
-        command.envs(environment.iter().copied());
         let status = command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).status()?;
         let text = fs::read(&output).with_context(|| format!("reading {}", output.display()))?;
         let mut ended = ended.lock().unwrap_or_else(PoisonError::into_inner);
@@ -420,9 +419,10 @@ fn run_beside_each_other(names: &[String], environment: &[(&str, &str)]) -> Resu
             }
             Ok(())
         };
-        let all: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(work)).collect();
-        all.into_iter()
-            .try_for_each(|worker| worker.join().unwrap_or_else(|_| bail!("running a test came to no end")))
+        let all: Vec<_> = (0..LIVE_AT_ONCE).map(|_| scope.spawn(work)).collect();
+        all.into_iter().try_for_each(|worker| {
+            worker.join().unwrap_or_else(|_| bail!("running a live test came to no end"))
+        })
     })?;
     let (times, failed) = ended.into_inner().unwrap_or_else(PoisonError::into_inner);
     show(times);
@@ -448,7 +448,7 @@ fn live() -> Result<()> {
     if !is_root() {
         return skip("the live tests need root");
     }
-    let failed = run_beside_each_other(&integration(|n| n.starts_with("live_"))?, &[])?;
+    let failed = run_beside_each_other(&integration(|n| n.starts_with("live_"))?)?;
     FAILED_BESIDE.lock().unwrap_or_else(PoisonError::into_inner).extend(failed);
     Ok(())
 }
@@ -458,10 +458,8 @@ fn harm(extent: &str) -> Result<()> {
     if !is_root() {
         return skip("the trials need root");
     }
-    // Two at a time: they mostly wait, and a death is a death, whatever runs beside.
-    let failed =
-        run_beside_each_other(&integration(|n| n.starts_with("harm_"))?, &[("GOTRACE_HARM", extent)])?;
-    if failed.is_empty() { Ok(()) } else { Err(Failed(failed).into()) }
+    let names = integration(|n| n.starts_with("harm_"))?;
+    run_integration_with(&names, "1", &[("GOTRACE_HARM", extent)])
 }
 
 /// Hostile programs, and systems that have little left.
