@@ -108,6 +108,8 @@ pub mod status {
 
 /// Bytes of a route's text that are kept.
 pub const ROUTE_BYTES: usize = 104;
+/// Bytes of a path that are kept.
+pub const PATH_BYTES: usize = 120;
 /// Bytes of a `traceparent` header (W3C Trace Context), padded.
 pub const TRACEPARENT_BYTES: usize = 56;
 /// No step in a [`FieldPath`].
@@ -249,7 +251,7 @@ pub type CodeRange = [u64; 2];
 /// Packages whose own goroutines are no children of requests ([`RequestConfig::libraries`]).
 pub const LIBRARIES: usize = 4;
 
-/// Value of the map `REQUEST_CONFIGS`, one row a process slot (288 bytes).
+/// Value of the map `REQUEST_CONFIGS`, one row a process slot (296 bytes).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct RequestConfig {
@@ -270,6 +272,8 @@ pub struct RequestConfig {
     pub handler_starts: CodeRange,
     /// `http.Request.Method`
     pub method: FieldPath,
+    /// `http.Request.URL.Path`; none where paths are not wanted.
+    pub path: FieldPath,
     /// `http.Request.Pattern`, or the text behind `http.Request.pat`
     pub pattern: FieldPath,
     /// `http.Request.Header`
@@ -292,7 +296,7 @@ pub struct RequestConfig {
     /// its memory be another request's, before the handler is done. What is read of it is read while it is sure.
     pub http2_released: u8,
     /// Reserved, 0.
-    pub reserved: [u8; 3],
+    pub reserved: [u8; 5],
 }
 
 impl Default for RequestConfig {
@@ -307,6 +311,7 @@ impl Default for RequestConfig {
             libraries: [[0; 2]; LIBRARIES],
             handler_starts: [0; 2],
             method: none,
+            path: none,
             pattern: none,
             header: none,
             proto_major: none,
@@ -317,7 +322,7 @@ impl Default for RequestConfig {
             grpc_code: none,
             headers: HeaderMap::default(),
             http2_released: 0,
-            reserved: [0; 3],
+            reserved: [0; 5],
         }
     }
 }
@@ -384,7 +389,23 @@ pub struct Children {
     pub ended: u64,
 }
 
-/// Value of the map `REQUESTS`: a request that has begun and not ended (656 bytes).
+/// The path that a request asked for, as it was when it began (128 bytes).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Path {
+    /// How long it is; 0 where it was not read.
+    pub length: u64,
+    /// As much of it as there is room for, padded with 0.
+    pub text: [u8; PATH_BYTES],
+}
+
+impl Default for Path {
+    fn default() -> Self {
+        Self { length: 0, text: [0; PATH_BYTES] }
+    }
+}
+
+/// Value of the map `REQUESTS`: a request that has begun and not ended (784 bytes).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct OpenRequest {
@@ -436,6 +457,8 @@ pub struct OpenRequest {
     pub named_depth: u32,
     /// Goroutines that were started for it.
     pub children: Children,
+    /// What it asked for.
+    pub path: Path,
 }
 
 impl Default for OpenRequest {
@@ -463,6 +486,7 @@ impl Default for OpenRequest {
             routed_depth: 0,
             named_depth: 0,
             children: Children::default(),
+            path: Path::default(),
         }
     }
 }
@@ -527,8 +551,8 @@ pub struct RouteTimes {
     pub times: Times,
 }
 
-/// A request has ended that took at least as long as its route's threshold (552 bytes; 368 in recordings of earlier versions,
-/// without the last field).
+/// A request has ended that took at least as long as its route's threshold (680 bytes; 552 in recordings of earlier versions,
+/// without the last field, or 368, without the last two).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct RequestRecord {
@@ -547,20 +571,23 @@ pub struct RequestRecord {
     pub caller: [u8; TRACEPARENT_BYTES],
     /// Goroutines that were started for it.
     pub children: Children,
+    /// What it asked for.
+    pub path: Path,
 }
 
 const _: () = {
     assert!(size_of::<SpanLayout>() == 24);
     assert!(size_of::<OwnSpan>() == 32);
     assert!(size_of::<RouterLayouts>() == 32);
-    assert!(size_of::<RequestConfig>() == 288);
+    assert!(size_of::<RequestConfig>() == 296);
     assert!(size_of::<Account>() == 264);
     assert!(size_of::<Children>() == 184);
+    assert!(size_of::<Path>() == 128);
     assert!(size_of::<RequestKey>() == 16);
-    assert!(size_of::<OpenRequest>() == 656);
+    assert!(size_of::<OpenRequest>() == 784);
     assert!(size_of::<RouteKey>() == 128);
     assert!(size_of::<RouteTimes>() == 1328);
-    assert!(size_of::<RequestRecord>() == 552);
+    assert!(size_of::<RequestRecord>() == 680);
 };
 
 #[cfg(feature = "user")]

@@ -99,6 +99,38 @@ fn requests_of_the_old_mux_have_no_route() {
     agrees("Go 1.27.3, language 1.19", || judged("1.27.3", Mode::Stripped, Some("1.19")));
 }
 
+/// Paths are read as requests begin, of HTTP/2 too, and of those that are open.
+#[test]
+fn paths_are_told_where_they_are_wanted() {
+    if !privileged("live_requests") {
+        return;
+    }
+    for version in ["1.19.13", "1.24.11", "1.27.3"] {
+        agrees(&format!("Go {version}, paths"), || {
+            let mut program = Program::start(&server(version, Mode::Stripped));
+            let mut watch = Watch::start(program.pid(), &["--slow", "0ms", "--paths"]);
+            program.tell("open");
+            let open = program.answer();
+            let is_its = |r: &Value| r["goid"] == open["goid"];
+            watch.until("the request that does not end", |report| report.open.iter().any(is_its));
+            let (own, _) =
+                program.run("run 4 sleep user copied stripped post nowhere http2 timeout hijack panic");
+            let report = watch.finish();
+            let (pairs, mut wrong) = pairs(&own, &report.ended);
+            let told = pairs.iter().map(|(own, seen)| (own.to_string(), own.path.as_str(), &seen["path"]));
+            let of_open =
+                report.open.iter().map(|seen| ("the open one".to_owned(), "/endless", &seen["path"]));
+            for (whose, path, seen) in told.chain(of_open).filter(|(_, path, seen)| *seen != path) {
+                wrong.push(format!("{whose} asked for {path}, seen {seen}"));
+            }
+            if pairs.len() < 40 || report.open.is_empty() {
+                wrong.push(format!("{} requests were seen, {} open", pairs.len(), report.open.len()));
+            }
+            wrong
+        });
+    }
+}
+
 /// Only what is slow is told, and everything is counted; what does not end is told once while it lasts.
 #[test]
 fn fast_requests_leave_counts_alone() {

@@ -229,6 +229,9 @@ pub struct TraceArgs {
     /// With --requests: take each call of this function for a request too; see `gotrace requests`
     #[arg(long = "request", value_name = "FUNCTION", requires = "requests")]
     pub functions: Vec<String>,
+    /// With --requests: tell the path that each slow request asked for; see `gotrace requests`
+    #[arg(long, requires = "requests")]
+    pub paths: bool,
     /// Print nothing; with --format json only the header and the summary
     #[arg(short, long)]
     pub quiet: bool,

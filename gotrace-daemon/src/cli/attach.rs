@@ -129,6 +129,7 @@ impl AttachArgs {
             interval,
             requests,
             functions: _,
+            paths: _,
             quiet,
             engine,
             reconcile,

@@ -38,7 +38,8 @@ throttled, system call, GC assist, blocked by wait reason), its longest waits wi
 program, and what the goroutine did meanwhile that ended each. A request that is open for so long
 is printed once while it is, and again when it ends. Then a table of routes, every --interval and
 at the end. Fast requests leave only counts. Of a request gotrace reads its method, the route's
-pattern, the status and the traceparent header, and nothing else: no URL, no other header, no body.
+pattern, the status and the traceparent header, with --paths the path too, and nothing else: no query,
+no other header, no body.
 
 Servers: net/http (HTTP/1.1 and 2), golang.org/x/net/http2 behind net/http, google.golang.org/grpc.
 A span that the program's own OpenTelemetry SDK records for a request is the parent of gotrace's;
@@ -68,6 +69,10 @@ pub struct RequestsArgs {
     /// example.com/shop/cart.each[...]. Up to 8 times
     #[arg(long = "request", value_name = "FUNCTION")]
     functions: Vec<String>,
+    /// Tell the path that each slow request asked for, without its query. Segments that look like a secret are
+    /// [redacted]
+    #[arg(long)]
+    paths: bool,
     /// Waits of a slow request that are at least this long are told with their places
     #[arg(long, value_parser = values::duration, default_value = "1ms", value_name = "TIME")]
     min_wait: Duration,
@@ -222,6 +227,7 @@ impl RequestsArgs {
                 slow: self.slow,
                 required: true,
                 functions: self.functions.as_slice().into(),
+                paths: self.paths,
             }),
             ..events_alone(Level::Full, TICK.min(self.interval), self.budget.budget())
         }

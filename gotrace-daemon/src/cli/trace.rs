@@ -88,6 +88,7 @@ impl TraceArgs {
                 slow,
                 required: false,
                 functions: self.functions.as_slice().into(),
+                paths: self.paths,
             }),
             suppressions: Suppressions::default(),
             state: None,

@@ -44,7 +44,7 @@ impl Config {
                     max_per_second: _,
                     resource_command_args: _,
                 },
-            requests: Requests { mode, slow, functions },
+            requests: Requests { mode, slow, functions, paths },
             // Whom to ask is asked anew.
             metadata: _,
             otlp:
@@ -80,6 +80,7 @@ impl Config {
             ("requests.mode", *mode != new.requests.mode),
             ("requests.slow", *slow != new.requests.slow),
             ("requests.functions", *functions != new.requests.functions),
+            ("requests.paths", *paths != new.requests.paths),
             ("otlp.endpoint", *endpoint != otlp.endpoint),
             ("otlp.protocol", *protocol != otlp.protocol),
             ("otlp.headers", *headers != otlp.headers),
@@ -144,6 +145,7 @@ mod tests {
         ("requests.mode", "slow"),
         ("requests.slow", "250ms"),
         ("requests.functions", "[main.handle]"),
+        ("requests.paths", "true"),
         ("metadata.kubernetes", "off"),
         ("metadata.node_name", "node-b"),
         ("metadata.kubeconfig", "/etc/other"),

@@ -17,11 +17,13 @@ pub struct Requests {
     pub slow: Threshold,
     /// Functions of which each call is a request, named as tracebacks print them.
     pub functions: Vec<String>,
+    /// Whether the paths that slow requests asked for are exported.
+    pub paths: bool,
 }
 
 impl Default for Requests {
     fn default() -> Self {
-        Self { mode: Mode::Off, slow: Threshold(Slow::Auto), functions: Vec::new() }
+        Self { mode: Mode::Off, slow: Threshold(Slow::Auto), functions: Vec::new(), paths: false }
     }
 }
 
@@ -58,6 +60,11 @@ impl Requests {
             Mode::Slow => self.slow.0,
             Mode::All => Slow::From(std::time::Duration::ZERO),
         };
-        Some(TraceRequests { slow, required: false, functions: self.functions.as_slice().into() })
+        Some(TraceRequests {
+            slow,
+            required: false,
+            functions: self.functions.as_slice().into(),
+            paths: self.paths,
+        })
     }
 }

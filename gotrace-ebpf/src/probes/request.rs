@@ -3,10 +3,8 @@
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use gotrace_common::{
     Account, GoroutineState, Header, Hit, LEVEL_FULL, Lost, OpenRequest, RequestConfig, RequestKey,
-    RequestRecord, RouteKey, kind, program,
-    request::{
-        Children, OwnSpan, TIMES, TRACEPARENT_BYTES, ended, family, protocol, record, state, status,
-    },
+    RequestRecord, kind, program,
+    request::{OwnSpan, ended, family, protocol, record, state, status},
 };
 
 use crate::{
@@ -59,10 +57,11 @@ fn begin_http(ctx: &Probe, object: u64) -> Option<()> {
     let major = follow(object, config(&process)?.proto_major).and_then(read_word);
     let protocol = if major == Some(2) { protocol::HTTP2 } else { protocol::HTTP1 };
     let open = begin(&process, current_g(ctx), goid, by_goroutine(&process, goid), object, protocol)?;
+    let config = config(&process)?;
     if protocol == protocol::HTTP2 {
-        route::read_now(config(&process)?, object, open);
+        route::read_now(config, object, open);
     }
-    Some(())
+    route::read_path(config, object, open)
 }
 
 /// `(*Server).handleStream` of gRPC: the stream is the fourth argument.
@@ -174,7 +173,6 @@ pub fn begin(
     protocol: u8,
 ) -> Option<*mut OpenRequest> {
     let account = account_of(process, g, goid)?;
-    account::close(process, account, true);
     if key.family == family::GRPC {
         // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
         unsafe {
@@ -227,23 +225,44 @@ pub fn begin(
         (*open).waits_lost = (*account).waits_lost;
         (*open).base = (*account).times;
         (*open).own.span_id = 0;
+        if (*open).path.length != 0 {
+            clear(&raw mut (*open).path);
+        }
         if (*open).header != 0 {
             (*open).header = 0;
             (*open).method = [0; 8];
             (*open).pattern = [0; 2];
-            let text = (&raw mut (*open).traceparent).cast::<u64>();
-            for n in 0..TRACEPARENT_BYTES / 8 {
-                text.add(n).write(0);
-            }
+            clear(&raw mut (*open).traceparent);
         }
         if (*open).children.started != 0 {
-            let words = (&raw mut (*open).children).cast::<u64>();
-            for n in 0..size_of::<Children>() / 8 {
-                words.add(n).write(0);
-            }
+            clear(&raw mut (*open).children);
         }
     }
     Some(open)
+}
+
+/// Fills a value with 0, word by word.
+///
+/// # Safety
+/// It must be valid for writing, of whole words.
+#[inline(always)]
+unsafe fn clear<T>(value: *mut T) {
+    for n in 0..size_of::<T>() / 8 {
+        // SAFETY: as above.
+        unsafe { value.cast::<u64>().add(n).write(0) };
+    }
+}
+
+/// Copies a value word by word, as a copy of the whole takes room on the stack.
+///
+/// # Safety
+/// Both must be valid, the latter for writing, of whole words.
+#[inline(always)]
+unsafe fn copy<T>(from: *const T, to: *mut T) {
+    for n in 0..size_of::<T>() / 8 {
+        // SAFETY: as above.
+        unsafe { to.cast::<u64>().add(n).write(from.cast::<u64>().add(n).read()) };
+    }
 }
 
 /// The end of the stream that a goroutine serves was not seen, and is not going to be.
@@ -259,7 +278,7 @@ fn forget_stream(process: &Process, account: *mut Account) {
     }
 }
 
-/// The goroutine's account, which it has from now on.
+/// The goroutine's account, which it has from now on, with its books closed.
 #[inline(always)]
 fn account_of(process: &Process, g: u64, goid: u64) -> Option<*mut Account> {
     let goroutine = match GOROUTINES.get_ptr_mut(process.key(goid)) {
@@ -273,6 +292,7 @@ fn account_of(process: &Process, g: u64, goid: u64) -> Option<*mut Account> {
     if unsafe { (*goroutine).accounted } != 0
         && let Some(account) = account::of(process, goid)
     {
+        account::close(process, account, true);
         return Some(account);
     }
     // SAFETY: the zeros of an array, which are more.
@@ -551,26 +571,17 @@ pub fn end(
             });
             (&raw mut (*to).goid).write(goid);
             (&raw mut (*to).start_ns).write(start_ns);
-            let (from, name) =
-                ((&raw const open.named).cast::<u64>(), (&raw mut (*to).key).cast::<u64>());
-            // Word by word, as a copy of the whole takes room on the stack.
-            for n in 0..size_of::<RouteKey>() / 8 {
-                name.add(n).write(from.add(n).read());
-            }
-            let sums = (&raw mut (*to).times).cast::<u64>();
-            for n in 0..TIMES {
-                sums.add(n).write(open.base[n]);
-            }
-            let text = (&raw mut (*to).caller).cast::<u64>();
-            for n in 0..size_of_val(&(*to).caller) / 8 {
-                text.add(n).write(0);
-            }
+            copy(&raw const open.named, &raw mut (*to).key);
+            copy(&raw const open.base, &raw mut (*to).times);
+            copy(&raw const open.path, &raw mut (*to).path);
+            let caller = &raw mut (*to).caller;
+            clear(caller);
             if has_span {
-                text.cast::<OwnSpan>().write(open.own);
+                caller.cast::<OwnSpan>().write(open.own);
             } else if open.header != 0 {
-                text.cast::<[u8; TRACEPARENT_BYTES]>().write(open.traceparent);
+                caller.write(open.traceparent);
             } else if at.family == family::HTTP && how == ended::NORMAL {
-                headers::traceparent(open.object, config, text.cast());
+                headers::traceparent(open.object, config, caller.cast());
             }
             children::read(&raw const open.children, &raw mut (*to).children);
         }

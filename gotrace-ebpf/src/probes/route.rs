@@ -2,7 +2,7 @@
 
 use gotrace_common::{
     Lost, OpenRequest, RequestConfig, RouteKey, RouteTimes, bucket_of,
-    request::{FieldPath, NO_STEP, ROUTE_BYTES, TIMES, protocol},
+    request::{FieldPath, NO_STEP, PATH_BYTES, ROUTE_BYTES, TIMES, protocol},
 };
 
 use crate::{
@@ -26,6 +26,20 @@ pub fn read_now(config: &RequestConfig, object: u64, open: *mut OpenRequest) -> 
         (*open).context = router::context_of(config, object).unwrap_or(0);
         read_text::<8>((&raw mut (*open).method).cast(), pointer, length);
         headers::traceparent(object, config, (&raw mut (*open).traceparent).cast());
+    }
+    Some(())
+}
+
+/// Reads what the request asks for, where that is wanted: before anybody changes it.
+#[inline(always)]
+pub fn read_path(config: &RequestConfig, object: u64, open: *mut OpenRequest) -> Option<()> {
+    let [pointer, length] = read_words::<2>(follow(object, config.path)?)?;
+    // SAFETY: the value of a preallocated map, of the goroutine whose event this is; as long as stated, and filled with 0.
+    unsafe {
+        let path = &raw mut (*open).path;
+        if read_text::<PATH_BYTES>((&raw mut (*path).text).cast(), pointer, length) {
+            (*path).length = length;
+        }
     }
     Some(())
 }

@@ -9,7 +9,7 @@ use gotrace_common::{
     AssistRecord, CLOSURE_WORDS, CpuRecord, CreateClosureRecord, CreateRecord, DEEP_FRAMES, ExecRecord,
     ExitRecord, FRAMES, OpenWaitRecord, PEER_WORDS, PauseRecord, RequestRecord, RouteKey, WaitDeepRecord,
     WaitHead, WaitPeerDeepRecord, WaitPeerRecord, WaitRecord, WakerKind, kind,
-    request::{self, Children, TIMES, TRACEPARENT_BYTES, Times},
+    request::{self, Children, Path, TIMES, TRACEPARENT_BYTES, Times},
 };
 
 pub use socket::Socket;
@@ -225,6 +225,8 @@ pub struct RequestEnd {
     pub caller: [u8; TRACEPARENT_BYTES],
     /// `None` in recordings of earlier versions.
     pub children: Option<Children>,
+    /// Nothing in recordings of earlier versions.
+    pub path: Path,
 }
 
 /// The word at `offset`; 0 beyond the end, which the length checks before it rule out.
@@ -245,6 +247,17 @@ fn half(bytes: &[u8], offset: usize) -> u32 {
         Some(b) => u32::from_ne_bytes(b),
         None => 0,
     }
+}
+
+/// Where a record of a request has its last two fields.
+const PATH_AT: usize = size_of::<RequestRecord>() - size_of::<Path>();
+const CHILDREN_AT: usize = PATH_AT - size_of::<Children>();
+
+/// A record of a request, with another path.
+#[must_use]
+pub fn with_path(bytes: &[u8], path: &Path) -> Vec<u8> {
+    let kept = bytes.get(..PATH_AT).unwrap_or(bytes);
+    [kept, &path.length.to_ne_bytes(), &path.text].concat()
 }
 
 /// Decodes a record.
@@ -270,8 +283,8 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
         kind::PAUSE => size_of::<PauseRecord>(),
         kind::ASSIST => size_of::<AssistRecord>(),
         kind::CPU => size_of::<CpuRecord>(),
-        // Those of recordings of earlier versions end with the caller.
-        kind::REQUEST if bytes.len() == size_of::<RequestRecord>() - size_of::<Children>() => bytes.len(),
+        // Those of recordings of earlier versions end with the children, or with the caller.
+        kind::REQUEST if matches!(bytes.len(), CHILDREN_AT | PATH_AT) => bytes.len(),
         kind::REQUEST => size_of::<RequestRecord>(),
         other => return Err(DecodeError::UnknownKind(other)),
     };
@@ -373,7 +386,8 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
             },
             times: std::array::from_fn(|n| word(bytes, 160 + 8 * n)),
             caller: part(bytes, 160 + 8 * TIMES),
-            children: bytes.get(size_of::<RequestRecord>() - size_of::<Children>()..).and_then(children),
+            children: bytes.get(CHILDREN_AT..PATH_AT).and_then(children),
+            path: Path { length: word(bytes, PATH_AT), text: part(bytes, PATH_AT + 8) },
         }),
         _ => Event::Exec { process, pid: half(bytes, 16), time_ns },
     })

@@ -76,6 +76,34 @@ pub fn value<'a>(name: &str, value: &'a str) -> Cow<'a, str> {
     text(value)
 }
 
+/// A path as it may be exported: segments go that look like a credential, that are opaque (28 characters or more of letters
+/// and digits mixed, but for UUIDs), and that come behind one whose name is secret (`/reset-token/…`).
+#[must_use]
+pub fn path(path: &str) -> String {
+    let mut next_is_secret = false;
+    let clean = path.split('/').map(|segment| {
+        let is_secret = std::mem::replace(&mut next_is_secret, is_secret_name(segment));
+        if segment.is_empty() {
+            next_is_secret = is_secret;
+            return Cow::Borrowed(segment);
+        }
+        if is_secret || is_opaque(segment) { Cow::Borrowed(REDACTED) } else { text(segment) }
+    });
+    clean.collect::<Vec<_>>().join("/")
+}
+
+/// Whether nobody reads it, as of a session's key or a link that stands for a password. Ids of up to 27 characters (ULID,
+/// KSUID, ObjectId) and UUIDs are what people look for.
+fn is_opaque(segment: &str) -> bool {
+    /// Characters from which on it may be one.
+    const LEAST: usize = 28;
+    let is_part = |c: char| c.is_ascii_alphanumeric() || "_-=+~".contains(c);
+    let is_uuid = segment.len() == 36 && segment.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
+    let longest = segment.split(|c| !is_part(c)).max_by_key(|part| part.len()).unwrap_or_default();
+    let has = |of: fn(&char) -> bool| longest.chars().any(|c| of(&c));
+    longest.len() >= LEAST && !is_uuid && has(char::is_ascii_digit) && has(char::is_ascii_alphabetic)
+}
+
 /// Arguments of a command as they may be exported: the value behind `--password`, in `--password=…` and
 /// `PASSWORD=…` goes, and so does what looks like a credential.
 #[must_use]
@@ -267,6 +295,35 @@ mod tests {
             "registry:5000/a/b:tag",
         ] {
             assert_eq!(value("x", harmless), harmless);
+        }
+    }
+
+    #[test]
+    fn paths_keep_what_people_look_for() {
+        let hex = "0123456789abcdef".repeat(2);
+        let jwt = format!("eyJhbGciOiJIUzI1NiJ9.eyJ{}.c2ln", "zdWIiOiIxIn0");
+        for (given, wanted) in [
+            ("/users/42/orders".to_owned(), "/users/42/orders".to_owned()),
+            (
+                "/v1/0b5a2e1c-5f0e-4c55-8a55-0c7f3a1b2c3d".into(),
+                "/v1/0b5a2e1c-5f0e-4c55-8a55-0c7f3a1b2c3d".into(),
+            ),
+            ("/o/507f1f77bcf86cd799439011/".into(), "/o/507f1f77bcf86cd799439011/".into()),
+            ("/ulid/01ARZ3NDEKTSV4RRFFQ69G5FAV".into(), "/ulid/01ARZ3NDEKTSV4RRFFQ69G5FAV".into()),
+            (
+                "/a-rather-long-name-of-a-product-without-digits".into(),
+                "/a-rather-long-name-of-a-product-without-digits".into(),
+            ),
+            (format!("/s/{hex}"), format!("/s/{REDACTED}")),
+            (format!("/s/{hex}.json"), format!("/s/{REDACTED}")),
+            (format!("/verify/{jwt}/now"), format!("/verify/{REDACTED}/now")),
+            ("/reset-password/xyz".into(), format!("/reset-password/{REDACTED}")),
+            ("/token//xyz".into(), format!("/token//{REDACTED}")),
+            ("/tokens/list".into(), "/tokens/list".into()),
+            ("*".into(), "*".into()),
+        ] {
+            assert_eq!(path(&given), wanted);
+            assert_eq!(path(&wanted), wanted);
         }
     }
 

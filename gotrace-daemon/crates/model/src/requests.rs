@@ -395,6 +395,8 @@ pub struct Request {
     pub goroutine: SpanContext,
     /// What it is counted by.
     pub name: RouteName,
+    /// The path that it asked for, without what looks like a secret; `None` where that is not wanted, or not known.
+    pub path: Option<Arc<str>>,
     /// HTTP's status, gRPC's code, or that of a span's status; `None` where there was none.
     pub status: Option<u16>,
     /// When it began, Unix epoch.

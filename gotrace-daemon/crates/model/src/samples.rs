@@ -262,6 +262,7 @@ pub fn requests(milliseconds: &[u64]) -> Requests {
             own_span: None,
             goroutine: SpanContext { trace_id: [0xab; 16], span_id: [0xcd; 8] },
             name: name.clone(),
+            path: Some("/checkout/42".into()),
             status: Some(200),
             start_unix_nano: START,
             duration_ns,

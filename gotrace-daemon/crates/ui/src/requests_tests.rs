@@ -78,6 +78,7 @@ fn slow(path: &str, goid: u64, ms: u64, ended: Option<Ended>) -> Arc<Request> {
         parent_span_id: None,
         goroutine: context,
         name: name(path),
+        path: Some("/users/42".into()),
         status: ended.map(|_| 503),
         start_unix_nano: 1_000 + goid,
         duration_ns: ms * MS,

@@ -58,7 +58,8 @@ fn trace(process: Identity, slow: Duration, budget: BudgetArg, stop: &Stop) -> R
     if target.identity.start_ticks != process.start_ticks {
         return Err(ProcessError::Gone { pid: process.pid }.into());
     }
-    let requests = TraceRequests { slow: Slow::From(slow), required: true, functions: [].into() };
+    let requests =
+        TraceRequests { slow: Slow::From(slow), required: true, functions: [].into(), paths: false };
     let config = LineConfig {
         min_wait: MIN_WAIT,
         stack_depth: STACK_DEPTH,

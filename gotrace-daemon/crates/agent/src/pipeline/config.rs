@@ -66,6 +66,8 @@ pub struct TraceRequests {
     pub required: bool,
     /// Functions of which each call is a request, named as tracebacks print them.
     pub functions: Arc<[String]>,
+    /// Whether the paths that slow requests asked for are read and told.
+    pub paths: bool,
 }
 
 /// How to trace.

@@ -6,10 +6,10 @@
 use std::{ops::Deref, sync::Arc};
 
 use crate::{
-    decode::{ClosureWords, Event},
+    decode::{ClosureWords, Event, with_path},
     recording::Recorder,
     symbolize::Symbolizer,
-    tracee::{Counted, Input, Outputs, Tracee},
+    tracee::{Counted, Input, Outputs, Tracee, redacted},
 };
 use gotrace_go::Binary;
 use gotrace_model::Interval;
@@ -50,7 +50,13 @@ impl LiveTracee {
     pub fn event(&mut self, event: &Event<'_>, bytes: &[u8], out: &mut Outputs) -> bool {
         let believed = self.tracee.event(event, &self.symbolizer, out);
         if self.recorder.is_some() {
-            self.record(&Input::Record(bytes));
+            // What looks like a secret leaves no trace.
+            match event {
+                Event::Request(end) if end.path.length != 0 => {
+                    self.record(&Input::Record(&with_path(bytes, &redacted(&end.path))));
+                }
+                _ => self.record(&Input::Record(bytes)),
+            }
         }
         believed
     }

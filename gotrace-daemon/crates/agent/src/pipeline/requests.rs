@@ -14,7 +14,7 @@ use gotrace_model::{Level, Quantile, requests::BLOCKED_NAMES};
 use gotrace_process::{Clock, ImageMemory, Target};
 
 use super::{Follow, LineConfig, LineError, Slow, TraceRequests, Traced, probes::Probes, programs::Program};
-use crate::tracee::{Input, OpenSeen, RequestCounts, RequestsState, RouteCount, RouteId, Step};
+use crate::tracee::{self, Input, OpenSeen, RequestCounts, RequestsState, RouteCount, RouteId, Step};
 
 /// Slow requests that are told of a route within a second, where the threshold is the route's own.
 const PER_SECOND: u64 = 20;
@@ -47,7 +47,9 @@ impl WatchedRequests {
     /// # Errors
     /// [`LineError::NoProbe`] where such a program is of no use.
     pub fn of(line: &LineConfig, target: &Target, program: &Program) -> Result<Option<Self>, LineError> {
-        let Some(&TraceRequests { slow, required, .. }) = line.requests.as_ref() else { return Ok(None) };
+        let Some(&TraceRequests { slow, required, paths, .. }) = line.requests.as_ref() else {
+            return Ok(None);
+        };
         let (pid, requests) = (target.pid(), &program.requests);
         if !requests.refused.is_empty() {
             let (why, executable) = (requests.refused.join("; "), target.executable.display().to_string());
@@ -70,6 +72,9 @@ impl WatchedRequests {
             return Ok(None);
         }
         let mut config = requests.config();
+        if !paths {
+            config.path = FieldPath::NONE;
+        }
         config.http2_released = u8::from(program.binary.go_version().minor >= 27);
         for (class, reason) in config.classes.iter_mut().zip(program.reasons.iter()) {
             let class_of = BLOCKED_NAMES.iter().position(|name| **name == **reason);
@@ -268,11 +273,17 @@ fn try_read(kernel: &mut Kernel, traced: &mut [Traced]) -> Result<(), kernel::Er
         // What was open at the end of a turn may have ended since.
         let is_traced = traced.step() == Step::Requests;
         let own = open.iter().filter(|(key, ..)| is_traced && key.process == number).take(MAX_OPEN);
+        let mut paths = Vec::new();
         let seen = own.filter_map(|(key, open, account)| {
+            let path = tracee::path_text(&tracee::redacted(&open.path));
+            paths.extend(path.map(|path| ((open.goid, open.start_ns), path)));
             Some((*key, traced.watched.as_ref()?.seen(number, memory.as_ref(), now_ns, (open, account))))
         });
         let (keys, seen) = seen.unzip();
         counts.open = seen;
+        if !paths.is_empty() {
+            traced.tracee.tell(&Input::OpenPaths(paths));
+        }
         all.push((n, counts, keys));
     }
     // What was read of one is its own only as long as it goes on.

@@ -179,6 +179,8 @@ pub enum Input<'a> {
     RequestsCovered(CoveredTime),
     /// Whom its waits were for, behind [`Self::Stacks`] and [`Self::Requests`].
     Peers(Box<PeersState>),
+    /// What requests that are open have asked for, by goroutine and beginning; in front of [`Self::RequestCounts`].
+    OpenPaths(Vec<((u64, u64), String)>),
 }
 
 /// Ends of connections that goroutines waited for.

@@ -40,7 +40,10 @@ pub(crate) use findings::{known, percent};
 pub use input::{Counted, Found, FoundHolder, FoundPart, Input, Known, PeersState, Settings, WaitPlace, Why};
 use mode::Mode;
 pub use mode::{Lowered, Step, StepChange};
-pub use requests::{OpenSeen, RequestCounts, RequestsState, RouteCount, RouteId};
+pub use requests::{
+    OpenSeen, RequestCounts, RequestsState, RouteCount, RouteId,
+    paths::{redacted, text as path_text},
+};
 use sampling::Sampler;
 pub use sampling::SpanSampling;
 use symbols::Symbols;
@@ -347,6 +350,11 @@ impl Tracee {
             Input::RequestCounts(counts) => {
                 if let Some(requests) = &mut self.requests {
                     requests.count((**counts).clone());
+                }
+            }
+            Input::OpenPaths(paths) => {
+                if let Some(requests) = &mut self.requests {
+                    requests.open_paths = paths.iter().cloned().collect();
                 }
             }
             Input::RequestsPaused { paused, .. } => {

@@ -28,6 +28,7 @@ use crate::{
 };
 
 mod counts;
+pub mod paths;
 
 pub use counts::{OpenSeen, RequestCounts, RouteCount, RouteId};
 
@@ -98,6 +99,9 @@ pub struct RequestsState {
     /// Numbers of open ones that were told: goid and beginning.
     told_open: BTreeSet<(u64, u64)>,
     next: u64,
+    /// What those that are open have asked for, by goroutine and beginning.
+    #[serde(skip)]
+    pub(super) open_paths: HashMap<(u64, u64), String>,
     /// For how long they were traced.
     #[serde(skip)]
     pub(super) covered: CoveredTime,
@@ -295,6 +299,7 @@ impl Tracee {
                 own_span,
                 goroutine: key.context(self.table.trace_root(end.goid), end.goid),
                 name: known.name(&id),
+                path: paths::text(&paths::redacted(&end.path)).map(Into::into),
                 status: status(end.key.status),
                 start_unix_nano: clock.unix_nano(end.start_ns),
                 duration_ns,
@@ -334,6 +339,7 @@ impl Tracee {
         let counts = std::mem::take(&mut state.counts.open);
         let still: BTreeSet<_> = counts.iter().map(|open| (open.goid, open.start_ns)).collect();
         state.told_open.retain(|open| still.contains(open));
+        state.open_paths.retain(|open, _| still.contains(open));
         for open in counts {
             let name = known.name(&open.id);
             let age_ns = now_ns.saturating_sub(open.start_ns);
@@ -359,6 +365,7 @@ impl Tracee {
                 own_span: None,
                 goroutine: key.context(self.table.trace_root(open.goid), open.goid),
                 name,
+                path: state.open_paths.get(&(open.goid, open.start_ns)).map(|path| path.as_str().into()),
                 status: None,
                 start_unix_nano: clock.unix_nano(open.start_ns),
                 duration_ns: state.counts.now_ns.saturating_sub(open.start_ns),

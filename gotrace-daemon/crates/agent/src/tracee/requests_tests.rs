@@ -66,6 +66,7 @@ fn record(goid: u64, start_ns: u64, end_ns: u64, key: RouteKey, traceparent: &st
         times,
         caller: header,
         children: request::Children::default(),
+        path: request::Path::default(),
     }
 }
 

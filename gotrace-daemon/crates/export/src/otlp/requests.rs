@@ -4,6 +4,7 @@
 //! | attribute | of | type |
 //! |---|---|---|
 //! | `http.request.method`, `http.route`, `http.response.status_code`, `network.protocol.version` | HTTP | string, string, int, string |
+//! | `url.path`, where paths are wanted, without what looks like a secret | HTTP | string |
 //! | `rpc.system.name`, `rpc.method`, `rpc.response.status_code` | gRPC | string, string (`package.Service/Method`), string (`NOT_FOUND`) |
 //! | `error.type` | a request that failed | string: the status, or how it ended |
 //! | `code.function.name`, `code.file.path`, `code.line.number` | the handler, where no router told the route; the function that is the request; a wait's site | string, string, int |
@@ -48,6 +49,9 @@ fn attributes_of(request: &Request) -> Vec<KeyValue> {
         }
         if let Some(route) = &name.route {
             attributes.push(text("http.route", route));
+        }
+        if let Some(path) = &request.path {
+            attributes.push(text("url.path", path));
         }
         if let Some(status) = status {
             attributes.push(int("http.response.status_code", (*status).into()));
@@ -181,6 +185,7 @@ mod tests {
             id: 1,
             context: SpanContext { trace_id: [1; 16], span_id: [2; 8] },
             parent_span_id: Some([3; 8]),
+            path: None,
             own_span: None,
             goroutine: SpanContext { trace_id: [4; 16], span_id: [5; 8] },
             name: RouteName { protocol, method: None, route: Some(route.into()), handler: None },

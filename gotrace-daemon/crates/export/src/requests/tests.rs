@@ -50,6 +50,7 @@ fn slow() -> Request {
         id: 3,
         context: SpanContext { trace_id: [0xab; 16], span_id: [2; 8] },
         parent_span_id: Some([0xcd; 8]),
+        path: None,
         own_span: None,
         goroutine: SpanContext { trace_id: [1; 16], span_id: [4; 8] },
         name: name("/checkout/{id}"),

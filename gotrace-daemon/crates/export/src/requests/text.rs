@@ -86,7 +86,18 @@ pub fn shares(time: &TimeSpent, most: usize) -> String {
 /// What the writer says.
 pub fn request(out: &mut impl Write, request: &Request) -> io::Result<()> {
     let Request {
-        name, status, duration_ns, ended, time, children, waits, waits_complete, state, goid, ..
+        name,
+        path,
+        status,
+        duration_ns,
+        ended,
+        time,
+        children,
+        waits,
+        waits_complete,
+        state,
+        goid,
+        ..
     } = request;
     let outcome = match (status, ended) {
         (Some(code), _) if name.protocol == Protocol::Grpc => {
@@ -112,6 +123,9 @@ pub fn request(out: &mut impl Write, request: &Request) -> io::Result<()> {
         write!(out, "; goroutine {goid} now: {state}")?;
     }
     writeln!(out)?;
+    if let Some(path) = path {
+        writeln!(out, "  path {path}")?;
+    }
     let mut longest: Vec<&RequestWait> = waits.iter().collect();
     longest.sort_by_key(|wait| std::cmp::Reverse(wait.duration_ns));
     longest.truncate(WAITS);

@@ -138,6 +138,7 @@ impl Requests {
             span: self.spans().filter(|_| self.can_trace(Server::OpenTelemetry)).unwrap_or_default(),
             routers: self.routers(),
             method: field("http.request.method"),
+            path: field("http.request.url.path"),
             pattern: if patterns { field("http.request.pattern") } else { KernelPath::NONE },
             header: field("http.request.header"),
             proto_major: field("http.request.proto_major"),
