@@ -72,6 +72,8 @@ impl Place {
     }
 }
 
+/// Whom a function waits for, where that is known.
+pub type WaitedFor = (Peer, Option<Arc<str>>);
 /// A wait reason, a function, and nanoseconds spent so.
 pub type WaitTime = (Arc<str>, Arc<str>, u64);
 
@@ -92,13 +94,14 @@ impl Places {
         (told, others)
     }
 
-    /// How long was waited for each peer; the order is theirs.
+    /// How long was waited for each peer, and in which function; the order is theirs.
     #[must_use]
-    pub fn by_peer(&self) -> BTreeMap<Peer, Histogram> {
-        let mut sums: BTreeMap<Peer, Histogram> = BTreeMap::new();
+    pub fn by_peer(&self) -> BTreeMap<WaitedFor, Histogram> {
+        let mut sums: BTreeMap<WaitedFor, Histogram> = BTreeMap::new();
         for place in &self.places {
             if let Some(peer) = place.peer {
-                sums.entry(peer).or_default().merge(&place.waits);
+                let function = place.at.as_ref().map(|at| Arc::clone(&at.function));
+                sums.entry((peer, function)).or_default().merge(&place.waits);
             }
         }
         sums

@@ -9,7 +9,7 @@ use gotrace_process::Clock;
 
 use super::*;
 use crate::{
-    decode::{Event, Frames, decode},
+    decode::{Event, Frames, decode, with_path},
     tracee::{Counted, Input, NoNames, Origin, ProbeCost, Settings, SpanSampling},
 };
 
@@ -349,10 +349,34 @@ fn children_are_told_where_all_of_them_are_known() {
         _ => panic!("a request ended"),
     };
     assert_eq!(said(end(&mut tracee, &with)).map(|children| children.goroutines), Some(2));
-    // As recordings of earlier versions have them.
+    // As recordings of earlier versions have them: without the path, and without the children.
     let mut bytes = bytes_of(&with);
-    bytes.truncate(bytes.len() - size_of::<request::Children>());
+    for (field, known) in [(size_of::<request::Path>(), Some(2)), (size_of::<request::Children>(), None)] {
+        bytes.truncate(bytes.len() - field);
+        let mut out = Outputs::default();
+        tracee.apply(&Input::Record(&bytes), &NoNames, &mut out);
+        assert_eq!(said(out).map(|children| children.goroutines), known);
+    }
+}
+
+/// A recording has what was told of a path, and no more.
+#[test]
+fn paths_are_told_without_secrets() {
+    let mut tracee = tracee(None);
+    let mut asked = record(7, 1_000, 2_000, key("/a", 200), "");
+    let text = b"/reset-password/hunter2";
+    asked.path.length = text.len() as u64;
+    asked.path.text[..text.len()].copy_from_slice(text);
+    let path = |out: Outputs| match &out.spans[..] {
+        [.., Span::Request(_, request)] => request.path.clone(),
+        _ => panic!("a request ended"),
+    };
+    assert_eq!(path(end(&mut tracee, &asked)).as_deref(), Some("/reset-password/[redacted]"));
+    let bytes = bytes_of(&asked);
+    let Ok(Event::Request(decoded)) = decode(&bytes) else { panic!("it is a request") };
+    let recorded = with_path(&bytes, &paths::redacted(&decoded.path));
+    assert!(!recorded.windows(7).any(|part| part == b"hunter2"));
     let mut out = Outputs::default();
-    tracee.apply(&Input::Record(&bytes), &NoNames, &mut out);
-    assert_eq!(said(out), None);
+    tracee.apply(&Input::Record(&recorded), &NoNames, &mut out);
+    assert_eq!(path(out).as_deref(), Some("/reset-password/[redacted]"));
 }

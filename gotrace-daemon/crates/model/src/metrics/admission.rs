@@ -48,6 +48,8 @@ pub(super) const ASSISTS: usize = 2;
 pub(super) const CPU_TIMES: usize = 6;
 /// Reasons and functions of a process whose waiting time has series of its own.
 pub(super) const WAIT_TIMES: usize = 10;
+/// Peers and functions of a process whose waiting has series of its own.
+const PEERS: usize = 32;
 /// What series cost on an output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Weights {
@@ -141,7 +143,7 @@ pub struct Admitted {
     assists: HashSet<SiteKey>,
     cpu_times: HashSet<SiteKey>,
     wait_times: HashSet<(Arc<str>, Arc<str>)>,
-    peers: HashSet<SocketAddr>,
+    peers: HashSet<(SocketAddr, Option<Arc<str>>)>,
     pub(super) routes: Routes,
 }
 
@@ -201,12 +203,16 @@ impl Admitted {
         self.wait_times.contains(&key)
     }
 
-    /// Whether waits for a peer have a series of their own, beside a process's own share; gives it one while there is
-    /// room. The tracee tells no more than a few apart.
-    pub fn peer(&mut self, peer: SocketAddr, room: &mut Room) -> bool {
-        let has = self.peers.contains(&peer) || room.take(room.weights.histogram);
+    /// Whether waits for a peer in a function have a series of their own, beside a process's own share; gives it one while
+    /// there is room.
+    pub fn peer(&mut self, (peer, function): (SocketAddr, Option<&Arc<str>>), room: &mut Room) -> bool {
+        let key = (peer, function.cloned());
+        if self.peers.contains(&key) {
+            return true;
+        }
+        let has = self.peers.len() < PEERS && room.take(room.weights.histogram);
         if has {
-            self.peers.insert(peer);
+            self.peers.insert(key);
         }
         has
     }

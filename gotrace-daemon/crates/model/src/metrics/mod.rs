@@ -165,8 +165,8 @@ pub enum Series {
     Leak(Box<LeakKey>),
     /// By engine, and whether the count of goroutines is a lower bound.
     Engine(&'static str, bool),
-    /// By the other end of a connection.
-    Peer(SocketAddr),
+    /// By the other end of a connection, and function of the program's own code.
+    Peer(SocketAddr, Option<Arc<str>>),
     /// By route, and status or state.
     Request(Box<RequestKey>),
     /// What found no room.
@@ -249,10 +249,14 @@ impl Series {
                 ("gotrace.engine", LabelValue::Name(engine)),
                 ("gotrace.goroutine.count.lower_bound", LabelValue::Bool(*lower_bound)),
             ],
-            Self::Peer(peer) => vec![
-                ("network.peer.address", LabelValue::Text(peer.ip().to_string().into())),
-                ("network.peer.port", LabelValue::Int(peer.port().into())),
-            ],
+            Self::Peer(peer, function) => {
+                let mut labels = vec![
+                    ("network.peer.address", LabelValue::Text(peer.ip().to_string().into())),
+                    ("network.peer.port", LabelValue::Int(peer.port().into())),
+                ];
+                labels.extend(function.as_ref().map(|function| (OWN_CODE.function, text(function))));
+                labels
+            }
             Self::Request(key) => key.labels(),
             Self::Overflow => vec![("otel.metric.overflow", LabelValue::Bool(true))],
         }

@@ -24,10 +24,10 @@ impl Samples<'_> {
 
     pub(super) fn peers(&mut self, places: &Places) {
         let (mut series, mut beyond) = (Vec::new(), None::<Box<Histogram>>);
-        for (peer, waits) in places.by_peer() {
+        for ((peer, function), waits) in places.by_peer() {
             match peer {
-                Peer::At(peer) if self.admitted.peer(peer, self.room) => {
-                    series.push((Series::Peer(peer), Value::Durations(Box::new(waits))));
+                Peer::At(peer) if self.admitted.peer((peer, function.as_ref()), self.room) => {
+                    series.push((Series::Peer(peer, function), Value::Durations(Box::new(waits))));
                 }
                 _ => beyond.get_or_insert_default().merge(&waits),
             }
@@ -55,8 +55,10 @@ mod tests {
         let mut places = sample::places();
         let query = places.places[0].clone();
         let beyond = crate::Place { peer: Some(Peer::Other), ..query.clone() };
-        let elsewhere = crate::Place { at: None, ..query };
-        places.places.extend([beyond.clone(), beyond, elsewhere]);
+        let elsewhere = crate::Place { at: None, ..query.clone() };
+        let line = crate::Location { line: 41, ..(**query.at.as_ref().expect("a place")).clone() };
+        let beside = crate::Place { at: Some(line.into()), ..query };
+        places.places.extend([beyond.clone(), beyond, elsewhere, beside]);
         interval.waits_at = Arc::new(places);
         let mut room = Room::new(SeriesBounds::default(), Weights::OTLP);
         let all = samples(&interval, &BTreeMap::new(), &mut Admitted::default(), &mut room);
@@ -73,7 +75,31 @@ mod tests {
             ("network.peer.address", LabelValue::Text("10.0.3.7".into())),
             ("network.peer.port", LabelValue::Int(5432)),
         ];
+        let query = ("gotrace.own_code.function.name", LabelValue::Text("main.query".into()));
+        let from_query = [&database[..], &[query]].concat();
         let other = vec![("otel.metric.overflow", LabelValue::Bool(true))];
-        assert_eq!(told, [(database, 4, 162_000_000), (other, 4, 162_000_000)]);
+        assert_eq!(told, [(database, 2, 81_000_000), (from_query, 4, 162_000_000), (other, 4, 162_000_000)]);
+    }
+
+    #[test]
+    fn a_process_has_no_more_series_of_peers_than_it_may() {
+        let mut interval = sample::interval(&sample::resource(), 10, Vec::new());
+        let query = sample::places().places[0].clone();
+        let of = |n: u32| {
+            let at = crate::Location {
+                function: format!("main.f{n:02}").into(),
+                ..(**query.at.as_ref().expect("a place")).clone()
+            };
+            crate::Place { at: Some(at.into()), ..query.clone() }
+        };
+        interval.waits_at = Arc::new(Places { places: (0..40).map(of).collect(), ..Places::default() });
+        let mut room = Room::new(SeriesBounds::default(), Weights::OTLP);
+        let all = samples(&interval, &BTreeMap::new(), &mut Admitted::default(), &mut room);
+        let peers = all.iter().find(|s| s.metric.name == WAIT_PEER.name).expect("there are peers");
+        assert_eq!(peers.series.len(), 33);
+        let Some((Series::Overflow, Value::Durations(waits))) = peers.series.last() else {
+            panic!("{peers:?}")
+        };
+        assert_eq!(waits.count, 8 * query.waits.count);
     }
 }
