@@ -47,3 +47,27 @@ fn is_half_full() -> bool {
     let threshold = unsafe { core::ptr::read_volatile(&WAKEUP_BYTES) };
     EVENTS.query(u64::from(BPF_RB_AVAIL_DATA)) > threshold
 }
+
+/// Fills a value with 0, word by word.
+///
+/// # Safety
+/// It must be valid for writing, of whole words.
+#[inline(always)]
+pub unsafe fn clear<T>(value: *mut T) {
+    for n in 0..size_of::<T>() / 8 {
+        // SAFETY: as above.
+        unsafe { value.cast::<u64>().add(n).write(0) };
+    }
+}
+
+/// Copies a value word by word, as a copy of the whole takes room on the stack.
+///
+/// # Safety
+/// Both must be valid, the latter for writing, of whole words.
+#[inline(always)]
+pub unsafe fn copy<T>(from: *const T, to: *mut T) {
+    for n in 0..size_of::<T>() / 8 {
+        // SAFETY: as above.
+        unsafe { to.cast::<u64>().add(n).write(from.cast::<u64>().add(n).read()) };
+    }
+}

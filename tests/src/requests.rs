@@ -145,6 +145,8 @@ pub struct Report {
     pub ended: Vec<Value>,
     /// Requests while they were open.
     pub open: Vec<Value>,
+    /// Those that were open before.
+    pub before: Vec<Value>,
     /// Intervals.
     pub intervals: Vec<Value>,
     /// The last line; null where there was none.
@@ -161,6 +163,8 @@ impl Report {
         } else if line.get("request").is_some() {
             let request = line["request"].take();
             if request["open"] == true { &mut self.open } else { &mut self.ended }.push(request);
+        } else if let Some(before) = line["open_before"].as_array_mut() {
+            self.before.append(before);
         } else if line.get("interval").is_some() {
             self.intervals.push(line["interval"].take());
         } else if line.get("summary").is_some() {

@@ -173,9 +173,40 @@ fn fast_requests_leave_counts_alone() {
                 if !seen["ended"].is_null() || seen["state"] != "chan receive" {
                     wrong.push(format!("it is open, and receives from a channel: {seen}"));
                 }
+                let waits = seen["stack"].as_array().is_some_and(|stack| stack.len() > 4);
+                if seen["own_code"]["function"] != "main.staysUntilReleased" || !waits {
+                    wrong.push(format!("it does so in a function of its own: {seen}"));
+                }
             }
             wrong
         });
+    }
+}
+
+/// What hangs when somebody comes to look is what they look for.
+#[test]
+fn requests_that_were_open_before_are_told_at_once() {
+    if !privileged("live_requests") {
+        return;
+    }
+    for version in VERSIONS {
+        let mut program = Program::start(&server(version, Mode::Stripped));
+        program.tell("open");
+        let open = program.answer();
+        let mut watch = Watch::start(program.pid(), &["--slow", "0ms"]);
+        watch.until("those that were open before", |report| !report.before.is_empty());
+        let (own, _) = program.run("run 3 sleep http2");
+        let released = program.run("release").0;
+        let report = watch.finish();
+        let [before] = &report.before[..] else { panic!("Go {version}: {:?}", report.before) };
+        println!("Go {version}: {before}");
+        assert_eq!(before["goids"], serde_json::json!([open["goid"]]), "Go {version}: {before}");
+        assert_eq!((&before["server"], &before["count"]), (&"net/http".into(), &1.into()), "{before}");
+        assert_eq!((&before["state"], released.len()), (&"chan receive".into(), 1), "{before}");
+        assert_eq!(before["own_code"]["function"], "main.staysUntilReleased", "Go {version}: {before}");
+        // Its end is no request's that was traced.
+        let (_, wrong) = pairs(&own, &report.ended);
+        assert!(wrong.is_empty(), "Go {version}: {wrong:?}");
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Probes at level `full`, and where requests begin and end.
 
+mod before;
+
 use std::{
     io::{self, Write as _},
     time::{Duration, Instant},
@@ -36,7 +38,8 @@ const STACK_DEPTH: u8 = 24;
 Prints each slow request as it ends: its parts, which add up to its duration (on CPU, run queue,
 throttled, system call, GC assist, blocked by wait reason), its longest waits with the place in the
 program, and what the goroutine did meanwhile that ended each. A request that is open for so long
-is printed once while it is, and again when it ends. Then a table of routes, every --interval and
+is printed once while it is, and again when it ends. Those that were open before gotrace attached,
+and wait, come first: where, and for what. Then a table of routes, every --interval and
 at the end. Fast requests leave only counts. Of a request gotrace reads its method, the route's
 pattern, the status and the traceparent header, with --paths the path too, and nothing else: no query,
 no other header, no body.
@@ -121,6 +124,14 @@ pub(super) fn run(args: &RequestsArgs) -> Result<Exit, CliError> {
             export::json_header(&mut out.out, traced.resource(), pid, how, now)?;
         } else {
             export::header(&mut out.out, traced.resource(), pid, &servers, &args.in_words())?;
+        }
+        match before::find(&line, pid) {
+            Ok(before) if out.json => export::json_open_before(&mut out.out, &before)?,
+            Ok(before) => export::open_before(&mut out.out, pid, &before)?,
+            Err(error) => {
+                let why = error.reason();
+                CliError::warn(&format!("requests that were open before cannot be told: {why}"));
+            }
         }
         out.out.flush()?;
     }

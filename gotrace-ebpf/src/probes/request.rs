@@ -8,7 +8,7 @@ use gotrace_common::{
 };
 
 use crate::{
-    emit::{reserve, submit},
+    emit::{clear, copy, reserve, submit},
     go_abi::{argument, current_g, follow, frame_pointer, read_word, read_words},
     maps::{ACCOUNTS, GOROUTINES, REQUEST_CONFIGS, REQUESTS, THRESHOLDS, ZEROS},
     probes::{account, children, function, headers, route, router, span},
@@ -239,30 +239,6 @@ pub fn begin(
         }
     }
     Some(open)
-}
-
-/// Fills a value with 0, word by word.
-///
-/// # Safety
-/// It must be valid for writing, of whole words.
-#[inline(always)]
-unsafe fn clear<T>(value: *mut T) {
-    for n in 0..size_of::<T>() / 8 {
-        // SAFETY: as above.
-        unsafe { value.cast::<u64>().add(n).write(0) };
-    }
-}
-
-/// Copies a value word by word, as a copy of the whole takes room on the stack.
-///
-/// # Safety
-/// Both must be valid, the latter for writing, of whole words.
-#[inline(always)]
-unsafe fn copy<T>(from: *const T, to: *mut T) {
-    for n in 0..size_of::<T>() / 8 {
-        // SAFETY: as above.
-        unsafe { to.cast::<u64>().add(n).write(from.cast::<u64>().add(n).read()) };
-    }
 }
 
 /// The end of the stream that a goroutine serves was not seen, and is not going to be.

@@ -520,6 +520,7 @@ pub fn left_open(report: &Report) -> Vec<String> {
 pub fn all(own: &[Own], report: &Report, go_version: &str, factor: u64) -> Vec<String> {
     let (pairs, mut wrong) = pairs(own, &report.ended);
     wrong.extend(report.ended.iter().chain(&report.open).flat_map(record));
+    wrong.extend(report.before.iter().map(|before| format!("nothing was open before, but {before}")));
     for (own, seen) in &pairs {
         wrong.extend(identity(own, seen));
         if let Some(kind) = KINDS.iter().find(|kind| kind.name == own.kind) {

@@ -82,6 +82,7 @@ pub(super) trait Entry: aya::Pod + Default {}
 
 impl<T: aya::Pod + Default> Entry for T {}
 
+const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 
 /// The part of `union bpf_attr` that commands on one element use.
@@ -94,20 +95,29 @@ struct ElementAttr {
     flags: u64,
 }
 
+/// Runs a command on one element; whether it was there.
+///
+/// # Safety
+/// `value` must have room for a value of the map, where the command writes one.
+unsafe fn on_one<K: Entry>(command: libc::c_long, map: BorrowedFd<'_>, key: &K, value: u64) -> bool {
+    let map_fd = map.as_raw_fd().cast_unsigned();
+    let attr = ElementAttr { map_fd, reserved: 0, key: std::ptr::from_ref(key) as u64, value, flags: 0 };
+    // SAFETY: `attr` is laid out as the command wants it, and `key` lives until it returns; the rest is the caller's.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const attr, size_of::<ElementAttr>()) };
+    result == 0
+}
+
 /// Takes one entry out; whether it was there.
 pub(super) fn delete<K: Entry>(map: BorrowedFd<'_>, key: &K) -> bool {
-    let attr = ElementAttr {
-        map_fd: map.as_raw_fd().cast_unsigned(),
-        reserved: 0,
-        key: std::ptr::from_ref(key) as u64,
-        value: 0,
-        flags: 0,
-    };
-    // SAFETY: `attr` is laid out as the command wants it, and `key` lives until it returns.
-    let result = unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_MAP_DELETE_ELEM, &raw const attr, size_of::<ElementAttr>())
-    };
-    result == 0
+    // SAFETY: nothing is written.
+    unsafe { on_one(BPF_MAP_DELETE_ELEM, map, key, 0) }
+}
+
+/// The value of one entry, where it is there.
+pub(super) fn lookup<K: Entry, V: Entry>(map: BorrowedFd<'_>, key: &K) -> Option<V> {
+    let mut value = V::default();
+    // SAFETY: the value is of the map's type.
+    unsafe { on_one(BPF_MAP_LOOKUP_ELEM, map, key, (&raw mut value) as u64) }.then_some(value)
 }
 
 /// Reads a whole hash map; `what` it is, in words.

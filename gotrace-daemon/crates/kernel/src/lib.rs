@@ -461,6 +461,12 @@ impl Kernel {
         batch::for_each(self.goroutines.fd().as_fd(), "parked goroutines", f)
     }
 
+    /// What the kernel side knows of a goroutine, where it keeps track of it.
+    #[must_use]
+    pub fn goroutine(&self, key: &GoroutineKey) -> Option<GoroutineState> {
+        batch::lookup(self.goroutines.fd().as_fd(), key)
+    }
+
     /// Takes goroutines out of the table of those that the kernel side keeps track of: all that `gone`
     /// names. For processes (by [`ProcessConfig::process`]) that have ended or whose waits are not watched
     /// any more. Returns how many there were.

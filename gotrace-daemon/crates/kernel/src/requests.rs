@@ -1,6 +1,9 @@
 //! The kernel side's maps of requests.
 
-use std::{collections::HashMap, os::fd::AsFd as _};
+use std::{
+    collections::{HashMap, HashSet},
+    os::fd::AsFd as _,
+};
 
 use aya::{
     Ebpf,
@@ -151,6 +154,16 @@ impl Kernel {
         let mut open = HashMap::new();
         self.requests.each_open(|key, request| open.extend([(*key, request.start_ns)]))?;
         Ok(open)
+    }
+
+    /// Goroutines of the process with this number that serve a request.
+    ///
+    /// # Errors
+    /// As [`Self::routes`].
+    pub fn serving(&self, process: u32) -> Result<HashSet<u64>, Error> {
+        let mut goids = HashSet::new();
+        self.requests.each_open(|key, open| goids.extend((key.process == process).then_some(open.goid)))?;
+        Ok(goids)
     }
 
     /// Forgets what is known of requests of processes that `gone` names: those that are open, and with `routes` what was

@@ -379,6 +379,32 @@ pub struct Children {
     pub time: TimeSpent,
 }
 
+/// What the goroutine of an open request does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// `running`, `runnable`, `syscall`, `GC assist`, or what it waits for.
+    pub state: Arc<str>,
+    /// Where, innermost first; empty where it is not known, as while it runs.
+    pub stack: Vec<Arc<Location>>,
+    /// The first of the stack that is the program's own code, else the first outside the standard library.
+    pub own_code: Option<Arc<Location>>,
+}
+
+/// Requests that were open before their tracing began, and wait: those whose stacks are the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenBefore {
+    /// What serves them: `net/http`, `golang.org/x/net/http2` or `google.golang.org/grpc`.
+    pub server: &'static str,
+    /// What their goroutines wait for.
+    pub reason: Arc<str>,
+    /// Where, innermost first.
+    pub stack: Vec<Arc<Location>>,
+    /// The first of the stack that is the program's own code, else the first outside the standard library.
+    pub own_code: Option<Arc<Location>>,
+    /// Their goroutines.
+    pub goids: Vec<u64>,
+}
+
 /// A slow request, or one that is open for long.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
@@ -416,7 +442,7 @@ pub struct Request {
     /// Whether none is missing.
     pub waits_complete: bool,
     /// What its goroutine does now, where it is open.
-    pub state: Option<Arc<str>>,
+    pub now: Option<Now>,
 }
 
 /// Requests of a process, as of an interval.

@@ -272,7 +272,7 @@ pub fn requests(milliseconds: &[u64]) -> Requests {
             waits: Vec::new(),
             waits_complete: true,
             children: None,
-            state: None,
+            now: None,
         })
     };
     let slow: Vec<_> = (0..).zip(milliseconds).map(one).collect();

@@ -1,10 +1,14 @@
 //! Requests of traced processes, as the kernel side counts them: read for each report, together with those that are open;
 //! and when a request is slow, which follows from what was counted where it is not given.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use gotrace_common::{
-    Account, Histogram, OpenRequest, RequestConfig, RequestKey, RouteKey, RouteTimes, flags,
+    Account, GLayout, GoroutineKey, Histogram, OpenRequest, RequestConfig, RequestKey, RouteKey, RouteTimes,
+    flags,
     request::{self, BLOCKED_CLASSES, FieldPath, NO_STEP, ROUTE_BYTES},
 };
 use gotrace_go::{Probe, requests::Requests};
@@ -13,13 +17,20 @@ use gotrace_kernel::Kernel;
 use gotrace_model::{Level, Quantile, requests::BLOCKED_NAMES};
 use gotrace_process::{Clock, ImageMemory, Target};
 
-use super::{Follow, LineConfig, LineError, Slow, TraceRequests, Traced, probes::Probes, programs::Program};
-use crate::tracee::{self, Input, OpenSeen, RequestCounts, RequestsState, RouteCount, RouteId, Step};
+use super::{
+    Follow, Line, LineConfig, LineError, Slow, TraceRequests, Traced, probes::Probes, programs::Program,
+};
+use crate::tracee::{
+    self, Input, OpenDetail, OpenSeen, RequestCounts, RequestsState, RouteCount, RouteId, Step,
+};
 
 /// Slow requests that are told of a route within a second, where the threshold is the route's own.
 const PER_SECOND: u64 = 20;
 /// Open requests of a process that are told of, the oldest.
 const MAX_OPEN: usize = 1 << 10;
+/// Open requests of which more is read for a report, and frames of each.
+const MAX_DETAILS: usize = 64;
+const MAX_FRAMES: usize = 32;
 /// One that has been open for less is no news.
 const LEAST_OPEN_NS: u64 = 100_000_000;
 /// A threshold is told to the kernel side anew when it has changed by an eighth.
@@ -232,6 +243,20 @@ fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
+impl Line {
+    /// Goroutines of the first process that serve a request which was seen to begin.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read its map.
+    pub fn serving(&self) -> Result<HashSet<u64>, LineError> {
+        let known = self.first().zip(self.probes.as_ref());
+        Ok(known
+            .map(|(first, probes)| probes.kernel.serving(first.number()))
+            .transpose()?
+            .unwrap_or_default())
+    }
+}
+
 /// Tells the tracees what was counted of their requests, and which are open.
 pub(super) fn read_requests(probes: Option<&mut Probes>, traced: &mut [Traced]) {
     let Some(Probes { kernel, .. }) = probes else { return };
@@ -273,16 +298,30 @@ fn try_read(kernel: &mut Kernel, traced: &mut [Traced]) -> Result<(), kernel::Er
         // What was open at the end of a turn may have ended since.
         let is_traced = traced.step() == Step::Requests;
         let own = open.iter().filter(|(key, ..)| is_traced && key.process == number).take(MAX_OPEN);
-        let mut paths = Vec::new();
+        let layout = traced.parsed().program.binary.g_layout();
+        let mut details = Vec::new();
         let seen = own.filter_map(|(key, open, account)| {
-            let path = tracee::path_text(&tracee::redacted(&open.path));
-            paths.extend(path.map(|path| ((open.goid, open.start_ns), path)));
-            Some((*key, traced.watched.as_ref()?.seen(number, memory.as_ref(), now_ns, (open, account))))
+            let seen = traced.watched.as_ref()?.seen(number, memory.as_ref(), now_ns, (open, account));
+            let id = (open.goid, open.start_ns);
+            if seen.slow && !traced.tracee.has_told(id) && details.len() < MAX_DETAILS {
+                let goroutine = GoroutineKey { goid: open.goid, process: number, reserved: 0 };
+                let is_parked = matches!(account.state, request::state::BLOCKED | request::state::SYSCALL);
+                let g = kernel.goroutine(&goroutine).filter(|_| is_parked).map(|state| state.g);
+                let stack =
+                    memory.as_ref().zip(g).and_then(|(memory, g)| stack(memory, &layout, g, open.goid));
+                details.push(OpenDetail {
+                    goid: open.goid,
+                    start_ns: open.start_ns,
+                    path: tracee::path_text(&tracee::redacted(&open.path)),
+                    frames: stack.unwrap_or_default(),
+                });
+            }
+            Some((*key, seen))
         });
         let (keys, seen) = seen.unzip();
         counts.open = seen;
-        if !paths.is_empty() {
-            traced.tracee.tell(&Input::OpenPaths(paths));
+        if !details.is_empty() {
+            traced.tracee.tell(&Input::OpenDetails(details));
         }
         all.push((n, counts, keys));
     }
@@ -363,6 +402,25 @@ fn name(config: &RequestConfig, memory: &ImageMemory, open: &OpenRequest) -> Rou
         (key.route, key.length) = (text, length);
     }
     key
+}
+
+/// Return addresses of a goroutine that does not run, innermost first, by its frame pointers; `None` where it ran meanwhile.
+fn stack(memory: &ImageMemory, layout: &GLayout, g: u64, goid: u64) -> Option<Vec<u64>> {
+    let reader = Reader(memory);
+    let field = |offset: u16| g.checked_add(offset.into()).and_then(|at| reader.word(at));
+    let at = || Some((field(layout.sched_pc)?, field(layout.sched_bp)?));
+    let (pc, mut frame) = at()?;
+    let mut frames = vec![pc];
+    while frames.len() < MAX_FRAMES {
+        let Some([next, ret]) = reader.words(frame).filter(|[_, ret]| *ret != 0) else { break };
+        frames.push(ret);
+        // Stacks grow down: an older frame lies above.
+        if next <= frame {
+            break;
+        }
+        frame = next;
+    }
+    (field(layout.goid)? == goid && at()?.0 == pc).then_some(frames)
 }
 
 /// Reads the process's memory.

@@ -384,7 +384,7 @@ impl Traced {
 
     /// Its program.
     #[must_use]
-    pub fn binary(&self) -> &Binary {
+    pub fn binary(&self) -> &Arc<Binary> {
         self.tracee.symbolizer().binary()
     }
 

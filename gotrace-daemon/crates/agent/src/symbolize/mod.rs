@@ -36,7 +36,7 @@ impl Symbolizer {
 
     /// The program.
     #[must_use]
-    pub fn binary(&self) -> &Binary {
+    pub fn binary(&self) -> &Arc<Binary> {
         &self.binary
     }
 

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     CollectorState, CoveredTime, Lowered, SpanSampling, Step, StepChange, Symbol, TraceeState,
-    requests::{RequestCounts, RequestsState},
+    requests::{OpenDetail, RequestCounts, RequestsState},
     serial,
 };
 use crate::table::{CpuTimes, GoroutineState, Look, PeerNumber, Peers, Sighting, StacksState};
@@ -179,8 +179,8 @@ pub enum Input<'a> {
     RequestsCovered(CoveredTime),
     /// Whom its waits were for, behind [`Self::Stacks`] and [`Self::Requests`].
     Peers(Box<PeersState>),
-    /// What requests that are open have asked for, by goroutine and beginning; in front of [`Self::RequestCounts`].
-    OpenPaths(Vec<((u64, u64), String)>),
+    /// More of requests that are open; in front of [`Self::RequestCounts`].
+    OpenDetails(Vec<OpenDetail>),
 }
 
 /// Ends of connections that goroutines waited for.

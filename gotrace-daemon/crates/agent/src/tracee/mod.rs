@@ -41,7 +41,7 @@ pub use input::{Counted, Found, FoundHolder, FoundPart, Input, Known, PeersState
 use mode::Mode;
 pub use mode::{Lowered, Step, StepChange};
 pub use requests::{
-    OpenSeen, RequestCounts, RequestsState, RouteCount, RouteId,
+    OpenDetail, OpenSeen, RequestCounts, RequestsState, RouteCount, RouteId,
     paths::{redacted, text as path_text},
 };
 use sampling::Sampler;
@@ -249,6 +249,11 @@ impl Tracee {
         self.table.cpu_times(PART, |times| write(&Input::CpuTimes(times)));
     }
 
+    /// Whether an open request was told of, by goroutine and beginning.
+    pub(crate) fn has_told(&self, open: (u64, u64)) -> bool {
+        self.requests.as_ref().is_some_and(|requests| requests.has_told(open))
+    }
+
     /// Takes what reaches it; what that comes to goes to `out`. `names` answers what is not known yet.
     pub fn apply(&mut self, input: &Input<'_>, names: &dyn Names, out: &mut Outputs) {
         let Self { facts, table, .. } = self;
@@ -352,9 +357,9 @@ impl Tracee {
                     requests.count((**counts).clone());
                 }
             }
-            Input::OpenPaths(paths) => {
+            Input::OpenDetails(details) => {
                 if let Some(requests) = &mut self.requests {
-                    requests.open_paths = paths.iter().cloned().collect();
+                    requests.details.clone_from(details);
                 }
             }
             Input::RequestsPaused { paused, .. } => {

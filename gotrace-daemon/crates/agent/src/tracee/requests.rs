@@ -15,7 +15,7 @@ use gotrace_model::{
     Location, Span, SpanContext,
     ids::ProcessKey,
     requests::{
-        Cause, Children, Ended, OwnSpan, Protocol, Request, RequestWait, Requests, Route, RouteName,
+        Cause, Children, Ended, Now, OwnSpan, Protocol, Request, RequestWait, Requests, Route, RouteName,
         TimeSpent,
     },
 };
@@ -30,7 +30,7 @@ use crate::{
 mod counts;
 pub mod paths;
 
-pub use counts::{OpenSeen, RequestCounts, RouteCount, RouteId};
+pub use counts::{OpenDetail, OpenSeen, RequestCounts, RouteCount, RouteId};
 
 /// Waits of all goroutines that are remembered, so that those can be explained that they ended.
 const MAX_PAST: usize = 1 << 16;
@@ -99,9 +99,9 @@ pub struct RequestsState {
     /// Numbers of open ones that were told: goid and beginning.
     told_open: BTreeSet<(u64, u64)>,
     next: u64,
-    /// What those that are open have asked for, by goroutine and beginning.
+    /// More of those that are open.
     #[serde(skip)]
-    pub(super) open_paths: HashMap<(u64, u64), String>,
+    pub(super) details: Vec<OpenDetail>,
     /// For how long they were traced.
     #[serde(skip)]
     pub(super) covered: CoveredTime,
@@ -158,6 +158,11 @@ impl RequestsState {
             .take(MAX_LOOKED)
             .take_while(move |past| past.end_ns > from_ns)
             .filter(move |past| past.start_ns < to_ns)
+    }
+
+    /// Whether an open request was told of, by goroutine and beginning.
+    pub(super) fn has_told(&self, open: (u64, u64)) -> bool {
+        self.told_open.contains(&open)
     }
 
     /// Numbers of waits that were for a peer, and that.
@@ -225,7 +230,11 @@ impl Known<'_> {
 
     /// The calls of a wait's stack, those of inlined functions too.
     fn stack(&mut self, past: &Past) -> Vec<Arc<Location>> {
-        let calls = past.frames.iter().flat_map(|pc| self.symbols.frames(*pc, self.names).to_vec());
+        self.frames(&past.frames)
+    }
+
+    fn frames(&mut self, frames: &[u64]) -> Vec<Arc<Location>> {
+        let calls = frames.iter().flat_map(|pc| self.symbols.frames(*pc, self.names).to_vec());
         calls.map(|frame| frame.at).collect()
     }
 
@@ -316,7 +325,7 @@ impl Tracee {
                 time,
                 children: end.children.and_then(|children| of_children(&children)),
                 waits,
-                state: None,
+                now: None,
             });
             state.told_open.remove(&(end.goid, end.start_ns));
             state.ended_waits += request.waits.len();
@@ -339,7 +348,7 @@ impl Tracee {
         let counts = std::mem::take(&mut state.counts.open);
         let still: BTreeSet<_> = counts.iter().map(|open| (open.goid, open.start_ns)).collect();
         state.told_open.retain(|open| still.contains(open));
-        state.open_paths.retain(|open, _| still.contains(open));
+        let details = std::mem::take(&mut state.details);
         for open in counts {
             let name = known.name(&open.id);
             let age_ns = now_ns.saturating_sub(open.start_ns);
@@ -351,6 +360,8 @@ impl Tracee {
                 continue;
             }
             state.next += 1;
+            let detail = details.iter().find(|of| (of.goid, of.start_ns) == (open.goid, open.start_ns));
+            let frames = detail.map_or(&[][..], |detail| &detail.frames);
             let (time, what) = now(&open, state.counts.now_ns);
             let (mut waits, complete) =
                 explain(&state, &mut known, open.goid, (open.start_ns, state.counts.now_ns));
@@ -365,7 +376,7 @@ impl Tracee {
                 own_span: None,
                 goroutine: key.context(self.table.trace_root(open.goid), open.goid),
                 name,
-                path: state.open_paths.get(&(open.goid, open.start_ns)).map(|path| path.as_str().into()),
+                path: detail.and_then(|detail| detail.path.as_deref()).map(Into::into),
                 status: None,
                 start_unix_nano: clock.unix_nano(open.start_ns),
                 duration_ns: state.counts.now_ns.saturating_sub(open.start_ns),
@@ -375,7 +386,11 @@ impl Tracee {
                 children: None,
                 waits,
                 waits_complete: complete,
-                state: Some(what.into()),
+                now: Some(Now {
+                    state: what.into(),
+                    stack: known.frames(frames),
+                    own_code: known.symbols.own_code(frames, known.names).map(|frame| frame.at),
+                }),
             }));
         }
         let left_out = std::mem::take(&mut state.left_out);

@@ -283,9 +283,17 @@ fn an_open_request_is_told_once_and_again_when_it_ends() {
         slow: true,
     };
     let counts = RequestCounts { now_ns: 500 * MS, open: vec![open], ..RequestCounts::default() };
+    let detail =
+        |goid| OpenDetail { goid, start_ns: 10 * MS, path: Some("/stream/1".into()), frames: vec![7, 8] };
+    let details = Input::OpenDetails(vec![detail(4), detail(5)]);
+    tracee.apply(&details, &NoNames, &mut Outputs::default());
+    assert!(!tracee.has_told((5, 10 * MS)));
     let first = told(&mut tracee, 500 * MS, counts.clone());
+    assert!(tracee.has_told((5, 10 * MS)));
     let [request] = &first.slow[..] else { panic!("{first:?}") };
-    assert_eq!((request.ended, request.state.as_deref()), (None, Some("IO wait")));
+    let now = request.now.as_ref().expect("it is open");
+    assert_eq!((request.ended, &*now.state, now.stack.len()), (None, "IO wait", 2));
+    assert_eq!(request.path.as_deref(), Some("/stream/1"));
     assert_eq!((request.duration_ns, request.time.total()), (490 * MS, 470 * MS));
     let [route] = &first.routes[..] else { panic!("{first:?}") };
     assert_eq!((route.open, route.oldest_open_ns), (1, Some(490 * MS)));

@@ -277,7 +277,8 @@ impl<'a> From<&'a Frame> for PlaceObject<'a> {
 
 /// Where a stack is in the program's own code, as [`gotrace_model::Place::at`]: the innermost frame of those whose code is
 /// nearest to the main module's.
-fn own_code(stack: &[StackFrame], names: &mut Names) -> Option<Frame> {
+#[must_use]
+pub fn own_code(stack: &[StackFrame], names: &mut Names) -> Option<Frame> {
     let module = names.binary().build().module.clone();
     let mut best: Option<(Origin, Frame)> = None;
     for named in names.stack(stack).iter().filter(|named| !named.frame.wrapper) {

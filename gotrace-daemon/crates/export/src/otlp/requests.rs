@@ -198,7 +198,7 @@ mod tests {
             children: None,
             waits: Vec::new(),
             waits_complete: true,
-            state: None,
+            now: None,
         }
     }
 

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use gotrace_common::Histogram;
 use gotrace_model::{
     Quantile, Resource,
-    requests::{Cause, Children, Request, RequestWait, Requests, Route, RouteName, TimeSpent},
+    requests::{Cause, Children, OpenBefore, Request, RequestWait, Requests, Route, RouteName, TimeSpent},
 };
 use serde_json::{Map, Value as Json, json};
 
@@ -35,6 +35,25 @@ pub fn header(
 /// What the writer says.
 pub fn request(out: &mut impl Write, request: &Request) -> io::Result<()> {
     write(out, &json!({ "request": one(request) }))
+}
+
+/// A line for those that were open before: how many, and what they wait for.
+///
+/// # Errors
+/// What the writer says.
+pub fn open_before(out: &mut impl Write, before: &[OpenBefore]) -> io::Result<()> {
+    let of = |of: &OpenBefore| {
+        let OpenBefore { server, reason, stack, own_code, goids } = of;
+        json!({
+            "server": server,
+            "count": goids.len(),
+            "goids": goids,
+            "state": reason,
+            "stack": stack.iter().map(|frame| location(frame)).collect::<Vec<_>>(),
+            "own_code": own_code.as_ref().map(|own| location(own)),
+        })
+    };
+    write(out, &json!({ "open_before": before.iter().map(of).collect::<Vec<_>>() }))
 }
 
 /// A line for an interval.
@@ -94,7 +113,7 @@ pub(crate) fn one(request: &Request) -> Json {
         children,
         waits,
         waits_complete,
-        state,
+        now,
     } = request;
     let RouteName { protocol, method, route, handler } = name;
     json!({
@@ -110,7 +129,9 @@ pub(crate) fn one(request: &Request) -> Json {
         "goid": goid,
         "open": ended.is_none(),
         "ended": ended.map(|ended| ended.name()),
-        "state": state,
+        "state": now.as_ref().map(|now| &now.state),
+        "stack": now.as_ref().map(|now| now.stack.iter().map(|frame| location(frame)).collect::<Vec<_>>()),
+        "own_code": now.as_ref().and_then(|now| now.own_code.as_ref()).map(|own| location(own)),
         "trace_id": parent_span_id.map(|_| hex(&context.trace_id)),
         "parent_span_id": parent_span_id.map(|id| hex(&id)),
         "span_id": hex(&context.span_id),

@@ -15,10 +15,10 @@ use gotrace_model::{
     requests::{Cause, Covered, Route, RouteTotal, TimeSpent},
 };
 
-pub use json::summary as json_summary;
 pub(crate) use json::to_json;
 pub use json::{SCHEMA, header as json_header, interval as json_interval, request as json_request};
-pub use text::{LEGEND, bar, header, request, shares, table};
+pub use json::{open_before as json_open_before, summary as json_summary};
+pub use text::{LEGEND, bar, header, open_before, request, shares, table};
 pub(crate) use text::{in_interval, in_summary, reason};
 
 use crate::text::duration;

@@ -9,7 +9,7 @@ use gotrace_common::{
 use gotrace_model::{
     Location, SpanContext,
     requests::{
-        Cause, Children, Ended, OwnSpan, Protocol, Request, RequestWait, Requests, Route, RouteName,
+        Cause, Children, Ended, Now, OwnSpan, Protocol, Request, RequestWait, Requests, Route, RouteName,
         RouteTotal, TimeSpent,
     },
     samples,
@@ -79,7 +79,7 @@ fn slow() -> Request {
             ],
         }],
         waits_complete: true,
-        state: None,
+        now: None,
     }
 }
 
@@ -103,14 +103,18 @@ fn a_slow_request_is_told_with_its_parts_and_whom_it_waited_for() {
         ended: None,
         waits: Vec::new(),
         waits_complete: false,
-        state: Some("IO wait".into()),
+        now: Some(Now {
+            state: "IO wait".into(),
+            stack: vec![place("internal/poll.runtime_pollWait", 7), place("main.charge", 31)],
+            own_code: Some(place("main.charge", 31)),
+        }),
         time: spent(&[(time::BLOCKED + 9, 100 * MS)]),
         name: name(""),
         ..slow()
     };
     assert_eq!(
         text(|out| request(out, &open)),
-        "GET (main.serve)  OPEN  100ms  IO wait 100ms; goroutine 77 now: IO wait\n  some of its waits are missing \
+        "GET (main.serve)  OPEN  100ms  IO wait 100ms; goroutine 77 now: IO wait in main.charge cart.go:31\n  some of its waits are missing \
          here; the parts above are complete\n"
     );
 }

@@ -6,7 +6,8 @@ use gotrace_model::{
     Interval, Location, Resource, Value,
     printable::printable,
     requests::{
-        Children, Ended, Protocol, Request, RequestWait, Route, RouteName, TimeSpent, WhySlow, code_of_grpc,
+        Children, Ended, OpenBefore, Protocol, Request, RequestWait, Route, RouteName, TimeSpent, WhySlow,
+        code_of_grpc,
     },
 };
 
@@ -25,6 +26,8 @@ const WAITS: usize = 5;
 const FINDINGS: usize = 5;
 /// Columns of a bar.
 const BAR: u64 = 16;
+/// Goroutines that are named of requests that were open before, and wait at one place.
+const GOIDS: usize = 8;
 /// Columns of a route's name.
 const NAME: usize = 36;
 
@@ -49,6 +52,33 @@ pub fn header(
         text("process.executable.name"),
         text("process.runtime.version"),
         servers.join(", ")
+    )
+}
+
+/// Those that were open before: how many, where, and what they wait for.
+///
+/// # Errors
+/// What the writer says.
+pub fn open_before(out: &mut impl Write, pid: u32, before: &[OpenBefore]) -> io::Result<()> {
+    let Some(first) = before.first().and_then(|first| first.goids.first()) else { return Ok(()) };
+    let all: usize = before.iter().map(|of| of.goids.len()).sum();
+    let (were, wait) = if all == 1 { (" was", "s") } else { ("s were", "") };
+    writeln!(out, "{all} request{were} open before gotrace attached, and wait{wait}:")?;
+    for OpenBefore { server: _, reason, stack, own_code, goids } in before.iter().take(ROUTES) {
+        let at =
+            own_code.as_ref().or(stack.first()).map(|at| format!(" in {}", place(at))).unwrap_or_default();
+        let told: Vec<_> = goids.iter().take(GOIDS).map(u64::to_string).collect();
+        let more = if goids.len() > GOIDS { ", …" } else { "" };
+        let s = if goids.len() == 1 { "" } else { "s" };
+        writeln!(out, "{:>6}  {reason}{at}  goroutine{s} {}{more}", goids.len(), told.join(", "))?;
+    }
+    if before.len() > ROUTES {
+        writeln!(out, "        and in {} other places", before.len() - ROUTES)?;
+    }
+    writeln!(
+        out,
+        "  what they asked for and how long they have been open is not known; `gotrace why {pid} --goid {first}` \
+         tells who holds up that one"
     )
 }
 
@@ -95,7 +125,7 @@ pub fn request(out: &mut impl Write, request: &Request) -> io::Result<()> {
         children,
         waits,
         waits_complete,
-        state,
+        now,
         goid,
         ..
     } = request;
@@ -119,8 +149,10 @@ pub fn request(out: &mut impl Write, request: &Request) -> io::Result<()> {
         duration(Some(*duration_ns)),
         parts.join(", ")
     )?;
-    if let Some(state) = state {
-        write!(out, "; goroutine {goid} now: {state}")?;
+    if let Some(now) = now {
+        let at = now.own_code.as_ref().or(now.stack.first());
+        let at = at.map(|at| format!(" in {}", place(at))).unwrap_or_default();
+        write!(out, "; goroutine {goid} now: {}{at}", now.state)?;
     }
     writeln!(out)?;
     if let Some(path) = path {

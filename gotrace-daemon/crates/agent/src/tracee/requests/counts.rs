@@ -70,6 +70,19 @@ pub struct OpenSeen {
     pub slow: bool,
 }
 
+/// More of a request that is open.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OpenDetail {
+    /// The goroutine that it began on.
+    pub goid: u64,
+    /// When it began.
+    pub start_ns: u64,
+    /// What it asked for, without what looks like a secret.
+    pub path: Option<String>,
+    /// Return addresses of its goroutine, innermost first; none where it runs.
+    pub frames: Vec<u64>,
+}
+
 /// What was counted of a process's requests when that was looked at.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct RequestCounts {
