@@ -16,7 +16,8 @@ use super::{
     report::{Bar, Report},
 };
 
-/// CPU time of an empty request on top of level `full`, in nanoseconds: where slow ones alone are told, and where all are.
+/// CPU time of the server for an empty request on top of level `full`, in nanoseconds: where slow ones alone are told, and
+/// where all are.
 const ADDED_NS: [f64; 2] = [6_000.0, 10_000.0];
 /// Of the throughput without gotrace, and of that at level `full`, this much is left where slow requests are told.
 const LEFT_IN_ALL: f64 = 0.9;
@@ -55,10 +56,15 @@ impl Watched {
     }
 }
 
+/// Samples of each way, at least: one of a busy server varies by more than what is measured.
+const SAMPLES: usize = 24;
+
 /// A sample of a server under load.
 struct Sample {
-    /// CPU time of the server and its client for a request.
-    cpu_ns: f64,
+    /// CPU time of the server for a request.
+    server_ns: f64,
+    /// The same with the client's, which is not traced, but waits otherwise.
+    both_ns: f64,
     /// Requests a second.
     rate: f64,
 }
@@ -102,18 +108,24 @@ impl Pair {
         };
         let count = of(&answer, "count")?;
         ensure!(count > 0.0, "nothing was answered");
-        let cpu_ns = of(&answer, "cpu_ns")? + of(&after, "cpu_ns")? - of(&before, "cpu_ns")?;
-        Ok(Sample { cpu_ns: cpu_ns / count, rate: count / (of(&answer, "wall_ns")? / 1e9) })
+        let server_ns = of(&after, "cpu_ns")? - of(&before, "cpu_ns")?;
+        let both_ns = of(&answer, "cpu_ns")? + server_ns;
+        let rate = count / (of(&answer, "wall_ns")? / 1e9);
+        Ok(Sample { server_ns: server_ns / count, both_ns: both_ns / count, rate })
     }
 
-    /// Samples of each, in turns.
-    fn samples(&mut self, gotrace: &Path, extent: Extent) -> Result<[Vec<Sample>; ALL.len()]> {
+    /// So many samples of each, in turns: forwards and back, so that none is always behind another one.
+    fn samples(&mut self, gotrace: &Path, extent: Extent, each: usize) -> Result<[Vec<Sample>; ALL.len()]> {
         let mut samples: [Vec<Sample>; ALL.len()] = Default::default();
         self.sample(extent)?;
-        for _ in 0..extent.pairs {
-            for (watched, samples) in ALL.into_iter().zip(&mut samples) {
-                let gotrace = watched.begin(&self.server, gotrace)?;
-                samples.push(self.sample(extent)?);
+        for n in 0..each {
+            let mut order: Vec<usize> = (0..ALL.len()).collect();
+            if n % 2 == 1 {
+                order.reverse();
+            }
+            for at in order {
+                let gotrace = ALL[at].begin(&self.server, gotrace)?;
+                samples[at].push(self.sample(extent)?);
                 if let Some(gotrace) = gotrace {
                     gotrace.interrupt()?;
                     gotrace.end()?;
@@ -128,24 +140,34 @@ impl Pair {
 pub fn measure(binaries: &Binaries, extent: Extent, target: &Path, report: &mut Report) -> Result<()> {
     let program: PathBuf = build_go("web", target)?;
     let mut pair = Pair::start(&program, "0s")?;
-    let samples = pair.samples(&binaries.gotrace, extent)?;
+    let each = if extent.pairs < 9 { extent.pairs } else { SAMPLES };
+    let samples = pair.samples(&binaries.gotrace, extent, each)?;
     programs(&mut pair, &binaries.gotrace, extent, report)?;
-    // What one costs more than the other, sample by sample.
-    let added = |of: usize, to: usize| {
-        median(samples[of].iter().zip(&samples[to]).map(|(of, to)| of.cpu_ns - to.cpu_ns).collect())
-    };
-    let without = median(samples[0].iter().map(|sample| sample.cpu_ns).collect());
-    report.add("an empty request, server and client: untraced", "ns", without, None, None);
-    report.add("an empty request: added by level full", "ns", added(1, 0), Some(without), None);
-    for (n, (what, most)) in
-        [("--slow auto", ADDED_NS[0]), ("--slow 0ms", ADDED_NS[1])].into_iter().enumerate()
-    {
-        let name = format!("an empty request: added by requests {what}");
-        report.add(name, "ns", added(n + 2, 0), Some(without), None);
-        let name = format!("an empty request: added by requests {what} to level full");
-        report.add(name, "ns", added(n + 2, 1), Some(without), Some(Bar::AtMost(most)));
+    let cpu: [(&str, fn(&Sample) -> f64); 2] =
+        [("the server", |s| s.server_ns), ("server and client", |s| s.both_ns)];
+    for (whose, ns) in cpu {
+        // What one costs more than the other, sample by sample, and how far the mean of that may be off.
+        let added = |of: usize, to: usize| -> (f64, f64) {
+            let apart: Vec<f64> =
+                samples[of].iter().zip(&samples[to]).map(|(of, to)| ns(of) - ns(to)).collect();
+            (median(apart.clone()), standard_error(&apart))
+        };
+        let name = |what: &str| format!("an empty request, {whose}: {what}");
+        let without = median(samples[0].iter().map(ns).collect());
+        report.add(name("untraced"), "ns", without, None, None);
+        report.add(name("added by level full"), "ns", added(1, 0).0, Some(without), None);
+        for (n, (what, most)) in
+            [("--slow auto", ADDED_NS[0]), ("--slow 0ms", ADDED_NS[1])].into_iter().enumerate()
+        {
+            let more = name(&format!("added by requests {what}"));
+            report.add(&more, "ns", added(n + 2, 0).0, Some(without), None);
+            let (to_full, error) = added(n + 2, 1);
+            let bar = (whose == "the server").then_some(Bar::AtMost(most));
+            report.add(format!("{more} to level full"), "ns", to_full, Some(without), bar);
+            report.add(format!("{more} to level full, standard error"), "ns", error, None, None);
+        }
     }
-    let samples = Pair::start(&program, WORK)?.samples(&binaries.gotrace, extent)?;
+    let samples = Pair::start(&program, WORK)?.samples(&binaries.gotrace, extent, extent.pairs)?;
     let rate = |n: usize| median(samples[n].iter().map(|sample| sample.rate).collect());
     report.add(format!("requests of {WORK}: untraced"), "1/s", rate(0), None, None);
     report.add(format!("requests of {WORK}: level full"), "1/s", rate(1), Some(rate(0)), None);
@@ -154,6 +176,14 @@ pub fn measure(binaries: &Binaries, extent: Extent, target: &Path, report: &mut 
     let name = format!("{name}, beside level full");
     report.add(name, "1/s", rate(2), Some(rate(1)), Some(Bar::RatioAtLeast(LEFT_OF_FULL)));
     Ok(())
+}
+
+/// Of the mean of some values.
+fn standard_error(values: &[f64]) -> f64 {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let square = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
+    (square / n).sqrt()
 }
 
 /// What the kernel counts of gotrace's programs for an empty request.

@@ -6,7 +6,7 @@ use gotrace_common::{
 };
 use gotrace_model::{
     Location, SpanContext,
-    requests::{Cause, Ended, Protocol, RequestWait, Requests, RouteTotal, TimeSpent},
+    requests::{Cause, Ended, Now, Protocol, RequestWait, Requests, RouteTotal, TimeSpent},
 };
 use ratatui::{Terminal, backend::TestBackend};
 
@@ -88,7 +88,7 @@ fn slow(path: &str, goid: u64, ms: u64, ended: Option<Ended>) -> Arc<Request> {
         children: None,
         waits: vec![wait],
         waits_complete: true,
-        state: ended.is_none().then(|| "select".into()),
+        now: ended.is_none().then(|| Now { state: "select".into(), stack: Vec::new(), own_code: None }),
     })
 }
 

@@ -362,7 +362,7 @@ impl Tracee {
             state.next += 1;
             let detail = details.iter().find(|of| (of.goid, of.start_ns) == (open.goid, open.start_ns));
             let frames = detail.map_or(&[][..], |detail| &detail.frames);
-            let (time, what) = now(&open, state.counts.now_ns);
+            let (time, what) = open.now(state.counts.now_ns);
             let (mut waits, complete) =
                 explain(&state, &mut known, open.goid, (open.start_ns, state.counts.now_ns));
             waits.sort_by_key(|wait| wait.offset_ns);
@@ -408,24 +408,6 @@ fn of_children(children: &request::Children) -> Option<Children> {
         left_running: started.saturating_sub(ended),
         time: TimeSpent(times),
     })
-}
-
-/// The state that the goroutine of an open request is in, and what it has spent its time on with it.
-fn now(open: &OpenSeen, now_ns: u64) -> (TimeSpent, &'static str) {
-    let (state, class, since_ns) = open.state;
-    let class = usize::try_from(class).unwrap_or(usize::MAX).min(request::BLOCKED_CLASSES - 1);
-    let (part, what) = match state {
-        request::state::RUNNING => (request::time::ON_CPU, "running"),
-        request::state::RUNNABLE => (request::time::RUN_QUEUE, "runnable"),
-        request::state::SYSCALL => (request::time::SYSCALL, "syscall"),
-        request::state::ASSIST => (request::time::GC_ASSIST, "GC assist"),
-        _ => (request::time::BLOCKED + class, gotrace_model::requests::BLOCKED_NAMES[class]),
-    };
-    let mut times = open.times;
-    if let Some(spent) = times.get_mut(part) {
-        *spent = spent.saturating_add(now_ns.saturating_sub(since_ns));
-    }
-    (TimeSpent(times), what)
 }
 
 /// The longest waits of a goroutine within a time, with their causes; and whether those are all.

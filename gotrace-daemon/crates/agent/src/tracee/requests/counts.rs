@@ -1,7 +1,13 @@
 //! What was counted of a process's requests, by route and status, and which are open.
 
-use gotrace_common::{Histogram, RouteKey, request::Times};
-use gotrace_model::printable::printable;
+use gotrace_common::{
+    Histogram, RouteKey,
+    request::{self, Times},
+};
+use gotrace_model::{
+    printable::printable,
+    requests::{BLOCKED_NAMES, TimeSpent},
+};
 use serde::{Deserialize, Serialize};
 
 use super::super::serial;
@@ -68,6 +74,26 @@ pub struct OpenSeen {
     pub state: (u32, u32, u64),
     /// Whether it has been open for so long that it is told.
     pub slow: bool,
+}
+
+impl OpenSeen {
+    /// The state that its goroutine is in, and what it has spent its time on with it.
+    pub(super) fn now(&self, now_ns: u64) -> (TimeSpent, &'static str) {
+        let (state, class, since_ns) = self.state;
+        let class = usize::try_from(class).unwrap_or(usize::MAX).min(request::BLOCKED_CLASSES - 1);
+        let (part, what) = match state {
+            request::state::RUNNING => (request::time::ON_CPU, "running"),
+            request::state::RUNNABLE => (request::time::RUN_QUEUE, "runnable"),
+            request::state::SYSCALL => (request::time::SYSCALL, "syscall"),
+            request::state::ASSIST => (request::time::GC_ASSIST, "GC assist"),
+            _ => (request::time::BLOCKED + class, BLOCKED_NAMES[class]),
+        };
+        let mut times = self.times;
+        if let Some(spent) = times.get_mut(part) {
+            *spent = spent.saturating_add(now_ns.saturating_sub(since_ns));
+        }
+        (TimeSpent(times), what)
+    }
 }
 
 /// More of a request that is open.
