@@ -24,7 +24,10 @@ use gotrace_export::{
     contention::Waits,
     dump::{Captured, Mapped},
 };
-use gotrace_inspect::snapshot::{Live, Options, SnapshotError};
+use gotrace_inspect::{
+    examine::{WaitGraph, wait_graph},
+    snapshot::{Live, Options, SnapshotError},
+};
 use gotrace_process::{ProcessError, Target, Watch};
 
 /// Bytes that a goroutine takes while it is written down; and so many there is always room for.
@@ -145,6 +148,20 @@ impl Captures {
         Promise { of: Arc::clone(&self.0), most, frames, shared }
     }
 
+    /// Reads a process that is traced. `read` is also told for how many goroutines there is room.
+    fn read<T>(
+        &self,
+        pid: u32,
+        read: impl FnOnce(&Known, &Target, &mut Live, u64) -> Result<T, SnapshotError>,
+    ) -> Result<(T, Room), CaptureError> {
+        let known = self.lock().get(&pid).map(Arc::clone).ok_or(CaptureError::NotTraced)?;
+        let _held = self.0.in_hand.take(known.process);
+        let captured = known.capture(&|| self.check(&known), |listed| self.promise(listed), read);
+        // Of a process that ends or executes a program meanwhile nothing is to be believed.
+        self.check(&known)?;
+        captured
+    }
+
     /// Why this is not to be believed, where the process is not any more what it was.
     fn check(&self, known: &Arc<Known>) -> Result<(), CaptureError> {
         let pid = known.traced.pid;
@@ -178,12 +195,17 @@ impl Processes for Captures {
     }
 
     fn capture(&self, pid: u32) -> Result<(Captured, Room), CaptureError> {
-        let known = self.lock().get(&pid).map(Arc::clone).ok_or(CaptureError::NotTraced)?;
-        let _held = self.0.in_hand.take(known.process);
-        let captured = known.capture(&|| self.check(&known), |listed| self.promise(listed));
-        // Of a process that ends or executes a program meanwhile nothing is to be believed.
-        self.check(&known)?;
-        captured
+        self.read(pid, |known, target, live, _| known.read(target, live, false))
+    }
+
+    fn graph(&self, pid: u32) -> Result<(Captured, WaitGraph, Room), CaptureError> {
+        let read = |known: &Known, target: &Target, live: &mut Live, most: u64| {
+            let captured = known.read(target, live, true)?;
+            let graph = wait_graph(live, &captured.snapshot, most.saturating_mul(TAKEN_EACH))?;
+            Ok((captured, graph))
+        };
+        let ((captured, graph), room) = self.read(pid, read)?;
+        Ok((captured, graph, room))
     }
 
     fn hold(&self, pid: u32, wanted: Wanted) -> Result<Held, CaptureError> {
@@ -201,11 +223,12 @@ impl Processes for Captures {
 }
 
 impl Known {
-    fn capture(
+    fn capture<T>(
         &self,
         check: &dyn Fn() -> Result<(), CaptureError>,
         promise: impl FnOnce(u64) -> Promise,
-    ) -> Result<(Captured, Room), CaptureError> {
+        read: impl FnOnce(&Self, &Target, &mut Live, u64) -> Result<T, SnapshotError>,
+    ) -> Result<(T, Room), CaptureError> {
         let pid = self.traced.pid;
         let failed = |error| error_of(pid, &error);
         let target = Target::open(pid).map_err(|e| failed(e.into()))?;
@@ -220,7 +243,7 @@ impl Known {
         let promise = promise(listed);
         live.set_most(promise.most);
         live.set_most_frames(promise.frames);
-        let captured = self.read(&target, &mut live).map_err(|error| match error {
+        let captured = read(self, &target, &mut live, promise.most).map_err(|error| match error {
             SnapshotError::TooMany { count, .. } if promise.shared => CaptureError::Later(format!(
                 "its {count} goroutines are too many for the memory that is left while other processes are read: try again \
                  in a moment"
@@ -230,8 +253,9 @@ impl Known {
         Ok((captured, Box::new(promise)))
     }
 
-    fn read(&self, target: &Target, live: &mut Live) -> Result<Captured, SnapshotError> {
-        let snapshot = live.take(Options { waits: false, ..Options::default() })?;
+    /// `waits`: with what goroutines wait on.
+    fn read(&self, target: &Target, live: &mut Live, waits: bool) -> Result<Captured, SnapshotError> {
+        let snapshot = live.take(Options { waits, ..Options::default() })?;
         if let Some(warning) = live.warning() {
             tracing::debug!(pid = self.traced.pid, "{warning}");
         }

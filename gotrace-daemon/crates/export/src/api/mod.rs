@@ -13,6 +13,7 @@ mod contention;
 mod events;
 mod findings;
 mod follow;
+mod graph;
 mod page;
 #[cfg(test)]
 mod page_tests;
@@ -54,6 +55,7 @@ pub use processes::SCHEMA;
 
 use crate::{contention::Waits, dump::Captured, json, prometheus::Board};
 use access::{Denied, is_for_another_site, is_link_to, is_of_a_script, without_port};
+use gotrace_inspect::examine::WaitGraph;
 use gotrace_model::{Resource, printable::write_json};
 use processes::Latest;
 
@@ -98,6 +100,11 @@ pub trait Processes: Send + Sync {
     /// # Errors
     /// [`CaptureError`]
     fn capture(&self, pid: u32) -> Result<(Captured, Room), CaptureError>;
+    /// Reads one of them as [`Processes::capture`] does, with what goroutines wait on, and finds who waits for whom.
+    ///
+    /// # Errors
+    /// [`CaptureError`]
+    fn graph(&self, pid: u32) -> Result<(Captured, WaitGraph, Room), CaptureError>;
     /// From now on at least this is wanted of one of them, until what is given back is dropped.
     ///
     /// # Errors
@@ -222,6 +229,7 @@ impl Api {
             .route("/api/v1/processes/{pid}/findings", get(findings_of))
             .route("/api/v1/processes/{pid}/follow", post(follow::follow))
             .route("/api/v1/processes/{pid}/goroutines", get(pprof::groups))
+            .route("/api/v1/processes/{pid}/graph", get(graph::graph))
             .route("/api/v1/processes/{pid}/history", get(history))
             .route("/api/v1/sd", get(targets))
             .route("/processes/{pid}/debug/pprof", get(pprof::index))

@@ -48,7 +48,7 @@ pub(super) const INCOMPLETE: HeaderName = HeaderName::from_static("gotrace-incom
 /// Seconds since the proof began that a profile of leaked goroutines is of.
 const PROOF_AGE: HeaderName = HeaderName::from_static("gotrace-proof-age");
 /// JSON, one object a line.
-const LINES: &str = "application/x-ndjson";
+pub(super) const LINES: &str = "application/x-ndjson";
 /// What is no text.
 pub(super) const BYTES: &str = "application/octet-stream";
 /// How long a client waits for a proof that is made for it, and how often it is looked for.
@@ -78,9 +78,16 @@ type Busy = Arc<Mutex<BTreeSet<u32>>>;
 struct Claim(Busy, u32);
 
 /// A process may be read, until this is dropped.
-struct Slot {
+pub(super) struct Slot {
     claim: Claim,
     _room: OwnedSemaphorePermit,
+}
+
+impl Slot {
+    /// Which one.
+    pub const fn pid(&self) -> u32 {
+        self.claim.1
+    }
 }
 
 impl Default for Captures {
@@ -247,7 +254,7 @@ pub(super) async fn groups(
 }
 
 /// The answer to a client that cannot tell a part of an answer from all of it.
-fn too_old(version: Version) -> Option<Response> {
+pub(super) fn too_old(version: Version) -> Option<Response> {
     (version < Version::HTTP_11).then(|| {
         let why = "ask with HTTP/1.1: before it a part of an answer cannot be told from all of it (nginx: \
                    proxy_http_version 1.1)";
@@ -340,37 +347,14 @@ async fn proof(api: &Api, pid: u32, fresh: bool, stays: &Stays) -> Result<Proof,
 }
 
 async fn goroutines(api: &Api, pid: u32, format: Format, wanted: Wanted, stays: &Stays) -> Response {
-    let slot = match api.captures.enter(pid).await {
-        Ok(slot) => slot,
-        Err(why) => return later(StatusCode::TOO_MANY_REQUESTS, why),
-    };
-    stays.stay();
-    let (ready, taken) = oneshot::channel();
-    let (pipe, stream) = stream::pipe();
-    let processes = Arc::clone(&api.processes);
     let name = wanted.name();
-    let work = move || capture(&*processes, (slot, format, wanted), ready, pipe);
-    // Not the runtime's own threads for work that blocks: it panics where the system gives none.
-    if let Err(error) = thread::Builder::new().name("gotrace-capture".into()).spawn(work) {
-        tracing::debug!(pid, %error, "no thread for a capture");
-        return later(StatusCode::SERVICE_UNAVAILABLE, format!("cannot start a thread ({error}): try again"));
-    }
-    let incomplete = match timeout(CAPTURE_WITHIN, taken).await {
-        Ok(Ok(Ok(incomplete))) => incomplete,
-        Ok(Ok(Err(error))) => return refused(pid, error),
-        Ok(Err(_)) => {
-            let why = "gotrace panicked while it read the process, which is a bug: please report it with the message in its log";
-            return plain(StatusCode::INTERNAL_SERVER_ERROR, why);
-        }
-        Err(_) => {
-            let seconds = CAPTURE_WITHIN.as_secs();
-            let why = format!(
-                "process {pid} could not be read within {seconds} s: try again when gotrace is less busy"
-            );
-            return later(StatusCode::GATEWAY_TIMEOUT, why);
-        }
+    let read = read(api, pid, stays, move |processes, slot, ready, pipe| {
+        capture(processes, (slot, format, wanted), ready, pipe);
+    });
+    let (incomplete, body) = match read.await {
+        Ok(read) => read,
+        Err(response) => return response,
     };
-    let body = Body::new(stream);
     let mut response = match format {
         Format::Protobuf => {
             ([(CONTENT_TYPE, BYTES), (CONTENT_DISPOSITION, &*attachment(name))], body).into_response()
@@ -384,6 +368,49 @@ async fn goroutines(api: &Api, pid: u32, format: Format, wanted: Wanted, stays: 
     response
 }
 
+/// Says what of the process is not there, or why it was not read.
+pub(super) type Ready = oneshot::Sender<Result<Option<String>, CaptureError>>;
+
+/// Has a thread read a process and write an answer, when it is its turn: what of the process is not there, and the
+/// answer's body; otherwise the answer.
+pub(super) async fn read(
+    api: &Api,
+    pid: u32,
+    stays: &Stays,
+    work: impl FnOnce(&dyn Processes, Slot, Ready, stream::Pipe) + Send + 'static,
+) -> Result<(Option<String>, Body), Response> {
+    let slot = match api.captures.enter(pid).await {
+        Ok(slot) => slot,
+        Err(why) => return Err(later(StatusCode::TOO_MANY_REQUESTS, why)),
+    };
+    stays.stay();
+    let (ready, taken) = oneshot::channel();
+    let (pipe, stream) = stream::pipe();
+    let processes = Arc::clone(&api.processes);
+    let work = move || work(&*processes, slot, ready, pipe);
+    // Not the runtime's own threads for work that blocks: it panics where the system gives none.
+    if let Err(error) = thread::Builder::new().name("gotrace-capture".into()).spawn(work) {
+        tracing::debug!(pid, %error, "no thread for a capture");
+        let why = format!("cannot start a thread ({error}): try again");
+        return Err(later(StatusCode::SERVICE_UNAVAILABLE, why));
+    }
+    match timeout(CAPTURE_WITHIN, taken).await {
+        Ok(Ok(Ok(incomplete))) => Ok((incomplete, Body::new(stream))),
+        Ok(Ok(Err(error))) => Err(refused(pid, error)),
+        Ok(Err(_)) => {
+            let why = "gotrace panicked while it read the process, which is a bug: please report it with the message in its log";
+            Err(plain(StatusCode::INTERNAL_SERVER_ERROR, why))
+        }
+        Err(_) => {
+            let seconds = CAPTURE_WITHIN.as_secs();
+            let why = format!(
+                "process {pid} could not be read within {seconds} s: try again when gotrace is less busy"
+            );
+            Err(later(StatusCode::GATEWAY_TIMEOUT, why))
+        }
+    }
+}
+
 /// How browsers name what they save.
 pub(super) fn attachment(profile: &str) -> String {
     format!("attachment; filename=\"{profile}\"")
@@ -393,10 +420,10 @@ pub(super) fn attachment(profile: &str) -> String {
 fn capture(
     processes: &dyn Processes,
     (slot, format, mut wanted): (Slot, Format, Wanted),
-    ready: oneshot::Sender<Result<Option<String>, CaptureError>>,
+    ready: Ready,
     mut pipe: stream::Pipe,
 ) {
-    let pid = slot.claim.1;
+    let pid = slot.pid();
     // A panic was printed; without an answer the client is told of it.
     let Ok(captured) = contained(|| processes.capture(pid)) else { return };
     // Who has an answer may ask again: what this holds goes before that. A refusal says that nobody waits any more.

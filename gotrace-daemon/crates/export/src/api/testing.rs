@@ -15,6 +15,7 @@ use crate::{
     contention::{Waits, testing::waits},
     dump::{Captured, testing::demo},
 };
+use gotrace_inspect::{examine::WaitGraph, leak::Graph, snapshot::ObjectKind};
 use gotrace_model::{Resource, Value};
 
 /// There are none.
@@ -30,6 +31,10 @@ impl Processes for Nobody {
     }
 
     fn capture(&self, _: u32) -> Result<(Captured, Room), CaptureError> {
+        Err(CaptureError::NotTraced)
+    }
+
+    fn graph(&self, _: u32) -> Result<(Captured, WaitGraph, Room), CaptureError> {
         Err(CaptureError::NotTraced)
     }
 
@@ -109,6 +114,13 @@ impl Processes for Shops {
         snapshot.counts.unreadable += self.unreadable;
         let (executable, build_id) = ("/usr/bin/demo".into(), "0123abcd".into());
         Ok((Captured { snapshot, names, executable, build_id, mapping: None }, Box::new(())))
+    }
+
+    fn graph(&self, pid: u32) -> Result<(Captured, WaitGraph, Room), CaptureError> {
+        let (captured, room) = self.capture(pid)?;
+        let graph = Graph::new(&captured.snapshot, None);
+        let (graph, left_out) = graph.bounded(|o| o.kind == ObjectKind::Chan, (2, 1));
+        Ok((captured, WaitGraph { graph, left_out, locks_not_searched: 1, ..WaitGraph::default() }, room))
     }
 
     fn hold(&self, pid: u32, _: Wanted) -> Result<Held, CaptureError> {

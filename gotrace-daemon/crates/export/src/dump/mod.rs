@@ -29,6 +29,7 @@ use std::{
 };
 
 pub use group::Group;
+pub(crate) use json::own_code;
 pub use select::Filter;
 
 use gotrace_inspect::snapshot::{Counts, Goroutine, Names, Snapshot, Status};

@@ -9,7 +9,9 @@ use super::{
     Header,
     values::{frames, line, place, reason},
 };
+use crate::dump::own_code;
 use gotrace_inspect::{
+    heap::Evidence,
     leak::{EdgeKind, Graph, GraphObject},
     snapshot::{Names, ObjectKind},
 };
@@ -36,6 +38,21 @@ pub fn json(out: &mut impl Write, header: Header<'_>, graph: &Graph, names: &mut
             "references_complete": header.references_complete,
         }),
     )?;
+    parts(out, graph, names, usize::MAX)?;
+    let summary = json!({"summary": {
+        "groups": graph.groups.len(), "objects": graph.objects.len(), "edges": graph.edges.len(),
+        "goroutines": header.goroutines,
+    }});
+    line(out, &summary)
+}
+
+/// The lines of groups, objects and edges. `ids`: of at most so many goroutines of each group.
+pub(crate) fn parts(
+    out: &mut (impl Write + ?Sized),
+    graph: &Graph,
+    names: &mut Names,
+    ids: usize,
+) -> io::Result<()> {
     for (id, group) in graph.groups.iter().enumerate() {
         let waits = group.example.status.is_waiting().then_some(group.example.wait_reason);
         let object = json!({"group": {
@@ -45,8 +62,9 @@ pub fn json(out: &mut impl Write, header: Header<'_>, graph: &Graph, names: &mut
             "wait_reason": reason(names, waits),
             "entry": place(names.runs(group.entry_pc, &group.stack)),
             "created_by": place(names.created_by(group.created_pc).first()),
+            "own_code": place(own_code(&group.stack, names).as_ref()),
             "stack": frames(&group.stack, names),
-            "goids": group.goids,
+            "goids": group.goids.get(..ids).unwrap_or(&group.goids),
         }});
         line(out, &object)?;
     }
@@ -57,6 +75,7 @@ pub fn json(out: &mut impl Write, header: Header<'_>, graph: &Graph, names: &mut
             "id": id,
             "count": node.count,
             "kind": o.kind.name(),
+            "waiting": node.waiting,
             "address": format!("{:#x}", o.address),
             "len": chan.map(|c| c.len),
             "cap": chan.map(|c| c.cap),
@@ -66,20 +85,20 @@ pub fn json(out: &mut impl Write, header: Header<'_>, graph: &Graph, names: &mut
         line(out, &object)?;
     }
     for edge in &graph.edges {
-        let (kind, op) = match edge.kind {
-            EdgeKind::Waits(op) => ("waits", op.map_or(Value::Null, |o| o.name().into())),
-            EdgeKind::Refers => ("refers", Value::Null),
+        let (kind, op, evidence) = match edge.kind {
+            EdgeKind::Waits(op) => ("waits", op.map(|o| o.name()), None),
+            EdgeKind::Refers => ("refers", None, None),
+            EdgeKind::Holds(evidence) => ("holds", None, Some(evidence.name())),
         };
+        // What is inlined there may be the call of another lock.
+        let frame = edge.frame.map(|frame| place(names.stack(&[frame]).last().map(|f| f.frame)));
         let object = json!({"edge": {
             "group": edge.group, "object": edge.object, "kind": kind, "op": op, "count": edge.count,
+            "evidence": evidence, "frame": frame,
         }});
         line(out, &object)?;
     }
-    let summary = json!({"summary": {
-        "groups": graph.groups.len(), "objects": graph.objects.len(), "edges": graph.edges.len(),
-        "goroutines": header.goroutines,
-    }});
-    line(out, &summary)
+    Ok(())
 }
 
 /// Writes a graph for Graphviz: boxes are goroutines, ellipses objects; a solid arrow is a wait, a dotted
@@ -116,6 +135,8 @@ pub fn dot(out: &mut impl Write, header: Header<'_>, graph: &Graph, names: &mut 
         let (text, style) = match edge.kind {
             EdgeKind::Waits(op) => (op.map_or("waits", |o| o.name()), ""),
             EdgeKind::Refers => ("refers", ", style=dotted"),
+            EdgeKind::Holds(Evidence::Locked) => ("holds", ", style=bold"),
+            EdgeKind::Holds(_) => ("may hold", ", style=dashed"),
         };
         let count = if edge.count == 1 { String::new() } else { format!(" × {}", edge.count) };
         let label = quoted(&format!("{text}{count}"));
@@ -164,7 +185,7 @@ mod tests {
             known: true,
             timer: false,
         };
-        let of = |example, count| label(&GraphObject { example, count });
+        let of = |example, count| label(&GraphObject { example, count, waiting: 1 });
         assert_eq!(of(fd, 1), "fd 12");
         assert_eq!(of(fd, 4), "4 × fd\ne.g. fd 12");
         let chan = WaitObject { kind: ObjectKind::Chan, cap: 16, ..fd };

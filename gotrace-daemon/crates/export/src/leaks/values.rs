@@ -9,7 +9,7 @@ use gotrace_inspect::snapshot::{Names, StackFrame};
 use gotrace_model::printable::write_json;
 
 /// One object a line.
-pub(crate) fn line(out: &mut impl Write, value: &Value) -> io::Result<()> {
+pub(crate) fn line(out: &mut (impl Write + ?Sized), value: &Value) -> io::Result<()> {
     write_json(out, value)?;
     out.write_all(b"\n")
 }

@@ -11,12 +11,14 @@
 mod explain;
 mod pools;
 mod proving;
+mod waits;
 
 use std::sync::Arc;
 
 pub use pools::holders;
 use proving::Proving;
 pub use proving::{Pace, ProofSummary, Step};
+pub use waits::{WaitGraph, wait_graph};
 
 use gotrace_go::Binary;
 use gotrace_process::{Memory, Target, is_stopped};

@@ -22,7 +22,7 @@ const MAX_CODE: u64 = 1 << 16;
 const MAX_TOLD: usize = 8;
 
 /// What it rests on that a goroutine holds a lock, the best first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Evidence {
     /// It stands between the lines of a function that lock and unlock, and of such objects the function has just this.
     Locked,

@@ -13,6 +13,8 @@ mod awaited;
 mod behind;
 mod finding;
 mod graph;
+#[cfg(test)]
+mod graph_tests;
 mod growth;
 #[cfg(test)]
 mod growth_tests;
@@ -38,7 +40,7 @@ pub use accepted::{Acceptance, Accepted, BASELINE_SCHEMA, Baseline, Identity, Su
 pub use awaited::{Awaited, is_function, is_servant};
 pub use behind::{AtExit, Doing, Left, is_machinery, left_behind, test_function};
 pub use finding::{Agreement, AtLeastAtMost, Finding, Growth, Holder, Part, Unreached, Verdict};
-pub use graph::{Edge, EdgeKind, Graph, GraphGroup, GraphObject};
+pub use graph::{Edge, EdgeKind, Graph, GraphGroup, GraphObject, LeftOut};
 pub use io::{UNANSWERED, descriptors_wanted};
 pub(crate) use judge::seconds;
 pub use judge::{NO_OWNER, judge, standing, suspects};

@@ -257,7 +257,7 @@ impl StackId {
 }
 
 /// A physical frame: an address in the living process, and how to look it up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StackFrame(u64);
 
 impl StackFrame {
