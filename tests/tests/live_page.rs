@@ -13,9 +13,10 @@ use gotrace_tests::{
     daemon::{Daemon, Place},
     demo::unpack_demo,
     fixture::PATIENCE,
-    gobuild::{Mode, workspace},
+    gobuild::{Arch, Mode, build, workspace},
     gotrace::privileged,
     requests::{Program, server},
+    running::Running,
 };
 
 /// A name that would be markup where it is not text.
@@ -49,13 +50,16 @@ fn each_view_shows_what_it_is_there_for() {
     let path = place.path().join("web");
     fs::copy(server("1.24.11", Mode::Plain), &path).expect("copied");
     let mut web = Program::start(&path);
+    let path = place.path().join("locks");
+    fs::copy(build("cases", "1.24.11", Mode::Plain, Arch::HOST).expect("it builds"), &path).expect("copied");
+    let locks = Running::start(&path, "holder");
     let limits = "limits: {suspect_every: 500ms, prove_after: 500ms, prove_every: 1s, proof_rest: 1, budget: off}\n\
-                  requests: {mode: slow, slow: 50ms}\n";
+                  requests: {mode: slow, slow: 3ms}\n";
     let daemon = Daemon::start(&place.config("level: full", limits), &[]).expect("it starts");
-    let both = [shop.0.id(), web.pid()];
-    let traced = |d: &Daemon| d.metrics().map(|m| both.iter().all(|pid| m.has(*pid)));
+    let all = [shop.0.id(), web.pid(), locks.pid()];
+    let traced = |d: &Daemon| d.metrics().map(|m| all.iter().all(|pid| m.has(*pid)));
     daemon.until("they are traced", PATIENCE, traced).unwrap_or_else(|e| panic!("{e:#}"));
-    let own = format!("process_pid=\"{}\"", both[0]);
+    let own = format!("process_pid=\"{}\"", all[0]);
     daemon
         .until("leaks are proven", PATIENCE, |d| Ok(d.metrics()?.sum("gotrace_leak_proven", &[&own]) > 0.0))
         .unwrap_or_else(|e| panic!("{e:#}"));
@@ -71,7 +75,7 @@ fn each_view_shows_what_it_is_there_for() {
     let mut browser = Command::new("node")
         .arg(script)
         .arg(format!("http://{}/", daemon.address()))
-        .args(both.map(|pid| pid.to_string()))
+        .args(all.map(|pid| pid.to_string()))
         .arg(&directory)
         .args([&format!("http://{}/", locked.address()), TOKEN])
         .spawn()

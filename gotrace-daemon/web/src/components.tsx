@@ -1,5 +1,5 @@
 // What views are made of: tables that sort, lines over time, bars, places in the source.
-import type { ComponentChildren } from "preact";
+import type { ComponentChildren, RefObject } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 
 import { count, none, position, shortName } from "./format";
@@ -39,6 +39,8 @@ interface TableProps<T> {
   selected?: string | null;
   onSelect?: (row: T) => void;
   empty: ComponentChildren;
+  /** Whether it scrolls by itself, so that what is below stays in sight. */
+  short?: boolean;
 }
 
 function compare(a: number | string | null, b: number | string | null): number {
@@ -46,14 +48,14 @@ function compare(a: number | string | null, b: number | string | null): number {
   return typeof a === "string" || typeof b === "string" ? String(a).localeCompare(String(b)) : b - a;
 }
 
-export function Table<T>({ caption, columns, rows, keyOf, sort, selected, onSelect, empty }: TableProps<T>) {
+export function Table<T>({ caption, columns, rows, keyOf, sort, selected, onSelect, empty, short }: TableProps<T>) {
   const by = columns.find(({ name }) => name === sort);
   const value = by?.value;
   const down = by?.numeric || (rows[0] !== undefined && typeof value?.(rows[0]) === "number");
   const sorted = value ? [...rows].sort((a, b) => compare(value(a), value(b))) : rows;
   if (rows.length === 0) return <p class="empty">{empty}</p>;
   return (
-    <div class="scroll" tabindex={0} role="region" aria-label={caption}>
+    <div class={short ? "scroll short" : "scroll"} tabindex={0} role="region" aria-label={caption}>
       <table>
         <caption class="unseen">{caption}</caption>
         <thead>
@@ -254,6 +256,18 @@ async function copy(text: string): Promise<boolean> {
     area.remove();
     return done;
   }
+}
+
+/** The width that there is for what is drawn in an element. */
+export function useWidth(least: number): [RefObject<HTMLDivElement | null>, number] {
+  const outer = useRef<HTMLDivElement>(null);
+  const [width, set] = useState(1000);
+  useEffect(() => {
+    const watch = new ResizeObserver(([entry]) => entry && set(Math.max(least, entry.contentRect.width)));
+    if (outer.current) watch.observe(outer.current);
+    return () => watch.disconnect();
+  }, [least]);
+  return [outer, width];
 }
 
 /** What is sought, in the address. */

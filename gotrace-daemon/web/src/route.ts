@@ -1,7 +1,7 @@
 // The address says what is seen: `#/p/123/places?q=net&sort=p99`. So it can be sent to somebody.
 import { useEffect, useState } from "preact/hooks";
 
-export const VIEWS = ["overview", "places", "sites", "requests", "flame", "capture"] as const;
+export const VIEWS = ["overview", "places", "sites", "locks", "requests", "flame", "capture"] as const;
 export type View = (typeof VIEWS)[number];
 
 export interface Route {

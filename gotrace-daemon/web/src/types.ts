@@ -142,6 +142,7 @@ export interface RequestWait {
   offset_ns: number;
   duration_ns: number;
   reason: string;
+  stack: Location[];
   own_code: Location | null;
   site: Location | null;
   peer: string | null;
@@ -211,4 +212,40 @@ export interface Group {
   own_code: Location | null;
   stack: (Location & { internal: boolean })[];
   stack_complete: boolean;
+}
+
+/** Of gotrace.graph/1: goroutines that are alike. */
+export interface WaitGroup {
+  id: number;
+  count: number;
+  state: string;
+  wait_reason: string | null;
+  entry: Location | null;
+  created_by: Location | null;
+  own_code: Location | null;
+  stack: (Location & { internal: boolean })[];
+  goids: number[];
+}
+
+/** Of gotrace.graph/1: what they wait on; of several that are alike how many. */
+export interface WaitObject {
+  id: number;
+  count: number;
+  kind: string;
+  waiting: number;
+  address: string;
+  len: number | null;
+  cap: number | null;
+  closed: boolean | null;
+}
+
+/** Of gotrace.graph/1. */
+export interface WaitEdge {
+  group: number;
+  object: number;
+  kind: "waits" | "refers" | "holds";
+  op: string | null;
+  count: number;
+  evidence: string | null;
+  frame: Location | null;
 }

@@ -9,6 +9,7 @@ import type { Interval, Process } from "../types";
 import { CaptureView } from "./capture";
 import { FlameView } from "./flame";
 import { Alive, growth, Level, Lost } from "./home";
+import { LocksView } from "./locks";
 import { Overview } from "./overview";
 import { PlacesView } from "./places";
 import { Problems } from "./problems";
@@ -19,6 +20,7 @@ const NAMES: Record<View, string> = {
   overview: "Overview",
   places: "Places",
   sites: "Created by",
+  locks: "Locks & channels",
   requests: "Requests",
   flame: "Flame graph",
   capture: "Capture",
@@ -101,7 +103,9 @@ export function ProcessView({ live, pid, view, query }: Props) {
       {view === "capture" ? (
         <CaptureView row={shown} />
       ) : view === "flame" ? (
-        <FlameView pid={pid} query={query} paused={live.connection === "paused"} />
+        <FlameView pid={pid} since={shown.since_unix_nano} query={query} paused={live.connection === "paused"} />
+      ) : view === "locks" ? (
+        <LocksView pid={pid} query={query} />
       ) : reports ? (
         <Report seen={{ row: shown, ...reports }} view={view} query={query} live={live} />
       ) : (

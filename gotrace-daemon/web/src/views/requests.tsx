@@ -1,9 +1,13 @@
 // Where requests spend their time, by route, and the slow ones one by one.
-import { At, Filter, matches, Table, type Column } from "../components";
+import { Filter, matches, Table, type Column } from "../components";
 import { count, duration, percent, place, plural, rate, time } from "../format";
 import { setQuery } from "../route";
-import type { RequestWait, Route, SlowRequest, TimeSpent } from "../types";
+import type { Route, SlowRequest, TimeSpent } from "../types";
 import type { Seen } from "./process";
+import { TimeLine } from "./timeline";
+
+/** Slow requests of a process that are kept. */
+const KEPT = 100;
 
 interface Part {
   name: string;
@@ -29,12 +33,17 @@ const BLOCKED: [reasons: RegExp, style: string][] = [
   [/./, "other"],
 ];
 
+/** The colour of a wait. */
+export function styleOf(reason: string): string {
+  return BLOCKED.find(([reasons]) => reasons.test(reason))?.[1] ?? "other";
+}
+
 /** What time was spent on; parts with none are left out. */
 export function parts(spent: TimeSpent): Part[] {
   const states = PARTS.map(([name, style, shown]) => ({ name: shown, style, ns: Number(spent[name] ?? 0) }));
   const blocked = Object.entries(spent.blocked).map(([name, ns]) => ({
     name,
-    style: BLOCKED.find(([reasons]) => reasons.test(name))![1],
+    style: styleOf(name),
     ns,
   }));
   return [...states, ...blocked.sort((a, b) => b.ns - a.ns)].filter(({ ns }) => ns > 0);
@@ -75,7 +84,7 @@ function routeName({ method, route, handler, protocol }: Pick<Route, "method" | 
   return [method ?? (protocol === "grpc" ? "gRPC" : null), what].filter(Boolean).join(" ");
 }
 
-export function RequestsView({ seen: { now }, query }: { seen: Seen; query: URLSearchParams }) {
+export function RequestsView({ seen: { row, now }, query }: { seen: Seen; query: URLSearchParams }) {
   const { requests } = now;
   if (!requests) {
     return (
@@ -88,7 +97,8 @@ export function RequestsView({ seen: { now }, query }: { seen: Seen; query: URLS
   const wanted = query.get("q") ?? "";
   const length = (now.end_unix_nano - now.start_unix_nano) * requests.coverage;
   const shown = requests.routes.filter((route) => (route.count > 0 || route.open > 0) && matches(wanted, routeName(route), route.protocol, route.handler?.function));
-  const slow = requests.slow.filter((request) => matches(wanted, routeName(request), request.protocol));
+  const all = remember(`${now.pid} ${row.since_unix_nano}`, requests.slow, query.get("request"));
+  const slow = all.filter((request) => matches(wanted, routeName(request), request.protocol));
   const spent = (route: Route) => parts(route.time_ns).reduce((sum, { ns }) => sum + ns, 0);
   const columns: Column<Route>[] = [
     { name: "route", title: "route", value: routeName, cell: (r) => <span title={r.handler ? r.handler.function : undefined}>{routeName(r)}</span> },
@@ -116,15 +126,16 @@ export function RequestsView({ seen: { now }, query }: { seen: Seen; query: URLS
       )}
       <Legend />
       <Table caption="Routes" columns={columns} rows={shown} keyOf={(r) => `${r.protocol} ${routeName(r)} ${r.handler?.function}`} sort={query.get("sort") ?? "time"} empty={wanted ? "No route matches the filter." : "No requests in the last interval."} />
-      <h2>Slow requests</h2>
+      <h2>Slow requests <span class="dim">seen since this page was opened, the last {count(KEPT)}</span></h2>
       <Table
         caption="Slow requests"
+        short
         rows={slow}
         keyOf={({ id }) => String(id)}
         sort={query.get("sort") ?? "duration"}
         selected={chosen}
         onSelect={({ id }) => setQuery("request", String(id) === chosen ? "" : String(id))}
-        empty="None in the last interval."
+        empty={all.length ? "None matches the filter." : "None yet."}
         columns={[
           { name: "route", title: "request", value: routeName, cell: routeName },
           { name: "duration", title: "took", numeric: true, value: (r) => r.duration_ns, cell: (r) => `${duration(r.duration_ns)}${r.open ? ", open" : ""}` },
@@ -133,16 +144,40 @@ export function RequestsView({ seen: { now }, query }: { seen: Seen; query: URLS
           { name: "time", title: "where its time went", cell: (r) => <Stacked spent={r.time_ns} /> },
         ]}
       />
-      {requests.slow_left_out > 0 && <p class="dim">{plural(requests.slow_left_out, "slow request")} more, which are counted only.</p>}
+      {requests.slow_left_out > 0 && <p class="dim">{plural(requests.slow_left_out, "slow request")} more in the last interval, which are counted only.</p>}
       {request && <Request request={request} />}
     </section>
   );
 }
 
+/** Of a process, those that this page has seen: a report has those of its interval only. */
+const seen = new Map<string, Map<number, SlowRequest>>();
+
+/** `open`: the one that is looked at stays. */
+function remember(of: string, slow: SlowRequest[], open: string | null): SlowRequest[] {
+  const known = seen.get(of) ?? new Map<number, SlowRequest>();
+  seen.set(of, known);
+  for (const request of slow) {
+    // The last is the newest.
+    known.delete(request.id);
+    known.set(request.id, request);
+  }
+  const old = [...known.keys()].slice(0, Math.max(0, known.size - KEPT));
+  for (const id of old) if (String(id) !== open) known.delete(id);
+  return [...known.values()];
+}
+
 function Request({ request }: { request: SlowRequest }) {
   return (
     <section class="details" aria-label="details of the request">
-      <h3>{routeName(request)} <span class="dim">{duration(request.duration_ns)}, goroutine {request.goid}</span></h3>
+      <h3>
+        {routeName(request)}{" "}
+        <span class="dim">
+          {duration(request.duration_ns)}
+          {request.open && " so far"}, goroutine {request.goid}, began {time(request.start_unix_nano)}
+        </span>
+      </h3>
+      <Stacked spent={request.time_ns} />
       <ul class="spent">
         {parts(request.time_ns).map(({ name, style, ns }) => (
           <li key={name}>
@@ -151,33 +186,8 @@ function Request({ request }: { request: SlowRequest }) {
           </li>
         ))}
       </ul>
-      {request.waits.length > 0 && <h4>Its longest waits</h4>}
-      <ol class="waits">
-        {request.waits.map((wait) => (
-          <Wait key={wait.offset_ns} wait={wait} />
-        ))}
-      </ol>
-      {!request.waits_complete && <p class="dim">Some of its waits are missing.</p>}
+      <TimeLine key={`${request.id} ${request.waits.length > 0}`} request={request} />
       {request.trace_id && <p class="dim">trace {request.trace_id}</p>}
     </section>
-  );
-}
-
-function Wait({ wait }: { wait: RequestWait }) {
-  const by = wait.ended_by.goid == null ? wait.ended_by.kind : `goroutine ${wait.ended_by.goid}`;
-  return (
-    <li>
-      at {duration(wait.offset_ns)}: <b>{duration(wait.duration_ns)}</b> {wait.reason} <At at={wait.own_code ?? wait.site} />
-      {wait.peer && <> for {wait.peer}</>} <span class="dim">ended by {by}</span>
-      {wait.causes.length > 0 && (
-        <ul>
-          {wait.causes.map((cause, n) => (
-            <li key={n}>
-              goroutine {cause.goid} was {cause.state} for {duration(cause.duration_ns)} <At at={cause.frame} unknown={cause.function ?? ""} />
-            </li>
-          ))}
-        </ul>
-      )}
-    </li>
   );
 }
