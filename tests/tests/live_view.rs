@@ -68,6 +68,13 @@ fn a_row_is_found_sorted_and_told_more_of() {
     // Back from the filter, from the details, and out.
     view.press("\x1b");
     view.wait_to_see("main.customer");
+    // What grows since now: more wait for ever.
+    view.press("d");
+    view.wait_to_see("since ");
+    view.wait_to_see("±alive");
+    view.wait_to_see("d ends");
+    view.press("d");
+    view.wait_to_see("d mark");
     view.press("?");
     view.wait_to_see("sort by the next column");
     view.press("?q");

@@ -9,7 +9,7 @@ use ratatui::{
 };
 
 use super::{
-    format, places, requests,
+    format, places, requests, since,
     state::{Row, State, View},
 };
 
@@ -46,13 +46,14 @@ const ALL_FROM: u16 = 110;
 const WAITING_FROM: u16 = 72;
 
 /// What the keys do.
-const HELP: [&str; 14] = [
+const HELP: [&str; 15] = [
     "↑↓ j k      select a row; page up, page down, space, home",
     "enter       more about it: totals, durations, findings with why, holders and ids",
     "1 2 3       goroutines by creation site; places where they wait in own code; requests by route",
     "s           sort by the next column: alive, cpu, new/s, exit/s, p99, max, oldest",
     "/           show rows whose function, file, wait reason or route has what you type",
     "r           show or hide the runtime's own goroutines",
+    "d           mark now, and show what grew and shrank since: details stay in all; d again ends it",
     "p           stop the picture, or have it go on",
     "w tab       other columns, where not all fit",
     "←→ + -      in a recording: 10 s back or on, faster, slower",
@@ -133,13 +134,17 @@ fn footer(state: &State, width: u16) -> String {
     let names = [(View::Sites, "1 goroutines"), (View::Places, "2 places"), (View::Requests, "3 requests")];
     let others: Vec<&str> =
         names.iter().filter(|(view, _)| *view != state.view).map(|(_, name)| *name).collect();
-    let others = if width < ALL_FROM { "1-3 views".to_owned() } else { others.join(" · ") };
-    let mut line = format!("q quit · enter details · {others} · s sort: {} · / filter", state.sorted_by());
+    let (enter, others) = match width {
+        0..ALL_FROM => ("enter", "1-3".to_owned()),
+        _ => ("enter details", others.join(" · ")),
+    };
+    let mut line = format!("q quit · {enter} · {others} · s sort: {} · / filter", state.sorted_by());
     if !state.filter.is_empty() {
         line += &format!(": {}", state.filter);
     }
+    line += if state.mark.is_some() { " · d ends" } else { " · d mark" };
     if state.with_waits && width < ALL_FROM && state.view == View::Sites {
-        line += if state.durations { " · w rates" } else { " · w durations" };
+        line += if state.durations { " · w rates" } else { " · w times" };
     }
     line += " · ? help";
     let hidden = state.len().saturating_sub(state.top + state.visible);
@@ -166,6 +171,7 @@ fn header(frame: &mut Frame<'_>, area: Rect, state: &State) {
         frame.render_widget(Paragraph::new(lines), area);
         return;
     };
+    let since = if header.since.is_empty() { String::new() } else { format!(" ({})", header.since) };
     let rates = format!("   created/s {}   exited/s {}", header.born, header.died);
     let mut losses = if header.lost.is_empty() {
         vec![Span::styled("lost 0", dim(state))]
@@ -183,7 +189,7 @@ fn header(frame: &mut Frame<'_>, area: Rect, state: &State) {
     }
     let mut lines = vec![
         Line::styled(header.process(width), bold),
-        Line::from(vec![Span::styled(format!("alive {}", header.alive), bold), Span::raw(rates)]),
+        Line::from(vec![Span::styled(format!("alive {}{since}", header.alive), bold), Span::raw(rates)]),
         Line::from(losses),
     ];
     if state.with_waits {
@@ -229,7 +235,7 @@ fn table(frame: &mut Frame<'_>, area: Rect, state: &State) {
     }
     for column in &numbers {
         constraints.push(Constraint::Length(NUMBER));
-        titles.push(Text::from(column.title).right_aligned().into());
+        titles.push(Text::from(since::title(state, column.title)).right_aligned().into());
     }
     if with_waiting {
         constraints.push(Constraint::Length(waiting_width));

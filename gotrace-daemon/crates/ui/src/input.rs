@@ -52,6 +52,8 @@ pub(super) enum Action {
     Erase,
     /// With the runtime's own goroutines, or without.
     Runtime,
+    /// To compare with what is shown now, or no more.
+    Mark,
     /// To stop the picture, or to have it go on.
     Pause,
     /// More about a row, or what was typed is enough.
@@ -162,6 +164,7 @@ fn action(event: &Event, typing: bool) -> Action {
             KeyCode::Char('s') => Action::Sort,
             KeyCode::Char('/') => Action::Filter,
             KeyCode::Char('r') => Action::Runtime,
+            KeyCode::Char('d') => Action::Mark,
             KeyCode::Char('p') => Action::Pause,
             KeyCode::Char('?') => Action::Help,
             KeyCode::Down | KeyCode::Char('j') => Action::Scroll(1),
@@ -200,6 +203,8 @@ mod tests {
         assert_eq!(key(KeyCode::Esc, KeyModifiers::NONE), Action::Back);
         assert_eq!(key(KeyCode::Char('2'), KeyModifiers::NONE), Action::Show(View::Places));
         assert_eq!(key(KeyCode::Char('3'), KeyModifiers::NONE), Action::Show(View::Requests));
+        assert_eq!(key(KeyCode::Char('d'), KeyModifiers::NONE), Action::Mark);
+        assert_eq!(key(KeyCode::Char('d'), KeyModifiers::CONTROL), Action::Quit);
         assert_eq!(key(KeyCode::Char('/'), KeyModifiers::NONE), Action::Filter);
         assert_eq!(key(KeyCode::Char('w'), KeyModifiers::NONE), Action::SwitchColumns);
         assert_eq!(action(&Event::Resize(1, 1), false), Action::Redraw);

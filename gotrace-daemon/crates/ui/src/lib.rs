@@ -11,6 +11,7 @@ mod input;
 mod places;
 mod play;
 mod requests;
+mod since;
 mod state;
 mod top;
 mod view;
@@ -100,6 +101,7 @@ impl Ui {
             Some(Action::Type(typed)) => self.state.type_char(typed),
             Some(Action::Erase) => self.state.erase(),
             Some(Action::Runtime) => self.state.switch_system(),
+            Some(Action::Mark) => self.state.mark(),
             Some(Action::Enter) => self.state.enter(),
             Some(Action::Help) => self.state.help = !self.state.help,
             Some(Action::Back) if !self.state.back() => return Ok(Some(Action::Quit)),

@@ -14,7 +14,7 @@ use ratatui::{
     widgets::{Cell, Paragraph, Row as TableRow, Table},
 };
 
-use super::{detail::at, format, state::State};
+use super::{detail::at, format, since, state::State};
 
 /// A place as a row.
 #[derive(Clone, Debug, PartialEq)]
@@ -207,7 +207,7 @@ pub(super) fn table(frame: &mut Frame<'_>, area: Rect, state: &State) {
     }
     for column in &numbers {
         constraints.push(Constraint::Length(NUMBER));
-        titles.push(Text::from(column.title).right_aligned().into());
+        titles.push(Text::from(since::title(state, column.title)).right_aligned().into());
     }
     let rows = state.places.iter().enumerate().skip(state.top).take(state.visible).map(|(n, row)| {
         let mut cells = vec![Cell::from(format::shorten(&row.function, usize::from(function)))];

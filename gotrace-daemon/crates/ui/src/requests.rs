@@ -19,7 +19,7 @@ use ratatui::{
     widgets::{Cell, Paragraph, Row as TableRow, Table},
 };
 
-use super::{format, state::State};
+use super::{format, since, state::State};
 
 /// Slow requests that are kept of a route, and routes that some are kept of.
 const KEPT: usize = 5;
@@ -258,7 +258,7 @@ pub(super) fn table(frame: &mut Frame<'_>, area: Rect, state: &State) {
     let mut titles = vec![Cell::from(if name < 17 { "requests" } else { "requests by route" })];
     for column in &numbers {
         constraints.push(Constraint::Length(NUMBER));
-        titles.push(Text::from(column.title).right_aligned().into());
+        titles.push(Text::from(since::title(state, column.title)).right_aligned().into());
     }
     for (width, title) in [(bar, "time spent"), (parts, "")] {
         if width > 0 {
@@ -302,6 +302,7 @@ pub(super) fn table(frame: &mut Frame<'_>, area: Rect, state: &State) {
                 "none yet: requests are not traced at this level (the overhead is above the budget)"
             }
             _ if !state.filter.is_empty() => "none with this filter",
+            _ if state.mark.is_some() => "none since the mark",
             _ => "none yet",
         };
         frame.render_widget(Paragraph::new(none), below);

@@ -6,6 +6,7 @@ use super::{
     detail, format,
     places::{self, PlaceRow},
     requests::{self, RouteRow},
+    since,
 };
 use gotrace_model::{Interval, Location, Quantile, Resource, Site, Value, printable::printable};
 
@@ -56,6 +57,8 @@ pub(super) struct Header {
     pub lowered: String,
     /// Goroutines that are proven or suspected to be leaked; empty while there are none.
     pub leaked: String,
+    /// How that differs from the mark; empty where there is none.
+    pub since: String,
 }
 
 impl Header {
@@ -177,7 +180,9 @@ pub(super) struct State {
     with_detail: bool,
     slowest: requests::Slowest,
     pub help: bool,
-    last: Option<Arc<Interval>>,
+    /// What rows are compared with, where that is wanted.
+    pub mark: Option<Arc<Interval>>,
+    pub(super) last: Option<Arc<Interval>>,
     began_unix_nano: Option<u64>,
 }
 
@@ -211,6 +216,7 @@ impl State {
             with_detail: false,
             slowest: requests::Slowest::default(),
             help: false,
+            mark: None,
             last: None,
             began_unix_nano: None,
         }
@@ -231,73 +237,102 @@ impl State {
     }
 
     /// Makes what is shown anew.
-    fn refresh(&mut self) {
+    pub(super) fn refresh(&mut self) {
         let Some(interval) = self.last.clone() else { return };
-        self.header = Some(header(&interval, self.began_unix_nano.unwrap_or(interval.start_unix_nano)));
+        self.mark.take_if(|mark| !since::is_after(mark, &interval));
+        let mut header = header(&interval, self.began_unix_nano.unwrap_or(interval.start_unix_nano));
+        let mut shown = Arc::clone(&interval);
+        if let Some(mark) = &self.mark {
+            header.since = since::told(mark, &interval);
+            shown = Arc::new(since::between(mark, &interval));
+        }
+        self.header = Some(header);
         self.problems = problems(&interval);
         self.with_waits = interval.level != "lifecycle";
         self.min_wait_ns = interval.waits_at.min_wait_ns;
         self.requests_traced = interval.requests.is_some();
         match self.view {
-            View::Sites => self.refresh_sites(&interval),
-            View::Places => self.refresh_places(&interval),
-            View::Requests => self.refresh_requests(&interval),
+            View::Sites => self.refresh_sites(&interval, &shown),
+            View::Places => self.refresh_places(&interval, &shown),
+            View::Requests => self.refresh_requests(&interval, &shown),
         }
     }
 
-    fn refresh_requests(&mut self, interval: &Interval) {
+    fn refresh_requests(&mut self, interval: &Interval, shown: &Interval) {
         let selected = self.routes.get(self.selected).map(|row| row.key.clone());
-        let chosen = requests::chosen(interval, &self.filter.to_lowercase(), self.request_sort);
+        let chosen = requests::chosen(shown, &self.filter.to_lowercase(), self.request_sort);
         self.rows.clear();
         self.places.clear();
-        self.routes = requests::rows(interval, &chosen);
+        self.routes = requests::rows(shown, &chosen);
+        if let Some(mark) = &self.mark {
+            since::tell_routes(mark, &chosen, &mut self.routes);
+        }
         if let Some(at) = selected.and_then(|key| self.routes.iter().position(|row| row.key == key)) {
             self.selected = at;
         }
         self.clamp();
         self.detail = match chosen.get(self.selected).filter(|_| self.with_detail) {
-            Some(route) => requests::details(interval, route, &self.slowest),
+            Some(route) => {
+                let route = since::route_of(interval, route).unwrap_or(route);
+                requests::details(interval, route, &self.slowest)
+            }
             None => Vec::new(),
         };
     }
 
-    fn refresh_places(&mut self, interval: &Interval) {
+    fn refresh_places(&mut self, interval: &Interval, shown: &Interval) {
         let selected = self.places.get(self.selected).map(|row| row.key.clone());
         let chosen =
-            places::chosen(&interval.waits_at, &self.filter.to_lowercase(), self.place_sort, self.system);
+            places::chosen(&shown.waits_at, &self.filter.to_lowercase(), self.place_sort, self.system);
         self.rows.clear();
         self.routes.clear();
-        self.places = places::rows(interval, &chosen, self.system);
+        self.places = places::rows(shown, &chosen, self.system);
+        if self.mark.is_some() {
+            since::tell_places(&mut self.places);
+        }
         if let Some(at) = selected.and_then(|key| self.places.iter().position(|row| row.key == key)) {
             self.selected = at;
         }
         self.clamp();
         self.detail = match chosen.get(self.selected).filter(|_| self.with_detail) {
-            Some(place) => places::details(interval, place, self.system),
+            Some(place) => {
+                let place = since::place_of(interval, place).unwrap_or(place);
+                places::details(interval, place, self.system)
+            }
             None => Vec::new(),
         };
     }
 
-    fn refresh_sites(&mut self, interval: &Interval) {
+    /// `shown`: the interval, or what differs from the mark.
+    fn refresh_sites(&mut self, interval: &Interval, shown: &Interval) {
         // The row that is selected stays so, wherever it goes.
         let selected = self.rows.get(self.selected).map(|row| row.key.clone());
         let wanted = self.filter.to_lowercase();
         self.places.clear();
         self.routes.clear();
-        let mut sites: Vec<&Site> = interval
+        let mut sites: Vec<&Site> = shown
             .sites
             .iter()
             .filter(|site| (self.system || !site.is_system()) && has(site, &wanted))
             .collect();
         // What has the same value stays in its order.
-        sites.sort_by_key(|site| std::cmp::Reverse(self.sort.of(site)));
-        self.rows = rows(interval, &sites);
+        match (&self.mark, self.sort) {
+            (Some(mark), Sort::Alive) => {
+                let growth = since::growth(mark);
+                sites.sort_by_key(|site| std::cmp::Reverse(growth(site)));
+            }
+            (_, sort) => sites.sort_by_key(|site| std::cmp::Reverse(sort.of(site))),
+        }
+        self.rows = rows(shown, &sites);
+        if let Some(mark) = &self.mark {
+            since::tell_sites(mark, &sites, &mut self.rows);
+        }
         if let Some(at) = selected.and_then(|key| self.rows.iter().position(|row| row.key == key)) {
             self.selected = at;
         }
         self.clamp();
         self.detail = match sites.get(self.selected).filter(|_| self.with_detail) {
-            Some(site) => detail::lines(interval, site),
+            Some(site) => detail::lines(interval, since::site_of(interval, site).unwrap_or(site)),
             None => Vec::new(),
         };
     }
@@ -462,6 +497,7 @@ pub(super) fn header(interval: &Interval, began_unix_nano: u64) -> Header {
             format!("level {} instead of {}: {why}", interval.level, interval.levels.wanted)
         }),
         leaked: gotrace_export::top::leaked(interval.leaked()).unwrap_or_default(),
+        since: String::new(),
     }
 }
 
