@@ -32,7 +32,7 @@ const CRATES: [(&str, &[&str]); 10] = [
         "gotrace-daemon/crates/export",
         &["gotrace-common", "gotrace-model", "gotrace-go", "gotrace-process", "gotrace-inspect"],
     ),
-    ("gotrace-daemon/crates/ui", &["gotrace-common", "gotrace-model", "gotrace-export"]),
+    ("gotrace-daemon/crates/ui", &["gotrace-common", "gotrace-model", "gotrace-process", "gotrace-export"]),
     (
         "gotrace-daemon/crates/agent",
         &[

@@ -28,7 +28,8 @@ use gotrace_ui::{Film, play};
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
 Keys: space plays and pauses, ← and → seek by 10 s, Home goes to the beginning, + and - change the
-speed, ↑ and ↓ scroll, d shows changes since now, q quits. Needs neither privileges nor the program.
+speed, ↑ and ↓ scroll, d shows changes since now, e exports, q quits. Needs neither
+privileges nor the program.
 
 Examples:
   gotrace view run.gtr

@@ -66,6 +66,15 @@ pub fn create(path: &Path) -> io::Result<File> {
     }
 }
 
+/// Makes a file to write to where there is nothing of that name.
+///
+/// # Errors
+/// [`io::ErrorKind::AlreadyExists`], or when it cannot be made.
+pub fn create_new(path: &Path) -> io::Result<File> {
+    let create = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(openat(CWD, path, create, FILE)?.into())
+}
+
 /// Opens a regular file of one's own to read and write; where there is none, and it is wished for, it is made.
 ///
 /// # Errors

@@ -46,7 +46,7 @@ const ALL_FROM: u16 = 110;
 const WAITING_FROM: u16 = 72;
 
 /// What the keys do.
-const HELP: [&str; 15] = [
+const HELP: [&str; 16] = [
     "↑↓ j k      select a row; page up, page down, space, home",
     "enter       more about it: totals, durations, findings with why, holders and ids",
     "1 2 3       goroutines by creation site; places where they wait in own code; requests by route",
@@ -54,6 +54,7 @@ const HELP: [&str; 15] = [
     "/           show rows whose function, file, wait reason or route has what you type",
     "r           show or hide the runtime's own goroutines",
     "d           mark now, and show what grew and shrank since: details stay in all; d again ends it",
+    "e           export: write what is shown as JSON lines into a new file of the current directory",
     "p           stop the picture, or have it go on",
     "w tab       other columns, where not all fit",
     "←→ + -      in a recording: 10 s back or on, faster, slower",
@@ -97,7 +98,8 @@ pub(super) fn draw(frame: &mut Frame<'_>, state: &mut State) {
     state.visible = usize::from(body.height.saturating_sub(1));
     state.clamp();
     if state.help {
-        frame.render_widget(Paragraph::new(HELP.map(Line::raw).to_vec()), body);
+        let lines = HELP.iter().flat_map(|line| format::wrap(line, usize::from(body.width), INDENT));
+        frame.render_widget(Paragraph::new(lines.map(Line::raw).collect::<Vec<_>>()), body);
     } else {
         match state.view {
             View::Sites => table(frame, body, state),
@@ -130,6 +132,9 @@ fn alarm_style(state: &State) -> Style {
 fn footer(state: &State, width: u16) -> String {
     if state.typing {
         return format!("/{}▏ · enter keeps it · esc shows all", state.filter);
+    }
+    if !state.said.is_empty() {
+        return format::shorten(&state.said, usize::from(width));
     }
     let names = [(View::Sites, "1 goroutines"), (View::Places, "2 places"), (View::Requests, "3 requests")];
     let others: Vec<&str> =

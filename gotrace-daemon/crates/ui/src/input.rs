@@ -54,6 +54,8 @@ pub(super) enum Action {
     Runtime,
     /// To compare with what is shown now, or no more.
     Mark,
+    /// What is shown as a file.
+    Export,
     /// To stop the picture, or to have it go on.
     Pause,
     /// More about a row, or what was typed is enough.
@@ -165,6 +167,7 @@ fn action(event: &Event, typing: bool) -> Action {
             KeyCode::Char('/') => Action::Filter,
             KeyCode::Char('r') => Action::Runtime,
             KeyCode::Char('d') => Action::Mark,
+            KeyCode::Char('e') => Action::Export,
             KeyCode::Char('p') => Action::Pause,
             KeyCode::Char('?') => Action::Help,
             KeyCode::Down | KeyCode::Char('j') => Action::Scroll(1),
@@ -205,6 +208,7 @@ mod tests {
         assert_eq!(key(KeyCode::Char('3'), KeyModifiers::NONE), Action::Show(View::Requests));
         assert_eq!(key(KeyCode::Char('d'), KeyModifiers::NONE), Action::Mark);
         assert_eq!(key(KeyCode::Char('d'), KeyModifiers::CONTROL), Action::Quit);
+        assert_eq!(key(KeyCode::Char('e'), KeyModifiers::NONE), Action::Export);
         assert_eq!(key(KeyCode::Char('/'), KeyModifiers::NONE), Action::Filter);
         assert_eq!(key(KeyCode::Char('w'), KeyModifiers::NONE), Action::SwitchColumns);
         assert_eq!(action(&Event::Resize(1, 1), false), Action::Redraw);

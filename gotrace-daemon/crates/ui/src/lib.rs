@@ -6,6 +6,7 @@
 
 mod detail;
 mod draw;
+mod export;
 mod format;
 mod input;
 mod places;
@@ -92,6 +93,9 @@ impl Ui {
     /// When the terminal is gone.
     fn poll(&mut self, timeout: Duration) -> io::Result<Option<Action>> {
         let action = input::next(timeout, self.state.typing)?;
+        if action.is_some_and(|action| action != Action::Redraw) {
+            self.state.said.clear();
+        }
         match action {
             Some(Action::Scroll(by)) => self.state.scroll(by),
             Some(Action::SwitchColumns) => self.state.durations = !self.state.durations,
@@ -102,6 +106,9 @@ impl Ui {
             Some(Action::Erase) => self.state.erase(),
             Some(Action::Runtime) => self.state.switch_system(),
             Some(Action::Mark) => self.state.mark(),
+            Some(Action::Export) => {
+                self.state.export(&std::env::current_dir().unwrap_or_else(|_| ".".into()))
+            }
             Some(Action::Enter) => self.state.enter(),
             Some(Action::Help) => self.state.help = !self.state.help,
             Some(Action::Back) if !self.state.back() => return Ok(Some(Action::Quit)),

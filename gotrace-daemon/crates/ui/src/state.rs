@@ -164,6 +164,8 @@ pub(super) struct State {
     pub durations: bool,
     /// What the last line begins with.
     pub note: String,
+    /// What became of the last key, until the next one; empty where there is nothing to say.
+    pub said: String,
     pub sort: Sort,
     pub place_sort: places::Sort,
     pub request_sort: requests::Sort,
@@ -205,6 +207,7 @@ impl State {
             color,
             durations: false,
             note: String::new(),
+            said: String::new(),
             sort: Sort::default(),
             place_sort: places::Sort::default(),
             request_sort: requests::Sort::default(),

@@ -132,7 +132,8 @@ fn escaped(text: &str) -> String {
 }
 
 /// `2026-11-30 10:15:30 UTC`.
-pub(super) fn utc(unix_nano: u64) -> String {
+#[must_use]
+pub fn utc(unix_nano: u64) -> String {
     let seconds = unix_nano / 1_000_000_000;
     let (days, second) = (seconds / 86_400, seconds % 86_400);
     // Years begin in March, so that a leap day is the last one; 719,468 days are from March of the year 0 to 1970.
