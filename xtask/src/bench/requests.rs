@@ -143,9 +143,8 @@ pub fn measure(binaries: &Binaries, extent: Extent, target: &Path, report: &mut 
     let each = if extent.pairs < 9 { extent.pairs } else { SAMPLES };
     let samples = pair.samples(&binaries.gotrace, extent, each)?;
     programs(&mut pair, &binaries.gotrace, extent, report)?;
-    let cpu: [(&str, fn(&Sample) -> f64); 2] =
-        [("the server", |s| s.server_ns), ("server and client", |s| s.both_ns)];
-    for (whose, ns) in cpu {
+    for whose in ["the server", "server and client"] {
+        let ns = |sample: &Sample| if whose == "the server" { sample.server_ns } else { sample.both_ns };
         // What one costs more than the other, sample by sample, and how far the mean of that may be off.
         let added = |of: usize, to: usize| -> (f64, f64) {
             let apart: Vec<f64> =

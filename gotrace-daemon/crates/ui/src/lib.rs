@@ -107,7 +107,7 @@ impl Ui {
             Some(Action::Runtime) => self.state.switch_system(),
             Some(Action::Mark) => self.state.mark(),
             Some(Action::Export) => {
-                self.state.export(&std::env::current_dir().unwrap_or_else(|_| ".".into()))
+                self.state.export(&std::env::current_dir().unwrap_or_else(|_| ".".into()));
             }
             Some(Action::Enter) => self.state.enter(),
             Some(Action::Help) => self.state.help = !self.state.help,
