@@ -82,7 +82,7 @@ pub fn attach(gotrace: &Path, pid: u32, more: &[&str]) -> Result<Speaking> {
     Ok(process)
 }
 
-/// The functions that gotrace probes at a level.
+/// The functions that gotrace probes at a level, in quotes.
 fn functions(binaries: &Binaries, level: &str) -> Result<Vec<String>> {
     let mut inspect = Command::new(&binaries.gotrace);
     inspect.args(["inspect", "--format", "json", "--level", level]).arg(&binaries.program);
@@ -93,16 +93,50 @@ fn functions(binaries: &Binaries, level: &str) -> Result<Vec<String>> {
     names.sort();
     names.dedup();
     ensure!(!names.is_empty(), "the probe plan is empty");
-    Ok(names)
+    Ok(names.into_iter().map(|name| format!("\"{name}\"")).collect())
 }
 
-/// bpftrace with a counting probe at the entry of each function, when they are in place.
-fn bpftrace(program: &Path, pid: u32, functions: &[String]) -> Result<Speaking> {
+/// bpftrace with a counting probe at the entry and at each return of the functions that gotrace probes for requests.
+pub fn bpftrace_of_requests(gotrace: &Path, program: &Path, pid: u32) -> Result<Speaking> {
+    let mut inspect = Command::new(gotrace);
+    inspect.args(["inspect", "--format", "json", "--level", "full"]).arg(program);
+    let plan: Value = serde_json::from_str(&capture(&mut inspect)?).context("reading the probe plan")?;
+    let probes =
+        [&plan["probes"], &plan["requests"]["points"]].into_iter().filter_map(Value::as_array).flatten();
+    let mut names: Vec<&str> = probes.filter_map(|probe| probe["function"].as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    ensure!(names.iter().any(|name| name.contains("ServeHTTP")), "no probes of requests are planned");
+    let mut places: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();
+    // Of each line: file and line, address, code, instruction.
+    let listing = capture(Command::new("go").args(["tool", "objdump"]).arg(program))?;
+    let mut function: Option<(&str, Option<u64>)> = None;
+    for line in listing.lines() {
+        if let Some(text) = line.strip_prefix("TEXT ") {
+            let name = text.split("(SB)").next().unwrap_or_default();
+            function = names.contains(&name).then_some((name, None));
+            continue;
+        }
+        let Some((name, begin)) = &mut function else { continue };
+        let mut fields = line.split_whitespace().skip(1);
+        let address = fields.next().and_then(|at| u64::from_str_radix(at.trim_start_matches("0x"), 16).ok());
+        let Some(address) = address else { continue };
+        let begin = *begin.get_or_insert(address);
+        if fields.nth(1) == Some("RET") {
+            places.push(format!("\"{name}\"+{}", address - begin));
+        }
+    }
+    ensure!(places.len() > names.len(), "no returns were found");
+    bpftrace(program, pid, &places)
+}
+
+/// bpftrace with a counting probe at each place, a function's name in quotes with an offset or none, when they are in place.
+fn bpftrace(program: &Path, pid: u32, places: &[String]) -> Result<Speaking> {
     let path = program.display();
     // What an interval prints is read only when all probes are in place.
     let mut script = "interval:ms:100 { printf(\"ready\\n\"); }".to_owned();
-    for (i, function) in functions.iter().enumerate() {
-        script += &format!(" uprobe:{path}:\"{function}\" {{ @c[{i}] = count(); }}");
+    for (i, place) in places.iter().enumerate() {
+        script += &format!(" uprobe:{path}:{place} {{ @c[{i}] = count(); }}");
     }
     let process = Speaking::start(Command::new("bpftrace").args(["-p", &pid.to_string(), "-e", &script]))?;
     while process.line().context("bpftrace could not attach")? != "ready" {}

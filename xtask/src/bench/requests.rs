@@ -9,8 +9,10 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use super::{
-    Binaries, Extent, build_go, median,
-    observer::attach,
+    Binaries, Extent,
+    agent::{cpu_seconds, resident_mib},
+    build_go, median,
+    observer::{attach, bpftrace_of_requests},
     process::{GoProgram, Speaking},
     programs::{Counting, Runs},
     report::{Bar, Report},
@@ -22,6 +24,13 @@ const ADDED_NS: [f64; 2] = [6_000.0, 10_000.0];
 /// Of the throughput without gotrace, and of that at level `full`, this much is left where slow requests are told.
 const LEFT_IN_ALL: f64 = 0.9;
 const LEFT_OF_FULL: f64 = 0.97;
+/// gotrace's own share of a core, in percent, at so many requests a second of which the slow ones alone are told, and its
+/// memory.
+const REQUESTS: f64 = 10_000.0;
+const AGENT_PERCENT: f64 = 3.0;
+const AGENT_MIB: f64 = 80.0;
+/// Of what bpftrace adds at entries and returns of the same functions, gotrace may add so much.
+const SHARE_OF_BPFTRACE: f64 = 0.1;
 /// What a request of the server takes whose throughput is measured.
 const WORK: &str = "200us";
 /// Connections of the client.
@@ -85,17 +94,34 @@ impl Pair {
         Ok(Self { server, client, port })
     }
 
-    /// What gotrace's programs do for a request: how often they run, and for how many nanoseconds.
-    fn programs(&mut self, watched: Watched, gotrace: &Path, extent: Extent) -> Result<(f64, f64)> {
+    /// What gotrace's programs do for a request: how often they run, and for how many nanoseconds; and what it takes itself
+    /// for one, in seconds of processor time, and of memory.
+    fn programs(&mut self, watched: Watched, gotrace: &Path, extent: Extent) -> Result<[f64; 4]> {
         let gotrace = watched.begin(&self.server, gotrace)?.context("gotrace watches")?;
         let before = Runs::of(gotrace.pid())?;
+        let cpu_before = cpu_seconds(gotrace.pid())?;
         let load = format!("load {} {CONNECTIONS} {}ms", self.port, 4 * extent.sample.as_millis());
         let count = self.client.ask(&load)?["count"].as_f64().context("a count of answers")?;
         let runs = Runs::of(gotrace.pid())?.since(before);
+        let cpu = cpu_seconds(gotrace.pid())? - cpu_before;
+        let resident = resident_mib(gotrace.pid())?;
         gotrace.interrupt()?;
         gotrace.end()?;
         ensure!(count > 0.0 && runs.count > 0, "nothing was answered, or the kernel counts nothing");
-        Ok((runs.count as f64 / count, runs.ns as f64 / count))
+        Ok([runs.count as f64 / count, runs.ns as f64 / count, cpu / count, resident])
+    }
+
+    /// What bpftrace adds to a request of the server at entries and returns of the functions that gotrace probes.
+    fn bpftrace(&mut self, program: &Path, gotrace: &Path, extent: Extent) -> Result<f64> {
+        let mut added = Vec::new();
+        for _ in 0..extent.pairs {
+            let without = self.sample(extent)?;
+            let bpftrace = bpftrace_of_requests(gotrace, program, self.server.pid())?;
+            added.push(self.sample(extent)?.server_ns - without.server_ns);
+            bpftrace.interrupt()?;
+            bpftrace.end()?;
+        }
+        Ok(median(added))
     }
 
     fn sample(&mut self, extent: Extent) -> Result<Sample> {
@@ -143,6 +169,14 @@ pub fn measure(binaries: &Binaries, extent: Extent, target: &Path, report: &mut 
     let each = if extent.pairs < 9 { extent.pairs } else { SAMPLES };
     let samples = pair.samples(&binaries.gotrace, extent, each)?;
     programs(&mut pair, &binaries.gotrace, extent, report)?;
+    let bpftrace = pair.bpftrace(&program, &binaries.gotrace, extent)?;
+    report.add(
+        "an empty request, the server: added by bpftrace, entries and returns",
+        "ns",
+        bpftrace,
+        None,
+        None,
+    );
     for whose in ["the server", "server and client"] {
         let ns = |sample: &Sample| if whose == "the server" { sample.server_ns } else { sample.both_ns };
         // What one costs more than the other, sample by sample, and how far the mean of that may be off.
@@ -159,9 +193,15 @@ pub fn measure(binaries: &Binaries, extent: Extent, target: &Path, report: &mut 
             [("--slow auto", ADDED_NS[0]), ("--slow 0ms", ADDED_NS[1])].into_iter().enumerate()
         {
             let more = name(&format!("added by requests {what}"));
-            report.add(&more, "ns", added(n + 2, 0).0, Some(without), None);
+            let is_server = whose == "the server";
+            // Beside what bpftrace adds, which was measured of the server.
+            let (beside, bar) = match is_server {
+                true => (bpftrace, Some(Bar::RatioAtMost(SHARE_OF_BPFTRACE))),
+                false => (without, None),
+            };
+            report.add(&more, "ns", added(n + 2, 0).0, Some(beside), bar);
             let (to_full, error) = added(n + 2, 1);
-            let bar = (whose == "the server").then_some(Bar::AtMost(most));
+            let bar = is_server.then_some(Bar::AtMost(most));
             report.add(format!("{more} to level full"), "ns", to_full, Some(without), bar);
             report.add(format!("{more} to level full, standard error"), "ns", error, None, None);
         }
@@ -192,10 +232,21 @@ fn programs(pair: &mut Pair, gotrace: &Path, extent: Extent, report: &mut Report
     for (watched, what) in
         ALL.into_iter().skip(1).zip(["level full", "requests --slow auto", "requests --slow 0ms"])
     {
-        let (count, ns) = pair.programs(watched, gotrace, extent)?;
+        let [count, ns, cpu, resident] = pair.programs(watched, gotrace, extent)?;
         let (full_count, full_ns) = *at_full.get_or_insert((count, ns));
         report.add(format!("an empty request: runs of programs, {what}"), "1", count, Some(full_count), None);
         report.add(format!("an empty request: time in programs, {what}"), "ns", ns, Some(full_ns), None);
+        if watched == Watched::Requests("auto") {
+            let name = format!("gotrace's processor time at {REQUESTS} requests/s, {what}");
+            report.add(name, "% of a core", cpu * REQUESTS * 100.0, None, Some(Bar::AtMost(AGENT_PERCENT)));
+            report.add(
+                format!("gotrace's memory, {what}"),
+                "MiB",
+                resident,
+                None,
+                Some(Bar::AtMost(AGENT_MIB)),
+            );
+        }
     }
     Ok(())
 }
