@@ -10,6 +10,7 @@ mod ebpf;
 mod fuzz;
 mod kernels;
 mod licences;
+mod lines;
 mod packages;
 mod page;
 mod pictures;
@@ -56,6 +57,8 @@ enum Chore {
     Fuzz(fuzz::Options),
     /// Check the licences of everything that gotrace is made of
     Licences,
+    /// Count the lines of code of each package, without tests, comments and blank lines
+    Lines,
     /// Build what users download: static binary, man pages, completions, as an archive
     Dist(dist::Options),
 }
@@ -71,6 +74,7 @@ fn main() -> Result<()> {
         Chore::Pictures => pictures::main(),
         Chore::Fuzz(options) => fuzz::main(&options),
         Chore::Licences => licences::main(),
+        Chore::Lines => lines::main(),
         Chore::Dist(options) => dist::main(&options),
     }
 }
