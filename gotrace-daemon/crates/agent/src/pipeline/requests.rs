@@ -28,8 +28,8 @@ use crate::tracee::{
 const PER_SECOND: u64 = 20;
 /// Open requests of a process that are told of, the oldest.
 const MAX_OPEN: usize = 1 << 10;
-/// Open requests of which more is read for a report, and frames of each.
-const MAX_DETAILS: usize = 64;
+/// Open requests of which the stack is read for a report, and frames of each.
+const MAX_STACKS: usize = 64;
 const MAX_FRAMES: usize = 32;
 /// One that has been open for less is no news.
 const LEAST_OPEN_NS: u64 = 100_000_000;
@@ -303,10 +303,11 @@ fn try_read(kernel: &mut Kernel, traced: &mut [Traced]) -> Result<(), kernel::Er
         let seen = own.filter_map(|(key, open, account)| {
             let seen = traced.watched.as_ref()?.seen(number, memory.as_ref(), now_ns, (open, account));
             let id = (open.goid, open.start_ns);
-            if seen.slow && !traced.tracee.has_told(id) && details.len() < MAX_DETAILS {
+            if seen.slow && !traced.tracee.has_told(id) {
                 let goroutine = GoroutineKey { goid: open.goid, process: number, reserved: 0 };
                 let is_parked = matches!(account.state, request::state::BLOCKED | request::state::SYSCALL);
-                let g = kernel.goroutine(&goroutine).filter(|_| is_parked).map(|state| state.g);
+                let is_read = is_parked && details.len() < MAX_STACKS;
+                let g = is_read.then(|| kernel.goroutine(&goroutine)).flatten().map(|state| state.g);
                 let stack =
                     memory.as_ref().zip(g).and_then(|(memory, g)| stack(memory, &layout, g, open.goid));
                 details.push(OpenDetail {
