@@ -36,7 +36,20 @@ pub(crate) struct Stat {
     pub environment: Range<u64>,
 }
 
+/// `PF_EXITING` of the kernel's `include/linux/sched.h`.
+const PF_EXITING: u32 = 0x4;
+
 impl Stat {
+    /// Whether the thread has ended.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.state, 'Z' | 'X' | 'x')
+    }
+
+    /// Whether it has ended, or has begun to.
+    pub fn is_ending(&self) -> bool {
+        self.has_ended() || self.flags & PF_EXITING != 0
+    }
+
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let (name_start, name_end) =
             (bytes.iter().position(|&b| b == b'(')?, bytes.iter().rposition(|&b| b == b')')?);

@@ -42,8 +42,6 @@ const OPEN_ATTEMPTS: usize = 8;
 /// A directory of `/proc` that is only looked into.
 pub(super) const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-/// `PF_EXITING` of the kernel's `include/linux/sched.h`.
-const PF_EXITING: u32 = 0x4;
 /// `PF_KTHREAD` of the kernel's `include/linux/sched.h`.
 const PF_KTHREAD: u32 = 0x0020_0000;
 
@@ -160,13 +158,13 @@ impl Target {
         if stat.flags & PF_KTHREAD != 0 {
             return Err(ProcessError::KernelThread { pid, comm: stat.comm });
         }
-        if matches!(stat.state, 'Z' | 'X' | 'x') {
-            // Threads may have been made since the status was read.
-            return Err(match read_status(&directory, pid)?.threads {
-                0 | 1 => ProcessError::Zombie { pid },
-                all if has_lasting_threads(&directory) => ProcessError::LeaderEnded { pid, others: all - 1 },
-                // It was killed, or has exited, and its other threads are about to go.
-                _ => gone(),
+        if stat.has_ended() {
+            return Err(match of_ended_leader(&directory, pid) {
+                // Threads may have been made since the status was read.
+                ProcessError::Gone { .. } if read_status(&directory, pid)?.threads <= 1 => {
+                    ProcessError::Zombie { pid }
+                }
+                error => error,
             });
         }
         let refused = |what: &str, e: io::Error| match e.raw_os_error() {
@@ -324,10 +322,7 @@ impl Target {
         let what = "read its memory map (/proc/PID/maps)";
         let result = open_again(&*self.directory, "maps")
             .and_then(|file| read_maps(Patient::new(self.process(), file), f));
-        result.map_err(|e| match e.raw_os_error() {
-            Some(libc::ENOENT) => ProcessError::Gone { pid: self.identity.pid },
-            _ => self.error(what, e),
-        })
+        result.map_err(|e| self.error(what, e))
     }
 
     /// Its threads' ids.
@@ -337,14 +332,11 @@ impl Target {
     pub fn threads(&self) -> Result<Vec<u32>, ProcessError> {
         let what = "list its threads (/proc/PID/task)";
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let gone = |e: rustix::io::Errno| match e {
-            rustix::io::Errno::NOENT => ProcessError::Gone { pid: self.identity.pid },
-            e => self.error(what, e.into()),
-        };
-        let task = openat(&*self.directory, "task", flags, Mode::empty()).map_err(gone)?;
+        let refused = |e: rustix::io::Errno| self.error(what, e.into());
+        let task = openat(&*self.directory, "task", flags, Mode::empty()).map_err(refused)?;
         let mut threads = Vec::new();
-        for entry in rustix::fs::Dir::read_from(task).map_err(gone)? {
-            let entry = entry.map_err(gone)?;
+        for entry in rustix::fs::Dir::read_from(task).map_err(refused)? {
+            let entry = entry.map_err(refused)?;
             if let Some(id) = entry.file_name().to_str().ok().and_then(|name| name.parse().ok()) {
                 threads.push(id);
             }
@@ -468,12 +460,20 @@ impl Target {
     }
 
     pub(super) fn error(&self, what: &str, source: io::Error) -> ProcessError {
-        // Its memory goes before it does, and files of its `/proc` directory with it.
-        let gone = || has_ended(&self.pidfd) || self.image.as_ref().is_some_and(Image::is_gone);
-        if source.raw_os_error() == Some(libc::ENOENT) && gone() {
-            return ProcessError::Gone { pid: self.identity.pid };
+        let Identity { pid, uid, .. } = self.identity;
+        if matches!(source.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) {
+            // Its memory goes before it does, and files of its `/proc` directory with it.
+            if has_ended(&self.pidfd) || self.image.as_ref().is_some_and(Image::is_gone) {
+                return ProcessError::Gone { pid };
+            }
+            // Its first thread has let go of it before the others have: that directory shows what the first one has.
+            match read_stat(&self.directory, pid) {
+                Ok(stat) if !stat.is_ending() => {}
+                Ok(_) => return of_ended_leader(&self.directory, pid),
+                Err(error) => return error,
+            }
         }
-        ProcessError::from_io(self.identity.pid, self.identity.uid, what, source)
+        ProcessError::from_io(pid, uid, what, source)
     }
 
     pub(super) fn process(&self) -> Process {
@@ -489,10 +489,18 @@ impl Target {
             file.take(MAX_FILE_BYTES).read_to_end(&mut bytes)?;
             Ok(bytes)
         };
-        again(name, read).map_err(|e| match e.raw_os_error() {
-            Some(libc::ENOENT) => ProcessError::Gone { pid: self.identity.pid },
-            _ => self.error(what, e),
-        })
+        again(name, read).map_err(|e| self.error(what, e))
+    }
+}
+
+/// Of a process whose first thread has ended: it was killed or has exited, and its other threads are about to go, or
+/// they run on.
+fn of_ended_leader(directory: &OwnedFd, pid: u32) -> ProcessError {
+    match read_status(directory, pid) {
+        Ok(Status { threads: all @ 2.., .. }) if has_lasting_threads(directory) => {
+            ProcessError::LeaderEnded { pid, others: all - 1 }
+        }
+        _ => ProcessError::Gone { pid },
     }
 }
 
@@ -506,9 +514,7 @@ fn has_lasting_threads(directory: &OwnedFd) -> bool {
     threads.flatten().any(|thread| {
         let Ok(id) = thread.file_name().to_str() else { return false };
         let read = |name: &str| read_relative(&task, &format!("{id}/{name}")).ok();
-        let runs = read("stat")
-            .and_then(|bytes| Stat::parse(&bytes))
-            .is_some_and(|stat| !matches!(stat.state, 'Z' | 'X' | 'x') && stat.flags & PF_EXITING == 0);
+        let runs = read("stat").and_then(|bytes| Stat::parse(&bytes)).is_some_and(|stat| !stat.is_ending());
         runs && read("status").and_then(|bytes| Status::parse(&bytes)).is_some_and(|status| !status.is_killed)
     })
 }

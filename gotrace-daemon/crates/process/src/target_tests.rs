@@ -1,6 +1,6 @@
 //! A process is opened as what it is, and the parts of it are read; what it is not has its own error.
 
-use std::process::Command;
+use std::{io::Write as _, process::Command};
 
 use super::*;
 
@@ -41,8 +41,10 @@ extern "C" fn stay(_: *mut libc::c_void) -> *mut libc::c_void {
     std::ptr::null_mut()
 }
 
-#[test]
-fn a_process_whose_first_thread_ended_is_no_zombie() {
+/// A process whose first thread ends at the first byte in the pipe, and which has another that stays.
+fn without_first_thread() -> (u32, std::io::PipeWriter) {
+    let (read, write) = std::io::pipe().expect("a pipe");
+    let mut byte = 0u8;
     // SAFETY: the child of this process with threads makes a thread and ends the first; the pointers are of values
     // that live.
     let pid = unsafe { libc::fork() };
@@ -51,20 +53,39 @@ fn a_process_whose_first_thread_ended_is_no_zombie() {
         unsafe {
             let mut thread = std::mem::zeroed();
             libc::pthread_create(&raw mut thread, std::ptr::null(), stay, std::ptr::null_mut());
+            libc::read(std::os::fd::AsRawFd::as_raw_fd(&read), (&raw mut byte).cast(), 1);
             libc::syscall(libc::SYS_exit, 0);
         }
     }
-    let target = loop {
-        match Target::open(pid.unsigned_abs()) {
-            Ok(_) => std::thread::yield_now(),
-            Err(error) => break error,
-        }
-    };
+    (pid.unsigned_abs(), write)
+}
+
+fn end(pid: u32) {
     // SAFETY: a child of this test, which nobody else waits for.
     unsafe {
-        libc::kill(pid, libc::SIGKILL);
-        libc::waitpid(pid, std::ptr::null_mut(), 0);
+        libc::kill(pid.cast_signed(), libc::SIGKILL);
+        libc::waitpid(pid.cast_signed(), std::ptr::null_mut(), 0);
     }
+}
+
+#[test]
+fn a_process_whose_first_thread_ended_is_no_zombie() {
+    let (pid, mut pipe) = without_first_thread();
+    // As it is when it was opened before, too.
+    let before = Target::open(pid).expect("lives");
+    let whole = before.executable_mappings();
+    pipe.write_all(b"x").expect("it reads");
+    let until_refused = |mut look: Box<dyn FnMut() -> Option<ProcessError> + '_>| loop {
+        match look() {
+            None => std::thread::yield_now(),
+            Some(error) => break error,
+        }
+    };
+    let known = until_refused(Box::new(|| before.executable_mappings().err()));
+    let target = until_refused(Box::new(|| Target::open(pid).err()));
+    end(pid);
+    assert!(whole.is_ok_and(|mappings| !mappings.is_empty()));
+    assert!(matches!(known, ProcessError::LeaderEnded { others: 1, .. }), "{known}");
     assert!(matches!(target, ProcessError::LeaderEnded { others: 1, .. }), "{target}");
 }
 
