@@ -126,7 +126,9 @@ pub fn main(options: &Options) -> Result<()> {
             snapshots: 3,
         }
     };
-    if options.only.is_empty() || options.only.contains(&Part::Cost) {
+    // The baseline of these.
+    let with_bpftrace = [Part::Cost, Part::Requests].iter().any(|part| options.only.contains(part));
+    if options.only.is_empty() || with_bpftrace {
         apt_install(&["bpftrace"])?;
     }
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);

@@ -1,6 +1,6 @@
 //! What watches the Go program while a sample is taken: gotrace, bpftrace, or Go's own execution tracer.
 
-use std::{path::Path, process::Command};
+use std::{collections::BTreeSet, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -96,49 +96,56 @@ fn functions(binaries: &Binaries, level: &str) -> Result<Vec<String>> {
     Ok(names.into_iter().map(|name| format!("\"{name}\"")).collect())
 }
 
-/// bpftrace with a counting probe at the entry and at each return of the functions that gotrace probes for requests.
-pub fn bpftrace_of_requests(gotrace: &Path, program: &Path, pid: u32) -> Result<Speaking> {
+/// Entries and returns of the functions that gotrace probes for requests, as offsets in the file.
+pub fn places_of_requests(gotrace: &Path, program: &Path) -> Result<Vec<String>> {
     let mut inspect = Command::new(gotrace);
     inspect.args(["inspect", "--format", "json", "--level", "full"]).arg(program);
     let plan: Value = serde_json::from_str(&capture(&mut inspect)?).context("reading the probe plan")?;
     let probes =
         [&plan["probes"], &plan["requests"]["points"]].into_iter().filter_map(Value::as_array).flatten();
-    let mut names: Vec<&str> = probes.filter_map(|probe| probe["function"].as_str()).collect();
-    names.sort_unstable();
-    names.dedup();
+    let number = |value: &Value| u64::from_str_radix(value.as_str()?.strip_prefix("0x")?, 16).ok();
+    // All code is in one segment.
+    let mut apart =
+        probes.clone().filter_map(|p| number(&p["address"])?.checked_sub(number(&p["file_offset"])?));
+    let apart = apart.next().context("the probe plan tells no file offsets")?;
+    let names: BTreeSet<&str> = probes.filter_map(|probe| probe["function"].as_str()).collect();
     ensure!(names.iter().any(|name| name.contains("ServeHTTP")), "no probes of requests are planned");
-    let mut places: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();
     // Of each line: file and line, address, code, instruction.
     let listing = capture(Command::new("go").args(["tool", "objdump"]).arg(program))?;
-    let mut function: Option<(&str, Option<u64>)> = None;
+    let (mut places, mut entries) = (Vec::new(), 0);
+    let (mut wanted, mut begins) = (false, false);
     for line in listing.lines() {
         if let Some(text) = line.strip_prefix("TEXT ") {
-            let name = text.split("(SB)").next().unwrap_or_default();
-            function = names.contains(&name).then_some((name, None));
+            wanted = names.contains(text.split("(SB)").next().unwrap_or_default());
+            begins = wanted;
             continue;
         }
-        let Some((name, begin)) = &mut function else { continue };
         let mut fields = line.split_whitespace().skip(1);
-        let address = fields.next().and_then(|at| u64::from_str_radix(at.trim_start_matches("0x"), 16).ok());
+        let address = fields.next().filter(|_| wanted).and_then(|at| at.strip_prefix("0x"));
+        let address = address.and_then(|at| u64::from_str_radix(at, 16).ok());
         let Some(address) = address else { continue };
-        let begin = *begin.get_or_insert(address);
-        if fields.nth(1) == Some("RET") {
-            places.push(format!("\"{name}\"+{}", address - begin));
+        let returns = fields.nth(1) == Some("RET");
+        if begins || returns {
+            places.push(format!("{:#x}", address - apart));
         }
+        entries += usize::from(std::mem::take(&mut begins));
     }
-    ensure!(places.len() > names.len(), "no returns were found");
-    bpftrace(program, pid, &places)
+    ensure!(entries > 0 && places.len() > entries, "no entries or no returns were found");
+    Ok(places)
 }
 
-/// bpftrace with a counting probe at each place, a function's name in quotes with an offset or none, when they are in place.
-fn bpftrace(program: &Path, pid: u32, places: &[String]) -> Result<Speaking> {
+/// bpftrace with a counting probe at each place, when they are in place: the name of a function in quotes, or, in a program
+/// without symbols, an offset in its file, which Debian's bpftrace takes as it is.
+pub fn bpftrace(program: &Path, pid: u32, places: &[String]) -> Result<Speaking> {
     let path = program.display();
     // What an interval prints is read only when all probes are in place.
     let mut script = "interval:ms:100 { printf(\"ready\\n\"); }".to_owned();
     for (i, place) in places.iter().enumerate() {
         script += &format!(" uprobe:{path}:{place} {{ @c[{i}] = count(); }}");
     }
-    let process = Speaking::start(Command::new("bpftrace").args(["-p", &pid.to_string(), "-e", &script]))?;
+    let mut command = Command::new("bpftrace");
+    command.args(["--unsafe", "-p", &pid.to_string(), "-e", &script]);
+    let process = Speaking::start(&mut command)?;
     while process.line().context("bpftrace could not attach")? != "ready" {}
     Ok(process)
 }

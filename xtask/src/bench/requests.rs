@@ -12,11 +12,12 @@ use super::{
     Binaries, Extent,
     agent::{cpu_seconds, resident_mib},
     build_go, median,
-    observer::{attach, bpftrace_of_requests},
+    observer::{attach, bpftrace, places_of_requests},
     process::{GoProgram, Speaking},
     programs::{Counting, Runs},
     report::{Bar, Report},
 };
+use crate::util::run;
 
 /// CPU time of the server for an empty request on top of level `full`, in nanoseconds: where slow ones alone are told, and
 /// where all are.
@@ -111,12 +112,12 @@ impl Pair {
         Ok([runs.count as f64 / count, runs.ns as f64 / count, cpu / count, resident])
     }
 
-    /// What bpftrace adds to a request of the server at entries and returns of the functions that gotrace probes.
-    fn bpftrace(&mut self, program: &Path, gotrace: &Path, extent: Extent) -> Result<f64> {
+    /// What bpftrace with counting probes at these places adds to a request of the server.
+    fn bpftrace(&mut self, program: &Path, places: &[String], extent: Extent) -> Result<f64> {
         let mut added = Vec::new();
         for _ in 0..extent.pairs {
             let without = self.sample(extent)?;
-            let bpftrace = bpftrace_of_requests(gotrace, program, self.server.pid())?;
+            let bpftrace = bpftrace(program, self.server.pid(), places)?;
             added.push(self.sample(extent)?.server_ns - without.server_ns);
             bpftrace.interrupt()?;
             bpftrace.end()?;
@@ -165,11 +166,14 @@ impl Pair {
 /// Takes the samples and adds their medians to the report.
 pub fn measure(binaries: &Binaries, extent: Extent, target: &Path, report: &mut Report) -> Result<()> {
     let program: PathBuf = build_go("web", target)?;
+    let stripped = program.with_extension("stripped");
+    run(Command::new("strip").arg("-o").args([&stripped, &program]))?;
+    let places = places_of_requests(&binaries.gotrace, &program)?;
+    let bpftrace = Pair::start(&stripped, "0s")?.bpftrace(&stripped, &places, extent)?;
     let mut pair = Pair::start(&program, "0s")?;
     let each = if extent.pairs < 9 { extent.pairs } else { SAMPLES };
     let samples = pair.samples(&binaries.gotrace, extent, each)?;
     programs(&mut pair, &binaries.gotrace, extent, report)?;
-    let bpftrace = pair.bpftrace(&program, &binaries.gotrace, extent)?;
     report.add(
         "an empty request, the server: added by bpftrace, entries and returns",
         "ns",
