@@ -1,9 +1,19 @@
 //! Values as people write them: durations, sizes, ratios, headers. Text in, value or a sentence out.
 
-use std::time::Duration;
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use gotrace_agent::pipeline::Slow;
 use gotrace_model::Level;
+
+/// An address and a port, or a port of loopback: `127.0.0.1:9465`, `9465`.
+pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
+    let of_loopback = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let address = text.parse().ok().or_else(|| text.parse().ok().map(of_loopback));
+    address.ok_or_else(|| "expected an address and a port, such as 127.0.0.1:9465, or a port".into())
+}
 
 /// `10s`, `2m`, `1h30m`, `1.5s`, `500us`; a bare number is refused but for `0`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {

@@ -4,6 +4,7 @@ use gotrace_tests::{
     demo::Demo,
     gobuild::Mode,
     gotrace::privileged,
+    http,
     requests::{Program, server},
     terminal::OnTerminal,
 };
@@ -78,6 +79,46 @@ fn a_row_is_found_sorted_and_told_more_of() {
     view.press("?");
     view.wait_to_see("sort by the next column");
     view.press("?q");
+    check_end(view, "interrupted");
+}
+
+#[test]
+fn goroutines_and_locks_are_read_when_they_are_asked_for() {
+    if !privileged("live_view") {
+        return;
+    }
+    let demo = Demo::start("1h").expect("it starts");
+    let mut view = attach(demo.pid(), &["--http", "0"]);
+    view.wait_to_see("main.waitForever");
+    view.press("5");
+    for part in
+        ["goroutines at (own code)", "main.waitForever (main.go:", "main.main (main.go:", "R reads anew"]
+    {
+        view.wait_to_see(part);
+    }
+    // Who holds what one of the leaked ones waits for?
+    view.press("/waitf\rW");
+    view.wait_to_see("who holds what goroutine");
+    view.wait_to_see("blocked in chan receive");
+    // Back from that, and from the filter.
+    view.press("\x1b\x1b");
+    view.wait_to_see("main.janitor");
+    view.press("4");
+    for part in ["lock or channel", "unbuffered", "who holds or uses it"] {
+        view.wait_to_see(part);
+    }
+    // The same process is on a page.
+    let shown = view.shown();
+    let at = shown.find("http://127.0.0.1:").expect("where the page is");
+    let address: String =
+        shown[at + 7..].chars().take_while(|c| c.is_ascii_digit() || matches!(c, '.' | ':')).collect();
+    let get = |path: &str| http::get(&address, path, &["Host: localhost"]).expect("an answer").text();
+    let processes = get("/api/v1/processes");
+    assert!(processes.contains(&format!("\"pid\":{}", demo.pid())), "{processes}");
+    let goroutines = get(&format!("/processes/{}/debug/pprof/goroutine?debug=1", demo.pid()));
+    assert!(goroutines.contains("main.waitForever"), "{goroutines}");
+    assert!(get("/").contains("<title>gotrace"));
+    view.press("q");
     check_end(view, "interrupted");
 }
 

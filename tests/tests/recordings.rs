@@ -7,6 +7,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -14,8 +15,10 @@ use std::{
 use gotrace_tests::{
     export::Export,
     gotrace::binary,
+    http,
     live::places,
     recording::{Exported, intervals},
+    speaking::Ended,
     terminal::OnTerminal,
 };
 
@@ -37,6 +40,31 @@ fn convert(recording: &Path, format: &str) -> String {
         .expect("it starts");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("text").replace(VERSION, "\"version\":\"\"")
+}
+
+#[test]
+fn a_recording_is_on_the_page_as_of_its_end() {
+    let file = fs::read_dir(directory()).expect("recordings").map(|entry| entry.expect("an entry").path());
+    let file = file.filter(|path| path.extension().is_some_and(|ending| ending == "gtr")).min();
+    let mut view = Command::new(binary().expect("built"))
+        .args(["view", "--http", "0"])
+        .arg(file.expect("a recording"))
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut line = String::new();
+    BufReader::new(view.stderr.take().expect("a pipe")).read_line(&mut line).expect("a line");
+    let view = Ended(view);
+    let address = line.split("http://").nth(1).and_then(|rest| rest.split_whitespace().next()).expect(&line);
+    let get = |path: &str| http::get(address, path, &["Host: localhost"]).expect("an answer");
+    let list = get("/api/v1/processes").json().expect("JSON");
+    let process = &list["processes"][0];
+    assert!(process["recorded"] == true && process["alive"].as_u64() > Some(0), "{list}");
+    let history = get("/api/v1/history").json().expect("JSON");
+    assert!(history["processes"][0]["alive"].as_array().is_some_and(|steps| !steps.is_empty()), "{history}");
+    let refused = get(&format!("/processes/{}/debug/pprof/goroutine", process["pid"]));
+    assert!(refused.status == 503 && refused.text().contains("not in a recording"), "{}", refused.text());
+    drop(view);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The arguments of the subcommands. Each field's comment is its help text.
 
-use std::{ffi::OsString, fmt, path::PathBuf, time::Duration};
+use std::{ffi::OsString, fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum, value_parser};
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,11 @@ pub struct AttachArgs {
     /// to snapshots without probes, and raised again when overhead drops; each change is reported
     #[arg(long, value_parser = percent, default_value = "5%", value_name = "PERCENT|none")]
     pub budget: BudgetArg,
+    /// Serve the page, the API with its profiles for `go tool pprof`, and metrics of this process at this
+    /// address, or at this port of 127.0.0.1 (0: any), until the end. Only clients on this host are
+    /// answered
+    #[arg(long, value_parser = values::address, value_name = "ADDRESS|PORT")]
+    pub http: Option<SocketAddr>,
     /// Whether the daemon is asked.
     #[command(flatten)]
     pub ask: AskArgs,

@@ -11,7 +11,7 @@ use super::{
     args::RecordingArgs,
     asked::{Daemon, Ended, Follow, Probed},
     output::Stdout,
-    say, trace,
+    say, served, trace,
 };
 use gotrace_agent::pipeline::{LeftBehind, Line, Stop};
 use gotrace_export::otlp::ExportConfig;
@@ -56,12 +56,19 @@ pub fn run(args: AttachArgs) -> Result<Exit, CliError> {
         }
     }
     let mut display = trace::Display::new(&args.trace, false);
+    let mut server = None;
+    if let Some(address) = args.http {
+        let (serves, board) = served::line(&mut line, address, &background)?;
+        display = display.with_page(board, serves.place());
+        server = Some(serves);
+    }
     line.trace(target)?;
     trace::say_engine(&line, &args.trace, false);
-    if let Some(traced) = line.first() {
-        display.began(traced, &stop)?;
-    }
+    display.began(&line, &stop)?;
     let result = trace::run(&mut line, &stop, args.trace.duration, &mut display);
+    if let Some(server) = server {
+        server.stop(background.runtime());
+    }
     trace::finish(line, background, display, recorder)?;
     result?;
     Ok(Exit::DONE)
@@ -149,6 +156,7 @@ impl AttachArgs {
         [
             ("a recording", record.is_some()),
             ("the export of spans and metrics", exports),
+            ("--http", self.http.is_some()),
             ("--budget", self.budget != plain.budget),
             ("--min-wait", *min_wait != usual.min_wait),
             ("--stack-depth", *stack_depth != usual.stack_depth),
@@ -195,6 +203,7 @@ mod tests {
             (&["--otlp", "http://localhost:4317"], "the export of spans and metrics"),
             (&["--record", "a.gtr"], "a recording"),
             (&["--budget", "none"], "--budget"),
+            (&["--http", "9465"], "--http"),
             (&["--interval", "500ms"], "--interval below 1s"),
             (&["--stack-depth", "0"], "--stack-depth"),
             (&["--engine", "snapshot"], "--engine"),

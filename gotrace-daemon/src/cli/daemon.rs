@@ -10,7 +10,7 @@ use std::{
     net::SocketAddr,
     os::unix::fs::MetadataExt as _,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -19,27 +19,25 @@ use clap::Args;
 use super::{
     CliError, Exit,
     args::{self, BudgetArg},
+    served::{SERVES_WITHIN, Served},
     surroundings::Surroundings,
     trace::Background,
 };
 use crate::config::{self, Config, Http};
-use gotrace_agent::pipeline::{Control, Engine, Line, NodeState, Observer, ProcessEvent, Stop};
+use gotrace_agent::pipeline::{Control, Engine, Line, Observer, ProcessEvent, Stop};
 use gotrace_export::{
-    api::{Access, Api},
-    otlp::{ExportStats, Exporter, SpoolStats},
-    prometheus::{Agent, Board, Health, Server, Site, Watched},
+    api::Access,
+    otlp::{ExportStats, SpoolStats},
+    prometheus::{Board, Server},
 };
 use gotrace_kernel as kernel;
-use gotrace_model::{Coverage, Resource};
+use gotrace_model::Coverage;
 use gotrace_process::{Threads, Trouble, drop_privileges};
 
 /// Time between two looks whether the configuration file has changed.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// Time between two looks at gotrace's own threads, and how long the runtime and the page may be silent.
+/// Time between two looks at gotrace's own threads.
 const SUPERVISE_EVERY: Duration = Duration::from_secs(1);
-const SERVES_WITHIN: Duration = Duration::from_secs(30);
-/// Threads that a process may hold up: a restart would not mend that.
-const HELD_UP: [&str; 2] = ["snapshots", "proofs"];
 
 /// Arguments of `daemon`.
 #[derive(Clone, Debug, Args)]
@@ -139,11 +137,15 @@ pub(super) fn run(args: &DaemonArgs) -> Result<Exit, CliError> {
         );
     }
     let surroundings = Surroundings::default();
-    let control = line.watch_node(config.rules(), Some(observer(&board, surroundings.clone())))?;
+    line.observe(observer(&board, surroundings.clone()));
+    let control = line.watch_node(config.rules())?;
+    let handle = line.handle();
     surroundings.follow(&config, &control, background.runtime());
-    let servers = serve(&config, listen, &board, &control, &admission.access, &background)?;
+    let access = admission.access.clone();
+    let served = Served::of_line(handle.clone(), Arc::clone(&board), (&background, true), access);
+    let servers = serve(&config, listen, &served, &background)?;
     follow_file(args, config.clone(), &control, (surroundings, admission), &background)?;
-    supervise(control.threads().clone(), &background);
+    supervise(handle.threads().clone(), &background);
     let result = line.run(&stop, None, &mut |interval| board.show(interval));
     tracing::info!("shutting down: {}", stop.why().unwrap_or("tracing failed"));
     for server in servers {
@@ -153,7 +155,7 @@ pub(super) fn run(args: &DaemonArgs) -> Result<Exit, CliError> {
     line.let_exporter_go();
     let detach = gotrace_process::Background::start("gotrace-finish", move || drop(line.finish()));
     let stats = background.finish_within(config.grace());
-    say_coverage(&control.state().coverage);
+    say_coverage(&handle.state().coverage);
     if let Some(stats) = stats {
         say_what_became(&stats);
     }
@@ -167,24 +169,20 @@ pub(super) fn run(args: &DaemonArgs) -> Result<Exit, CliError> {
 fn serve(
     config: &Config,
     listen: Option<SocketAddr>,
-    board: &Arc<Board>,
-    control: &Control,
-    access: &Access,
+    served: &Served,
     background: &Background,
 ) -> Result<Vec<Server>, CliError> {
-    let watched =
-        Own { control: control.clone(), exporter: background.exporter(), dropped: Mutex::default() };
-    let api = Api::new(Arc::new(control.captures().clone()), Arc::clone(board), access.clone());
-    let site = Site::new(Arc::clone(board), Arc::new(watched), api);
-    let beat = || (background.runtime(), control.threads().register("page", SERVES_WITHIN));
     let mut servers = Vec::new();
     if let Some(address) = listen {
-        let server = Server::start(address, &site, beat()).map_err(|e| CliError::failure(e.to_string()))?;
+        let server = served.at(address, background).map_err(|error| {
+            CliError::failure(format!("{error}; health and metrics are served there"))
+                .help("choose another http.listen, or off")
+        })?;
         tracing::info!("serving health and metrics on {}/metrics", server.place());
         servers.push(server);
     }
     if let Some(path) = config.http.socket().map_err(CliError::usage)? {
-        match Server::start_on_socket(path, &site, beat()) {
+        match served.on_socket(path, background) {
             Ok(server) => {
                 tracing::info!("answering gotrace's commands on {}", server.place());
                 servers.push(server);
@@ -355,103 +353,6 @@ fn version_of(path: &std::path::Path) -> Option<Version> {
 /// When a file was written, its length and its inode.
 type Version = (SystemTime, u64, u64);
 
-/// gotrace's own state.
-struct Own {
-    control: Control,
-    exporter: Option<Arc<Exporter>>,
-    /// Spans that were lost at the last question.
-    dropped: Mutex<u64>,
-}
-
-impl Watched for Own {
-    fn agent(&self) -> Agent {
-        let NodeState {
-            traced,
-            sampled,
-            without_room,
-            places,
-            ended,
-            level_changes,
-            cramped,
-            kept_bytes,
-            kept_limit,
-            looked_at,
-            coverage,
-        } = self.control.state();
-        let (cpu_seconds, resident_bytes) = own_usage();
-        Agent {
-            processes: [("events", traced.saturating_sub(sampled)), ("snapshot", sampled)].into(),
-            totals: vec![
-                ("gotrace_processes_ended_total", "Processes whose tracing has ended.", ended),
-                (
-                    "gotrace_processes_without_room_total",
-                    "Processes traced by snapshots because limits.processes was reached.",
-                    without_room,
-                ),
-                ("gotrace_programs_parsed_total", "Executables parsed.", looked_at.programs_parsed),
-                (
-                    "gotrace_level_changes_total",
-                    "Level changes made to stay within the budget and memory limits.",
-                    level_changes,
-                ),
-            ],
-            gauges: vec![
-                (
-                    "gotrace_processes_without_memory",
-                    "Processes traced by snapshots because of limits.memory.",
-                    cramped,
-                ),
-                ("gotrace_memory_kept_bytes", "Memory used for the state of all processes.", kept_bytes),
-                (
-                    "gotrace_memory_limit_bytes",
-                    "Limit of the memory used for the state of all processes.",
-                    kept_limit,
-                ),
-            ],
-            coverage: Some(coverage),
-            threads: self.control.threads().state().iter().map(|(name, t)| (*name, t.is_none())).collect(),
-            probed_files: places,
-            export: self.exporter.as_ref().map(|e| e.stats()),
-            cpu_seconds,
-            resident_bytes,
-        }
-    }
-
-    fn spans_dropped(&self, resource: &Arc<Resource>) -> BTreeMap<&'static str, u64> {
-        self.exporter.as_ref().map(|e| e.spans_dropped_of(resource)).unwrap_or_default()
-    }
-
-    fn live(&self) -> Health {
-        trouble_of(self.control.threads(), |name| !HELD_UP.contains(&name))
-    }
-
-    fn ready(&self) -> Health {
-        if self.control.state().looked_at.scans == 0 {
-            return Health::Bad("process discovery has not completed its first scan".into());
-        }
-        if let Some(stats) = self.exporter.as_ref().map(|e| e.stats()) {
-            let total = stats.spans_dropped_total();
-            let mut dropped = self.dropped.lock().unwrap_or_else(PoisonError::into_inner);
-            let before = std::mem::replace(&mut *dropped, total);
-            if let Some(trouble) = stats.collector_trouble.filter(|_| total > before) {
-                return Health::Bad(format!("spans are being dropped: {trouble}"));
-            }
-        }
-        trouble_of(self.control.threads(), |_| true)
-    }
-}
-
-/// What is wrong with threads of these names.
-fn trouble_of(threads: &Threads, of: impl Fn(&str) -> bool) -> Health {
-    let troubles: Vec<String> = threads
-        .state()
-        .into_iter()
-        .filter(|(name, _)| of(name))
-        .filter_map(|(name, trouble)| Some(format!("thread {name} {}", trouble?)))
-        .collect();
-    if troubles.is_empty() { Health::Good } else { Health::Bad(troubles.join("; ")) }
-}
-
 /// Says when a thread of gotrace itself is in trouble, and when it is well again; shows that the exporter's runtime moves.
 fn supervise(threads: Threads, background: &Background) {
     background.runtime().spawn(async move {
@@ -474,9 +375,4 @@ fn supervise(threads: Threads, background: &Background) {
             tokio::time::sleep(SUPERVISE_EVERY).await;
         }
     });
-}
-
-/// CPU seconds and resident bytes of gotrace itself; 0 where `/proc` does not tell.
-fn own_usage() -> (f64, u64) {
-    gotrace_process::usage(std::process::id())
 }

@@ -59,9 +59,7 @@ pub fn run(mut args: ExecArgs) -> Result<Exit, CliError> {
     match child.target().map_err(LineError::from).and_then(|target| line.trace(target)) {
         Ok(()) => {
             trace::say_engine(&line, &args.trace, follow_children);
-            if let Some(traced) = line.first() {
-                display.began(traced, &ended)?;
-            }
+            display.began(&line, &ended)?;
         }
         Err(error @ LineError::Program { .. }) => {
             let children = if follow_children { "; only Go programs that it starts are traced" } else { "" };

@@ -65,7 +65,7 @@ pub(super) fn run(args: RecordArgs) -> Result<Exit, CliError> {
     let path = output.display().to_string();
     trace.recording.record = Some(output);
     trace.quiet = true;
-    let exit = attach::run(AttachArgs { target, budget, ask, trace })?;
+    let exit = attach::run(AttachArgs { target, budget, http: None, ask, trace })?;
     say(&format!("gotrace: recorded; replay it with `gotrace view {}`\n", printable(&path)));
     Ok(exit)
 }

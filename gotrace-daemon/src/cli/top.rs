@@ -24,7 +24,7 @@ use super::{
 use crate::config::Config;
 use crate::units;
 use gotrace_agent::pipeline::{
-    Control, Counts, Engine, Line, LineConfig, NodeState, ProcessEvent, SpanSampling, Stop,
+    Counts, Engine, Line, LineConfig, LineHandle, LineState, ProcessEvent, SpanSampling, Stop,
 };
 use gotrace_export::{
     otlp::ExportConfig,
@@ -93,16 +93,14 @@ pub(super) fn run(args: &TopArgs) -> Result<Exit, CliError> {
     let mut line = Line::new(line_config, None)?;
     let board = Arc::new(Board::default());
     let ended = Arc::clone(&board);
-    let control = line.watch_node(
-        config.rules(),
-        Some(Box::new(move |event| {
-            if let ProcessEvent::Ended(identity) = event {
-                ended.remove(identity.pid);
-            }
-        })),
-    )?;
+    line.observe(Box::new(move |event| {
+        if let ProcessEvent::Ended(identity) = event {
+            ended.remove(identity.pid);
+        }
+    }));
+    line.watch_node(config.rules())?;
     let deadline = args.duration.map(|d| Instant::now() + d);
-    let view = show(args, &board, control, &stop, deadline)?;
+    let view = show(args, &board, line.handle(), &stop, deadline)?;
     let result = line.run(&stop, deadline, &mut |interval| board.show(interval));
     drop(view);
     drop(line.finish());
@@ -141,14 +139,14 @@ struct View(#[expect(dead_code, reason = "held for what dropping does")] Option<
 fn show(
     args: &TopArgs,
     board: &Arc<Board>,
-    control: Control,
+    handle: LineHandle,
     stop: &Stop,
     deadline: Option<Instant>,
 ) -> Result<View, CliError> {
     let board = Arc::clone(board);
     let node = move || {
         let intervals = board.intervals();
-        let NodeState { looked_at: Counts { unreadable, .. }, coverage, .. } = control.state();
+        let LineState { looked_at: Counts { unreadable, .. }, coverage, .. } = handle.state();
         let refused = coverage.refused_total();
         Node { rows: top::rows(intervals.iter().map(|i| &**i)), refused, unreadable }
     };

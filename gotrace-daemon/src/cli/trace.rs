@@ -10,23 +10,24 @@ use std::{
 
 use tokio::runtime::Runtime;
 
-use super::{CliError, Format, TraceArgs, diagnostics::HoldBack, is_broken_pipe};
+use super::{CliError, Format, TraceArgs, diagnostics::HoldBack, is_broken_pipe, reading::Reading};
 use crate::config::read_suppressions;
 use gotrace_agent::pipeline::{
-    Budget, Engine, Follow, LeftBehind, Line, LineConfig, LineError, ProofPace, SpanSampling, Stop,
+    Budget, Captures, Engine, Follow, LeftBehind, Line, LineConfig, LineError, ProofPace, SpanSampling, Stop,
     SuspicionPace, TraceRequests, Traced,
 };
 use gotrace_agent::recording::{Recorder, RecordingError};
 use gotrace_export::{
     json,
     otlp::{ExportConfig, ExportStats, Exporter},
+    prometheus::Board,
     text,
 };
 use gotrace_inspect::leak::Suppressions;
 use gotrace_metadata::ResourceOptions;
 use gotrace_model::{Interval, Level, Resource, Summary, printable::printable};
 use gotrace_process::{again, contained, room_for};
-use gotrace_ui::View;
+use gotrace_ui::{Shown, View};
 
 /// Between two passes over the heap, in durations of a pass: a twentieth of a core at most.
 const PROOF_REST: u32 = 20;
@@ -260,12 +261,20 @@ pub(super) struct Display {
     view: Option<(View, HoldBack)>,
     /// Processes that have had their header.
     announced: Vec<Arc<Resource>>,
+    /// Where the page has its reports from, and its address.
+    page: Option<(Arc<Board>, String)>,
 }
 
 impl Display {
     pub(super) fn new(args: &TraceArgs, to_stderr: bool) -> Self {
         let TraceArgs { quiet, format, system, .. } = *args;
-        Self { quiet, format, system, to_stderr, view: None, announced: Vec::new() }
+        Self { quiet, format, system, to_stderr, view: None, announced: Vec::new(), page: None }
+    }
+
+    /// The same on a page.
+    pub(super) fn with_page(mut self, board: Arc<Board>, address: String) -> Self {
+        self.page = Some((board, address));
+        self
     }
 
     fn out(&self) -> Box<dyn Write> {
@@ -273,21 +282,22 @@ impl Display {
     }
 
     /// The probes of a process are in place. `stop` is for the user to set.
-    pub(super) fn began(&mut self, traced: &Traced, stop: &Stop) -> io::Result<()> {
+    pub(super) fn began(&mut self, line: &Line, stop: &Stop) -> io::Result<()> {
+        let Some(traced) = line.first() else { return Ok(()) };
         match self.format {
             Format::Json => {
                 self.announce(traced.resource(), traced.pid(), traced.engine(), traced.level_name())
             }
             Format::Table => {
                 if !self.quiet && !self.to_stderr && io::stdout().is_terminal() {
-                    self.take_terminal(traced, stop);
+                    self.take_terminal(traced, line.handle().captures().clone(), stop);
                 }
                 Ok(())
             }
         }
     }
 
-    fn take_terminal(&mut self, traced: &Traced, stop: &Stop) {
+    fn take_terminal(&mut self, traced: &Traced, captures: Captures, stop: &Stop) {
         let executable = traced.target().executable.display().to_string();
         let executable = printable(&executable);
         let about = format!(
@@ -298,7 +308,10 @@ impl Display {
         );
         let hold_back = HoldBack::begin();
         let stop = stop.clone();
-        match View::start(about, self.system, move || stop.set()) {
+        let note = self.page.as_ref().map(|(_, address)| address.clone()).unwrap_or_default();
+        let reader = Arc::new(Reading { captures, pid: traced.pid() });
+        let shown = Shown { about, note, system: self.system, reader: Ok(reader) };
+        match View::start(shown, move || stop.set()) {
             Ok(view) => self.view = Some((view, hold_back)),
             // Plain lines then.
             Err(error) => tracing::debug!(%error, "no live view"),
@@ -314,6 +327,9 @@ impl Display {
     }
 
     fn report(&mut self, interval: &Arc<Interval>) -> io::Result<()> {
+        if let Some((board, _)) = &self.page {
+            board.show(interval);
+        }
         if self.quiet {
             return Ok(());
         }

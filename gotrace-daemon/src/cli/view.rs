@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     fs::File,
     io::{self, BufReader, IsTerminal as _, Write as _},
+    net::SocketAddr,
     path::PathBuf,
     sync::Arc,
 };
@@ -14,8 +15,9 @@ use super::{
     CliError, Exit, Stdout,
     convert::{open, told_end},
     diagnostics::HoldBack,
-    is_broken_pipe,
+    is_broken_pipe, recorded,
 };
+use crate::units::address;
 use gotrace_agent::{
     recording::{Block, End, Listener, ReadError, Reader, Replay},
     tracee::{Outputs, Tracee},
@@ -34,6 +36,7 @@ privileges nor the program.
 Examples:
   gotrace view run.gtr
   gotrace view run.gtr --speed 10
+  gotrace view run.gtr --http 9465           on a page for browsers
   gotrace view run.gtr | less                all intervals as plain lines")]
 pub struct ViewArgs {
     /// Recording to replay
@@ -45,6 +48,10 @@ pub struct ViewArgs {
     /// Include the Go runtime's own goroutines
     #[arg(long)]
     system: bool,
+    /// Instead of the live table, serve the page, as of the end of the recording, at this address, or at
+    /// this port of 127.0.0.1 (0: any), until Ctrl-C
+    #[arg(long, value_parser = address, value_name = "ADDRESS|PORT", conflicts_with_all = ["speed", "system"])]
+    http: Option<SocketAddr>,
 }
 
 fn speed(text: &str) -> Result<f64, String> {
@@ -57,6 +64,10 @@ fn speed(text: &str) -> Result<f64, String> {
 /// Shows a recording.
 pub(super) fn run(args: &ViewArgs) -> Result<Exit, CliError> {
     let mut shown = Shown::open(args)?;
+    if let Some(address) = args.http {
+        recorded::serve(std::iter::from_fn(|| shown.interval()), address)?;
+        return told_end(&args.file, shown.end.unwrap_or(Ok(End::default())));
+    }
     if !io::stdout().is_terminal() {
         return lines(&mut shown, args);
     }

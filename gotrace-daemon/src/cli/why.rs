@@ -3,7 +3,10 @@
 //! Marks the heap of the process once and follows references back from what the goroutine waits on, to a
 //! variable or to the stack of a goroutine.
 
-use std::{io::Write as _, sync::Arc};
+use std::{
+    io::{self, Write as _},
+    sync::Arc,
+};
 
 use clap::{Args, ValueEnum, value_parser};
 
@@ -76,13 +79,31 @@ pub fn run(args: &WhyArgs) -> Result<Exit, CliError> {
     for warning in binary.warnings() {
         tracing::warn!(pid, "{warning}");
     }
-    let binary = Arc::new(binary);
-    let mut live = Live::new(&target, Arc::clone(&binary)).map_err(|e| super::dump::error(pid, &e))?;
-    let mut names = live.names(&target);
+    let mut live = Live::new(&target, Arc::new(binary)).map_err(|e| super::dump::error(pid, &e))?;
+    let mut out = Stdout::lock();
+    explain((&target, &mut live), args.goid, args.max_read_rate, args.format, &mut out)?;
+    out.flush()?;
+    Ok(Exit::DONE)
+}
+
+/// Looks in a process, and writes what was found.
+///
+/// # Errors
+/// As [`run`].
+pub(super) fn explain(
+    (target, live): (&Target, &mut Live),
+    goid: u64,
+    max_read_rate: Option<u64>,
+    format: WhyFormat,
+    out: &mut impl io::Write,
+) -> Result<(), CliError> {
+    let pid = target.pid();
+    let binary = Arc::clone(live.binary());
+    let mut names = live.names(target);
     let mut prover = Prover::new(Arc::clone(&binary), live.bias()).map_err(|e| error(pid, e))?;
     prover.keep_candidates();
     let memory = target.memory();
-    let memory = Throttled::new(&memory, args.max_read_rate);
+    let memory = Throttled::new(&memory, max_read_rate);
     let options = Options { labels: false, ..Options::default() };
     let reason = |g: &Goroutine| binary.wait_reasons().get(usize::from(g.wait_reason)).copied();
     let ends_by_itself =
@@ -91,9 +112,9 @@ pub fn run(args: &WhyArgs) -> Result<Exit, CliError> {
     let (first, found, mut snapshot) = loop {
         let before = live.take(options).map_err(|e| super::dump::error(pid, &e))?;
         prover.pass(&memory).map_err(|e| error(pid, e))?;
-        let found = prover.why(&memory, args.goid).map_err(|e| error(pid, e))?;
+        let found = prover.why(&memory, goid).map_err(|e| error(pid, e))?;
         let after = live.take(options).map_err(|e| super::dump::error(pid, &e))?;
-        let is_done = match (before.goroutine(args.goid), after.goroutine(args.goid)) {
+        let is_done = match (before.goroutine(goid), after.goroutine(goid)) {
             (_, None) => true,
             (_, Some(after)) if found == Why::Other && ends_by_itself(after) => true,
             (Some(before), Some(after)) => is_clear(&found, before) && stands(before, after),
@@ -104,14 +125,14 @@ pub fn run(args: &WhyArgs) -> Result<Exit, CliError> {
         }
         tries += 1;
     };
-    let holders = examine::holders(&mut prover, &memory, &mut names, &snapshot, args.goid);
+    let holders = examine::holders(&mut prover, &memory, &mut names, &snapshot, goid);
     let holders = holders.map_err(|e| error(pid, e))?;
     let others = why::holding(&found).into_iter().chain(holders.iter().map(|h| h.goid));
-    live.look_outside(&mut snapshot, std::iter::once(args.goid).chain(others));
-    let goroutine = snapshot.goroutine(args.goid);
-    let before = first.goroutine(args.goid);
+    live.look_outside(&mut snapshot, std::iter::once(goid).chain(others));
+    let goroutine = snapshot.goroutine(goid);
+    let before = first.goroutine(goid);
     if found == Why::Unknown && goroutine.is_none() && before.is_none() {
-        return Err(CliError::failure(format!("process {pid} has no goroutine {}", args.goid))
+        return Err(CliError::failure(format!("process {pid} has no goroutine {}", goid))
             .help("`gotrace dump` lists all goroutines"));
     }
     let address = match &found {
@@ -122,7 +143,10 @@ pub fn run(args: &WhyArgs) -> Result<Exit, CliError> {
         Why::Variable(address) => Some(*address),
         _ => None,
     };
-    let variable = address.and_then(|a| Binary::variable_at(&bytes, a.wrapping_sub(live.bias())));
+    let variable = match address {
+        Some(address) => Binary::variable_at(&target.exe_bytes()?, address.wrapping_sub(live.bias())),
+        None => None,
+    };
     let waits = goroutine.filter(|g| g.status.is_waiting());
     let waited = before.filter(|g| g.status.is_waiting());
     let moved_on = match (waited, goroutine) {
@@ -149,7 +173,7 @@ pub fn run(args: &WhyArgs) -> Result<Exit, CliError> {
     let answer = Answer {
         pid,
         go_version: &binary.go_version().text,
-        goid: args.goid,
+        goid,
         entry_pc: shown.map_or(0, |g| g.entry_pc),
         stack,
         wait_reason: waits.and_then(reason),
@@ -161,14 +185,12 @@ pub fn run(args: &WhyArgs) -> Result<Exit, CliError> {
         variable: variable.as_ref(),
         snapshot: &snapshot,
     };
-    let mut out = Stdout::lock();
-    match args.format {
-        WhyFormat::Text => why::text(&mut out, answer, &mut names)?,
-        WhyFormat::Json => why::json(&mut out, answer, &mut names)?,
-        WhyFormat::Dot => why::dot(&mut out, answer, &mut names)?,
+    match format {
+        WhyFormat::Text => why::text(out, answer, &mut names)?,
+        WhyFormat::Json => why::json(out, answer, &mut names)?,
+        WhyFormat::Dot => why::dot(out, answer, &mut names)?,
     }
-    out.flush()?;
-    Ok(Exit::DONE)
+    Ok(())
 }
 
 /// Whether what was found tells something, of a wait that had begun before it was looked for.

@@ -29,6 +29,8 @@ export interface Process {
   probe_cost_share: number | null;
   leaks_proven: number | null;
   leak_suspects: number | null;
+  /** Whether it is of a recording, and comes to nothing more. */
+  recorded: boolean;
   since_unix_nano: number;
   reported_unix_nano: number | null;
 }

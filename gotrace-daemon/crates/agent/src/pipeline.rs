@@ -13,6 +13,7 @@ mod error;
 mod examining;
 mod executions;
 mod findings;
+mod handle;
 mod holds;
 mod in_hand;
 mod keeping;
@@ -64,11 +65,13 @@ use gotrace_model::{Interval, Severity, Summary};
 use gotrace_process::{
     NodeClock, ProcessError, Target, Threads, lease_notice, raise_open_files_limit, wait_for_any,
 };
+pub use handle::{LineHandle, LineState, Observer, ProcessEvent};
 pub use known::Counts;
-pub use node::{Control, NodeState, Observer, ProcessEvent};
+pub use node::Control;
 pub use traced::Traced;
 
 use executions::Executions;
+use handle::Shown;
 use in_hand::InHand;
 use keeping::Keeping;
 use node::Node;
@@ -127,6 +130,7 @@ pub struct Line {
     provers: Workers,
     /// All of them, watched.
     threads: Threads,
+    shown: Shown,
     in_hand: InHand,
     /// `None` unless all of the node is traced.
     node: Option<Node>,
@@ -184,6 +188,7 @@ impl Line {
             if config.follow == Follow::Nobody { Programs::thorough() } else { Programs::default() };
         let programs = programs.with_requests(config.requests.as_ref());
         Ok(Self {
+            shown: Shown::new(&threads, in_hand.clone(), config.memory),
             config,
             probes,
             fallback,
@@ -296,6 +301,7 @@ impl Line {
             Err(error) => return Err(error.into()),
         }
         traced.begin(&self.config, beginning, self.clock.clock(), self.recorder.as_ref());
+        self.shown.began(&traced);
         self.root_pid.get_or_insert(pid);
         self.has_traced = true;
         self.traced.push(traced);
@@ -382,6 +388,9 @@ impl Line {
             }
             self.tend_budget(now, report);
             self.tend_node(now, report)?;
+            self.answer_questions(now);
+            self.tend_holds(now, report);
+            self.show(now);
             self.tend_recorder(now);
             if let Some(probes) = &mut self.probes {
                 probes.clean(now);
@@ -477,16 +486,6 @@ impl Line {
             let _ = thread.join();
         }
         summaries
-    }
-
-    /// What processes that have ended left behind, if that was wanted, in the order of their ends.
-    pub fn take_left_behind(&mut self) -> Vec<LeftProcess> {
-        std::mem::take(&mut self.left)
-    }
-
-    /// What was proven of processes that have ended, where proofs were made, in the order of their ends.
-    pub fn take_proven(&mut self) -> Vec<ProvenProcess> {
-        std::mem::take(&mut self.proven)
     }
 
     /// Takes what is in the ring; returns how many records that were.

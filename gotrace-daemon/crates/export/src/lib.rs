@@ -14,6 +14,7 @@ mod places;
 mod profile;
 pub mod prometheus;
 pub mod ps;
+pub mod reading;
 pub mod requests;
 pub mod text;
 pub mod top;

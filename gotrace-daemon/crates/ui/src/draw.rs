@@ -9,7 +9,7 @@ use ratatui::{
 };
 
 use super::{
-    format, places, requests, since,
+    format, places, reading, requests, since,
     state::{Row, State, View},
 };
 
@@ -46,23 +46,25 @@ const ALL_FROM: u16 = 110;
 const WAITING_FROM: u16 = 72;
 
 /// What the keys do.
-const HELP: [&str; 16] = [
+const HELP: [&str; 18] = [
     "↑↓ j k      select a row; page up, page down, space, home",
-    "enter       more about it: totals, durations, findings with why, holders and ids",
-    "1 2 3       goroutines by creation site; places where they wait in own code; requests by route",
-    "s           sort by the next column: alive, cpu, new/s, exit/s, p99, max, oldest",
-    "/           show rows whose function, file, wait reason or route has what you type",
+    "enter       more: totals, durations, stack, findings with why, holders and ids",
+    "1 2 3       by creation site; places of waits in own code; requests by route",
+    "4 5         locks and channels, who waits and who holds; goroutines by stack",
+    "W           who holds what a goroutine of the row waits for (reads the heap)",
+    "R           read 4 and 5 anew: no report has them",
+    "s           sort by the next column",
+    "/           rows whose function, file, wait reason or route has what you type",
     "r           show or hide the runtime's own goroutines",
-    "d           mark now, and show what grew and shrank since: details stay in all; d again ends it",
-    "e           export: write what is shown as JSON lines into a new file of the current directory",
+    "d           mark now, show what grew since; details stay in all; d ends it",
+    "e           export what is shown as JSON lines into a new file here",
     "p           stop the picture, or have it go on",
     "w tab       other columns, where not all fit",
     "←→ + -      in a recording: 10 s back or on, faster, slower",
-    "esc         back; quits where there is nothing to come back from",
-    "q ctrl-c    quit",
-    "",
-    "cpu: of one CPU, within the interval. p50, p99: at most; waits of at least --min-wait",
-    "requests, where --requests traces them: since attaching; new/s: within the interval",
+    "esc q       back, and quit where there is nothing to come back from; quit",
+    "cpu         of one CPU, within the interval; alive: now; new/s: the interval",
+    "p50 p99     at most; waits of at least --min-wait since attaching",
+    "requests    where --requests traces them, since attaching",
 ];
 /// Where the values of details begin.
 const INDENT: usize = 12;
@@ -105,6 +107,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, state: &mut State) {
             View::Sites => table(frame, body, state),
             View::Places => places::table(frame, body, state),
             View::Requests => requests::table(frame, body, state),
+            View::Locks | View::Goroutines => reading::table(frame, body, state),
         }
     }
     if detail > 0 {
@@ -136,11 +139,21 @@ fn footer(state: &State, width: u16) -> String {
     if !state.said.is_empty() {
         return format::shorten(&state.said, usize::from(width));
     }
-    let names = [(View::Sites, "1 goroutines"), (View::Places, "2 places"), (View::Requests, "3 requests")];
+    if let Some(busy) = state.readings.busy() {
+        return format::shorten(&busy, usize::from(width));
+    }
+    let names = [
+        (View::Sites, "1 created by"),
+        (View::Places, "2 places"),
+        (View::Requests, "3 requests"),
+        (View::Locks, "4 locks"),
+        (View::Goroutines, "5 goroutines"),
+    ];
     let others: Vec<&str> =
         names.iter().filter(|(view, _)| *view != state.view).map(|(_, name)| *name).collect();
-    let (enter, others) = match width {
-        0..ALL_FROM => ("enter", "1-3".to_owned()),
+    let beside = u16::try_from(state.note.chars().count()).unwrap_or(u16::MAX);
+    let (enter, others) = match width.saturating_sub(beside) {
+        0..ALL_FROM => ("enter", "1-5".to_owned()),
         _ => ("enter details", others.join(" · ")),
     };
     let mut line = format!("q quit · {enter} · {others} · s sort: {} · / filter", state.sorted_by());

@@ -1,18 +1,18 @@
 //! What is shown, as a file: intervals as `attach --format json` writes them (`gotrace.attach/1`).
 //!
-//! All views are in it, not sorted nor filtered, and with a mark both intervals, so that what grew can be computed. The
-//! file is new, of its user alone, in a directory that the caller names; its name says of which process and when.
+//! All views are in it, not sorted nor filtered, and with a mark both intervals, so that what grew can be computed; what was
+//! read last for the views that are read when they are asked for comes after that. The file is new, of its user alone, in a directory that the caller names; its name says of which process and when.
 
 use std::{
     io::{self, BufWriter, Write as _},
     path::{Path, PathBuf},
 };
 
-use gotrace_export::{check::markdown::utc, json};
+use gotrace_export::{check::markdown::utc, json, reading};
 use gotrace_model::{Interval, printable::printable};
 use gotrace_process::private;
 
-use super::state::State;
+use super::{reading::Readings, state::State};
 
 /// Files of one process and second.
 const MOST: u32 = 100;
@@ -23,7 +23,7 @@ impl State {
         self.said = match &self.last {
             None => "nothing to export yet".into(),
             Some(last) => {
-                let told = match write(directory, self.mark.as_deref(), last) {
+                let told = match write(directory, self.mark.as_deref(), last, &self.readings) {
                     Ok(path) => format!("wrote {}", path.display()),
                     Err(error) => format!("cannot write to {}: {error}", directory.display()),
                 };
@@ -33,7 +33,12 @@ impl State {
     }
 }
 
-fn write(directory: &Path, mark: Option<&Interval>, last: &Interval) -> io::Result<PathBuf> {
+fn write(
+    directory: &Path,
+    mark: Option<&Interval>,
+    last: &Interval,
+    readings: &Readings,
+) -> io::Result<PathBuf> {
     let time = utc(last.end_unix_nano).replace(" UTC", "Z").replace(' ', "T").replace(':', "");
     let mut tries = (1..=MOST).map(|n| {
         let number = if n == 1 { String::new() } else { format!("-{n}") };
@@ -49,6 +54,13 @@ fn write(directory: &Path, mark: Option<&Interval>, last: &Interval) -> io::Resu
     json::header_at(&mut out, &last.resource, last.pid, (last.engine, last.level), time)?;
     for interval in mark.into_iter().chain([last]) {
         json::interval(&mut out, interval)?;
+    }
+    let (goroutines, locks) = readings.known();
+    if let Some(goroutines) = goroutines {
+        reading::json(&mut out, "goroutines_read", goroutines)?;
+    }
+    if let Some(locks) = locks {
+        reading::json(&mut out, "locks_read", locks)?;
     }
     out.flush()?;
     Ok(path)

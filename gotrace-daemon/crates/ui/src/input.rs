@@ -56,6 +56,10 @@ pub(super) enum Action {
     Mark,
     /// What is shown as a file.
     Export,
+    /// Who holds what a goroutine of the row waits for.
+    Why,
+    /// What is read when it is asked for, anew.
+    Again,
     /// To stop the picture, or to have it go on.
     Pause,
     /// More about a row, or what was typed is enough.
@@ -163,6 +167,10 @@ fn action(event: &Event, typing: bool) -> Action {
             KeyCode::Char('1') => Action::Show(View::Sites),
             KeyCode::Char('2') => Action::Show(View::Places),
             KeyCode::Char('3') => Action::Show(View::Requests),
+            KeyCode::Char('4') => Action::Show(View::Locks),
+            KeyCode::Char('5') => Action::Show(View::Goroutines),
+            KeyCode::Char('W') => Action::Why,
+            KeyCode::Char('R') => Action::Again,
             KeyCode::Char('s') => Action::Sort,
             KeyCode::Char('/') => Action::Filter,
             KeyCode::Char('r') => Action::Runtime,
@@ -206,6 +214,10 @@ mod tests {
         assert_eq!(key(KeyCode::Esc, KeyModifiers::NONE), Action::Back);
         assert_eq!(key(KeyCode::Char('2'), KeyModifiers::NONE), Action::Show(View::Places));
         assert_eq!(key(KeyCode::Char('3'), KeyModifiers::NONE), Action::Show(View::Requests));
+        assert_eq!(key(KeyCode::Char('4'), KeyModifiers::NONE), Action::Show(View::Locks));
+        assert_eq!(key(KeyCode::Char('5'), KeyModifiers::NONE), Action::Show(View::Goroutines));
+        assert_eq!(key(KeyCode::Char('W'), KeyModifiers::SHIFT), Action::Why);
+        assert_eq!(key(KeyCode::Char('R'), KeyModifiers::SHIFT), Action::Again);
         assert_eq!(key(KeyCode::Char('d'), KeyModifiers::NONE), Action::Mark);
         assert_eq!(key(KeyCode::Char('d'), KeyModifiers::CONTROL), Action::Quit);
         assert_eq!(key(KeyCode::Char('e'), KeyModifiers::NONE), Action::Export);

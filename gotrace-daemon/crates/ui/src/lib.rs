@@ -11,6 +11,7 @@ mod format;
 mod input;
 mod places;
 mod play;
+mod reading;
 mod requests;
 mod since;
 mod state;
@@ -22,11 +23,13 @@ use std::{io, os::fd::AsFd as _, sync::Arc, time::Duration};
 use ratatui::{Terminal, backend::CrosstermBackend};
 
 pub use play::{Film, play};
+pub use reading::Reader;
 pub use top::TopView;
-pub use view::View;
+pub use view::{Shown, View};
 
 use gotrace_model::Interval;
 use input::Action;
+use reading::{Answer, Question};
 use state::State;
 
 /// The view, for as long as it owns the terminal.
@@ -106,6 +109,8 @@ impl Ui {
             Some(Action::Erase) => self.state.erase(),
             Some(Action::Runtime) => self.state.switch_system(),
             Some(Action::Mark) => self.state.mark(),
+            Some(Action::Why) => self.state.ask_why(),
+            Some(Action::Again) => self.state.read_again(),
             Some(Action::Export) => {
                 self.state.export(&std::env::current_dir().unwrap_or_else(|_| ".".into()));
             }
@@ -118,6 +123,23 @@ impl Ui {
         }
         self.redraw()?;
         Ok(Some(Action::Nothing))
+    }
+
+    /// What the user wants read now.
+    fn take_question(&mut self) -> Option<Question> {
+        self.state.readings.take_wanted()
+    }
+
+    /// Shows what was read.
+    fn answer(&mut self, answer: Answer) -> io::Result<()> {
+        self.state.readings.answered(answer);
+        self.state.refresh();
+        self.redraw()
+    }
+
+    /// Nothing can be read: why.
+    fn refuse_readings(&mut self, why: &str) {
+        why.clone_into(&mut self.state.readings.refused);
     }
 
     /// What stands at the end of the last line.

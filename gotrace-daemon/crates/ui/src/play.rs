@@ -76,6 +76,7 @@ impl Head {
 /// When stdout is no terminal that can be set up for it, or the film cannot be read.
 pub fn play(about: String, speed: f64, system: bool, film: &mut dyn Film) -> io::Result<()> {
     let mut ui = Ui::start(about, system)?;
+    ui.refuse_readings("not in a recording: this is read from a running process, see gotrace attach");
     let mut head = Head { at: None, speed, playing: true, since: Instant::now() };
     let mut next = film.next_interval()?;
     let mut shown: Option<Arc<Interval>> = None;

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use super::{
     detail, format,
     places::{self, PlaceRow},
+    reading::Readings,
     requests::{self, RouteRow},
     since,
 };
@@ -131,6 +132,10 @@ pub(super) enum View {
     Places,
     /// What it serves.
     Requests,
+    /// Who waits for which lock and channel, when it was read.
+    Locks,
+    /// All goroutines by where they stand, when they were read.
+    Goroutines,
 }
 
 /// The view's state.
@@ -150,6 +155,8 @@ pub(super) struct State {
     pub routes: Vec<RouteRow>,
     /// Whether they are traced, as far as the level allows.
     pub requests_traced: bool,
+    /// Of the views that are read when they are asked for.
+    pub readings: Readings,
     /// The shortest wait that places count, where that is known.
     pub min_wait_ns: Option<u64>,
     pub with_waits: bool,
@@ -179,7 +186,7 @@ pub(super) struct State {
     pub paused: bool,
     /// More of the row that is selected; empty where that is not wanted.
     pub detail: Vec<String>,
-    with_detail: bool,
+    pub(super) with_detail: bool,
     slowest: requests::Slowest,
     pub help: bool,
     /// What rows are compared with, where that is wanted.
@@ -199,6 +206,7 @@ impl State {
             places: Vec::new(),
             routes: Vec::new(),
             requests_traced: false,
+            readings: Readings::default(),
             min_wait_ns: None,
             with_waits: true,
             top: 0,
@@ -258,14 +266,24 @@ impl State {
             View::Sites => self.refresh_sites(&interval, &shown),
             View::Places => self.refresh_places(&interval, &shown),
             View::Requests => self.refresh_requests(&interval, &shown),
+            View::Locks | View::Goroutines => self.refresh_readings(),
         }
+        if let Some(why) = self.readings.told_why() {
+            self.detail = why;
+        }
+    }
+
+    pub(super) fn clear_rows(&mut self) {
+        self.rows.clear();
+        self.places.clear();
+        self.routes.clear();
+        self.readings.rows.clear();
     }
 
     fn refresh_requests(&mut self, interval: &Interval, shown: &Interval) {
         let selected = self.routes.get(self.selected).map(|row| row.key.clone());
         let chosen = requests::chosen(shown, &self.filter.to_lowercase(), self.request_sort);
-        self.rows.clear();
-        self.places.clear();
+        self.clear_rows();
         self.routes = requests::rows(shown, &chosen);
         if let Some(mark) = &self.mark {
             since::tell_routes(mark, &chosen, &mut self.routes);
@@ -287,8 +305,7 @@ impl State {
         let selected = self.places.get(self.selected).map(|row| row.key.clone());
         let chosen =
             places::chosen(&shown.waits_at, &self.filter.to_lowercase(), self.place_sort, self.system);
-        self.rows.clear();
-        self.routes.clear();
+        self.clear_rows();
         self.places = places::rows(shown, &chosen, self.system);
         if self.mark.is_some() {
             since::tell_places(&mut self.places);
@@ -311,8 +328,7 @@ impl State {
         // The row that is selected stays so, wherever it goes.
         let selected = self.rows.get(self.selected).map(|row| row.key.clone());
         let wanted = self.filter.to_lowercase();
-        self.places.clear();
-        self.routes.clear();
+        self.clear_rows();
         let mut sites: Vec<&Site> = shown
             .sites
             .iter()
@@ -344,13 +360,14 @@ impl State {
     pub(super) fn show(&mut self, view: View) {
         if self.view != view {
             (self.view, self.selected, self.top) = (view, 0, 0);
+            self.readings.want(view, false);
             self.refresh();
         }
     }
 
     /// How many rows the view has.
     pub(super) fn len(&self) -> usize {
-        self.rows.len() + self.places.len() + self.routes.len()
+        self.rows.len() + self.places.len() + self.routes.len() + self.readings.rows.len()
     }
 
     /// By what the view is sorted.
@@ -359,6 +376,7 @@ impl State {
             View::Sites => self.sort.name(),
             View::Places => self.place_sort.name(),
             View::Requests => self.request_sort.name(),
+            View::Locks | View::Goroutines => self.readings.sorted_by(self.view),
         }
     }
 
@@ -386,11 +404,10 @@ impl State {
             }
             View::Places => self.place_sort = self.place_sort.next(),
             View::Requests => self.request_sort = self.request_sort.next(),
+            View::Locks | View::Goroutines => self.readings.sort_by_next(),
         }
         self.selected = 0;
-        self.rows.clear();
-        self.places.clear();
-        self.routes.clear();
+        self.clear_rows();
         self.refresh();
     }
 
@@ -420,7 +437,8 @@ impl State {
         if std::mem::take(&mut self.typing) {
             return;
         }
-        self.with_detail = !self.with_detail;
+        // What was asked of a goroutine gives way to the row's own.
+        self.with_detail = self.readings.leave_why() || !self.with_detail;
         self.refresh();
     }
 
@@ -431,6 +449,7 @@ impl State {
         }
         if std::mem::take(&mut self.typing) || !self.filter.is_empty() {
             self.filter.clear();
+        } else if self.readings.leave_why() {
         } else if self.with_detail {
             self.with_detail = false;
         } else {

@@ -7,14 +7,18 @@ use std::{
     io,
     sync::{
         Arc,
-        mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
+        mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel},
     },
     thread::{self, JoinHandle},
     time::Duration,
 };
 
-use super::Ui;
+use super::{
+    Ui,
+    reading::{Answer, Question, Reader},
+};
 use gotrace_model::Interval;
+use gotrace_process::contained;
 
 /// How long the keyboard is listened to before new intervals are looked for.
 const KEYS_FOR: Duration = Duration::from_millis(50);
@@ -28,18 +32,80 @@ pub struct View {
     thread: Option<JoinHandle<()>>,
 }
 
+/// What is shown, and how.
+pub struct Shown {
+    /// Until the first interval.
+    pub about: String,
+    /// What the last line begins with.
+    pub note: String,
+    /// With the runtime's own goroutines, until the user wants it otherwise.
+    pub system: bool,
+    /// What reads the process when the user asks; otherwise why nobody can.
+    pub reader: Result<Arc<dyn Reader>, String>,
+}
+
+impl std::fmt::Debug for Shown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shown").field("about", &self.about).finish_non_exhaustive()
+    }
+}
+
+/// A thread that reads the process for the view. It ends when the view has, and with what it was reading.
+struct Readers {
+    questions: Sender<Question>,
+    answers: Receiver<Answer>,
+}
+
+impl Readers {
+    fn start(reader: Arc<dyn Reader>) -> io::Result<Self> {
+        let (questions, asked) = channel::<Question>();
+        let (told, answers) = channel();
+        thread::Builder::new().name("gotrace-reader".into()).spawn(move || {
+            while let Ok(question) = asked.recv() {
+                // A panic was printed, and is an answer too: the question must not stay open.
+                let answer = contained(|| question.ask(&*reader));
+                let answer = answer.unwrap_or_else(|_| question.failed());
+                if told.send(answer).is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(Self { questions, answers })
+    }
+
+    /// Asks what the user wants to know, and shows what has come.
+    fn tend(&self, ui: &mut Ui) -> io::Result<()> {
+        while let Ok(answer) = self.answers.try_recv() {
+            ui.answer(answer)?;
+        }
+        if let Some(question) = ui.take_question() {
+            // Its thread lives as long as this.
+            let _ = self.questions.send(question);
+        }
+        Ok(())
+    }
+}
+
 impl View {
-    /// Takes the terminal. `about` is shown until the first interval; `system`: with the runtime's own goroutines, until
-    /// the user wants it otherwise. `on_quit` is called, from another thread, when the user has enough or the terminal is
-    /// gone.
+    /// Takes the terminal. `on_quit` is called, from another thread, when the user has enough or the terminal is gone.
     ///
     /// # Errors
     /// When stdout is no terminal that can be set up for it, or belongs to another job of the shell.
-    pub fn start(about: String, system: bool, on_quit: impl Fn() + Send + 'static) -> io::Result<Self> {
-        let ui = Ui::start(about, system)?;
+    pub fn start(shown: Shown, on_quit: impl Fn() + Send + 'static) -> io::Result<Self> {
+        let Shown { about, note, system, reader } = shown;
+        let mut ui = Ui::start(about, system)?;
+        ui.note(note);
+        let reader = match reader {
+            Ok(reader) => Some(Readers::start(reader)?),
+            Err(why) => {
+                ui.refuse_readings(&why);
+                None
+            }
+        };
         let (sender, receiver) = sync_channel(QUEUE);
-        let thread =
-            thread::Builder::new().name("gotrace-view".into()).spawn(move || run(ui, &receiver, &on_quit))?;
+        let thread = thread::Builder::new()
+            .name("gotrace-view".into())
+            .spawn(move || run(ui, reader.as_ref(), &receiver, &on_quit))?;
         Ok(Self { intervals: Some(sender), thread: Some(thread) })
     }
 
@@ -72,7 +138,7 @@ impl Drop for View {
     }
 }
 
-fn run(mut ui: Ui, intervals: &Receiver<Arc<Interval>>, on_quit: &impl Fn()) {
+fn run(mut ui: Ui, reader: Option<&Readers>, intervals: &Receiver<Arc<Interval>>, on_quit: &impl Fn()) {
     let mut told = false;
     loop {
         let mut newest: Option<Arc<Interval>> = None;
@@ -91,7 +157,8 @@ fn run(mut ui: Ui, intervals: &Receiver<Arc<Interval>>, on_quit: &impl Fn()) {
             ui.finish();
             return;
         }
-        let drawn = newest.map_or(Ok(()), |interval| ui.draw(&interval));
+        let read = reader.map_or(Ok(()), |reader| reader.tend(&mut ui));
+        let drawn = read.and_then(|()| newest.map_or(Ok(()), |interval| ui.draw(&interval)));
         match drawn.and_then(|()| ui.poll_quit(KEYS_FOR)) {
             Ok(false) => {}
             Ok(true) if told => {}

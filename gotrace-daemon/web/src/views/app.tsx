@@ -45,6 +45,8 @@ function Status({ live }: { live: Live }) {
   if (live.login) return null;
   const paused = live.connection === "paused";
   const ago = live.heard ? Math.max(0, Math.round((now - live.heard) / 1000)) : null;
+  const recorded = live.processes.size > 0 && [...live.processes.values()].every((process) => process.recorded);
+  if (recorded) return <div class="status"><span class="state" role="status">recording, as of its end</span></div>;
   const text = { connecting: "connecting", live: "live", polling: "asking every 5 s", paused: "paused", lost: "not connected" }[live.connection];
   return (
     <div class="status">

@@ -12,9 +12,9 @@ use std::{
 
 use super::{
     alone::alone,
+    handle::LineState,
     holds::Holds,
     in_hand::{InHand, Process},
-    node::NodeState,
     programs::Program,
     questions::Question,
     traced::Traced,
@@ -47,7 +47,7 @@ struct Inner {
     /// By pid.
     processes: Mutex<BTreeMap<u32, Arc<Known>>>,
     in_hand: InHand,
-    shown: Arc<Mutex<NodeState>>,
+    shown: Arc<Mutex<LineState>>,
     /// Goroutines that others have been given room for.
     promised: Mutex<u64>,
     /// What the line is to answer.
@@ -80,7 +80,7 @@ impl std::fmt::Debug for Captures {
 
 impl Captures {
     /// `shown`: where the line shows what memory there is.
-    pub(super) fn new(in_hand: InHand, shown: Arc<Mutex<NodeState>>) -> Self {
+    pub(super) fn new(in_hand: InHand, shown: Arc<Mutex<LineState>>) -> Self {
         let (processes, promised, questions) = (Mutex::default(), Mutex::default(), Mutex::default());
         let holds = Holds::default();
         Self(Arc::new(Inner { processes, in_hand, shown, promised, questions, holds }))
@@ -118,6 +118,7 @@ impl Captures {
                 engine: traced.engine(),
                 level: traced.level_name(),
                 resource: Arc::clone(traced.resource()),
+                recorded: false,
             },
             process: traced.process(),
             watch,
@@ -146,6 +147,18 @@ impl Captures {
         *promised = promised.saturating_add(most);
         let frames = room.saturating_mul(FRAMES_EACH).max(ALWAYS_FRAMES);
         Promise { of: Arc::clone(&self.0), most, frames, shared }
+    }
+
+    /// Has this read a process that is traced, with the memory that was set aside for it.
+    ///
+    /// # Errors
+    /// [`CaptureError`]
+    pub fn look<T>(
+        &self,
+        pid: u32,
+        look: impl FnOnce(&Target, &mut Live) -> T,
+    ) -> Result<(T, Room), CaptureError> {
+        self.read(pid, |_, target, live, _| Ok(look(target, live)))
     }
 
     /// Reads a process that is traced. `read` is also told for how many goroutines there is room.
@@ -294,7 +307,7 @@ mod tests {
 
     #[test]
     fn captures_share_the_memory_that_there_is() {
-        let state = NodeState { kept_limit: 320 << 20, kept_bytes: 0, ..NodeState::default() };
+        let state = LineState { kept_limit: 320 << 20, kept_bytes: 0, ..LineState::default() };
         let captures = Captures::new(InHand::default(), Arc::new(Mutex::new(state)));
         let small = captures.promise(100);
         assert_eq!((small.most, small.shared), (100 + 25 + BORN_MEANWHILE, false));

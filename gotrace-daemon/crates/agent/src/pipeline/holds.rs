@@ -94,8 +94,7 @@ impl Held {
 impl Line {
     /// Takes up what clients want, and reports to them.
     pub(super) fn tend_holds(&mut self, now: Instant, report: &mut dyn FnMut(&Arc<Interval>)) {
-        let Some(all) = self.node.as_ref().map(|node| node.holds().changed()) else { return };
-        if let Some(all) = all {
+        if let Some(all) = self.shown.handle.captures().holds().changed() {
             let mut changed = Vec::new();
             for traced in &mut self.traced {
                 let held = Held::of(traced.process(), &all, now);

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     os::fd::BorrowedFd,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         mpsc::{Receiver, Sender, TryRecvError, channel},
     },
     time::{Duration, Instant},
@@ -14,18 +14,16 @@ use std::{
 use gotrace_common::flags;
 
 use super::{
-    Captures, Engine, Line, LineConfig, LineError, Step,
+    Engine, Line, LineConfig, LineError, Step,
     coverage::Account,
-    holds::Holds,
     known::Counts,
-    questions::Question,
     scout::{Found, Order, Scout},
     traced::Traced,
 };
 use crate::tracee::Lowered;
 use gotrace_kernel as kernel;
-use gotrace_model::{Coverage, Covered, Interval, Refused, Value};
-use gotrace_process::{Beat, Identity, Rules, Target, Threads, start_ticks};
+use gotrace_model::{Covered, Interval, Refused, Value};
+use gotrace_process::{Rules, start_ticks};
 
 /// Processes that are taken in before the ring is looked at again.
 const TAKEN_AT_ONCE: usize = 4;
@@ -34,10 +32,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 const LOOK_EVERY_WITHOUT_NOTICES: Duration = Duration::from_secs(1);
 /// Processes whose metadata is kept without a look whether they still live.
 const METADATA: usize = 1024;
-/// The line turns at least once a second; so long without a turn it hangs.
-const TURNS_WITHIN: Duration = Duration::from_secs(15);
-/// Time between two states that are shown.
-const SHOW_EVERY: Duration = Duration::from_millis(500);
 /// How long a process that flooded the ring must be calm before it may use all of it again.
 const CALM_FOR: Duration = Duration::from_secs(2);
 
@@ -54,9 +48,6 @@ pub(super) enum Change {
 #[derive(Clone)]
 pub struct Control {
     changes: Sender<Change>,
-    shown: Arc<Mutex<NodeState>>,
-    threads: Threads,
-    captures: Captures,
 }
 
 impl Control {
@@ -67,26 +58,7 @@ impl Control {
         let _ = self.changes.send(Change::Config(Box::new(config), Arc::new(rules)));
     }
 
-    /// What there is on the node, as of a second ago at most.
-    #[must_use]
-    pub fn state(&self) -> NodeState {
-        // A plain value: a panic elsewhere leaves it whole.
-        *self.shown.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// gotrace's own threads, watched: `pipeline`, `discovery`, `snapshots`, `proofs`, and whoever registers.
-    #[must_use]
-    pub fn threads(&self) -> &Threads {
-        &self.threads
-    }
-
-    /// The processes that are traced now, to be read beside the line.
-    #[must_use]
-    pub fn captures(&self) -> &Captures {
-        &self.captures
-    }
-
-    /// Others know this of a process, given by its pid and start ([`Identity::start_ticks`]): the rules may
+    /// Others know this of a process, given by its pid and start ([`gotrace_process::Identity::start_ticks`]): the rules may
     /// take it now or no longer, and its spans and metrics carry it from now on. What the process says of
     /// itself stays; a later call adds to an earlier one.
     pub fn metadata(&self, pid: u32, start_ticks: u64, attributes: BTreeMap<Arc<str>, Value>) {
@@ -100,75 +72,20 @@ impl std::fmt::Debug for Control {
     }
 }
 
-/// A process came or went.
-#[derive(Debug)]
-pub enum ProcessEvent<'a> {
-    /// It is traced from now on.
-    Began(&'a Target),
-    /// It is not any more.
-    Ended(&'a Identity),
-}
-
-/// Is told of processes that come and go, on the line's thread: must not wait.
-pub type Observer = Box<dyn FnMut(&ProcessEvent<'_>) + Send>;
-
-/// State of the node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct NodeState {
-    /// Processes that are traced now.
-    pub traced: u64,
-    /// Among them those without probes.
-    pub sampled: u64,
-    /// Among those the ones for which there was no room.
-    pub without_room: u64,
-    /// Files that have probes.
-    pub places: u64,
-    /// Processes that ended, or were given up, since the beginning.
-    pub ended: u64,
-    /// Changes of levels, made to keep within the budget.
-    pub level_changes: u64,
-    /// Processes that are traced by snapshots for want of memory.
-    pub cramped: u64,
-    /// Bytes that what is kept of all processes takes, and may take.
-    pub kept_bytes: u64,
-    /// See there.
-    pub kept_limit: u64,
-    /// What the scout has looked at.
-    pub looked_at: Counts,
-    /// The account of executions.
-    pub coverage: Coverage,
-}
-
 /// What the line of a node has beside the others'.
 pub(super) struct Node {
-    scout: Scout,
+    pub(super) scout: Scout,
     changes: Receiver<Change>,
-    shown: Arc<Mutex<NodeState>>,
-    captures: Captures,
-    beat: Beat,
-    next_shown: Instant,
     metadata: BTreeMap<(u32, u64), Metadata>,
     /// Entries at which those of processes that have ended are looked for.
     metadata_limit: usize,
-    observer: Option<Observer>,
     next_look: Instant,
-    pub ended: u64,
-    without_room: u64,
-    looked_at: Counts,
-    coverage: Account,
+    pub(super) without_room: u64,
+    pub(super) looked_at: Counts,
+    pub(super) coverage: Account,
 }
 
 impl Node {
-    /// What was asked of it since this was last called.
-    pub(super) fn questions(&self) -> Vec<Question> {
-        self.captures.questions()
-    }
-
-    /// What clients hold of processes.
-    pub(super) fn holds(&self) -> &Holds {
-        self.captures.holds()
-    }
-
     /// Where discovery takes its orders.
     pub(super) fn orders(&self) -> &Sender<Order> {
         &self.scout.orders
@@ -185,7 +102,7 @@ impl Line {
     ///
     /// # Errors
     /// [`LineError::Threads`].
-    pub fn watch_node(&mut self, rules: Rules, observer: Option<Observer>) -> Result<Control, LineError> {
+    pub fn watch_node(&mut self, rules: Rules) -> Result<Control, LineError> {
         let told = self.probes.as_ref().is_some_and(|p| p.sees_executions);
         let coverage = Account::default();
         let sampled = self.probes.is_none();
@@ -200,77 +117,22 @@ impl Line {
         )
         .map_err(LineError::Threads)?;
         let (sender, changes) = channel();
-        let shown = Arc::<Mutex<NodeState>>::default();
-        let captures = Captures::new(self.in_hand.clone(), Arc::clone(&shown));
-        let control = Control { changes: sender, shown, threads: self.threads.clone(), captures };
         self.node = Some(Node {
             scout,
             changes,
-            shown: Arc::clone(&control.shown),
-            captures: control.captures.clone(),
-            beat: self.threads.register("pipeline", TURNS_WITHIN),
-            next_shown: Instant::now(),
             metadata: BTreeMap::new(),
             metadata_limit: METADATA,
-            observer,
             next_look: Instant::now(),
-            ended: 0,
             without_room: 0,
             looked_at: Counts::default(),
             coverage,
         });
-        Ok(control)
+        Ok(Control { changes: sender })
     }
 
     /// Can be read when the scout has found somebody.
     pub(super) fn news(&self) -> Option<BorrowedFd<'_>> {
         self.node.as_ref().map(|node| node.scout.news())
-    }
-
-    /// Shows that the line turns, and what there is.
-    fn show(&mut self, now: Instant) {
-        let Some(node) = &mut self.node else { return };
-        node.beat.beat();
-        if now < node.next_shown {
-            return;
-        }
-        node.next_shown = now + SHOW_EVERY;
-        self.show_state();
-    }
-
-    /// Shows what there is, to whoever asks and to the exporter.
-    pub(super) fn show_state(&mut self) {
-        let Some(node) = &self.node else { return };
-        let lost = self.probes.as_ref().map_or(0, |p| p.kernel.executions_lost());
-        if node.coverage.lost_by_kernel(lost) {
-            // Those that still run are found so.
-            let _ = node.scout.orders.send(Order::Look);
-        }
-        let state = self.node_state();
-        *node.shown.lock().unwrap_or_else(PoisonError::into_inner) = state;
-        if let Some(exporter) = &self.exporter {
-            exporter.coverage(state.coverage);
-        }
-    }
-
-    /// What there is on the node.
-    fn node_state(&self) -> NodeState {
-        let (ended, without_room, looked_at) =
-            self.node.as_ref().map_or_else(Default::default, |n| (n.ended, n.without_room, n.looked_at));
-        let coverage = self.node.as_ref().map(|n| n.coverage.get()).unwrap_or_default();
-        NodeState {
-            traced: self.traced.len() as u64,
-            sampled: self.traced.iter().filter(|t| t.is_sampled()).count() as u64,
-            without_room,
-            places: self.probes.as_ref().map_or(0, |p| p.files() as u64),
-            ended,
-            level_changes: self.spending.changes + self.keeping.changes,
-            cramped: self.keeping.cramped(),
-            kept_bytes: self.keeping.bytes + self.keeping.programs,
-            kept_limit: self.config.memory,
-            looked_at,
-            coverage,
-        }
     }
 
     /// Whether it is time to look what became of the processes.
@@ -341,9 +203,6 @@ impl Line {
                 Change::Metadata(pid, start, metadata) => self.learn(pid, start, metadata),
             }
         }
-        self.answer_questions(now);
-        self.tend_holds(now, report);
-        self.show(now);
         self.tend_sharing(now);
         self.tend_memory(now);
         Ok(())
@@ -442,11 +301,8 @@ impl Line {
             level = traced.level_name(),
             "traced"
         );
+        self.shown.began(&traced);
         if let Some(node) = &mut self.node {
-            node.captures.began(&traced);
-            if let Some(observer) = &mut node.observer {
-                observer(&ProcessEvent::Began(traced.target()));
-            }
             let identity = &traced.target().identity;
             if let Some(metadata) = node.metadata.get(&(pid, identity.start_ticks)) {
                 traced.learn(metadata);
@@ -515,14 +371,10 @@ impl Line {
 
     /// A process has ended, or was given up.
     pub(super) fn note_end(&mut self, traced: &Traced) {
+        self.shown.ended(traced);
         let Some(node) = &mut self.node else { return };
-        node.ended += 1;
-        node.captures.ended(traced);
         let identity = &traced.target().identity;
         node.metadata.remove(&(identity.pid, identity.start_ticks));
-        if let Some(observer) = &mut node.observer {
-            observer(&ProcessEvent::Ended(identity));
-        }
     }
 
     /// Who fills the ring must leave its upper half to the others, until it has been calm for a while.

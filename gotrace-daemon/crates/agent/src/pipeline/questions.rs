@@ -23,7 +23,7 @@ pub(super) enum Question {
 impl Line {
     /// Answers all that was asked.
     pub(super) fn answer_questions(&mut self, now: Instant) {
-        for question in self.node.as_ref().map(|node| node.questions()).unwrap_or_default() {
+        for question in self.shown.handle.captures().questions() {
             match question {
                 Question::Waits(pid, answer) => answer(self.waits_of(pid)),
                 Question::Proof(pid, fresh, answer) => {

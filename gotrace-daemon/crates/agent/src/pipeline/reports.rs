@@ -9,10 +9,22 @@ use gotrace_kernel::{HitCost, Kernel};
 use gotrace_model::{Interval, Level};
 use gotrace_process::Clock;
 
-use super::{CALIBRATION_WITHIN, Line, Traced, probes::Probes, requests::read_requests};
+use super::{
+    CALIBRATION_WITHIN, LeftProcess, Line, ProvenProcess, Traced, probes::Probes, requests::read_requests,
+};
 use crate::tracee::{Counted, Input};
 
 impl Line {
+    /// What processes that have ended left behind, if that was wanted, in the order of their ends.
+    pub fn take_left_behind(&mut self) -> Vec<LeftProcess> {
+        std::mem::take(&mut self.left)
+    }
+
+    /// What was proven of processes that have ended, where proofs were made, in the order of their ends.
+    pub fn take_proven(&mut self) -> Vec<ProvenProcess> {
+        std::mem::take(&mut self.proven)
+    }
+
     pub(super) fn end(&mut self, mut traced: Traced, why: &str, report: &mut dyn FnMut(&Arc<Interval>)) {
         self.forget(traced.pid());
         read_open_waits(self.probes.as_ref(), std::slice::from_mut(&mut traced));

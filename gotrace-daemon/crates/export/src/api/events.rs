@@ -131,7 +131,15 @@ mod tests {
 
     fn traced(pid: u32, since_unix_nano: u64) -> Traced {
         let resource = Arc::new(Resource::default());
-        Traced { pid, start_ticks: 70, since_unix_nano, engine: "events", level: "waits", resource }
+        Traced {
+            pid,
+            start_ticks: 70,
+            since_unix_nano,
+            engine: "events",
+            level: "waits",
+            resource,
+            recorded: false,
+        }
     }
 
     fn names(news: &[u8]) -> Vec<String> {

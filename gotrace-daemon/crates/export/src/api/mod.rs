@@ -74,6 +74,8 @@ pub struct Traced {
     pub level: &'static str,
     /// What it and the host tell of it.
     pub resource: Arc<Resource>,
+    /// Whether it is of a recording, and comes to nothing more.
+    pub recorded: bool,
 }
 
 /// Why a process's goroutines cannot be had.

@@ -28,7 +28,7 @@ pub(super) fn list(traced: &[Traced], latest: &Latest, time_unix_nano: u64) -> J
 
 /// One of the list.
 pub(super) fn process(traced: &Traced, interval: Option<&Arc<Interval>>) -> Json {
-    let Traced { pid, start_ticks, since_unix_nano, engine, level, resource } = traced;
+    let Traced { pid, start_ticks, since_unix_nano, engine, level, resource, recorded } = traced;
     let interval = interval.map(|interval| &**interval);
     // What others know of it is on the reports.
     let resource = interval.map_or(resource, |interval| &interval.resource);
@@ -56,6 +56,7 @@ pub(super) fn process(traced: &Traced, interval: Option<&Arc<Interval>>) -> Json
         "probe_cost_share": interval.and_then(|interval| interval.probe_cost_share),
         "leaks_proven": leaked.map(|(proven, _)| proven),
         "leak_suspects": leaked.map(|(_, suspected)| suspected),
+        "recorded": recorded,
         "since_unix_nano": since_unix_nano,
         "reported_unix_nano": interval.map(|interval| interval.end_unix_nano),
     })
@@ -122,7 +123,15 @@ mod tests {
         let attributes = [("service.name", "shop"), ("process.runtime.version", "go1.24.11")];
         let attributes = attributes.map(|(name, value)| (name.into(), Value::Text(value.into())));
         let resource = Arc::new(Resource::new(attributes.into()));
-        Traced { pid, start_ticks: 70, since_unix_nano: 17, engine: "events", level: "waits", resource }
+        Traced {
+            pid,
+            start_ticks: 70,
+            since_unix_nano: 17,
+            engine: "events",
+            level: "waits",
+            resource,
+            recorded: false,
+        }
     }
 
     #[test]

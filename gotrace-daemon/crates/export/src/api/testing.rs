@@ -99,6 +99,7 @@ impl Processes for Shops {
             engine: "snapshot",
             level: "sampled",
             resource: Arc::clone(&self.resource),
+            recorded: false,
         })
     }
 

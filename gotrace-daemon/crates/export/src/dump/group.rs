@@ -18,6 +18,8 @@ pub struct Group<'a> {
     pub last_goid: u64,
     /// Whether one goroutine made all of them, as far as is known.
     pub same_parent: bool,
+    /// When the first of them began to wait, by the runtime's own account; `None` where that is not known of any.
+    pub waits_since_ns: Option<u64>,
 }
 
 /// What members of a group have in common.
@@ -45,16 +47,19 @@ pub fn groups<'a>(goroutines: &[&'a Goroutine]) -> Vec<Group<'a>> {
             created_pc: goroutine.created_pc,
             entry_pc: goroutine.entry_pc,
         };
+        let since = Some(goroutine.wait_since_ns).filter(|since| goroutine.status.is_waiting() && *since > 0);
         let n = *places.entry(key).or_insert(all.len());
         match all.get_mut(n) {
             Some(group) => {
                 group.count += 1;
                 group.last_goid = goroutine.goid;
                 group.same_parent &= group.first.parent_goid == goroutine.parent_goid;
+                group.waits_since_ns = group.waits_since_ns.into_iter().chain(since).min();
             }
             None => {
                 let last_goid = goroutine.goid;
-                all.push(Group { first: goroutine, count: 1, last_goid, same_parent: true });
+                let same_parent = true;
+                all.push(Group { first: goroutine, count: 1, last_goid, same_parent, waits_since_ns: since });
             }
         }
     }

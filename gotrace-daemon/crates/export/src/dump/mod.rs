@@ -180,7 +180,7 @@ fn wait_reason(goroutine: &Goroutine, names: &Names) -> Option<Cow<'static, str>
 }
 
 /// The wait reason, or else the state: what a traceback has between brackets.
-fn doing(goroutine: &Goroutine, names: &Names) -> Cow<'static, str> {
+pub(crate) fn doing(goroutine: &Goroutine, names: &Names) -> Cow<'static, str> {
     wait_reason(goroutine, names).unwrap_or_else(|| goroutine.status.name().into())
 }
 

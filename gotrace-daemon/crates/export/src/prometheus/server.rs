@@ -72,7 +72,7 @@ const REST: Duration = Duration::from_millis(50);
 
 /// Why the pages cannot be served.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address} for health and metrics: {error}; choose another http.listen, or off")]
+#[error("cannot listen on {address}: {error}")]
 pub struct ServeError {
     address: SocketAddr,
     error: std::io::Error,
