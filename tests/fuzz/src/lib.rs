@@ -9,6 +9,7 @@ mod input;
 mod memory;
 mod programs;
 mod recordings;
+mod reports;
 mod texts;
 
 pub use programs::{places, use_program};
@@ -17,7 +18,7 @@ pub use programs::{places, use_program};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     ("program", programs::damaged),
     ("dwarf", programs::dwarf),
     ("image", memory::image),
@@ -26,6 +27,7 @@ pub const TARGETS: [Target; 9] = [
     ("config", texts::config),
     ("dump", texts::dump),
     ("recording", recordings::recording),
+    ("reports", reports::reports),
     ("spool", files::spool),
 ];
 

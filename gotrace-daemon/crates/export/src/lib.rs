@@ -14,10 +14,4 @@ mod places;
 mod profile;
 pub mod prometheus;
 pub mod ps;
-pub mod reading;
-pub mod requests;
-pub mod text;
-pub mod top;
-
-#[cfg(test)]
-mod printed_tests;
+pub mod reports;

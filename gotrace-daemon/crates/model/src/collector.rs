@@ -3,8 +3,9 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use gotrace_common::Histogram;
+use serde::{Deserialize, Serialize};
 
-use crate::Location;
+use crate::{Location, Name};
 
 /// What began a cycle, as outputs name it, by number.
 pub const TRIGGERS: [&str; 4] = ["unknown", "heap", "time", "call"];
@@ -30,17 +31,22 @@ pub const STOP_REASONS: [&str; 12] = [
 ///
 /// A pause is counted as the runtime counts it (`/sched/pauses/total`): from the call that stops the world until the
 /// processors are woken, at mark termination until the first may go on.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Collector {
     /// Cycles that ended, by what began them ([`TRIGGERS`]).
-    pub cycles: BTreeMap<&'static str, u64>,
+    #[serde(with = "crate::wire")]
+    pub cycles: BTreeMap<Name, u64>,
     /// Mark phases, of cycles that were seen from their beginning.
+    #[serde(with = "crate::wire")]
     pub marking: Histogram,
     /// The collector's pauses.
+    #[serde(with = "crate::wire")]
     pub pauses: Histogram,
     /// Other stops of the world, by reason ([`STOP_REASONS`]).
-    pub stops: BTreeMap<&'static str, Histogram>,
+    #[serde(with = "crate::wire")]
+    pub stops: BTreeMap<Name, Histogram>,
     /// Assists: goroutines that allocate and do the collector's work for that.
+    #[serde(with = "crate::wire")]
     pub assists: Histogram,
     /// Assists by creation site, the most time first.
     pub assists_by: Vec<Assists>,
@@ -69,11 +75,13 @@ impl Collector {
 }
 
 /// Assists of goroutines of one creation site since attaching.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Assists {
     /// Their entry function.
+    #[serde(with = "crate::wire")]
     pub entry: Arc<Location>,
     /// The `go` statement; `None` when unknown.
+    #[serde(with = "crate::wire")]
     pub created_by: Option<Arc<Location>>,
     /// How many.
     pub count: u64,
@@ -82,13 +90,15 @@ pub struct Assists {
 }
 
 /// A cycle of the collector.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cycle {
     /// Its number among those that were seen, from 1.
     pub number: u64,
     /// What began it ([`TRIGGERS`]).
-    pub trigger: &'static str,
+    #[serde(with = "crate::wire")]
+    pub trigger: Name,
     /// Where in the program it was asked for, where it was.
+    #[serde(with = "crate::wire")]
     pub called_from: Option<Arc<Location>>,
     /// When its mark phase had ended, Unix epoch.
     pub end_unix_nano: u64,
@@ -101,14 +111,16 @@ pub struct Cycle {
     /// Assists meanwhile.
     pub assist_ns: u64,
     /// The same by entry function, the most first; at most three.
+    #[serde(with = "crate::wire")]
     pub assisted_by: Vec<(Arc<Location>, u64)>,
 }
 
 /// The world was stopped, not for the collector.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorldStop {
     /// Why ([`STOP_REASONS`]).
-    pub reason: &'static str,
+    #[serde(with = "crate::wire")]
+    pub reason: Name,
     /// When, Unix epoch.
     pub start_unix_nano: u64,
     /// For how long.
@@ -116,7 +128,9 @@ pub struct WorldStop {
     /// The goroutine that did it; 0 when that is not known.
     pub goid: u64,
     /// The runtime's function that was asked to, `runtime.ReadMemStats`.
+    #[serde(with = "crate::wire")]
     pub function: Option<Arc<Location>>,
     /// Where in the program it was called.
+    #[serde(with = "crate::wire")]
     pub called_from: Option<Arc<Location>>,
 }

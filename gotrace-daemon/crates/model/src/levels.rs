@@ -5,13 +5,19 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
+use crate::Name;
+
 /// At which levels a process was traced since attaching, and why at lower ones than was wanted.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Levels {
     /// The level that is wanted, a name as of [`crate::Interval::level`]; empty where nobody wanted anything.
-    pub wanted: &'static str,
+    #[serde(with = "crate::wire")]
+    pub wanted: Name,
     /// Nanoseconds at each level since attaching, by name. Levels that it never had are left out.
-    pub ns: BTreeMap<&'static str, u64>,
+    #[serde(with = "crate::wire")]
+    pub ns: BTreeMap<Name, u64>,
     /// The change that ended the interval; `None` where another thing did.
     pub change: Option<LevelChange>,
     /// The share of the process's CPU time that the probes may take; `None` for as much as they take.
@@ -19,12 +25,14 @@ pub struct Levels {
 }
 
 /// A change of the level, made to keep within the budget.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LevelChange {
     /// The level before; the interval's figures were gathered at it.
-    pub from: &'static str,
+    #[serde(with = "crate::wire")]
+    pub from: Name,
     /// The level from now on.
-    pub to: &'static str,
+    #[serde(with = "crate::wire")]
+    pub to: Name,
     /// What the probes took of the process's CPU time when that was decided; 0 for none.
     pub probe_cost_share: f64,
 }

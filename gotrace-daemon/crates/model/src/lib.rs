@@ -3,6 +3,7 @@
 
 mod collector;
 mod coverage;
+mod findings;
 pub mod ids;
 pub mod level;
 mod levels;
@@ -13,11 +14,14 @@ mod quantile;
 pub mod requests;
 mod results;
 pub mod samples;
+pub mod wire;
 
 pub use collector::{Assists, Collector, Cycle, STOP_REASONS, TRIGGERS, WorldStop};
 pub use coverage::{Coverage, Covered, Refused};
+pub use findings::{Holder, Leak, LeakPart, Suspected};
 pub use level::Level;
 pub use levels::{LevelChange, Levels};
 pub use place::{Peer, Place, Places};
 pub use quantile::Quantile;
 pub use results::*;
+pub use wire::{Name, WireError};

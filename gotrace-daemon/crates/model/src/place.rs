@@ -7,22 +7,24 @@ use core::net::SocketAddr;
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use gotrace_common::Histogram;
+use serde::{Deserialize, Serialize};
 
 use crate::Location;
 
 /// Where goroutines waited since attaching.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Places {
     /// Those that took longest first.
     pub places: Vec<Place>,
     /// Waits at places for which there was no room.
+    #[serde(with = "crate::wire")]
     pub others: Histogram,
     /// The shortest wait that counts, in nanoseconds; `None` where that is not known.
     pub min_wait_ns: Option<u64>,
 }
 
 /// Who is at the other end of a connection that the process opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Peer {
     /// Its address and port.
     At(SocketAddr),
@@ -40,20 +42,23 @@ impl fmt::Display for Peer {
 }
 
 /// A place where goroutines wait for one reason, and one peer.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Place {
     /// Go's own wait reason, or `syscall`.
     pub reason: Arc<str>,
     /// The first frame of the main module, else of another one, else of the standard library outside of what waits on
     /// behalf of its callers; the outermost frame where there is none, and `None` where no frame is known.
+    #[serde(with = "crate::wire")]
     pub at: Option<Arc<Location>>,
     /// Whether that is in the main module.
     pub own: bool,
     /// For whom, where they wait for connections that the process opened.
     pub peer: Option<Peer>,
     /// The stack of the longest wait, innermost first, at most [`Self::MAX_STACK`] frames.
+    #[serde(with = "crate::wire")]
     pub stack: Vec<Arc<Location>>,
     /// Its waits since attaching.
+    #[serde(with = "crate::wire")]
     pub waits: Histogram,
     /// Those that ended within the interval, and how long they took together.
     pub recent: (u64, u64),

@@ -7,8 +7,9 @@ use gotrace_common::{
     Histogram,
     request::{BLOCKED_CLASSES, TIMES, time},
 };
+use serde::{Deserialize, Serialize};
 
-use crate::{Location, SpanContext};
+use crate::{Location, Name, SpanContext};
 
 /// Names of what time is spent on, but for being blocked, in the order of [`TimeSpent`].
 pub const TIME_NAMES: [&str; time::BLOCKED] =
@@ -31,7 +32,7 @@ pub const BLOCKED_NAMES: [&str; BLOCKED_CLASSES] = [
 ];
 
 /// What time was spent on, in nanoseconds; the parts add up to the whole.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TimeSpent(pub [u64; TIMES]);
 
 impl TimeSpent {
@@ -63,7 +64,7 @@ impl TimeSpent {
 }
 
 /// What kind of request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Protocol {
     /// HTTP/1.0 or 1.1.
     Http1,
@@ -104,7 +105,7 @@ impl Protocol {
 }
 
 /// How a request ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ended {
     /// Its handler was done.
     Normal,
@@ -133,7 +134,7 @@ impl Ended {
 }
 
 /// What requests are told apart by.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RouteName {
     /// What kind of request.
     pub protocol: Protocol,
@@ -143,6 +144,7 @@ pub struct RouteName {
     /// no router told it.
     pub route: Option<Arc<str>>,
     /// The function that served it, where that is all that is known.
+    #[serde(with = "crate::wire")]
     pub handler: Option<Arc<Location>>,
 }
 
@@ -222,7 +224,7 @@ impl RouteName {
 }
 
 /// Requests of one route.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Route {
     /// Which ones.
     pub name: RouteName,
@@ -234,6 +236,7 @@ pub struct Route {
     pub slow: u64,
     /// How long they took, within the interval. The longest may be told too long by up to a fifth where a longer one was
     /// before.
+    #[serde(with = "crate::wire")]
     pub durations: Histogram,
     /// What they spent their time on, within the interval.
     pub times: TimeSpent,
@@ -291,15 +294,17 @@ pub struct WhySlow {
 }
 
 /// Requests of one route since attaching.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct RouteTotal {
     /// How long those that ended took, by status.
+    #[serde(with = "crate::wire")]
     pub by_status: BTreeMap<Option<u16>, Histogram>,
     /// How many of them failed.
     pub errors: u64,
     /// How many of them were slow.
     pub slow: u64,
     /// How long they took.
+    #[serde(with = "crate::wire")]
     pub durations: Histogram,
     /// What they spent their time on.
     pub times: TimeSpent,
@@ -308,22 +313,24 @@ pub struct RouteTotal {
 }
 
 /// What a goroutine did that ended another one's wait.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cause {
     /// The goroutine.
     pub goid: u64,
     /// Its entry function; `None` where it is not known.
+    #[serde(with = "crate::wire")]
     pub function: Option<Arc<Location>>,
     /// What it waited for meanwhile, or `running` where it did not.
     pub state: Arc<str>,
     /// For how long of it.
     pub duration_ns: u64,
     /// Where, in the program.
+    #[serde(with = "crate::wire")]
     pub frame: Option<Arc<Location>>,
 }
 
 /// A long wait of a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequestWait {
     /// When it began, after the request did.
     pub offset_ns: u64,
@@ -334,15 +341,19 @@ pub struct RequestWait {
     /// Go's own wait reason, or `syscall`.
     pub reason: Arc<str>,
     /// Where, innermost first.
+    #[serde(with = "crate::wire")]
     pub stack: Vec<Arc<Location>>,
     /// The first of the stack that is not the runtime's or a waiting primitive of the standard library.
+    #[serde(with = "crate::wire")]
     pub site: Option<Arc<Location>>,
     /// The first of the stack that is the program's own code, else the first outside the standard library.
+    #[serde(with = "crate::wire")]
     pub own_code: Option<Arc<Location>>,
     /// Who is at the other end of the connection that it waited for.
     pub peer: Option<SocketAddr>,
     /// Who ended it: `goroutine`, `netpoll`, `timer`, `gc` or `unknown`.
-    pub ended_by: &'static str,
+    #[serde(with = "crate::wire")]
+    pub ended_by: Name,
     /// The goroutine that did.
     pub ended_by_goid: Option<u64>,
     /// What that one did meanwhile.
@@ -350,7 +361,7 @@ pub struct RequestWait {
 }
 
 /// The program's own span of a request, made by its OpenTelemetry SDK: the parent of what is told of the request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OwnSpan {
     /// Its parent; `None` where it begins a trace.
     pub parent_span_id: Option<[u8; 8]>,
@@ -369,7 +380,7 @@ impl OwnSpan {
 }
 
 /// Goroutines that were started for a request, by its own or by one another, but for those of the server itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Children {
     /// How many had ended when the request did.
     pub goroutines: u64,
@@ -380,13 +391,15 @@ pub struct Children {
 }
 
 /// What the goroutine of an open request does.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Now {
     /// `running`, `runnable`, `syscall`, `GC assist`, or what it waits for.
     pub state: Arc<str>,
     /// Where, innermost first; empty where it is not known, as while it runs.
+    #[serde(with = "crate::wire")]
     pub stack: Vec<Arc<Location>>,
     /// The first of the stack that is the program's own code, else the first outside the standard library.
+    #[serde(with = "crate::wire")]
     pub own_code: Option<Arc<Location>>,
 }
 
@@ -406,7 +419,7 @@ pub struct OpenBefore {
 }
 
 /// A slow request, or one that is open for long.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Request {
     /// Its number among those that were told of the process.
     pub id: u64,
@@ -446,7 +459,7 @@ pub struct Request {
 }
 
 /// Requests of a process, as of an interval.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Requests {
     /// By route, the one that took the most time first.
     pub routes: Vec<Route>,
@@ -461,7 +474,7 @@ pub struct Requests {
 }
 
 /// For which part of a time requests were traced.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Covered {
     /// Nanoseconds for which they were.
     pub traced_ns: u64,

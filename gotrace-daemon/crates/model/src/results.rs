@@ -14,7 +14,7 @@ use gotrace_common::Histogram;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Collector, Levels, Places,
+    Collector, Leak, Levels, Name, Places, Suspected,
     requests::{Request, Requests},
 };
 
@@ -57,11 +57,12 @@ pub enum Value {
 ///
 /// What is known of a process grows while it is traced: each time there is another resource, of the same
 /// process ([`Self::process`]), that spans and metrics carry from then on.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Resource {
     /// Attributes by name (`service.name`, `process.pid`, …).
     pub attributes: BTreeMap<Arc<str>, Value>,
-    process: u64,
+    /// See [`Self::process`].
+    pub(crate) process: u64,
 }
 
 impl Default for Resource {
@@ -124,7 +125,7 @@ impl Resource {
 }
 
 /// A span's address. Computed, never drawn: see [`crate::ids`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SpanContext {
     /// Trace id, never all zero.
     pub trace_id: [u8; 16],
@@ -285,7 +286,7 @@ pub struct WaitSpan {
 
 /// State of a process over an interval; what the table on the terminal, the JSON lines and the
 /// metrics are made of.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Interval {
     /// The process.
     pub resource: Arc<Resource>,
@@ -308,36 +309,47 @@ pub struct Interval {
     /// Died since attaching.
     pub died_total: u64,
     /// Lost since attaching, by kind. Kinds with 0 are left out.
-    pub lost: BTreeMap<&'static str, u64>,
+    #[serde(with = "crate::wire")]
+    pub lost: BTreeMap<Name, u64>,
     /// What snapshots found missing in the table and mended since attaching, by kind (`birth`, `death`).
     /// Kinds with 0 are left out.
-    pub repaired: BTreeMap<&'static str, u64>,
+    #[serde(with = "crate::wire")]
+    pub repaired: BTreeMap<Name, u64>,
     /// Spans that sampling left out since attaching, by why (`ratio`, `rate_limit`). Kinds with 0 are left out.
-    pub sampled_out: BTreeMap<&'static str, u64>,
+    #[serde(with = "crate::wire")]
+    pub sampled_out: BTreeMap<Name, u64>,
     /// Events since attaching, by kind.
-    pub events: BTreeMap<&'static str, u64>,
+    #[serde(with = "crate::wire")]
+    pub events: BTreeMap<Name, u64>,
     /// Goroutines waiting at the end, by reason; those that have waited since before attaching as of the
     /// last snapshot. Empty at level `lifecycle`.
     pub waiting: BTreeMap<Arc<str>, u64>,
     /// All waits since attaching, by reason, short ones included.
+    #[serde(with = "crate::wire")]
     pub waits: BTreeMap<Arc<str>, Histogram>,
     /// Where waits of at least the threshold were, since attaching.
     pub waits_at: Arc<Places>,
     /// Scheduling delays since attaching; empty below level `full`.
+    #[serde(with = "crate::wire")]
     pub schedule: Histogram,
     /// System calls since attaching; empty below level `full`.
+    #[serde(with = "crate::wire")]
     pub syscalls: Histogram,
     /// By creation site, most alive first.
     pub sites: Vec<Site>,
     /// How long snapshots took since attaching.
+    #[serde(with = "crate::wire")]
     pub snapshots: Histogram,
     /// Engine that gave the figures: `events`, `snapshot`, `replay`.
-    pub engine: &'static str,
+    #[serde(with = "crate::wire")]
+    pub engine: Name,
     /// `lifecycle`, `waits` or `full`; `sampled` without events.
-    pub level: &'static str,
+    #[serde(with = "crate::wire")]
+    pub level: Name,
     /// Why it is a lower one than is wanted: `budget`, `memory`, or `room` (as many have probes as may);
     /// `None` where it is not.
-    pub level_reason: Option<&'static str>,
+    #[serde(with = "crate::wire")]
+    pub level_reason: Option<Name>,
     /// What of its tracing changed with the time, and what that leaves incomplete.
     pub levels: Levels,
     /// Goroutines that can never run again, as proven from the heap, most first.
@@ -368,109 +380,14 @@ impl Interval {
     }
 }
 
-/// Goroutines of one creation site that wait at one place, of which it was proven that they can never run
-/// again.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Leak {
-    /// Their entry function.
-    pub entry: Arc<Location>,
-    /// The `go` statement; `None` when unknown.
-    pub created_by: Option<Arc<Location>>,
-    /// Where they wait: the first frame outside the runtime and the standard library's waiting primitives.
-    pub waits_at: Option<Arc<Location>>,
-    /// Go's own wait reason.
-    pub reason: Arc<str>,
-    /// How many.
-    pub count: u64,
-    /// How many more there are each second, a 95 % confidence interval; `None` unless they grow.
-    pub growth_per_second: Option<(f64, f64)>,
-    /// Bytes of the heap that they alone keep alive; `None` where that was not found out.
-    pub retained_bytes: Option<u64>,
-    /// Their ids, with those of `others`.
-    pub goids: Vec<u64>,
-    /// Goroutines of other sites and places that wait with them for each other, and nobody else.
-    pub others: Vec<LeakPart>,
-    /// What they wait for in plain words, where they stand at a known place.
-    pub place: Option<&'static str>,
-    /// Who holds the lock that they wait for, the best known first.
-    pub holders: Vec<Holder>,
-    /// What is known and what is not, in a sentence.
-    pub why: Arc<str>,
-    /// Why that may stay as it is; `None` where it is not suppressed.
-    pub suppressed: Option<Arc<str>>,
-}
-
-/// Goroutines of another creation site or place that belong to a [`Leak`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LeakPart {
-    /// Their entry function.
-    pub entry: Arc<Location>,
-    /// The `go` statement; `None` when unknown.
-    pub created_by: Option<Arc<Location>>,
-    /// Where they wait, as in [`Leak`].
-    pub waits_at: Option<Arc<Location>>,
-    /// Go's own wait reason.
-    pub reason: Arc<str>,
-    /// Their ids.
-    pub goids: Vec<u64>,
-}
-
-/// A goroutine that holds a lock or keeps a member of a pool, or may.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Holder {
-    /// Its id.
-    pub goid: u64,
-    /// Its entry function.
-    pub runs: Arc<Location>,
-    /// The call that tells.
-    pub frame: Arc<Location>,
-    /// What it does.
-    pub state: &'static str,
-    /// What it waits for itself; `None` when it does not wait.
-    pub reason: Option<Arc<str>>,
-    /// What it rests on: `locked`, `refers`, `encloses` or `candidate`.
-    pub evidence: &'static str,
-    /// The goroutine that holds what this one waits for.
-    pub waits_for: Option<u64>,
-}
-
-/// Goroutines of one creation site that wait at one place and may never finish, as far as looks tell.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Suspected {
-    /// `deadlock`, `stalled`, `growing`, `stuck` or `orphaned` (`gotrace_inspect::leak::Verdict`).
-    pub verdict: &'static str,
-    /// Their entry function.
-    pub entry: Arc<Location>,
-    /// The `go` statement; `None` when unknown.
-    pub created_by: Option<Arc<Location>>,
-    /// Where they wait: the first frame outside the runtime and the standard library's waiting primitives.
-    pub waits_at: Option<Arc<Location>>,
-    /// Go's own wait reason.
-    pub reason: Arc<str>,
-    /// How many.
-    pub count: u64,
-    /// How many more there are each second, a 95 % confidence interval; only for `growing`.
-    pub growth_per_second: Option<(f64, f64)>,
-    /// How long the one that stands longest has stood, at least.
-    pub standing_ns: u64,
-    /// What they wait for in plain words, where they stand at a known place.
-    pub place: Option<&'static str>,
-    /// Who holds the lock that they wait for, or keeps members of the pool, the best known first.
-    pub holders: Vec<Holder>,
-    /// What is known and what is not, in a sentence.
-    pub why: Arc<str>,
-    /// Ids of some, at most 16.
-    pub goids: Vec<u64>,
-    /// Why that may stay as it is; `None` where it is not suppressed.
-    pub suppressed: Option<Arc<str>>,
-}
-
 /// A creation site: where goroutines of one kind come from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Site {
     /// Their entry function.
+    #[serde(with = "crate::wire")]
     pub entry: Arc<Location>,
     /// The `go` statement; `None` when unknown.
+    #[serde(with = "crate::wire")]
     pub created_by: Option<Arc<Location>>,
     /// Alive at the end of the interval.
     pub alive: u64,
@@ -493,8 +410,10 @@ pub struct Site {
     /// Waiting at the end of the interval, by reason.
     pub waiting: BTreeMap<Arc<str>, u64>,
     /// Waits of at least the threshold since attaching.
+    #[serde(with = "crate::wire")]
     pub waits: Histogram,
     /// Lifetimes of those that died since attaching.
+    #[serde(with = "crate::wire")]
     pub lifetimes: Histogram,
     /// Age of the oldest one alive; `None` when none is.
     pub oldest_ns: Option<u64>,

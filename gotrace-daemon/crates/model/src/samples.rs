@@ -1,4 +1,5 @@
-//! Sample values of what results are, as a program would give them: for tests of what writes them down.
+//! Sample values of what results are, as a program would give them: for tests of what writes them down, and for telling
+//! builds apart ([`crate::wire::layout`]).
 
 use core::net::SocketAddr;
 use std::{collections::BTreeMap, sync::Arc};
@@ -6,10 +7,14 @@ use std::{collections::BTreeMap, sync::Arc};
 use gotrace_common::{Histogram, request::time};
 
 use crate::{
-    Assists, Collector, Cycle, GoroutineSpan, Interval, Levels, Location, LogRecord, Peer, Place, Places,
-    Resource, Severity, Site, Span, SpanContext, Value, WaitSpan, Waker, WorldStop,
+    Assists, Collector, Cycle, GoroutineSpan, Holder, Interval, Leak, LeakPart, LevelChange, Levels,
+    Location, LogRecord, Peer, Place, Places, Resource, Severity, Site, Span, SpanContext, Suspected, Value,
+    WaitSpan, Waker, WorldStop,
     ids::ProcessKey,
-    requests::{Ended, Protocol, Request, Requests, Route, RouteName, RouteTotal, TimeSpent},
+    requests::{
+        Cause, Children, Covered, Ended, Now, OwnSpan, Protocol, Request, RequestWait, Requests, Route,
+        RouteName, RouteTotal, TimeSpent,
+    },
 };
 
 /// When the samples begin, Unix epoch in nanoseconds.
@@ -324,4 +329,166 @@ pub fn interval(resource: &Arc<Resource>, seconds: u64, sites: Vec<Site>) -> Int
         process_cpu_total_ns: Some(200_000_000),
         probe_cost_share: Some(0.0125),
     }
+}
+
+/// A state of a process in which each field holds something.
+#[must_use]
+pub fn whole() -> Interval {
+    let at = |line| location("main.worker", "/src/main.go", line);
+    let attributes = [("process.pid", Value::Int(7)), ("share", Value::Double(0.5))];
+    let attributes = attributes.map(|(name, value)| (Arc::from(name), value));
+    let texts = [("name", Value::Text("shop".into())), ("args", Value::List(vec!["-v".into()]))];
+    let mut attributes = BTreeMap::from(attributes);
+    attributes.extend(texts.map(|(name, value)| (Arc::from(name), value)));
+    let resource = Arc::new(Resource { attributes, process: 3 });
+    let mut site = site("main.worker", 5, 2);
+    (site.throttled_ns, site.throttled_total_ns, site.oldest_is_lower_bound) = (7, 8, true);
+    let place = Place {
+        reason: "IO wait".into(),
+        at: Some(at(40)),
+        own: true,
+        peer: Some(Peer::At(SocketAddr::from(([10, 0, 3, 7], 5432)))),
+        stack: vec![location("runtime.gopark", "/go/src/runtime/proc.go", 402), at(40)],
+        waits: histogram(&[61_000_000, 20_000_000]),
+        recent: (1, 20_000_000),
+        system: true,
+    };
+    let elsewhere = Place { peer: Some(Peer::Other), ..place.clone() };
+    let mut collector = collector();
+    (collector.recent_left_out, collector.longest_left_out) = (4, 5);
+    for assists in &mut collector.assists_by {
+        assists.created_by = Some(at(30));
+    }
+    for cycle in &mut collector.recent {
+        cycle.called_from = Some(at(31));
+    }
+    Interval {
+        alive_is_lower_bound: true,
+        waits_at: Arc::new(Places { places: vec![place, elsewhere], ..places() }),
+        level_reason: Some("budget"),
+        levels: Levels {
+            wanted: "full",
+            ns: BTreeMap::from([("full", 8), ("waits", 9)]),
+            change: Some(LevelChange { from: "full", to: "waits", probe_cost_share: 0.06 }),
+            budget: Some(0.05),
+        },
+        leaks: vec![leak()],
+        leaks_refuted: 6,
+        suspects: vec![suspected()],
+        collector,
+        requests: Some(Arc::new(whole_requests())),
+        ..interval(&resource, 1, vec![site])
+    }
+}
+
+/// A goroutine that holds a lock.
+fn holder() -> Holder {
+    Holder {
+        goid: 9,
+        runs: location("main.flush", "/src/main.go", 50),
+        frame: location("main.(*store).flush", "/src/store.go", 51),
+        state: "waiting",
+        reason: Some("IO wait".into()),
+        evidence: "locked",
+        waits_for: Some(10),
+    }
+}
+
+/// Goroutines that can never run again.
+fn leak() -> Leak {
+    let at = |line| location("main.leak", "/src/leak.go", line);
+    let part = LeakPart {
+        entry: at(1),
+        created_by: Some(at(2)),
+        waits_at: Some(at(3)),
+        reason: "chan send".into(),
+        goids: vec![21, 22],
+    };
+    Leak {
+        entry: at(4),
+        created_by: Some(at(5)),
+        waits_at: Some(at(6)),
+        reason: "chan receive".into(),
+        count: 3,
+        growth_per_second: Some((0.5, 1.5)),
+        retained_bytes: Some(4096),
+        goids: vec![18, 19, 20],
+        others: vec![part],
+        place: Some("waits for a database connection"),
+        holders: vec![holder()],
+        why: "nothing refers to the channel".into(),
+        suppressed: Some("known".into()),
+    }
+}
+
+/// Goroutines that may never finish.
+fn suspected() -> Suspected {
+    let at = |line| location("main.stuck", "/src/stuck.go", line);
+    Suspected {
+        verdict: "stuck",
+        entry: at(1),
+        created_by: Some(at(2)),
+        waits_at: Some(at(3)),
+        reason: "sync.Mutex.Lock".into(),
+        count: 4,
+        growth_per_second: Some((2.5, 3.5)),
+        standing_ns: 60_000_000_000,
+        place: Some("waits for a lock"),
+        holders: vec![holder()],
+        why: "blocked for 60 s".into(),
+        goids: vec![31, 32],
+        suppressed: Some("known".into()),
+    }
+}
+
+/// Requests of which each field holds something.
+fn whole_requests() -> Requests {
+    let at = |line| location("main.serve", "/src/serve.go", line);
+    let mut all = requests(&[200, 300]);
+    let name = RouteName {
+        protocol: Protocol::Http2,
+        method: Some("POST".into()),
+        route: Some("/pay".into()),
+        handler: Some(at(1)),
+    };
+    let time = TimeSpent(std::array::from_fn(|part| part as u64 + 1));
+    let wait = RequestWait {
+        offset_ns: 11,
+        span_id: [12; 8],
+        duration_ns: 13,
+        reason: "sync.Mutex.Lock".into(),
+        stack: vec![at(2), at(3)],
+        site: Some(at(2)),
+        own_code: Some(at(3)),
+        peer: Some(SocketAddr::from(([0xfe80, 0, 0, 0, 0, 0, 0, 1], 443))),
+        ended_by: "goroutine",
+        ended_by_goid: Some(14),
+        causes: vec![Cause {
+            goid: 14,
+            function: Some(at(4)),
+            state: "running".into(),
+            duration_ns: 15,
+            frame: Some(at(5)),
+        }],
+    };
+    for route in &mut all.routes {
+        route.name = name.clone();
+        (route.errors, route.open, route.oldest_open_ns) = (1, 2, Some(16));
+        (route.times, route.slow_times) = (time, time);
+        (route.total.errors, route.total.times, route.total.slow_times) = (1, time, time);
+    }
+    for request in &mut all.slow {
+        let request = Arc::make_mut(request);
+        request.name = name.clone();
+        request.parent_span_id = Some([17; 8]);
+        request.own_span = Some(OwnSpan { parent_span_id: Some([18; 8]) });
+        request.time = time;
+        request.children = Some(Children { goroutines: 19, left_running: 20, time });
+        request.waits = vec![wait.clone()];
+        request.now = Some(Now { state: "IO wait".into(), stack: vec![at(6)], own_code: Some(at(6)) });
+    }
+    all.left_out = 21;
+    all.covered = Covered { traced_ns: 22, all_ns: 23 };
+    all.covered_total = Covered { traced_ns: 24, all_ns: 25 };
+    all
 }
