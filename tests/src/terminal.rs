@@ -41,6 +41,15 @@ impl OnTerminal {
     /// Where there is no terminal or no gotrace; as all that follow, where what is waited for never comes.
     #[must_use]
     pub fn start(arguments: &[&str]) -> Self {
+        Self::start_with(arguments, &[])
+    }
+
+    /// The same with these variables.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    #[must_use]
+    pub fn start_with(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let (mut master, mut slave) = (0, 0);
         let size = libc::winsize { ws_row: ROWS, ws_col: COLUMNS, ws_xpixel: 0, ws_ypixel: 0 };
         // SAFETY: both descriptors are written by the call; name and settings may be null.
@@ -61,7 +70,7 @@ impl OnTerminal {
         let (master, slave) =
             unsafe { (File::from(OwnedFd::from_raw_fd(master)), File::from(OwnedFd::from_raw_fd(slave))) };
         let mut command = Command::new(binary().expect("built"));
-        command.args(arguments).env("TERM", "xterm").env_remove("NO_COLOR");
+        command.args(arguments).env("TERM", "xterm").env_remove("NO_COLOR").envs(variables.iter().copied());
         for set in [Command::stdin, Command::stdout, Command::stderr] {
             set(&mut command, slave.try_clone().expect("a descriptor"));
         }

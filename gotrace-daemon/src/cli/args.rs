@@ -22,9 +22,9 @@ The process keeps running; it is never stopped or modified. Ctrl-C (or q or Esc 
 table) detaches and prints a summary.
 
 Where a gotrace daemon on this node traces the process with probes already, it is asked for the
-level, and its reports are printed as lines, without a summary: no second set of probes. That is
-not so with --no-daemon, and with flags that need probes of gotrace's own (all but --level,
---duration, --interval from 1s on, --format and --system).
+level, and its reports are shown, without a summary: no second set of probes. That is not so with
+--no-daemon, and with flags that need probes of gotrace's own (all but --level, --duration,
+--interval from 1s on, --format and --system).
 
 Examples:
   gotrace attach 1234

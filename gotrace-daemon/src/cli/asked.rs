@@ -71,10 +71,23 @@ pub(super) struct Follow {
     pub pid: u32,
     pub level: Level,
     pub every: Duration,
-    pub json: bool,
+    pub form: Form,
     /// The runtime's own goroutines too.
     pub system: bool,
 }
+
+/// How reports are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    Json,
+    Text,
+    /// As [`gotrace_export::reports`] reads them.
+    Interval,
+}
+
+/// Reports that a daemon writes.
+#[derive(Debug)]
+pub(super) struct Reports(Response<Incoming>);
 
 /// How following ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +105,8 @@ pub(super) enum Trouble {
     Nobody,
     /// There is one, and it cannot be asked.
     Told(String),
+    /// It does not know what it is asked for, as it says.
+    Unknown(String),
 }
 
 impl AskArgs {
@@ -138,8 +153,8 @@ impl AskArgs {
         match Daemon::find(&path) {
             Ok(daemon) => Some(daemon),
             Err(Trouble::Nobody) => None,
-            Err(Trouble::Told(why)) => {
-                warn(&path, &why);
+            Err(trouble) => {
+                warn(&path, &trouble.in_words());
                 None
             }
         }
@@ -190,7 +205,7 @@ impl Daemon {
         match self.runtime.block_on(answers) {
             Ok(answers) => Some(answers),
             Err(trouble) => {
-                warn(&self.path, &trouble.in_words());
+                self.warn(trouble);
                 None
             }
         }
@@ -206,30 +221,62 @@ impl Daemon {
     pub(super) fn follow(
         &self,
         wanted: Follow,
-        (stop, deadline): (&Stop, Option<Instant>),
+        until: (&Stop, Option<Instant>),
         out: &mut dyn Write,
     ) -> Result<Option<Ended>, CliError> {
-        let Follow { pid, level, every, json, system } = wanted;
-        let (every_ms, format) = (every.as_millis(), if json { "json" } else { "text" });
+        let reports = match self.reports(wanted) {
+            Ok(reports) => reports,
+            Err(trouble) => {
+                self.warn(trouble);
+                return Ok(None);
+            }
+        };
+        let mut at_start = true;
+        let ended = self.listen(reports, until, &mut |lines| {
+            // An empty line says that there is no news.
+            if !(at_start && *lines == *b"\n") {
+                out.write_all(lines)?;
+                out.flush()?;
+                at_start = lines.ends_with(b"\n");
+            }
+            Ok::<_, CliError>(())
+        })?;
+        Ok(Some(ended))
+    }
+
+    /// Has a process traced at this level for as long as what is given back is there.
+    pub(super) fn reports(&self, wanted: Follow) -> Result<Reports, Trouble> {
+        let Follow { pid, level, every, form, system } = wanted;
+        let format = match form {
+            Form::Json => "json",
+            Form::Text => "text",
+            Form::Interval => "interval",
+        };
+        let (every_ms, system) = (every.as_millis(), u8::from(system));
         let path = format!(
-            "/api/v1/processes/{pid}/follow?level={level}&every_ms={every_ms}&format={format}&system={}",
-            u8::from(system)
+            "/api/v1/processes/{pid}/follow?level={level}&every_ms={every_ms}&format={format}&system={system}"
         );
+        self.runtime.block_on(within(answered(&self.path, Method::POST, &path))).map(Reports)
+    }
+
+    /// Hands on what comes until it ends.
+    ///
+    /// # Errors
+    /// Those of `take`; and when the daemon breaks off.
+    pub(super) fn listen<E: From<CliError>>(
+        &self,
+        Reports(mut answer): Reports,
+        (stop, deadline): (&Stop, Option<Instant>),
+        take: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<Ended, E> {
         self.runtime.block_on(async {
-            let mut answer = match within(answered(&self.path, Method::POST, &path)).await {
-                Ok(answer) => answer,
-                Err(trouble) => {
-                    warn(&self.path, &trouble.in_words());
-                    return Ok(None);
-                }
-            };
-            let (mut heard, mut at_start) = (Instant::now(), true);
+            let mut heard = Instant::now();
             loop {
                 if stop.why().is_some() {
-                    return Ok(Some(Ended::Stopped));
+                    return Ok(Ended::Stopped);
                 }
                 if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                    return Ok(Some(Ended::Duration));
+                    return Ok(Ended::Duration);
                 }
                 let frame = tokio::select! {
                     frame = answer.body_mut().frame() => frame,
@@ -238,26 +285,25 @@ impl Daemon {
                             continue;
                         }
                         let seconds = SILENT.as_secs();
-                        return Err(self.broke_off(&format!("has said nothing for {seconds} s")));
+                        return Err(self.broke_off(&format!("has said nothing for {seconds} s")).into());
                     }
                 };
                 heard = Instant::now();
-                let lines = match frame {
-                    None => return Ok(Some(Ended::Gone)),
-                    Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
-                    Some(Err(error)) => return Err(self.broke_off(&format!("broke off: {error}"))),
-                };
-                // An empty line says that there is no news.
-                if !(at_start && *lines == *b"\n") {
-                    out.write_all(&lines)?;
-                    out.flush()?;
-                    at_start = lines.ends_with(b"\n");
+                match frame {
+                    None => return Ok(Ended::Gone),
+                    Some(Ok(frame)) => take(&frame.into_data().unwrap_or_default())?,
+                    Some(Err(error)) => return Err(self.broke_off(&format!("broke off: {error}")).into()),
                 }
             }
         })
     }
 
-    fn broke_off(&self, why: &str) -> CliError {
+    /// Says why it is not asked on.
+    pub(super) fn warn(&self, trouble: Trouble) {
+        warn(&self.path, &trouble.in_words());
+    }
+
+    pub(super) fn broke_off(&self, why: &str) -> CliError {
         CliError::failure(format!("the gotrace daemon on {} {why}", self.path.display()))
             .help("start again; with --no-daemon gotrace attaches probes of its own")
     }
@@ -267,7 +313,7 @@ impl Trouble {
     fn in_words(self) -> String {
         match self {
             Self::Nobody => "is gone".to_owned(),
-            Self::Told(why) => why,
+            Self::Told(why) | Self::Unknown(why) => why,
         }
     }
 }
@@ -323,8 +369,8 @@ async fn answered(socket: &Path, method: Method, path: &str) -> Result<Response<
         return Ok(answer);
     }
     let body = read(answer).await?;
-    let why = String::from_utf8_lossy(&body);
-    Err(Trouble::Told(format!("answers {}: {}", status.as_u16(), why.trim_end())))
+    let why = format!("answers {}: {}", status.as_u16(), String::from_utf8_lossy(&body).trim_end());
+    Err(if status == StatusCode::BAD_REQUEST { Trouble::Unknown(why) } else { Trouble::Told(why) })
 }
 
 async fn read(answer: Response<Incoming>) -> Result<Bytes, Trouble> {

@@ -2,14 +2,18 @@
 //!
 //! Where a daemon of this node has probes in it already, that one is asked, unless something is wanted that it does not do.
 
-use std::time::{Duration, Instant};
+use std::{
+    io::{self, IsTerminal as _},
+    time::{Duration, Instant},
+};
 
 use clap::Parser as _;
 
 use super::{
     AttachArgs, Cli, CliError, Command, Engine, Exit, Format, TraceArgs,
     args::RecordingArgs,
-    asked::{Daemon, Ended, Follow, Probed},
+    asked::{Daemon, Ended, Follow, Form, Probed},
+    followed,
     output::Stdout,
     say, served, trace,
 };
@@ -91,15 +95,22 @@ fn follow(
         daemon.pid(),
         printable(level),
     ));
+    let table = args.trace.format == Format::Table;
     let follow = Follow {
         pid,
         level: wanted,
         every: args.trace.interval,
-        json: args.trace.format == Format::Json,
+        form: if table { Form::Text } else { Form::Json },
         system: args.trace.system,
     };
     let deadline = args.trace.duration.map(|duration| Instant::now() + duration);
-    let Some(ended) = daemon.follow(follow, (&stop, deadline), &mut Stdout::lock())? else { return Ok(None) };
+    let until = (&stop, deadline);
+    let ended = if table && io::stdout().is_terminal() {
+        followed::show(daemon, follow, level, until)?
+    } else {
+        daemon.follow(follow, until, &mut Stdout::lock())?
+    };
+    let Some(ended) = ended else { return Ok(None) };
     let why = match ended {
         Ended::Gone => "the daemon traces the process no more: it has ended, or no rule takes it",
         Ended::Duration => "stopped after --duration; the daemon traces it on",

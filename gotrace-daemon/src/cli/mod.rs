@@ -21,6 +21,7 @@ mod dump_args;
 mod error;
 mod examine;
 mod exec;
+mod followed;
 mod gc;
 mod go_test;
 mod guard;

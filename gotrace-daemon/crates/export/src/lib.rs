@@ -14,4 +14,11 @@ mod places;
 mod profile;
 pub mod prometheus;
 pub mod ps;
+pub mod reading;
 pub mod reports;
+pub mod requests;
+pub mod text;
+pub mod top;
+
+#[cfg(test)]
+mod printed_tests;

@@ -6,7 +6,7 @@
 use std::{
     io,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel},
     },
     thread::{self, JoinHandle},
@@ -30,6 +30,7 @@ const QUEUE: usize = 4;
 pub struct View {
     intervals: Option<SyncSender<Arc<Interval>>>,
     thread: Option<JoinHandle<()>>,
+    note: Arc<Mutex<String>>,
 }
 
 /// What is shown, and how.
@@ -94,7 +95,6 @@ impl View {
     pub fn start(shown: Shown, on_quit: impl Fn() + Send + 'static) -> io::Result<Self> {
         let Shown { about, note, system, reader } = shown;
         let mut ui = Ui::start(about, system)?;
-        ui.note(note);
         let reader = match reader {
             Ok(reader) => Some(Readers::start(reader)?),
             Err(why) => {
@@ -103,10 +103,17 @@ impl View {
             }
         };
         let (sender, receiver) = sync_channel(QUEUE);
+        let note = Arc::new(Mutex::new(note));
+        let shown = Arc::clone(&note);
         let thread = thread::Builder::new()
             .name("gotrace-view".into())
-            .spawn(move || run(ui, reader.as_ref(), &receiver, &on_quit))?;
-        Ok(Self { intervals: Some(sender), thread: Some(thread) })
+            .spawn(move || run(ui, reader.as_ref(), &receiver, &shown, &on_quit))?;
+        Ok(Self { intervals: Some(sender), thread: Some(thread), note })
+    }
+
+    /// What stands before the keys in the last line, from the next interval on.
+    pub fn note(&self, note: String) {
+        *self.note.lock().unwrap_or_else(PoisonError::into_inner) = note;
     }
 
     /// Shows an interval, or passes over it when the terminal is behind. Never waits.
@@ -138,7 +145,13 @@ impl Drop for View {
     }
 }
 
-fn run(mut ui: Ui, reader: Option<&Readers>, intervals: &Receiver<Arc<Interval>>, on_quit: &impl Fn()) {
+fn run(
+    mut ui: Ui,
+    reader: Option<&Readers>,
+    intervals: &Receiver<Arc<Interval>>,
+    note: &Mutex<String>,
+    on_quit: &impl Fn(),
+) {
     let mut told = false;
     loop {
         let mut newest: Option<Arc<Interval>> = None;
@@ -157,6 +170,7 @@ fn run(mut ui: Ui, reader: Option<&Readers>, intervals: &Receiver<Arc<Interval>>
             ui.finish();
             return;
         }
+        ui.note(note.lock().unwrap_or_else(PoisonError::into_inner).clone());
         let read = reader.map_or(Ok(()), |reader| reader.tend(&mut ui));
         let drawn = read.and_then(|()| newest.map_or(Ok(()), |interval| ui.draw(&interval)));
         match drawn.and_then(|()| ui.poll_quit(KEYS_FOR)) {

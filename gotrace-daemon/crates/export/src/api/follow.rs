@@ -2,10 +2,10 @@
 //! for as long as the client listens.
 //!
 //! Input: the level and the time between reports that are wanted, and reports as the [`Board`](super::Board) is shown them.
-//! Output: a header, then each report, as lines of JSON (`gotrace.attach/1`) or as text. What is held goes back when the
-//! stream ends, whichever side ends it: the client, the process, or a client that takes nothing for as long as an answer
-//! may take. Bounded: so many clients at a time, and so many reports that wait for one; those that found no room are
-//! counted, and told.
+//! Output: a header, then each report, as lines of JSON (`gotrace.attach/1`), as text, or whole, for gotrace's own commands
+//! of the same build ([`crate::reports`]). What is held goes back when the stream ends, whichever side ends it: the client,
+//! the process, or a client that takes nothing for as long as an answer may take. Bounded: so many clients at a time, and
+//! so many reports that wait for one; those that found no room are counted, and told.
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,9 +27,12 @@ use tokio::{
 };
 
 use super::{
-    Api, Ends, Held, Stays, TEXT, Traced, later, not_traced, plain, pprof::value, refused, stream::Endless,
+    Api, Ends, Held, Stays, TEXT, Traced, later, not_traced, plain,
+    pprof::{BYTES, LINES, value},
+    refused,
+    stream::Endless,
 };
-use crate::{json, prometheus::Followed, text};
+use crate::{json, prometheus::Followed, reports};
 use gotrace_model::{Interval, Level, printable::write_json};
 
 /// The end of the path.
@@ -68,6 +71,8 @@ enum Form {
     Text {
         system: bool,
     },
+    /// Whole, for gotrace itself.
+    Interval,
 }
 
 /// What a client asks for, or why that cannot be.
@@ -79,6 +84,7 @@ fn asked(query: &str) -> Result<(Wanted, Form), String> {
     let form = match value(query, "format") {
         "json" => Form::Json,
         "text" => Form::Text { system: value(query, "system") == "1" },
+        "interval" => Form::Interval,
         _ => return Err("format must be json or text".into()),
     };
     Ok((Wanted { level, every: Duration::from_millis(every_ms) }, form))
@@ -119,7 +125,11 @@ pub(super) async fn follow(
     stays.stay();
     let (sender, receiver) = channel(1);
     tokio::spawn(tell(traced, form, (reports, sender), stays, (held, turn)));
-    let content_type = if form == Form::Json { "application/x-ndjson" } else { TEXT };
+    let content_type = match form {
+        Form::Json => LINES,
+        Form::Text { .. } => TEXT,
+        Form::Interval => BYTES,
+    };
     ([(CONTENT_TYPE, content_type)], Body::new(Endless(receiver))).into_response()
 }
 
@@ -132,6 +142,10 @@ async fn tell(
     _held: (Held, OwnedSemaphorePermit),
 ) {
     let mut header = form == Form::Json;
+    // At once, so that another build goes without waiting.
+    if form == Form::Interval && sender.send(reports::header().into()).await.is_err() {
+        return;
+    }
     loop {
         let next = tokio::select! {
             () = sender.closed() => return,
@@ -150,6 +164,7 @@ async fn tell(
                 form.write(&mut lines, &interval, missed);
                 lines
             }
+            Err(_) if form == Form::Interval => reports::NO_NEWS.to_vec(),
             Err(_) => b"\n".to_vec(),
         };
         // It waits here until the client has taken what came before.
@@ -172,13 +187,11 @@ impl Form {
                 }
                 json::interval(lines, interval)
             }
-            Self::Text { system } => {
-                if missed > 0 {
-                    lines.extend_from_slice(
-                        format!("{missed} reports left out: not read in time\n").as_bytes(),
-                    );
-                }
-                text::interval(lines, interval, system)
+            Self::Text { system } => reports::lines(lines, interval, missed, system),
+            Self::Interval => {
+                // Nothing in a report fails to be written.
+                *lines = reports::frame(interval, missed).unwrap_or_default();
+                Ok(())
             }
         };
     }
@@ -186,7 +199,16 @@ impl Form {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::{future::poll_fn, pin::Pin};
+
+    use hyper::body::Body as _;
+
+    use super::{
+        super::{Access, Board, testing::Shops},
+        *,
+    };
+    use crate::reports::{Reader, Told};
+    use gotrace_model::samples;
 
     #[test]
     fn what_is_asked_for_must_make_sense() {
@@ -204,5 +226,50 @@ mod tests {
         ] {
             assert!(asked(query).expect_err(query).contains(says), "{query}");
         }
+    }
+
+    /// What the next piece of an answer tells.
+    async fn next_told(body: &mut Body, reader: &mut Reader) -> Option<Told> {
+        loop {
+            if let Some(told) = reader.next_told().expect("what a gotrace writes") {
+                return Some(told);
+            }
+            let frame = poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await?;
+            reader.take(&frame.expect("no error").into_data().expect("bytes"));
+        }
+    }
+
+    #[tokio::test]
+    async fn whole_reports_are_told_behind_a_header_and_those_left_out_are_counted() {
+        let shops = Arc::new(Shops::new([(7, Ok(()))]));
+        let board = Arc::<Board>::default();
+        let interval = Interval { resource: Arc::clone(&shops.resource), ..samples::whole() };
+        let interval = Arc::new(interval);
+        board.show(&interval);
+        let api = Api::new(shops, Arc::clone(&board), Access::default());
+        let uri = "/?level=full&every_ms=1000&format=interval".parse().expect("a path");
+        let (pid, ends) = (Path("7".to_owned()), Some(Extension(Ends::Socket)));
+        let answer = follow(State(Arc::new(api)), pid, Extension(Stays::default()), ends, uri).await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert_eq!(answer.headers().get(CONTENT_TYPE).map(|kind| kind.as_bytes()), Some(BYTES.as_bytes()));
+        let (mut body, mut reader) = (answer.into_body(), Reader::default());
+        let begun = next_told(&mut body, &mut reader).await;
+        assert!(matches!(begun, Some(Told::Begun)), "before there is a report: {begun:?}");
+        // Nobody reads meanwhile: as many wait as may, and so many have no room.
+        for _ in 0..20 {
+            board.show(&interval);
+        }
+        for n in 0..16 {
+            let Some(Told::Report { interval: told, missed: 0 }) = next_told(&mut body, &mut reader).await
+            else {
+                panic!("{n}")
+            };
+            assert_eq!(format!("{told:?}"), format!("{interval:?}"));
+        }
+        board.show(&interval);
+        let next = next_told(&mut body, &mut reader).await;
+        assert!(matches!(next, Some(Told::Report { missed: 4, .. })), "{next:?}");
+        board.remove(7);
+        assert!(next_told(&mut body, &mut reader).await.is_none(), "it is not traced any more");
     }
 }

@@ -1,0 +1,157 @@
+//! The live table of a process that a daemon traces.
+//!
+//! Input: reports as [`gotrace_export::reports`] reads them. Output: the table; plain lines where the daemon is of another
+//! build, of which is told, or where there is no table to be had. Invariants: the terminal is given back before anything is
+//! said; reports that were left out are told of, in the table and behind it.
+
+use std::{sync::Arc, time::Instant};
+
+use super::{
+    CliError, Stdout,
+    asked::{Daemon, Ended, Follow, Form, Trouble},
+    diagnostics::HoldBack,
+    reading::Apart,
+    say,
+};
+use gotrace_agent::pipeline::Stop;
+use gotrace_export::reports::{Reader, ReportsError, Told, left_out, lines};
+use gotrace_model::{Interval, printable::printable};
+use gotrace_process::Target;
+use gotrace_ui::View;
+
+/// Why reports are not taken on.
+enum Halt {
+    /// They are another build's, as this says.
+    OtherBuild(String),
+    Failed(CliError),
+}
+
+impl From<CliError> for Halt {
+    fn from(error: CliError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// Shows what a daemon tells of a process, which it traces at `level`; `None`, of which is told, where it does not.
+///
+/// # Errors
+/// When the daemon breaks off, or sends what cannot be read.
+pub(super) fn show(
+    daemon: &Daemon,
+    wanted: Follow,
+    level: &str,
+    (stop, deadline): (&Stop, Option<Instant>),
+) -> Result<Option<Ended>, CliError> {
+    let reports = match daemon.reports(Follow { form: Form::Interval, ..wanted }) {
+        Ok(reports) => reports,
+        Err(Trouble::Unknown(why)) if why.contains("format must be") => {
+            return plain(daemon, wanted, "is another version of gotrace", (stop, deadline));
+        }
+        Err(trouble) => {
+            daemon.warn(trouble);
+            return Ok(None);
+        }
+    };
+    let mut shown = Shown { about: about(daemon, wanted.pid, level), wanted, table: None, missed: 0 };
+    let mut reader = Reader::default();
+    let ended = daemon.listen(reports, (stop, deadline), &mut |bytes| {
+        reader.take(bytes);
+        loop {
+            match reader.next_told() {
+                Ok(Some(told)) => shown.take(told, stop)?,
+                Ok(None) => return Ok(()),
+                Err(error @ ReportsError::OtherBuild(_)) => return Err(Halt::OtherBuild(error.to_string())),
+                Err(error) => return Err(daemon.broke_off(&error.to_string()).into()),
+            }
+        }
+    });
+    let missed = shown.end();
+    if missed > 0 {
+        say(&format!("gotrace: {}\n", left_out(missed)));
+    }
+    match ended {
+        Ok(ended) => Ok(Some(ended)),
+        Err(Halt::OtherBuild(why)) => plain(daemon, wanted, &why, (stop, deadline)),
+        Err(Halt::Failed(error)) => Err(error),
+    }
+}
+
+/// Has the daemon write lines, and says why.
+fn plain(
+    daemon: &Daemon,
+    wanted: Follow,
+    why: &str,
+    until: (&Stop, Option<Instant>),
+) -> Result<Option<Ended>, CliError> {
+    say(&format!("gotrace: the daemon {why}: plain lines instead of the live table\n"));
+    daemon.follow(Follow { form: Form::Text, ..wanted }, until, &mut Stdout::lock())
+}
+
+/// What is shown until there is a report.
+fn about(daemon: &Daemon, pid: u32, level: &str) -> String {
+    let executable = Target::open(pid).map_or_else(|_| "?".into(), |t| t.executable.display().to_string());
+    let (executable, level) = (printable(&executable), printable(level));
+    format!("pid {pid} · {executable} · gotrace daemon (pid {}) · level {level}", daemon.pid())
+}
+
+/// What the user sees.
+struct Shown {
+    about: String,
+    wanted: Follow,
+    /// The terminal's, while it is taken.
+    table: Option<(View, HoldBack)>,
+    /// Reports that were left out.
+    missed: u64,
+}
+
+impl Shown {
+    fn take(&mut self, told: Told, stop: &Stop) -> Result<(), CliError> {
+        match told {
+            Told::Begun => self.begin(stop),
+            Told::Report { interval, missed } => return self.report(&Arc::new(*interval), missed),
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, stop: &Stop) {
+        let hold_back = HoldBack::begin();
+        let stop = stop.clone();
+        let shown = gotrace_ui::Shown {
+            about: std::mem::take(&mut self.about),
+            note: String::new(),
+            system: self.wanted.system,
+            reader: Ok(Arc::new(Apart { pid: self.wanted.pid })),
+        };
+        match View::start(shown, move || stop.set()) {
+            Ok(view) => self.table = Some((view, hold_back)),
+            // Plain lines then.
+            Err(error) => tracing::debug!(%error, "no live view"),
+        }
+    }
+
+    fn report(&mut self, interval: &Arc<Interval>, missed: u64) -> Result<(), CliError> {
+        self.missed = self.missed.saturating_add(missed);
+        match &self.table {
+            Some((view, _)) => {
+                if missed > 0 {
+                    view.note(left_out(self.missed));
+                }
+                view.show(interval);
+            }
+            None => {
+                let mut out = Stdout::lock();
+                lines(&mut out, interval, missed, self.wanted.system)?;
+                std::io::Write::flush(&mut out)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the terminal back, if it was taken; how many reports the table did not have.
+    fn end(self) -> u64 {
+        let Some((view, hold_back)) = self.table else { return 0 };
+        view.finish();
+        drop(hold_back);
+        self.missed
+    }
+}
