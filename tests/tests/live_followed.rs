@@ -107,6 +107,15 @@ fn what_the_daemon_traces_is_shown_in_the_live_table() {
     }
     view.press("\x1b\x1b");
     view.wait_to_see("main.customer");
+    // What no report has is read here, which takes no probes.
+    view.press("5");
+    view.wait_to_see("goroutines at (own code)");
+    view.wait_to_see("main.waitForever (main.go:");
+    view.press("/waitf\rW");
+    view.wait_to_see("who holds what goroutine");
+    view.press("\x1b\x1b4");
+    view.wait_to_see("lock or channel");
+    assert_eq!(probes(view.pid()), Vec::<PathBuf>::new());
     view.press("q");
     assert!(view.end().success(), "{}", view.shown());
     let last = behind(&view, "stopped by you; the daemon traces it on");
