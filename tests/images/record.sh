@@ -7,7 +7,7 @@ save=$(realpath "$1")
 cd "$(dirname "$0")"
 work=$(mktemp -d)
 for arch in amd64 arm64; do
-	gzip -dc "../go/demo/demo.$arch.gz" >"$work/$arch"
+	gzip -dc "../../gotrace-daemon/demo/demo.$arch.gz" >"$work/$arch"
 	chmod +x "$work/$arch"
 	if [ "$arch" = arm64 ]; then
 		qemu-aarch64 "$work/$arch" -for 1m &

@@ -1,4 +1,4 @@
-//! The demo's Go program, kept compiled beside its source: what needs a Go program but no Go toolchain
+//! The Go program of `gotrace demo`, kept compiled (`gotrace-daemon/demo`): what needs a Go program but no Go toolchain
 //! runs on it. Ended by its pid when dropped.
 
 use std::{
@@ -21,7 +21,7 @@ pub fn demo_program() -> Result<Vec<u8>> {
         "aarch64" => "arm64",
         other => bail!("the demo's Go program is kept for amd64 and arm64, and this machine is {other}"),
     };
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("go/demo/demo.{arch}.gz"));
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../gotrace-daemon/demo/demo.{arch}.gz"));
     let packed = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
     let mut program = Vec::new();
     flate2::read::GzDecoder::new(&packed[..])

@@ -1,16 +1,23 @@
 //! The packages that users install, made of the binary under test: the Debian package, and the container
-//! image, which runs by runc as a sidecar would. Needs root, runc and dpkg-deb.
+//! image, which runs by runc as a sidecar would; and `gotrace demo`, which is what they try first. Needs root, runc and
+//! dpkg-deb.
 
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitStatus, Stdio},
+    sync::mpsc::Receiver,
+    thread,
+    time::{Duration, Instant},
 };
 
 use gotrace_tests::{
     container::{Container, Hierarchy, Shape, run_image},
     demo::unpack_demo,
+    fixture::{PATIENCE, read_lines},
     gotrace::{binary, privileged},
+    running::Running,
+    terminal::OnTerminal,
 };
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -181,4 +188,210 @@ fn sidecar(layer: &Path) {
     let (status, told) =
         run_image(layer, &["/usr/bin/gotrace", "dump", "--pid", "1"], &[], &shape).expect("runc runs it");
     assert!(!status.success() && told.contains("SYS_PTRACE"), "without the capability: {status}: {told}");
+}
+
+/// Which process `gotrace demo` says that it started.
+fn shop(said: &str) -> u32 {
+    let behind = said.split_once("runs as process ").expect("it says which").1;
+    behind.split('.').next().and_then(|pid| pid.parse().ok()).expect("a pid")
+}
+
+/// Whether that process runs, or one that has its pid by now.
+fn is_there(pid: u32) -> bool {
+    // One that has ended and that nobody has waited for has no executable.
+    fs::read_link(format!("/proc/{pid}/exe")).is_ok()
+}
+
+/// `gotrace demo`, which is read as it goes.
+struct Demo {
+    gotrace: Running,
+    lines: Receiver<String>,
+    said: String,
+}
+
+impl Demo {
+    fn start(command: &mut Command) -> Self {
+        let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().expect("it starts");
+        let lines = read_lines(child.stdout.take().expect("a pipe"));
+        Self { gotrace: Running(child), lines, said: String::new() }
+    }
+
+    /// Reads until a line begins so.
+    fn wait_for(&mut self, beginning: &str) {
+        loop {
+            let line = self.lines.recv_timeout(PATIENCE).unwrap_or_else(|e| panic!("{e}:\n{}", self.said));
+            self.said += &(line.clone() + "\n");
+            if line.starts_with(beginning) {
+                return;
+            }
+        }
+    }
+
+    /// Waits for its end, and reads the rest.
+    fn end(mut self) -> (ExitStatus, String) {
+        while let Ok(line) = self.lines.recv_timeout(PATIENCE) {
+            self.said += &(line + "\n");
+        }
+        (self.gotrace.0.wait().expect("it ends"), self.said)
+    }
+}
+
+/// gotrace, with a directory for temporary files.
+fn gotrace_with(temporary: &Path) -> Command {
+    let mut command = Command::new(binary().expect("built"));
+    command.env("TMPDIR", temporary);
+    command
+}
+
+#[test]
+fn the_demo_shows_the_leak() {
+    if !privileged("live_packages") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let export = directory.path().join("trace.jsonl");
+    let mut demo = gotrace_with(directory.path());
+    demo.args(["demo", "--duration", "2s", "--export"]).arg(&export);
+    shows_the_leak(&mut demo, directory.path(), "trace.jsonl");
+    let trace = fs::read_to_string(export).expect("written");
+    assert!(trace.contains("main.leakyHandler"), "{trace}");
+}
+
+/// Runs a demo whose temporary directory is this one, until it had the time to prove the leak: it says so, its program has
+/// ended, and only what it exports is left.
+fn shows_the_leak(demo: &mut Command, temporary: &Path, exported: &str) {
+    let begin = Instant::now();
+    loop {
+        let output = demo.stdin(Stdio::null()).output().expect("it starts");
+        let (said, error) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(0), "{said}{error}");
+        assert!(!is_there(shop(&said)), "{said}");
+        let left: Vec<_> = fs::read_dir(temporary).expect("a directory").flatten().collect();
+        assert!(left.len() == 1 && left[0].file_name() == exported, "{left:?}");
+        for part in
+            ["$ gotrace ps\n", "$ gotrace check ", "$ gotrace attach ", "; stopped after --duration\n"]
+        {
+            assert!(said.contains(part), "{part} in\n{said}");
+        }
+        let proven = said.contains("\n  unreachable ") && said.contains("LEAK? ");
+        if proven && said.contains(" main.waitForever  created by main.leakyHandler (main.go:118)\n") {
+            return;
+        }
+        assert!(begin.elapsed() < PATIENCE, "no leak in\n{said}{error}");
+    }
+}
+
+#[test]
+fn a_demo_that_is_ended_leaves_nothing_behind() {
+    if !privileged("live_packages") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let is_empty = || fs::read_dir(directory.path()).expect("a directory").next().is_none();
+    // At once, while another gotrace runs, and while that one has probes in the program.
+    for (signal, when) in [
+        (libc::SIGHUP, "main.waitForever"),
+        (libc::SIGTERM, "$ gotrace check"),
+        (libc::SIGINT, "$ gotrace attach"),
+    ] {
+        let mut demo = Demo::start(gotrace_with(directory.path()).args(["demo", "--duration", "600s"]));
+        demo.wait_for(when);
+        let pid = shop(&demo.said);
+        assert!(is_there(pid) && !is_empty(), "{}", demo.said);
+        demo.gotrace.signal(signal);
+        let (status, said) = demo.end();
+        assert_eq!(status.code(), Some(0), "signal {signal}: {status}:\n{said}");
+        assert!(!is_there(pid), "signal {signal}: the program runs on:\n{said}");
+        assert!(is_empty(), "signal {signal}: its directory is left:\n{said}");
+    }
+    // The kernel ends the program for one that cannot.
+    let mut demo = Demo::start(gotrace_with(directory.path()).arg("demo"));
+    demo.wait_for("main.waitForever");
+    demo.gotrace.signal(libc::SIGKILL);
+    let pid = shop(&demo.said);
+    demo.gotrace.0.wait().expect("it ends");
+    let begin = Instant::now();
+    while is_there(pid) {
+        assert!(begin.elapsed() < PATIENCE, "the program runs on");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn on_a_terminal_the_demo_runs_until_ctrl_c() {
+    if !privileged("live_packages") {
+        return;
+    }
+    let mut demo = OnTerminal::start(&["demo", "--duration", "1s"]);
+    demo.wait_for("In another terminal:");
+    demo.wait_to_see("--html leak.html");
+    let pid = shop(&demo.shown());
+    let executable = fs::read_link(format!("/proc/{pid}/exe")).expect("it runs");
+    assert_eq!(executable.file_name().and_then(|name| name.to_str()), Some("shop"));
+    let screen = demo.screen();
+    for command in [format!(" attach {pid} --level full"), format!(" leaks {pid} --watch 30s")] {
+        assert!(screen.contains(&command), "{command} in\n{screen}");
+    }
+    demo.press("\x03");
+    assert_eq!(demo.end().code(), Some(0), "{}", demo.shown());
+    assert!(!is_there(pid) && !executable.parent().expect("a directory").exists(), "{}", demo.shown());
+    assert!(demo.is_cooked());
+}
+
+#[test]
+fn a_demo_that_cannot_be_shown_says_why() {
+    if !privileged("live_packages") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let mount = "mount --make-rprivate / && mount -t tmpfs -o noexec none \"$TMPDIR\" && \"$0\" demo; code=$?; \
+                 ls \"$TMPDIR\"; exit $code";
+    let mut noexec = Command::new("unshare");
+    noexec.args(["--mount", "sh", "-c", mount]).arg(binary().expect("built")).env("TMPDIR", directory.path());
+    let mut isolated = Command::new("unshare");
+    isolated.arg("--net").arg(binary().expect("built")).arg("demo").env("TMPDIR", directory.path());
+    let mut nowhere = gotrace_with(&directory.path().join("nowhere"));
+    for (command, why, what) in [
+        (&mut noexec, "its file system is mounted noexec", "help: set TMPDIR to a directory on another"),
+        (nowhere.arg("demo"), "No such file or directory", "help: set TMPDIR to another directory"),
+        (&mut isolated, "cannot reach itself at 127.0.0.1", "help: in a network namespace of its own"),
+    ] {
+        let output = command.stdin(Stdio::null()).output().expect("it starts");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert!(error.starts_with("error: ") && error.contains(why) && error.contains(what), "{error}");
+        assert!(output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
+}
+
+/// Whoever may not read other users' processes may read this one, unless the kernel allows it to ancestors alone; what
+/// eBPF lacks is said.
+#[test]
+fn without_root_the_demo_says_what_is_missing() {
+    if !privileged("live_packages") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let gotrace = directory.path().join("gotrace");
+    fs::copy(binary().expect("built"), &gotrace).expect("copied");
+    std::os::unix::fs::chown(directory.path(), Some(65534), None).expect("given away");
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all", "--"]);
+    let command = command.arg(&gotrace).args(["demo", "--duration", "1s"]).env("TMPDIR", directory.path());
+    let output = command.stdin(Stdio::null()).output().expect("it starts");
+    let (said, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
+    if matches!(scope.trim(), "" | "0") {
+        assert_eq!(output.status.code(), Some(0), "{said}{error}");
+        assert!(error.contains("warning: eBPF does not work on this host"), "{said}{error}");
+        assert!(said.contains("main.waitForever  created by main.leakyHandler"), "{said}{error}");
+    } else {
+        assert_eq!(output.status.code(), Some(3), "{said}{error}");
+        assert!(error.contains("\nhelp: ") && error.contains("ptrace_scope"), "{said}{error}");
+    }
+    assert!(!is_there(shop(&said)), "{said}");
+    let left: Vec<_> = fs::read_dir(directory.path()).expect("a directory").collect();
+    assert_eq!(left.len(), 1, "{left:?}");
 }

@@ -23,12 +23,12 @@ type Saved = (Arc<Binary>, Image);
 static SAVED: LazyLock<[Saved; 2]> = LazyLock::new(|| ARCHITECTURES.map(load));
 
 fn load(arch: &str) -> Saved {
-    let read = |path: &str| fs::read(workspace().join("tests").join(path)).expect("committed");
+    let read = |path: &str| fs::read(workspace().join(path)).expect("committed");
     let mut program = Vec::new();
-    let packed = read(&format!("go/demo/demo.{arch}.gz"));
+    let packed = read(&format!("gotrace-daemon/demo/demo.{arch}.gz"));
     GzDecoder::new(&packed[..]).read_to_end(&mut program).expect("packed");
     let binary = Binary::parse(&program).expect("a Go program");
-    let image = Image::read(&read(&format!("images/demo.{arch}.img"))).expect("an image");
+    let image = Image::read(&read(&format!("tests/images/demo.{arch}.img"))).expect("an image");
     (Arc::new(binary), image)
 }
 

@@ -1,27 +1,20 @@
-//! `cargo xtask demo`: builds gotrace, starts a small Go program that leaks, and shows what gotrace says of it: at a
-//! glance, as a verdict, and live. On a terminal the program runs on until Ctrl-C, for whoever wants to look on.
+//! `cargo xtask demo`: builds gotrace, and runs `gotrace demo`, which shows what gotrace says of a small Go program that
+//! leaks. Its trace is left in `target/demo.otlp.jsonl`.
+//!
+//! Also: what the committed Go program (`gotrace-daemon/demo`) has to come with.
 //!
 //! Needs rustup's stable Rust, a C compiler and root; neither Go nor anything of the eBPF toolchain: the
-//! Go program is kept prebuilt beside its source (`tests/go/demo`), and the eBPF object is committed.
+//! Go program and the eBPF object are committed.
 
-use std::{
-    fs,
-    io::{IsTerminal as _, Read as _},
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    thread,
-    time::Duration,
-};
+use std::{fs, os::unix::process::CommandExt as _, path::PathBuf, process::Command};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result};
 use clap::Args;
-use sha2::{Digest as _, Sha256};
 
 use crate::util::{root, run};
 
-/// As long as it takes until there is a leak to see.
-const LEAKS: Duration = Duration::from_secs(3);
+/// Which package cargo is to build or run.
+const GOTRACE: [&str; 3] = ["--locked", "--package", "gotrace-daemon"];
 
 /// How to show it.
 #[derive(Debug, Args)]
@@ -31,121 +24,60 @@ pub struct Options {
     duration: String,
 }
 
-/// Runs `cargo xtask demo`.
+/// Runs `cargo xtask demo`; does not come back where it can be run.
 pub fn main(options: &Options) -> Result<()> {
     println!("building gotrace");
-    run(Command::new("cargo").current_dir(root()).args(["build", "--locked", "-p", "gotrace-daemon"]))?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    let program = unpack(&target)?;
-    let export = target.join("demo.otlp.jsonl");
-    if export.exists() {
-        fs::remove_file(&export).with_context(|| format!("removing the old {}", export.display()))?;
-    }
-    let mut shop = Running::start(&program)?;
-    let pid = shop.0.id().to_string();
-    println!(
-        "started {} as process {pid}; its goroutines in main.waitForever are never to end",
-        program.display()
-    );
-    thread::sleep(LEAKS);
-    let gotrace = target.join("debug/gotrace");
-    show(&gotrace, &["ps"], &[0])?;
-    show(&gotrace, &["check", &pid, "--watch", "5s"], &[0, 10])?;
-    let mut attach = vec![
-        "attach",
-        &pid,
-        "--duration",
-        &options.duration,
-        "--export",
-        export.to_str().unwrap_or_default(),
-    ];
-    let on_terminal = std::io::stdout().is_terminal();
-    if !on_terminal {
-        // Each interval would be a table of its own.
-        attach.push("--quiet");
-    }
-    show(&gotrace, &attach, &[0])?;
-    println!(
-        "the trace is in {}: OTLP as JSON lines, which any OpenTelemetry collector reads",
-        export.display()
-    );
-    if !on_terminal {
-        let group = ["dump", &pid, "--group", "--function", "main.waitForever"];
-        return show(&gotrace, &group, &[0]);
-    }
-    let name = gotrace.display();
-    println!(
-        "\nThe shop runs on until Ctrl-C. In another terminal:\n\
-         \x20 {name} attach {pid} --level full       watch it\n\
-         \x20 {name} leaks {pid} --watch 30s         the leak, proven\n\
-         \x20 {name} dump {pid} --group              every goroutine\n\
-         \x20 {name} check {pid} --html leak.html    a report to send"
-    );
-    shop.0.wait().context("waiting for the shop")?;
-    Ok(())
-}
-
-/// Says what is run, and runs it.
-fn show(gotrace: &Path, arguments: &[&str], codes: &[i32]) -> Result<()> {
-    println!("\n$ gotrace {}", arguments.join(" "));
-    let status = Command::new(gotrace).args(arguments).status().context("starting gotrace")?;
-    ensure!(
-        status.code().is_some_and(|code| codes.contains(&code)),
-        "gotrace ended with {status}; `target/debug/gotrace doctor` tells what this machine lacks"
-    );
-    Ok(())
-}
-
-/// The prebuilt program of this architecture, checked and made executable.
-pub(crate) fn unpack(target: &Path) -> Result<PathBuf> {
-    let arch = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => bail!("the demo's Go program is kept for amd64 and arm64, and this machine is {other}"),
+    let cargo = |arguments: &[&str]| {
+        let mut cargo = Command::new("cargo");
+        cargo.args(arguments).arg("--manifest-path").arg(root().join("Cargo.toml")).args(GOTRACE);
+        cargo
     };
-    let dir = root().join("tests/go/demo");
-    let packed = dir.join(format!("demo.{arch}.gz"));
-    let bytes = fs::read(&packed).with_context(|| format!("reading {}", packed.display()))?;
-    let sums = fs::read_to_string(dir.join("SHA256SUMS")).context("reading the demo's SHA256SUMS")?;
-    let name = format!("demo.{arch}.gz");
-    let want = sums.lines().find_map(|l| l.strip_suffix(&name)).map(str::trim);
-    let got: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
-    ensure!(
-        want == Some(&got),
-        "{} has another SHA-256 than SHA256SUMS says: tests/go/demo/build.sh makes both anew",
-        packed.display()
-    );
-    let mut program = Vec::new();
-    flate2::read::GzDecoder::new(&bytes[..])
-        .read_to_end(&mut program)
-        .with_context(|| format!("unpacking {}", packed.display()))?;
-    let path = target.join("demo-shop");
-    // Another demo may be running: its file is replaced, not overwritten.
-    let new = target.join("demo-shop.new");
-    fs::write(&new, program).with_context(|| format!("writing {}", new.display()))?;
-    fs::set_permissions(&new, fs::Permissions::from_mode(0o755))?;
-    fs::rename(&new, &path)?;
-    Ok(path)
+    run(&mut cargo(&["build"]))?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    // In place of this process, so that Ctrl-C finds gotrace alone.
+    let failed = cargo(&["run", "--quiet"])
+        .args(["--", "demo", "--duration", &options.duration, "--export"])
+        .arg(target.join("demo.otlp.jsonl"))
+        .exec();
+    Err(failed).context("running cargo")
 }
 
-/// The Go program; ended when dropped.
-pub(crate) struct Running(pub(crate) Child);
-
-impl Running {
-    pub(crate) fn start(program: &Path) -> Result<Self> {
-        let child = Command::new(program)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .with_context(|| format!("starting {}", program.display()))?;
-        Ok(Self(child))
-    }
+/// Where the Go program is, compiled.
+fn programs() -> PathBuf {
+    root().join("gotrace-daemon/demo")
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Both fail only where it has ended, which is what is wanted.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+/// The notices that it has to come with, which are committed beside it.
+pub fn committed_notices() -> Result<String> {
+    let path = programs().join("THIRD-PARTY");
+    fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+}
+
+/// The version of Go whose runtime and standard library are in it, and their licence.
+pub fn go() -> Result<(String, String)> {
+    let notices = committed_notices()?;
+    let told = notices.lines().find_map(|line| line.strip_prefix("go ")?.strip_suffix(')')?.split_once(" ("));
+    let (version, licence) = told.context("the demo's THIRD-PARTY names no version of Go")?;
+    Ok((version.to_owned(), licence.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packages::sha256;
+
+    #[test]
+    fn the_committed_programs_and_notices_are_those_of_one_build() {
+        let sums = fs::read_to_string(programs().join("SHA256SUMS")).expect("a file");
+        for arch in ["amd64", "arm64"] {
+            let name = format!("demo.{arch}.gz");
+            let sum = sha256(&fs::read(programs().join(&name)).expect("a file"));
+            assert!(sums.lines().any(|line| line == format!("{sum}  {name}")), "{name}: {sum}");
+        }
+        let script = fs::read_to_string(root().join("tests/go/demo/build.sh")).expect("a file");
+        let (version, licence) = go().expect("it names one");
+        assert!(script.lines().any(|line| line == format!("version={version}")), "{version}");
+        assert_eq!(licence, "BSD-3-Clause");
+        assert!(committed_notices().expect("a file").contains("Copyright 2009 The Go Authors."));
     }
 }

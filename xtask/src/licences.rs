@@ -2,7 +2,7 @@
 //! notices that a binary must carry.
 //!
 //! Reads what `cargo metadata` says of the crates that are built for Linux, tests and tools included,
-//! the licence texts that lie beside their manifests, and what the page is built of. Refuses a crate whose licence expression
+//! the licence texts that lie beside their manifests, and what the page and the demo's Go program are built of. Refuses a crate whose licence expression
 //! cannot be met from the lists below, and one that names no licence. A licence joins a list with its
 //! reason, or not at all.
 
@@ -17,6 +17,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
 use crate::{
+    demo,
     page::{self, Bundled},
     util::{capture, root},
 };
@@ -99,6 +100,11 @@ pub fn main() -> Result<()> {
         if let Err(why) = judge(licence.as_deref(), &ALLOWED) {
             refused.push(format!("gotrace-daemon/web/package-lock.json: {name} {version}: {why}"));
         }
+    }
+    let (version, licence) = demo::go()?;
+    seen.insert(format!("go {version}"));
+    if let Err(why) = judge(Some(&licence), &ALLOWED) {
+        refused.push(format!("gotrace-daemon/demo: go {version}: {why}"));
     }
     if !refused.is_empty() {
         refused.sort();
@@ -188,7 +194,9 @@ pub fn notices() -> Result<String> {
         let crates: Vec<_> = crates.into_iter().collect();
         notices += &format!("\n{}\n{}\n\n{}\n", "=".repeat(80), crates.join(", "), text.trim_end());
     }
-    notices += &format!("\n{}\n{}", "=".repeat(80), page::committed_notices()?);
+    for committed in [page::committed_notices()?, demo::committed_notices()?] {
+        notices += &format!("\n{}\n{committed}", "=".repeat(80));
+    }
     Ok(notices)
 }
 

@@ -61,7 +61,7 @@ pub fn sha256(bytes: &[u8]) -> String {
 }
 
 /// Go's and Debian's name of the architecture.
-fn architecture() -> Result<&'static str> {
+pub fn architecture() -> Result<&'static str> {
     match std::env::consts::ARCH {
         "x86_64" => Ok("amd64"),
         "aarch64" => Ok("arm64"),

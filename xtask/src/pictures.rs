@@ -5,8 +5,9 @@
 //! before you commit new ones.
 
 use std::{
-    fs,
-    io::{BufRead as _, BufReader},
+    fs::{self, File},
+    io::{self, BufRead as _, BufReader},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, ChildStderr, Command, Stdio},
     sync::mpsc,
@@ -15,9 +16,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use flate2::read::GzDecoder;
 
 use crate::{
-    demo::{Running, unpack},
+    packages::architecture,
     page, svg,
     test::cargo,
     util::{apt_install, capture, root, run},
@@ -45,7 +47,7 @@ pub fn main() -> Result<()> {
     fs::create_dir_all(&pictures).with_context(|| format!("making {}", pictures.display()))?;
     // Its path is in the picture: not one of this machine's.
     let directory = PathBuf::from(capture(Command::new("mktemp").args(["-d", "/tmp/shop.XXXXXX"]))?.trim());
-    let made = make(&gotrace, &unpack(&directory)?, &pictures);
+    let made = unpack(&directory).and_then(|program| make(&gotrace, &program, &pictures));
     fs::remove_dir_all(&directory).with_context(|| format!("removing {}", directory.display()))?;
     made
 }
@@ -53,10 +55,10 @@ pub fn main() -> Result<()> {
 /// Makes both of this program, which runs anew for each.
 fn make(gotrace: &Path, program: &Path, pictures: &Path) -> Result<()> {
     let (view, page) = (pictures.join("attach.svg"), pictures.join("page.png"));
-    let shop = Running::start(program)?;
+    let shop = start(program)?;
     browser(gotrace, program, &shop.0.id().to_string(), &page)?;
     drop(shop);
-    let shop = Running::start(program)?;
+    let shop = start(program)?;
     let screen = terminal(gotrace, &shop.0.id().to_string())?;
     let title = "gotrace attach: a leak on top, then goroutines by creation site; below, more about one row";
     fs::write(&view, svg::draw(screen.screen(), title))?;
@@ -66,6 +68,24 @@ fn make(gotrace: &Path, program: &Path, pictures: &Path) -> Result<()> {
         ensure!(bytes < MOST, "{} is too large to commit", path.display());
     }
     Ok(())
+}
+
+/// The program of `gotrace demo`, for this architecture.
+fn unpack(directory: &Path) -> Result<PathBuf> {
+    let packed = root().join(format!("gotrace-daemon/demo/demo.{}.gz", architecture()?));
+    let bytes = fs::read(&packed).with_context(|| format!("reading {}", packed.display()))?;
+    let path = directory.join("demo-shop");
+    let mut file = File::create(&path).with_context(|| format!("writing {}", path.display()))?;
+    io::copy(&mut GzDecoder::new(&bytes[..]), &mut file)
+        .with_context(|| format!("unpacking {}", packed.display()))?;
+    file.set_permissions(fs::Permissions::from_mode(0o755))?;
+    Ok(path)
+}
+
+/// Starts it.
+fn start(program: &Path) -> Result<Ended> {
+    let child = Command::new(program).stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+    Ok(Ended(child.with_context(|| format!("starting {}", program.display()))?))
 }
 
 /// A tmux server of its own, ended when dropped.

@@ -1,5 +1,5 @@
 //! What the binary is made of, as a CycloneDX 1.6 document: each crate that is linked into it with its version, licence
-//! and the hash by which `Cargo.lock` holds it, and the C library. Comes out the same from the same sources and time.
+//! and the hash by which `Cargo.lock` holds it, the C library, and Go's of the program of `gotrace demo`. Comes out the same from the same sources and time.
 
 use std::{collections::HashMap, fs, process::Command};
 
@@ -7,14 +7,14 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
 use crate::{
-    licences, packages,
+    demo, licences, packages,
     util::{capture, root},
 };
 
 /// The document. `sha256`: of the binary.
 pub fn document(sha256: &str) -> Result<String> {
     let hashes = checksums()?;
-    let mut components = vec![c_library()?];
+    let mut components = vec![c_library()?, go_library()?];
     for package in licences::linked()? {
         let purl = format!("pkg:cargo/{}@{}", package.name, package.version);
         let mut component = json!({
@@ -71,6 +71,20 @@ fn c_library() -> Result<Value> {
         "version": version,
         "purl": purl,
         "licenses": [{ "expression": "LGPL-2.1-or-later" }],
+    }))
+}
+
+/// Go's runtime and standard library, in the Go program that is part of the binary.
+fn go_library() -> Result<Value> {
+    let (version, licence) = demo::go()?;
+    let purl = format!("pkg:golang/std@{version}");
+    Ok(json!({
+        "type": "library",
+        "bom-ref": purl,
+        "name": "std",
+        "version": version,
+        "purl": purl,
+        "licenses": [{ "expression": licence }],
     }))
 }
 

@@ -9,15 +9,14 @@
 use std::{
     ffi::{OsStr, OsString},
     fs, io,
-    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use super::{
     CliError, ExecArgs, Exit, Format,
     baseline::absolute,
     guard::{self, Program},
+    temporary::Directory,
 };
 use gotrace_process::{Forwarder, Spawned, private};
 
@@ -58,7 +57,7 @@ impl<'a> Run<'a> {
             quoted(&own)?,
             fail_on.join(","),
             args.budget,
-            quoted(&directory.0)?
+            quoted(directory.path())?
         );
         // Test programs run in their packages' directories.
         let files = [("--suppress", &args.trace.suppress), ("--baseline", &args.baseline.baseline)];
@@ -81,7 +80,7 @@ impl<'a> Run<'a> {
             .map_err(|e| CliError::failure(format!("cannot get the exit status of process {pid}: {e}")))?;
         drop(forwarder);
         let exit = Exit(Spawned::exit_code(status));
-        guard::conclude(args, &directory.programs()?, exit)
+        guard::conclude(args, &left(directory.path())?, exit)
     }
 }
 
@@ -93,42 +92,19 @@ pub(super) fn leave(directory: &Path, pid: u32, programs: &[Program]) -> Result<
         .map_err(|e| CliError::failure(format!("cannot write findings to {}: {e}", file.display())))
 }
 
-/// A directory of this run only; goes away with it.
-struct Directory(PathBuf);
-
-impl Directory {
-    fn make() -> Result<Self, CliError> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos());
-        let path = std::env::temp_dir().join(format!("gotrace-{}-{now}", std::process::id()));
-        fs::DirBuilder::new().mode(0o700).create(&path).map_err(|e| {
-            CliError::failure(format!("cannot create temporary directory {}: {e}", path.display()))
-                .help("set TMPDIR to another directory")
-        })?;
-        Ok(Self(path))
+/// What the gotraces of this run left in a directory ([`leave`]).
+fn left(directory: &Path) -> Result<Vec<Program>, CliError> {
+    let read =
+        |e: io::Error| CliError::failure(format!("cannot read findings from {}: {e}", directory.display()));
+    let entries: Result<Vec<_>, _> = fs::read_dir(directory).map_err(read)?.collect();
+    let mut files: Vec<PathBuf> = entries.map_err(read)?.into_iter().map(|e| e.path()).collect();
+    files.sort();
+    let mut programs = Vec::new();
+    for file in &files {
+        let text = fs::read(file).map_err(read)?;
+        programs.extend(serde_json::from_slice::<Vec<Program>>(&text).map_err(|e| read(e.into()))?);
     }
-
-    /// What was left in it.
-    fn programs(&self) -> Result<Vec<Program>, CliError> {
-        let read =
-            |e: io::Error| CliError::failure(format!("cannot read findings from {}: {e}", self.0.display()));
-        let entries: Result<Vec<_>, _> = fs::read_dir(&self.0).map_err(read)?.collect();
-        let mut files: Vec<PathBuf> = entries.map_err(read)?.into_iter().map(|e| e.path()).collect();
-        files.sort();
-        let mut programs = Vec::new();
-        for file in &files {
-            let text = fs::read(file).map_err(read)?;
-            programs.extend(serde_json::from_slice::<Vec<Program>>(&text).map_err(|e| read(e.into()))?);
-        }
-        Ok(programs)
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
-            tracing::warn!(directory = %self.0.display(), %error, "cannot remove temporary directory");
-        }
-    }
+    Ok(programs)
 }
 
 /// A word as `go` takes the value of `-exec` apart (`cmd/internal/quoted`).

@@ -13,6 +13,7 @@ mod check;
 mod completions;
 mod convert;
 mod daemon;
+mod demo;
 mod diagnostics;
 mod diff;
 mod doctor;
@@ -40,6 +41,7 @@ mod served;
 mod servers;
 mod surroundings;
 mod target;
+mod temporary;
 mod top;
 mod trace;
 mod view;
@@ -123,6 +125,7 @@ Examples:
   gotrace daemon --config gotrace.yaml       node agent: OTLP, Prometheus, rules, budgets
   gotrace inspect ./server                   build info and probe points
   gotrace doctor                             check whether this host can run gotrace
+  gotrace demo                               try it on a Go program that leaks
 
 TARGET is a pid, the name of an executable, or pod:[NAMESPACE/]POD[/CONTAINER].";
 
@@ -163,6 +166,8 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Check whether this host can run gotrace
     Doctor(DoctorArgs),
+    /// Start a small Go program that leaks, and show what gotrace says of it
+    Demo(demo::DemoArgs),
     /// Print shell completions
     #[command(hide = true)]
     Completions(completions::CompletionsArgs),
@@ -202,6 +207,7 @@ pub fn run(cli: Cli) -> Result<Exit, CliError> {
         Command::Top(args) => top::run(&args),
         Command::Inspect(args) => binary::run(args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Demo(args) => demo::run(&args),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     }

@@ -17,7 +17,7 @@ struct Sample {
 /// What the repository keeps of the demo's program, unpacked.
 pub(crate) fn demo(architecture: usize) -> Vec<u8> {
     let name = ["demo.amd64.gz", "demo.arm64.gz"][architecture % 2];
-    let packed = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../go/demo").join(name));
+    let packed = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../gotrace-daemon/demo").join(name));
     let mut data = Vec::new();
     GzDecoder::new(&packed.expect("committed")[..]).read_to_end(&mut data).expect("packed");
     data

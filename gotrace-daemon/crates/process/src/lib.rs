@@ -37,6 +37,7 @@ mod stat;
 mod system_calls;
 mod target;
 mod threads;
+mod tied;
 mod watch;
 
 pub use allocator::{bound_allocator, give_memory_back};
@@ -62,6 +63,7 @@ pub use stat::{age, all_processes, has_executed, is_stopped, parent_of, stack_st
 pub use system_calls::{RawCall, SystemCall};
 pub use target::{Identity, Mapping, Target};
 pub use threads::{Background, Beat, Threads, Trouble, contained, room_for};
+pub use tied::Tied;
 pub use watch::{Watch, wait_for_any};
 
 /// Whether the kernel that runs is this release or a later one.

@@ -17,7 +17,7 @@ fn directory() -> PathBuf {
 
 /// The demo's goroutines, at a time and with a duration that are always the same.
 pub(crate) fn demo() -> (Snapshot, Names) {
-    let packed = fs::read(directory().join("../../../tests/go/demo/demo.amd64.gz")).expect("the program");
+    let packed = fs::read(directory().join("../../demo/demo.amd64.gz")).expect("the program");
     let mut program = Vec::new();
     GzDecoder::new(&*packed).read_to_end(&mut program).expect("a gzip file");
     let binary = Arc::new(Binary::parse(&program).expect("a Go program"));
