@@ -4,6 +4,7 @@
 //!
 //! Nothing here skips in silence: a missing tool is an error that says which command installs it.
 
+pub mod bare;
 pub mod cluster;
 pub mod code;
 pub mod compare;

@@ -4,6 +4,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 /// The longest that a source file may be; there are no exceptions.
@@ -322,4 +323,43 @@ fn nothing_names_a_directory_of_one_machine() {
         }
     }
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+/// The files that a source file builds in, relative to the workspace.
+fn built_in(name: &str, text: &str) -> Vec<String> {
+    let macros = ["include_bytes!(\"", "include_bytes_aligned!(\"", "include_str!(\""];
+    let paths = macros.iter().flat_map(|begin| text.split(begin).skip(1));
+    paths
+        .filter_map(|rest| Some(Path::new(name).parent()?.join(rest.split_once('"')?.0)))
+        .map(|path| {
+            let mut parts: Vec<&str> = Vec::new();
+            for part in path.iter().filter_map(|part| part.to_str()) {
+                match part {
+                    ".." => parts.truncate(parts.len().saturating_sub(1)),
+                    part => parts.push(part),
+                }
+            }
+            parts.join("/")
+        })
+        .collect()
+}
+
+/// A fresh clone has everything that `cargo install --locked --path gotrace-daemon` builds in, and nothing of it comes from
+/// outside of what is installed.
+#[test]
+fn what_is_built_in_is_committed() {
+    let listed = Command::new("git").current_dir(workspace()).arg("ls-files").output().expect("git runs");
+    assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    let committed = |file: &str| listed.lines().any(|line| line == file);
+    let mut found: Vec<String> = vec!["Cargo.lock".to_owned()];
+    for (name, text) in files(&["rs"]).iter().filter(|(name, _)| name.starts_with("gotrace-daemon/")) {
+        found.extend(built_in(name, text));
+    }
+    for file in ["gotrace-daemon/demo/demo.amd64.gz", "gotrace-daemon/ebpf/gotrace.aarch64.bpf.o"] {
+        assert!(found.iter().any(|found| found == file), "{file} is not found in {found:?}");
+    }
+    let there = |file: &str| committed(file) && (file == "Cargo.lock" || file.starts_with("gotrace-daemon/"));
+    let wrong: Vec<_> = found.iter().filter(|file| !there(file)).collect();
+    assert!(wrong.is_empty(), "built in, and not committed below gotrace-daemon: {wrong:?}");
 }

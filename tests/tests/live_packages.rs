@@ -1,6 +1,6 @@
-//! The packages that users install, made of the binary under test: the Debian package, and the container
-//! image, which runs by runc as a sidecar would; and `gotrace demo`, which is what they try first. Needs root, runc and
-//! dpkg-deb.
+//! The packages that users install, made of the binary under test: the archive and the Debian package, each installed
+//! into a root file system with nothing else in it, the container image, which runs by runc as a sidecar would, and the
+//! chart's package; and `gotrace demo`, which is what users try first. Needs root, runc, dpkg and helm.
 
 use std::{
     fs,
@@ -12,10 +12,13 @@ use std::{
 };
 
 use gotrace_tests::{
+    bare::BareRoot,
     container::{Container, Hierarchy, Shape, run_image},
-    demo::unpack_demo,
+    demo::{Demo as RunningDemo, unpack_demo},
     fixture::{PATIENCE, read_lines},
-    gotrace::{binary, privileged},
+    gobuild::cache_dir,
+    gotrace::{binary, left_out, privileged},
+    manifests,
     running::Running,
     terminal::OnTerminal,
 };
@@ -34,18 +37,22 @@ fn find(directory: &Path, end: &str) -> PathBuf {
     files.find(|p| p.to_string_lossy().ends_with(end)).unwrap_or_else(|| panic!("no file *{end}"))
 }
 
-/// Makes the packages.
-fn make(directory: &Path) {
+/// Makes the packages, of a binary without debug information, as that of a release has none; returns its place.
+fn make(directory: &Path) -> PathBuf {
+    let stripped = directory.join("gotrace");
+    fs::copy(binary().expect("built"), &stripped).expect("copied");
+    output_of("strip", &["--strip-debug", "gotrace"], directory);
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let status = Command::new("cargo")
         .current_dir(workspace)
         .args(["run", "--quiet", "--locked", "--package", "xtask", "--", "dist", "--binary"])
-        .arg(binary().expect("built"))
+        .arg(&stripped)
         .arg("--output")
         .arg(directory)
         .status()
         .expect("cargo runs");
     assert!(status.success());
+    stripped
 }
 
 #[test]
@@ -55,19 +62,25 @@ fn packages_hold_what_they_should_and_the_image_runs() {
     }
     let directory = tempfile::tempdir().expect("a directory");
     let made = directory.path();
-    make(made);
+    let binary = make(made);
     output_of("sha256sum", &["--check", "--quiet", "SHA256SUMS"], made);
-    materials(&find(made, ".cdx.json"));
+    materials(&find(made, ".cdx.json"), &binary);
     debian(&find(made, ".deb"), made);
     let layer = image(&find(made, ".image.tar"), made);
-    sidecar(&layer);
+    thread::scope(|scope| {
+        // Mostly waits.
+        scope.spawn(|| unpacked(&find(made, ".tar.gz")));
+        scope.spawn(|| installed(&find(made, ".deb")));
+        sidecar(&layer);
+        chart(&find(made, ".tgz"));
+    });
 }
 
 /// The bill of materials has the binary, each crate that the notices name, and what all of it is under.
-fn materials(file: &Path) {
+fn materials(file: &Path, binary: &Path) {
     let said: Value = serde_json::from_slice(&fs::read(file).expect("a file")).expect("JSON");
     assert_eq!((&said["bomFormat"], &said["specVersion"]), (&"CycloneDX".into(), &"1.6".into()));
-    let hash = Sha256::digest(fs::read(binary().expect("built")).expect("a file"));
+    let hash = Sha256::digest(fs::read(binary).expect("a file"));
     let hash: String = hash.iter().map(|b| format!("{b:02x}")).collect();
     assert_eq!(said["metadata"]["component"]["hashes"][0]["content"], hash);
     let components = said["components"].as_array().expect("components");
@@ -83,7 +96,7 @@ fn materials(file: &Path) {
             "{component}"
         );
     }
-    for name in ["glibc", "aya", "aya-ebpf", "tokio", "object"] {
+    for name in ["glibc", "std", "aya", "aya-ebpf", "tokio", "object"] {
         assert!(components.iter().any(|c| c["name"] == name), "no {name}");
     }
     // For tests and tools alone.
@@ -188,6 +201,123 @@ fn sidecar(layer: &Path) {
     let (status, told) =
         run_image(layer, &["/usr/bin/gotrace", "dump", "--pid", "1"], &[], &shape).expect("runc runs it");
     assert!(!status.success() && told.contains("SYS_PTRACE"), "without the capability: {status}: {told}");
+}
+
+/// What a command prints that succeeds.
+fn printed(command: &mut Command) -> String {
+    let output = command.output().expect("it starts");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {}: {error}", output.status);
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// What gotrace says, where it is installed, of a Go program outside.
+fn tells_of_a_program_outside(root: &BareRoot, gotrace: &str) {
+    let run = |arguments: &[&str]| printed(root.command(gotrace).args(arguments));
+    let version = concat!("gotrace ", env!("CARGO_PKG_VERSION"), "\n");
+    assert_eq!(run(&["--version"]), version);
+    let program = RunningDemo::start("600s").expect("it starts");
+    let pid = program.pid().to_string();
+    let line = |text: &str| text.lines().any(|l| l.split_whitespace().next() == Some(&pid));
+    let listed = run(&["ps"]);
+    assert!(line(&listed), "no {pid} in\n{listed}");
+    let dump = run(&["dump", &pid]);
+    assert!(dump.contains("\nmain.openShop(...)\n\t") && dump.contains("/main.go:"), "{dump}");
+}
+
+/// The archive, unpacked where nothing else is: gotrace finds there what it finds here, and the first thing that a user
+/// tries has its answer.
+fn unpacked(archive: &Path) {
+    let root = BareRoot::new().expect("a directory");
+    output_of("tar", &["-xf", &archive.to_string_lossy()], root.path());
+    let name = archive.file_name().and_then(|name| name.to_str()).expect("text").trim_end_matches(".tar.gz");
+    let gotrace = format!("/{name}/gotrace");
+    tells_of_a_program_outside(&root, &gotrace);
+    let checks = |report: &Value| {
+        let checks = report["checks"].as_array().expect("checks").clone();
+        checks.into_iter().map(|c| (c["name"].to_string(), c["state"].to_string())).collect::<Vec<_>>()
+    };
+    let json = |command: &mut Command| {
+        let output = command.args(["doctor", "--format", "json"]).output().expect("it starts");
+        (output.status.code(), serde_json::from_slice::<Value>(&output.stdout).expect("JSON"))
+    };
+    let (there, here) =
+        (json(&mut root.command(&gotrace)), json(&mut Command::new(binary().expect("built"))));
+    assert_eq!((there.0, checks(&there.1)), (here.0, checks(&here.1)));
+    let mut demo = root.command(&gotrace);
+    demo.args(["demo", "--duration", "2s", "--export", "/tmp/trace.jsonl"]);
+    shows_the_leak(&mut demo, &root.path().join("tmp"), "trace.jsonl");
+}
+
+/// The Debian package, installed by dpkg where nothing else is: not even a shell, so that the package's scripts run on this
+/// machine, as they must allow (`--force-script-chrootless`).
+fn installed(package: &Path) {
+    let root = BareRoot::new().expect("a directory");
+    let state = root.path().join("var/lib/dpkg");
+    fs::create_dir_all(state.join("info")).expect("made");
+    fs::create_dir(state.join("updates")).expect("made");
+    fs::write(state.join("status"), "").expect("written");
+    let dpkg = |arguments: &[&str]| {
+        let mut dpkg = Command::new("dpkg");
+        dpkg.arg(format!("--root={}", root.path().display())).arg("--force-script-chrootless");
+        dpkg.args(arguments).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        printed(&mut dpkg)
+    };
+    dpkg(&["--install", &package.to_string_lossy()]);
+    assert!(dpkg(&["--status", "gotrace"]).contains("\nStatus: install ok installed\n"));
+    assert_eq!(dpkg(&["--verify", "gotrace"]), "", "files that are not those of the package");
+    tells_of_a_program_outside(&root, "/usr/bin/gotrace");
+
+    let help = printed(root.command("/usr/bin/gotrace").arg("--help"));
+    let commands =
+        help.split_once("Commands:\n").and_then(|(_, rest)| rest.split_once("\n\n")).expect("a list").0;
+    let commands: Vec<&str> = commands
+        .lines()
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next().filter(|name| *name != "help"))
+        .collect();
+    assert!(commands.len() > 15 && commands.contains(&"demo"), "{commands:?}");
+    for command in commands {
+        let page = root.path().join(format!("usr/share/man/man1/gotrace-{command}.1.gz"));
+        let page = printed(Command::new("gzip").arg("-dc").arg(page));
+        assert!(page.contains(&format!("\n.TH gotrace-{command} 1")), "{page}");
+    }
+    verify_unit(root.path());
+
+    dpkg(&["--purge", "gotrace"]);
+    for file in ["usr/bin/gotrace", "etc/gotrace", "usr/lib/systemd/system/gotrace.service"] {
+        assert!(!root.path().join(file).exists(), "{file} is left");
+    }
+}
+
+/// Has systemd judge the installed unit, with the program that it starts in its place.
+fn verify_unit(root: &Path) {
+    let installed = fs::read_to_string(root.join("usr/lib/systemd/system/gotrace.service")).expect("a unit");
+    let started = format!("ExecStart={}/usr/bin/gotrace ", root.display());
+    let unit = root.join("tmp/gotrace.service");
+    assert!(installed.contains("ExecStart=/usr/bin/gotrace "), "{installed}");
+    fs::write(&unit, installed.replace("ExecStart=/usr/bin/gotrace ", &started)).expect("written");
+    let Ok(judged) = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&unit).output() else {
+        return left_out("live_packages", "systemd-analyze is not here: the unit is not verified");
+    };
+    let told = String::from_utf8_lossy(&judged.stderr);
+    let wrong: Vec<&str> = told.lines().filter(|line| line.contains("gotrace.service")).collect();
+    assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+/// The chart's package is the chart: helm takes it, and renders the same of it.
+fn chart(package: &Path) {
+    let helm = cache_dir().join("cluster/helm");
+    assert!(helm.exists(), "{} is not there: `cargo xtask setup` puts it there", helm.display());
+    let helm = |arguments: &[&str], chart: &Path| printed(Command::new(&helm).args(arguments).arg(chart));
+    helm(&["lint", "--strict"], package);
+    let about = helm(&["show", "chart"], package);
+    let version = concat!("\nversion: ", env!("CARGO_PKG_VERSION"), "\n");
+    assert!(about.contains(version) && about.contains("\nname: gotrace\n"), "{about}");
+    let render = ["template", "gotrace", "--namespace", "gotrace", "--kube-version", "1.36.3"];
+    let (packed, sources) =
+        (helm(&render, package), helm(&render, &manifests::directory().join("kubernetes/chart")));
+    assert!(packed.contains("kind: DaemonSet") && packed == sources, "{packed}");
 }
 
 /// Which process `gotrace demo` says that it started.

@@ -1,18 +1,19 @@
 //! `cargo xtask dist`: what users download: a statically linked gotrace, its man pages and shell
 //! completions, licences and documents, as a directory and as an archive that comes out the same, bit
 //! for bit, from the same sources, compiler and C library; the same as a Debian package and a container
-//! image ([`packages`]); and what it is made of ([`sbom`]).
+//! image, and the Helm chart ([`packages`]); and what it is made of ([`sbom`]).
 //!
-//! Leaves `target/dist/gotrace-<version>-<arch>/`, the same as `.tar.gz`, the `.deb`, the image, the bill of materials
-//! (`.cdx.json`), and `SHA256SUMS`. Builds for the machine's own architecture.
+//! Leaves `target/dist/gotrace-<version>-<arch>/`, the same as `.tar.gz`, the `.deb`, the image, the chart's `.tgz`, the
+//! bill of materials (`.cdx.json`), and `SHA256SUMS`. Builds for the machine's own architecture.
 
 use std::{
     env, fs,
     path::{Path, PathBuf},
     process::Command,
+    thread,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Args;
 
 use crate::{
@@ -87,18 +88,24 @@ pub fn main(options: &Options) -> Result<()> {
         fs::write(directory.join("completions").join(file), script)?;
     }
 
-    let archive = dist.join(format!("{name}.tar.gz"));
-    let bytes = packages::compress(&packages::archive(&dist, &[&name], &packages::time()?)?)?;
-    fs::write(&archive, &bytes).with_context(|| format!("writing {}", archive.display()))?;
+    let archive = || -> Result<PathBuf> {
+        let archive = dist.join(format!("{name}.tar.gz"));
+        let bytes = packages::compress(&packages::archive(&dist, &[&name], &packages::time()?)?)?;
+        fs::write(&archive, &bytes).with_context(|| format!("writing {}", archive.display()))?;
+        Ok(archive)
+    };
+    // Compressing takes the time.
+    let (archive, deb, image) = thread::scope(|scope| {
+        let archive = scope.spawn(archive);
+        let deb = scope.spawn(|| packages::deb(&binary, &directory, &dist));
+        let image = packages::image(&binary, &directory, &dist);
+        (archive.join(), deb.join(), image)
+    });
+    let panicked = |_| anyhow!("a thread panicked");
     let sbom = dist.join(format!("{name}.cdx.json"));
     fs::write(&sbom, sbom::document(&packages::sha256(&fs::read(&binary)?))?)
         .with_context(|| format!("writing {}", sbom.display()))?;
-    let made = [
-        archive,
-        packages::deb(&binary, &directory, &dist)?,
-        packages::image(&binary, &directory, &dist)?,
-        sbom,
-    ];
+    let made = [archive.map_err(panicked)??, deb.map_err(panicked)??, image?, packages::chart(&dist)?, sbom];
     let mut sums = String::new();
     for file in &made {
         let bytes = fs::read(file)?;

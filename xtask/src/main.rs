@@ -59,7 +59,7 @@ enum Chore {
     Licences,
     /// Count the lines of code of each package, without tests, comments and blank lines
     Lines,
-    /// Build what users download: static binary, man pages, completions, as an archive
+    /// Build what users download: static binary with man pages and completions as an archive, .deb, image, chart, SBOM
     Dist(dist::Options),
 }
 

@@ -1,8 +1,8 @@
 //! The packages made of the binary: a `.deb` with unit and configuration, and a container image that holds
-//! the binary and nothing of a distribution.
+//! the binary and nothing of a distribution; and the Helm chart as a package.
 //!
 //! The image is an OCI layout (image-spec 1.1) as a `.tar`, which `docker load`, `podman load`, `skopeo` and
-//! `ctr image import` take; no container engine makes it. Both come out the same, bit for bit, of the same
+//! `ctr image import` take; no container engine makes it. All come out the same, bit for bit, of the same
 //! binary and time (`SOURCE_DATE_EPOCH`, else that of the last commit).
 
 use std::{
@@ -132,15 +132,18 @@ pub fn deb(binary: &Path, dist: &Path, output: &Path) -> Result<PathBuf> {
         ),
     )?;
     fs::write(control.join("conffiles"), "/etc/gotrace/gotrace.yaml\n")?;
-    // The daemon looks at every Go program of the machine: it is started when its owner says so.
-    let reload = "if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi\n";
+    // The daemon looks at every Go program of the machine: it is started when its owner says so. DPKG_ROOT is set where
+    // the package is installed for another machine than the one that dpkg runs on.
+    let here = "[ -z \"$DPKG_ROOT\" ] && [ -d /run/systemd/system ]";
+    let reload = format!("if {here}; then systemctl daemon-reload; fi\n");
     for (name, text) in [
         ("postinst", format!("#!/bin/sh\nset -e\n{reload}")),
         (
             "prerm",
-            "#!/bin/sh\nset -e\nif [ \"$1\" = remove ] && [ -d /run/systemd/system ]; then\n    \
-             systemctl disable --now gotrace.service || true\nfi\n"
-                .to_owned(),
+            format!(
+                "#!/bin/sh\nset -e\nif [ \"$1\" = remove ] && {here}; then\n    \
+                 systemctl disable --now gotrace.service || true\nfi\n"
+            ),
         ),
         ("postrm", format!("#!/bin/sh\nset -e\n{reload}")),
     ] {
@@ -241,4 +244,14 @@ pub fn image(binary: &Path, dist: &Path, output: &Path) -> Result<PathBuf> {
     fs::write(&image, archive(&layout, &["oci-layout", "index.json", "blobs"], &time)?)?;
     fs::remove_dir_all(&layout)?;
     Ok(image)
+}
+
+/// `gotrace-chart-<version>.tgz`: the Helm chart, laid out as `helm package` does it.
+pub fn chart(output: &Path) -> Result<PathBuf> {
+    let tree = fresh(output, "chart")?;
+    run(Command::new("cp").arg("-R").arg(root().join("deploy/kubernetes/chart")).arg(tree.join("gotrace")))?;
+    let package = output.join(format!("gotrace-chart-{VERSION}.tgz"));
+    fs::write(&package, compress(&archive(&tree, &["gotrace"], &time()?)?)?)?;
+    fs::remove_dir_all(&tree)?;
+    Ok(package)
 }
