@@ -64,7 +64,7 @@ impl Apart {
         let pid = self.pid;
         let open = || {
             let target = Target::open(pid)?;
-            let binary = dump::parse(&target, &*target.exe_bytes()?)
+            let binary = dump::parse(&target, &target.exe_bytes()?)
                 .map_err(|error| CliError::failure(format!("cannot read process {pid}: {error}")))?;
             let mut live = Live::new(&target, Arc::new(binary)).map_err(|e| dump::error(pid, &e))?;
             look(&target, &mut live)
