@@ -361,7 +361,7 @@ impl Line {
                 self.report(Traced::take_fresh, report);
                 next_report = now + self.config.interval;
             } else if now >= next_report {
-                self.report(|_| true, report);
+                self.report_all(report);
                 next_report = (next_report + self.config.interval).max(now);
             }
             let why = stop.why().or_else(|| deadline.is_some_and(|d| now >= d).then_some("duration"));

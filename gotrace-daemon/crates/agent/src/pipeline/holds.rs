@@ -72,16 +72,22 @@ impl Drop for Hold {
 }
 
 impl Held {
-    /// What all of these want of a process.
-    fn of(process: Process, all: &[(Process, Wanted)], now: Instant) -> Self {
+    /// What all of these want of a process, where this was wanted before: a new pace begins with a report.
+    fn of(process: Process, all: &[(Process, Wanted)], before: Self, now: Instant) -> Self {
         let own = all.iter().filter(|(of, _)| *of == process).map(|(_, wanted)| wanted);
         let every = own.clone().map(|wanted| wanted.every).min();
-        Self { level: own.map(|w| w.level).max(), every, next_report: every.map(|every| now + every) }
+        let next_report = if every == before.every { before.next_report } else { every.map(|_| now) };
+        Self { level: own.map(|w| w.level).max(), every, next_report }
     }
 
-    /// Whether a report is due, which counts as made.
-    fn is_due(&mut self, now: Instant) -> bool {
-        let (Some(every), Some(next)) = (self.every, self.next_report) else { return false };
+    /// The time between two reports, where clients want more of them than all processes have.
+    fn own_pace(&self, interval: Duration) -> Option<Duration> {
+        self.every.filter(|every| *every < interval)
+    }
+
+    /// Whether a report of its own is due, which counts as made. `interval`: between those of all processes.
+    fn is_due(&mut self, now: Instant, interval: Duration) -> bool {
+        let (Some(every), Some(next)) = (self.own_pace(interval), self.next_report) else { return false };
         let due = now >= next;
         if due {
             // After a long turn it begins anew.
@@ -97,8 +103,9 @@ impl Line {
         if let Some(all) = self.shown.handle.captures().holds().changed() {
             let mut changed = Vec::new();
             for traced in &mut self.traced {
-                let held = Held::of(traced.process(), &all, now);
-                let before = std::mem::replace(&mut traced.held, held);
+                let before = traced.held;
+                let held = Held::of(traced.process(), &all, before, now);
+                traced.held = held;
                 if before.level != held.level {
                     traced.tracee.tell(&Input::Settings(traced.settings(&self.config)));
                     changed.push(traced.pid());
@@ -106,7 +113,14 @@ impl Line {
             }
             changed.into_iter().for_each(|pid| self.change_most(pid));
         }
-        self.report(|traced| traced.held.is_due(now), report);
+        let interval = self.config.interval;
+        self.report(|traced| traced.held.is_due(now, interval), report);
+    }
+
+    /// Reports on all processes, but for those that are reported at a pace of their own: both would cut that up.
+    pub(super) fn report_all(&mut self, report: &mut dyn FnMut(&Arc<Interval>)) {
+        let interval = self.config.interval;
+        self.report(|traced| traced.held.own_pace(interval).is_none(), report);
     }
 
     /// The shortest time between two reports of a process.
@@ -141,8 +155,12 @@ mod tests {
     #[test]
     fn the_most_that_is_wanted_holds_until_nobody_wants_it() {
         let (holds, now) = (Holds::default(), Instant::now());
-        let of =
-            |process| holds.changed().map(|all| Held::of(process, &all, now)).map(|h| (h.level, h.every));
+        let of = |process| {
+            holds
+                .changed()
+                .map(|all| Held::of(process, &all, Held::default(), now))
+                .map(|h| (h.level, h.every))
+        };
         assert!(holds.changed().is_none());
         let first = holds.hold((7, 1), wanted(Level::Waits, 2));
         let second = holds.hold((7, 1), wanted(Level::Full, 5));
@@ -158,12 +176,22 @@ mod tests {
     #[test]
     fn reports_are_due_as_often_as_is_wanted() {
         let now = Instant::now();
-        let mut held = Held::of((7, 1), &[((7, 1), wanted(Level::Full, 2))], now);
-        let due: Vec<u32> = (0..8).filter(|s| held.is_due(now + SECOND * *s)).collect();
-        assert_eq!(due, [2, 4, 6]);
+        let wanted = [((7, 1), wanted(Level::Full, 2))];
+        let mut held = Held::of((7, 1), &wanted, Held::default(), now);
+        let often = 10 * SECOND;
+        let due: Vec<u32> = (0..8).filter(|s| held.is_due(now + SECOND * *s, often)).collect();
+        assert_eq!(due, [0, 2, 4, 6]);
+        let again = Held::of((7, 1), &wanted, held, now + 100 * SECOND);
+        assert_eq!(
+            again.next_report, held.next_report,
+            "what others want of other processes changes nothing"
+        );
         // After a long turn there is one, and not all that were missed.
-        let late: Vec<u32> = (100..103).filter(|s| held.is_due(now + SECOND * *s)).collect();
+        let late: Vec<u32> = (100..103).filter(|s| held.is_due(now + SECOND * *s, often)).collect();
         assert_eq!(late, [100, 102]);
-        assert!(!Held::default().is_due(now));
+        assert!(!Held::default().is_due(now, often));
+        // All are reported as often as that: two reports in turn would make short intervals of long ones.
+        assert!(held.own_pace(often).is_some() && held.own_pace(2 * SECOND).is_none());
+        assert!(!held.is_due(now + 200 * SECOND, 2 * SECOND));
     }
 }
