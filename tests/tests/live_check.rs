@@ -193,6 +193,8 @@ fn the_page_is_one_file_that_runs_nothing() {
         "why: leaked: ",
         "<h2>Checked</h2>",
         "<h2>Not checked</h2>",
+        "<h2>Locks and channels</h2>",
+        "<td class=\"n\">3<td>3 × main.wrapped.func1 (",
         "<svg ",
         "a&lt;img src=x onerror=alert(1)&gt;&amp;amp;&quot;",
     ] {

@@ -30,6 +30,7 @@ use super::{
     examine::{self, Begin, Concluded, Interrupts, Program, verdict},
     guard::{Found, Outcome, Suite, Told, annotate, found, write_junit},
     output::colour,
+    reading::Apart,
     say,
     target::TargetArgs,
 };
@@ -45,6 +46,7 @@ use gotrace_inspect::{
 };
 use gotrace_model::printable::printable;
 use gotrace_process::is_stopped;
+use gotrace_ui::Reader as _;
 
 /// As fast as can be, and only whole proofs count.
 const PACE: Pace = Pace { max_read_rate: None, keeps_candidates: false, provisional: false };
@@ -108,8 +110,8 @@ pub struct CheckArgs {
     /// Also write the results to FILE as JUnit XML
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
-    /// Also write a report to FILE as one HTML page, which loads nothing: findings, what was checked, a flame
-    /// graph of all goroutines
+    /// Also write a report to FILE as one HTML page, which loads nothing: findings, what was checked, who
+    /// waits for which lock and channel, a flame graph of all goroutines
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
     /// Also report findings as GitHub Actions annotations, on stderr [default: github if GITHUB_ACTIONS is
@@ -249,7 +251,8 @@ pub(super) fn run(args: &CheckArgs) -> Result<Exit, CliError> {
             ..dump::Header::default()
         };
         let all = Dump::new(header, &last, &filter, names);
-        write_to(Some(path), |out| html::write(out, report, Some(&all), names))?;
+        let locks = gone.is_none().then(|| Apart { pid }.locks());
+        write_to(Some(path), |out| html::write(out, report, Some(&all), locks.as_ref(), names))?;
         say(&format!("gotrace: wrote the report to {}\n", printable(&path.display().to_string())));
     }
     if let Some(path) = &args.output {

@@ -337,7 +337,7 @@ mod tests {
             "≤p50",
             "40ms",
             "s sort: total",
-            "1 goroutines",
+            "1 created by",
         ] {
             assert!(wide.contains(part), "{part} in\n{wide}");
         }

@@ -86,6 +86,7 @@ fn goroutines_are_sorted_filtered_and_told_more_of() {
     "SWEEP".chars().for_each(|c| state.type_char(c));
     assert_eq!(names(&state), ["runtime.bgsweep (mgcsweep.go:7)"]);
     state.back();
+    state.scroll(isize::MIN);
     state.enter();
     let detail = state.detail.join("\n");
     for part in [

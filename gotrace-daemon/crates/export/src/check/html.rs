@@ -1,6 +1,6 @@
 //! `check --html FILE`: a report that can be sent to somebody: one file that loads nothing and runs nothing, with the
-//! verdict, each finding with its stacks, holders and reason, what was checked and what was not, and a flame graph of all
-//! goroutines.
+//! verdict, each finding with its stacks, holders and reason, what was checked and what was not, who waits for which lock
+//! and channel, and a flame graph of all goroutines.
 //!
 //! What the program chose (names, paths, peers) is escaped, and the page's own policy forbids every script, form and
 //! request, whatever stands in it.
@@ -20,6 +20,7 @@ use crate::{
         svg::{escaped, picture},
     },
     leaks::text::{finding, looked, proof},
+    reading::{Lock, Locks},
     text::duration,
 };
 use gotrace_inspect::snapshot::Names;
@@ -34,9 +35,12 @@ pre{overflow:auto;padding:.8rem;border:1px solid #8886;border-radius:6px;font-si
 summary{cursor:pointer;font-weight:600}\
 .problem summary{color:#c62828}.warning summary{color:#b26a00}\
 dt{font-weight:600}dd{margin:0 0 .4rem 0}\
+table{border-collapse:collapse;font-size:13px}th,td{text-align:left;vertical-align:top;padding:.3rem .8rem .3rem 0;\
+border-bottom:1px solid #8884}td.n{text-align:right}\
 figure{margin:0;overflow:auto}figure svg{max-width:100%;height:auto}";
 
-/// Writes it. `goroutines`: all that there are at the end; `None` where that is not known any more.
+/// Writes it. `goroutines`: all that there are at the end; `None` where that is not known any more. `locks`: who waits for
+/// whom then, or why that is not known.
 ///
 /// # Errors
 /// What the writer says.
@@ -44,6 +48,7 @@ pub fn write(
     out: &mut dyn Write,
     report: Report<'_>,
     goroutines: Option<&Dump<'_>>,
+    locks: Option<&Result<Locks, String>>,
     names: &mut Names,
 ) -> io::Result<()> {
     let Report { header, coverage, next, .. } = report;
@@ -134,12 +139,42 @@ pub fn write(
         let _ = writeln!(commands, "<li><code>{}</code>: {purpose}</li>", text(command));
     }
     list(out, "Next", &commands)?;
+    if let Some(locks) = locks {
+        who_waits(out, locks)?;
+    }
     if let Some(dump) = goroutines {
         writeln!(out, "<h2>All goroutines</h2>\n<figure>")?;
         picture(out, dump, names, false)?;
         writeln!(out, "</figure>")?;
     }
     writeln!(out, "</body>\n</html>")
+}
+
+/// Who waits for which lock and channel, and who holds it.
+fn who_waits(out: &mut dyn Write, locks: &Result<Locks, String>) -> io::Result<()> {
+    writeln!(out, "<h2>Locks and channels</h2>")?;
+    let Locks { notes, objects } = match locks {
+        Ok(locks) => locks,
+        Err(why) => return writeln!(out, "<p>Who waits for whom is not known: {}</p>", text(why)),
+    };
+    if objects.is_empty() {
+        writeln!(out, "<p>No goroutine waits for a lock or a channel.</p>")?;
+    } else {
+        writeln!(
+            out,
+            "<table>\n<tr><th>lock or channel<th>waiting<th>who waits<th>who holds or uses it</tr>"
+        )?;
+    }
+    for Lock { name, waiting, waiters, held_by, .. } in objects {
+        let cells = [name, waiters, held_by].map(|cell| text(cell));
+        let [name, waiters, held_by] = cells;
+        writeln!(out, "<tr><td>{name}<td class=\"n\">{waiting}<td>{waiters}<td>{held_by}</tr>")?;
+    }
+    if !objects.is_empty() {
+        writeln!(out, "</table>")?;
+    }
+    let notes: String = notes.iter().map(|note| format!("<li>{}</li>\n", text(note))).collect();
+    if notes.is_empty() { Ok(()) } else { writeln!(out, "<ul>\n{notes}</ul>") }
 }
 
 fn list(out: &mut dyn Write, title: &str, items: &str) -> io::Result<()> {
@@ -149,4 +184,37 @@ fn list(out: &mut dyn Write, title: &str, items: &str) -> io::Result<()> {
 /// A text of one line in which nothing is markup.
 fn text(text: &str) -> String {
     escaped(&printable(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(locks: &Result<Locks, String>) -> String {
+        let mut out = Vec::new();
+        who_waits(&mut out, locks).expect("a vector takes everything");
+        String::from_utf8(out).expect("text")
+    }
+
+    #[test]
+    fn who_waits_for_whom_is_a_table_in_which_nothing_is_markup() {
+        let lock = Lock {
+            name: "mutex, 0xc000012340".into(),
+            waiting: 8,
+            waiters: "8 × main.<script>".into(),
+            held_by: "held by main.bookkeeper (books.go:5)".into(),
+            ..Lock::default()
+        };
+        let notes = vec!["holders of 3 locks were not looked for".into()];
+        let html = written(&Ok(Locks { notes, objects: vec![lock] }));
+        for part in [
+            "<td>mutex, 0xc000012340<td class=\"n\">8<td>8 × main.&lt;script&gt;",
+            "held by main.bookkeeper",
+            "<li>holders of 3",
+        ] {
+            assert!(html.contains(part), "{part} in {html}");
+        }
+        assert!(written(&Ok(Locks::default())).contains("No goroutine waits"));
+        assert!(written(&Err("it has <exited>".into())).contains("not known: it has &lt;exited&gt;"));
+    }
 }
