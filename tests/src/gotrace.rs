@@ -4,8 +4,8 @@
 //! The binary is `$GOTRACE_BIN`, or what `cargo build` left in the target directory.
 
 use std::{
-    fs,
-    io::Read,
+    fs::{self, File},
+    io::{Read, Write as _},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc,
@@ -79,7 +79,7 @@ pub fn privileged(test: &str) -> bool {
         "{test} needs root to load eBPF programs; run it as root, or say \
          GOTRACE_TESTS=unprivileged to leave the live tests out, which CI does not"
     );
-    eprintln!("SKIPPED: {test} needs root");
+    skipped(&format!("{test} needs root"));
     false
 }
 
@@ -89,7 +89,16 @@ pub fn privileged(test: &str) -> bool {
 /// In CI, where nothing is left out.
 pub fn left_out(test: &str, why: &str) {
     assert!(std::env::var_os("CI").is_none_or(|v| v.is_empty()), "{test} is not left out in CI: {why}");
-    eprintln!("SKIPPED: {test}: {why}");
+    skipped(&format!("{test}: {why}"));
+}
+
+/// Says so, and notes it for whoever runs all tests (`GOTRACE_SKIPPED`), who says it again at the end.
+fn skipped(what: &str) {
+    eprintln!("SKIPPED: {what}");
+    let Some(path) = std::env::var_os("GOTRACE_SKIPPED") else { return };
+    let noted = File::options().create(true).append(true).open(path);
+    let noted = noted.and_then(|mut file| writeln!(file, "{what}"));
+    noted.expect("noted");
 }
 
 /// Reads everything in a thread of its own.

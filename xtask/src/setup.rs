@@ -33,6 +33,8 @@ pub fn main() -> Result<()> {
     page::setup()?;
     // What the trials of stage `harm` run programs by and from.
     apt_install(&["gosu", "strace", "bindfs"])?;
+    // What judges the installed package's unit.
+    apt_install(&["systemd"])?;
     if cfg!(target_arch = "x86_64") {
         kernels::setup()?;
         arm64::setup()?;

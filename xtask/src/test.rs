@@ -13,8 +13,10 @@
 //! in the virtual machines.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     fs::{self, File},
+    io::Write as _,
     os::unix::{fs::MetadataExt, process::CommandExt as _},
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -109,6 +111,7 @@ pub fn main(options: &Options) -> Result<()> {
     }
     CHOSEN.get_or_init(|| options.test.clone());
     let mut times: Vec<(&str, Duration)> = Vec::new();
+    fs::create_dir_all(root().join("target/xtask-test"))?;
     let begin = Instant::now();
     let whole = options.only.is_empty() && !options.quick;
     let mut beside: Option<Beside> = None;
@@ -158,6 +161,11 @@ pub fn main(options: &Options) -> Result<()> {
         }
     }
     println!("\n=== passed in {:.0} s", begin.elapsed().as_secs_f64());
+    let left_out = fs::read_to_string(skipped()).unwrap_or_default();
+    for why in left_out.lines().collect::<BTreeSet<_>>() {
+        println!("SKIPPED: {why}");
+    }
+    let _ = fs::remove_file(skipped());
     for (name, time) in &times {
         println!("{:>6.0} s  {name}", time.as_secs_f64());
     }
@@ -235,7 +243,14 @@ fn skip(why: &str) -> Result<()> {
         bail!("nothing is left out in CI, and {why}");
     }
     println!("SKIPPED: {why}");
+    let mut file = File::options().create(true).append(true).open(skipped())?;
+    writeln!(file, "{why}")?;
     Ok(())
+}
+
+/// Where this run, and each test of it that leaves itself out, write that down.
+fn skipped() -> PathBuf {
+    root().join("target/xtask-test").join(format!("skipped-{}", std::process::id()))
 }
 
 fn is_root() -> bool {
@@ -377,7 +392,7 @@ fn ready(names: &[String]) -> Result<Vec<String>> {
 
 fn integration_test(name: &str, threads: &str) -> Command {
     let mut command = cargo(&["test", "--locked", "--workspace", "--test", name]);
-    command.args(["--", "--test-threads", threads, "--nocapture"]);
+    command.args(["--", "--test-threads", threads, "--nocapture"]).env("GOTRACE_SKIPPED", skipped());
     command
 }
 
