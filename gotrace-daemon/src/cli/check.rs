@@ -30,7 +30,6 @@ use super::{
     examine::{self, Begin, Concluded, Interrupts, Program, verdict},
     guard::{Found, Outcome, Suite, Told, annotate, found, write_junit},
     output::colour,
-    reading::Apart,
     say,
     target::TargetArgs,
 };
@@ -251,7 +250,7 @@ pub(super) fn run(args: &CheckArgs) -> Result<Exit, CliError> {
             ..dump::Header::default()
         };
         let all = Dump::new(header, &last, &filter, names);
-        let locks = gone.is_none().then(|| Apart { pid }.locks());
+        let locks = gone.is_none().then(|| program.locks());
         write_to(Some(path), |out| html::write(out, report, Some(&all), locks.as_ref(), names))?;
         say(&format!("gotrace: wrote the report to {}\n", printable(&path.display().to_string())));
     }

@@ -16,7 +16,7 @@ use gotrace_go::Binary;
 use gotrace_inspect::{
     examine::{Conclusion, Examination, Limits, Pace, Step},
     leak::{Acceptance, Finding, Identity, Verdict},
-    snapshot::{Snapshot, SnapshotError},
+    snapshot::{Live, Snapshot, SnapshotError},
 };
 use gotrace_process::{CpuQuota, Identity as ProcessIdentity, Target};
 
@@ -101,6 +101,18 @@ impl Program {
     /// Its CPU quotas; `None` where they are not known.
     pub fn cpu_quotas(&self) -> Option<Vec<CpuQuota>> {
         self.target.cpu_quotas()
+    }
+
+    /// Has this read it, beside an examination.
+    ///
+    /// # Errors
+    /// When it cannot be read, or what `look` says.
+    pub fn look<T>(
+        &self,
+        look: impl FnOnce(&Target, &mut Live) -> Result<T, CliError>,
+    ) -> Result<T, CliError> {
+        let live = Live::new(&self.target, Arc::clone(&self.binary));
+        look(&self.target, &mut live.map_err(|e| super::dump::error(self.pid, &e))?)
     }
 
     /// Prepares to examine it. `proofs`: how its heap is scanned, if it is.

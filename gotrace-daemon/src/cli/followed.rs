@@ -52,7 +52,9 @@ pub(super) fn show(
             return Ok(None);
         }
     };
-    let mut shown = Shown { about: about(daemon, wanted.pid, level), wanted, table: None, missed: 0 };
+    let target = Target::open(wanted.pid)?;
+    let about = about(daemon, &target, level);
+    let mut shown = Shown { about, target: Some(target), wanted, table: None, missed: 0 };
     let mut reader = Reader::default();
     let ended = daemon.listen(reports, (stop, deadline), &mut |bytes| {
         reader.take(bytes);
@@ -88,8 +90,8 @@ fn plain(
 }
 
 /// What is shown until there is a report.
-fn about(daemon: &Daemon, pid: u32, level: &str) -> String {
-    let executable = Target::open(pid).map_or_else(|_| "?".into(), |t| t.executable.display().to_string());
+fn about(daemon: &Daemon, target: &Target, level: &str) -> String {
+    let (pid, executable) = (target.pid(), target.executable.display().to_string());
     let (executable, level) = (printable(&executable), printable(level));
     format!("pid {pid} · {executable} · gotrace daemon (pid {}) · level {level}", daemon.pid())
 }
@@ -97,6 +99,8 @@ fn about(daemon: &Daemon, pid: u32, level: &str) -> String {
 /// What the user sees.
 struct Shown {
     about: String,
+    /// Taken with the terminal.
+    target: Option<Target>,
     wanted: Follow,
     /// The terminal's, while it is taken.
     table: Option<(View, HoldBack)>,
@@ -114,13 +118,14 @@ impl Shown {
     }
 
     fn begin(&mut self, stop: &Stop) {
+        let Some(target) = self.target.take() else { return };
         let hold_back = HoldBack::begin();
         let stop = stop.clone();
         let shown = gotrace_ui::Shown {
             about: std::mem::take(&mut self.about),
             note: String::new(),
             system: self.wanted.system,
-            reader: Ok(Arc::new(Apart { pid: self.wanted.pid })),
+            reader: Ok(Arc::new(Apart::new(target))),
         };
         match View::start(shown, move || stop.set()) {
             Ok(view) => self.table = Some((view, hold_back)),

@@ -1,9 +1,10 @@
 //! Reads a process that is traced for the live table, when its user asks for what reports do not have.
 
-use std::sync::Arc;
+use std::sync::LazyLock;
 
 use super::{
     CliError, dump,
+    examine::Program,
     why::{self, WhyFormat},
 };
 use gotrace_agent::pipeline::Captures;
@@ -19,7 +20,7 @@ use gotrace_inspect::{
 use gotrace_process::{Target, give_memory_back};
 use gotrace_ui::Reader;
 
-/// What the look for holders of locks may take.
+/// What marking a heap, and the look for holders of locks, may take.
 const ROOM_BYTES: u64 = 256 << 20;
 
 /// A process that is traced here.
@@ -46,68 +47,82 @@ impl Reader for Reading {
     }
 
     fn why(&self, goid: u64) -> Result<Vec<String>, String> {
-        let look = |target: &Target, live: &mut Live| explained(target, live, goid);
+        let look = |target: &Target, live: &mut Live, room| explained(target, live, goid, room);
         let (found, room) = self.captures.look(self.pid, look).map_err(said)?;
         drop(room);
-        give_memory_back();
-        found.map_err(|error| error.to_string())
+        told(found)
     }
 }
 
-/// A process that somebody else traces: it is read here all the same, which takes no probes.
-pub(super) struct Apart {
-    pub(super) pid: u32,
+/// A process that somebody else traces, or nobody: it is read here, which takes no probes.
+impl Reader for Program {
+    fn goroutines(&self) -> Result<Goroutines, String> {
+        told(self.look(|target, live| Ok(reading::goroutines(&mut take(target, live, false)?))))
+    }
+
+    fn locks(&self) -> Result<Locks, String> {
+        told(self.look(|target, live| {
+            let mut captured = take(target, live, true)?;
+            let graph = wait_graph(live, &captured.snapshot, ROOM_BYTES)?;
+            Ok(reading::locks(&mut captured, &graph))
+        }))
+    }
+
+    fn why(&self, goid: u64) -> Result<Vec<String>, String> {
+        told(self.look(|target, live| explained(target, live, goid, ROOM_BYTES)))
+    }
 }
+
+/// The same of one whose executable is read when it is first asked for.
+pub(super) struct Apart(LazyLock<Result<Program, String>, Opening>);
+
+/// Reads the executable.
+type Opening = Box<dyn FnOnce() -> Result<Program, String> + Send>;
 
 impl Apart {
-    fn look<T>(&self, look: impl FnOnce(&Target, &mut Live) -> Result<T, CliError>) -> Result<T, String> {
-        let pid = self.pid;
-        let open = || {
-            let target = Target::open(pid)?;
-            let binary = dump::parse(&target, &target.exe_bytes()?)
-                .map_err(|error| CliError::failure(format!("cannot read process {pid}: {error}")))?;
-            let mut live = Live::new(&target, Arc::new(binary)).map_err(|e| dump::error(pid, &e))?;
-            look(&target, &mut live)
-        };
-        let told = open().map_err(|error: CliError| error.to_string());
-        give_memory_back();
-        told
+    pub(super) fn new(target: Target) -> Self {
+        Self(LazyLock::new(Box::new(|| told(Program::of(target)))))
     }
 
-    fn take(&self, live: &mut Live, target: &Target, waits: bool) -> Result<Captured, CliError> {
-        let options = Options { waits, ..Options::default() };
-        Ok(Captured {
-            snapshot: live.take(options).map_err(|e| dump::error(self.pid, &e))?,
-            names: live.names(target),
-            executable: target.executable.display().to_string(),
-            build_id: String::new(),
-            mapping: None,
-        })
+    fn program(&self) -> Result<&Program, String> {
+        self.0.as_ref().map_err(Clone::clone)
     }
 }
 
 impl Reader for Apart {
     fn goroutines(&self) -> Result<Goroutines, String> {
-        self.look(|target, live| Ok(reading::goroutines(&mut self.take(live, target, false)?)))
+        self.program()?.goroutines()
     }
 
     fn locks(&self) -> Result<Locks, String> {
-        self.look(|target, live| {
-            let mut captured = self.take(live, target, true)?;
-            let graph = wait_graph(live, &captured.snapshot, ROOM_BYTES)?;
-            Ok(reading::locks(&mut captured, &graph))
-        })
+        self.program()?.locks()
     }
 
     fn why(&self, goid: u64) -> Result<Vec<String>, String> {
-        self.look(|target, live| explained(target, live, goid))
+        self.program()?.why(goid)
     }
 }
 
+fn take(target: &Target, live: &mut Live, waits: bool) -> Result<Captured, CliError> {
+    let options = Options { waits, ..Options::default() };
+    Ok(Captured {
+        snapshot: live.take(options).map_err(|e| dump::error(target.pid(), &e))?,
+        names: live.names(target),
+        executable: target.executable.display().to_string(),
+        build_id: String::new(),
+        mapping: None,
+    })
+}
+
+fn told<T>(read: Result<T, CliError>) -> Result<T, String> {
+    give_memory_back();
+    read.map_err(|error| error.to_string())
+}
+
 /// What `gotrace why` says of a goroutine.
-fn explained(target: &Target, live: &mut Live, goid: u64) -> Result<Vec<String>, CliError> {
+fn explained(target: &Target, live: &mut Live, goid: u64, room: u64) -> Result<Vec<String>, CliError> {
     let mut text = Vec::new();
-    why::explain((target, live), goid, None, WhyFormat::Text, &mut text)?;
+    why::explain((target, live), goid, (None, Some(room)), WhyFormat::Text, &mut text)?;
     Ok(String::from_utf8_lossy(&text).lines().map(str::to_owned).collect())
 }
 

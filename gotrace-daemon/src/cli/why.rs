@@ -81,19 +81,20 @@ pub fn run(args: &WhyArgs) -> Result<Exit, CliError> {
     }
     let mut live = Live::new(&target, Arc::new(binary)).map_err(|e| super::dump::error(pid, &e))?;
     let mut out = Stdout::lock();
-    explain((&target, &mut live), args.goid, args.max_read_rate, args.format, &mut out)?;
+    explain((&target, &mut live), args.goid, (args.max_read_rate, None), args.format, &mut out)?;
     out.flush()?;
     Ok(Exit::DONE)
 }
 
-/// Looks in a process, and writes what was found.
+/// Looks in a process, and writes what was found. The heap is read at this rate at most, and not marked where that takes
+/// more than so many bytes.
 ///
 /// # Errors
 /// As [`run`].
 pub(super) fn explain(
     (target, live): (&Target, &mut Live),
     goid: u64,
-    max_read_rate: Option<u64>,
+    (max_read_rate, room): (Option<u64>, Option<u64>),
     format: WhyFormat,
     out: &mut impl io::Write,
 ) -> Result<(), CliError> {
@@ -102,6 +103,9 @@ pub(super) fn explain(
     let mut names = live.names(target);
     let mut prover = Prover::new(Arc::clone(&binary), live.bias()).map_err(|e| error(pid, e))?;
     prover.keep_candidates();
+    if let Some(room) = room {
+        prover.bound(live.most(), room);
+    }
     let memory = target.memory();
     let memory = Throttled::new(&memory, max_read_rate);
     let options = Options { labels: false, ..Options::default() };

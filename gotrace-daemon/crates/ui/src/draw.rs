@@ -381,6 +381,17 @@ mod tests {
         state.help = true;
         let (_, text) = screen_of(state, 100, 30);
         assert!(text.contains("sort by the next column") && !text.contains("net/http"), "{text}");
+        // All of it, on the smallest usual screen, below a line of problems.
+        let mut state = State::new(String::new(), true, false);
+        state.help = true;
+        let mut leaking = interval();
+        leaking.leaks.extend(gotrace_model::samples::whole().leaks);
+        leaking.leaks.iter_mut().for_each(|leak| leak.suppressed = None);
+        let (_, text) = show(state, &leaking, 80, 24);
+        assert!(text.contains("LEAK "), "{text}");
+        for line in HELP {
+            assert!(text.contains(line), "{line} in\n{text}");
+        }
         let mut state = State::new(String::new(), true, false);
         (state.typing, state.filter) = (true, "worker".into());
         let (_, text) = screen_of(state, 100, 30);

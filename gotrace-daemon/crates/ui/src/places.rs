@@ -245,9 +245,11 @@ fn title(state: &State, width: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::{View, tests::interval};
+    use crate::state::{
+        View,
+        tests::{interval, screen},
+    };
     use gotrace_model::samples;
-    use ratatui::{Terminal, backend::TestBackend};
 
     fn shown() -> State {
         let mut state = State::new(String::new(), false, false);
@@ -258,14 +260,6 @@ mod tests {
 
     fn functions(state: &State) -> Vec<(&str, &str)> {
         state.places.iter().map(|row| (&*row.function, &*row.position)).collect()
-    }
-
-    fn screen(state: &mut State, width: u16, height: u16) -> String {
-        let mut terminal = Terminal::new(TestBackend::new(width, height)).expect("in memory");
-        terminal.draw(|frame| crate::draw::draw(frame, state)).expect("in memory");
-        let buffer = terminal.backend().buffer();
-        let line = |y| (0..width).map(|x| buffer[(x, y)].symbol()).collect::<String>() + "\n";
-        (0..height).map(line).collect()
     }
 
     #[test]

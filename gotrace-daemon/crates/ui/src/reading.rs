@@ -86,8 +86,21 @@ impl Question {
     }
 }
 
-/// Something that was read, and when; or why not.
-type Read<T> = Option<(Instant, Result<T, String>)>;
+/// Something that was read, or why not.
+#[derive(Debug)]
+struct Read<T> {
+    at: Instant,
+    what: Result<T, String>,
+    /// Made once: there may be thousands, with their stacks.
+    rows: Vec<Arc<ReadRow>>,
+}
+
+impl<T> Read<T> {
+    fn now(what: Result<T, String>, rows: fn(&T) -> Vec<ReadRow>) -> Self {
+        let rows = what.as_ref().map(rows).unwrap_or_default().into_iter().map(Arc::new).collect();
+        Self { at: Instant::now(), what, rows }
+    }
+}
 
 /// What was asked, and what came of it.
 #[derive(Debug, Default)]
@@ -95,13 +108,13 @@ pub(super) struct Readings {
     /// Why nothing can be read; empty where it can be.
     pub refused: String,
     /// Of the view that is shown, if it is one of these.
-    pub rows: Vec<ReadRow>,
+    pub rows: Vec<Arc<ReadRow>>,
     /// Whether rows are sorted by their second number.
     second: bool,
     wanted: Option<Question>,
     asked: Option<Question>,
-    goroutines: Read<Goroutines>,
-    locks: Read<Locks>,
+    goroutines: Option<Read<Goroutines>>,
+    locks: Option<Read<Locks>>,
     why: Option<(u64, Result<Vec<String>, String>)>,
 }
 
@@ -154,8 +167,8 @@ impl Readings {
     /// Asks for what a view shows, unless it was read just now and is not to be read anew.
     pub(super) fn want(&mut self, view: View, anew: bool) {
         let (question, at) = match view {
-            View::Goroutines => (Question::Goroutines, self.goroutines.as_ref().map(|(at, _)| at)),
-            View::Locks => (Question::Locks, self.locks.as_ref().map(|(at, _)| at)),
+            View::Goroutines => (Question::Goroutines, self.goroutines.as_ref().map(|read| read.at)),
+            View::Locks => (Question::Locks, self.locks.as_ref().map(|read| read.at)),
             View::Sites | View::Places | View::Requests => return,
         };
         let is_fresh = at.is_some_and(|at| at.elapsed() < FRESH_FOR);
@@ -182,10 +195,9 @@ impl Readings {
     /// Takes an answer.
     pub(super) fn answered(&mut self, answer: Answer) {
         self.asked = None;
-        let now = Instant::now();
         match answer {
-            Answer::Goroutines(read) => self.goroutines = Some((now, read)),
-            Answer::Locks(read) => self.locks = Some((now, read)),
+            Answer::Goroutines(read) => self.goroutines = Some(Read::now(read, groups)),
+            Answer::Locks(read) => self.locks = Some(Read::now(read, locks)),
             Answer::Why(goid, found) => self.why = Some((goid, found)),
         }
     }
@@ -208,8 +220,8 @@ impl Readings {
 
     /// What was read last, to be written down.
     pub(super) fn known(&self) -> (Option<&Goroutines>, Option<&Locks>) {
-        let goroutines = self.goroutines.as_ref().and_then(|(_, read)| read.as_ref().ok());
-        (goroutines, self.locks.as_ref().and_then(|(_, read)| read.as_ref().ok()))
+        let goroutines = self.goroutines.as_ref().and_then(|read| read.what.as_ref().ok());
+        (goroutines, self.locks.as_ref().and_then(|read| read.what.as_ref().ok()))
     }
 
     /// Shows that no more; whether it was shown.
@@ -228,12 +240,12 @@ impl Readings {
 
     /// Makes the rows of a view that have the text, which is in lower case. `system`: with the runtime's own.
     pub(super) fn refresh(&mut self, view: View, wanted: &str, system: bool) {
-        let mut rows = match (view, &self.goroutines, &self.locks) {
-            (View::Goroutines, Some((_, Ok(read))), _) => groups(read),
-            (View::Locks, _, Some((_, Ok(read)))) => locks(read),
-            _ => Vec::new(),
+        let all = match view {
+            View::Goroutines => self.goroutines.as_ref().map(|read| &read.rows),
+            _ => self.locks.as_ref().map(|read| &read.rows),
         };
-        rows.retain(|row| (system || !row.system) && row.has(wanted));
+        let mut rows: Vec<_> = all.into_iter().flatten().map(Arc::clone).collect();
+        rows.retain(|row| (system || !row.system) && (wanted.is_empty() || row.has(wanted)));
         let by = usize::from(self.second);
         // What has the same value stays in its order.
         rows.sort_by_key(|row| std::cmp::Reverse(row.sort[by]));
@@ -246,18 +258,18 @@ impl Readings {
             return vec![self.refused.clone()];
         }
         let (failed, mut notes) = match view {
-            View::Goroutines => match &self.goroutines {
-                Some((_, Err(why))) => (Some(why), Vec::new()),
-                Some((_, Ok(read))) => {
+            View::Goroutines => match self.goroutines.as_ref().map(|read| &read.what) {
+                Some(Err(why)) => (Some(why), Vec::new()),
+                Some(Ok(read)) => {
                     let more = (read.groups_left_out > 0)
                         .then(|| format!("{} smaller groups are left out", read.groups_left_out));
                     (None, more.into_iter().chain(read.incomplete.clone()).collect())
                 }
                 None => return Vec::new(),
             },
-            _ => match &self.locks {
-                Some((_, Err(why))) => (Some(why), Vec::new()),
-                Some((_, Ok(read))) => (None, read.notes.clone()),
+            _ => match self.locks.as_ref().map(|read| &read.what) {
+                Some(Err(why)) => (Some(why), Vec::new()),
+                Some(Ok(read)) => (None, read.notes.clone()),
                 None => return Vec::new(),
             },
         };
@@ -275,8 +287,8 @@ impl Readings {
     /// How long ago what a view shows was read.
     fn age(&self, view: View) -> Option<String> {
         let at = match view {
-            View::Goroutines => self.goroutines.as_ref().map(|(at, _)| at),
-            _ => self.locks.as_ref().map(|(at, _)| at),
+            View::Goroutines => self.goroutines.as_ref().map(|read| read.at),
+            _ => self.locks.as_ref().map(|read| read.at),
         };
         let seconds = at?.elapsed().as_secs();
         Some(format!("read {} ago, R reads anew", format::duration(seconds * 1_000_000_000)))

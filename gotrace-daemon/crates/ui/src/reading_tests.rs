@@ -1,9 +1,7 @@
 //! What is read when it is asked for becomes rows, and questions are asked one at a time.
 
-use ratatui::{Terminal, backend::TestBackend};
-
 use super::*;
-use crate::state::tests::interval;
+use crate::state::tests::{interval, screen};
 
 fn group(count: u64, at: &str, state: &str) -> GoroutineGroup {
     GoroutineGroup {
@@ -64,14 +62,6 @@ fn shown(view: View, answer: Answer) -> State {
 
 fn names(state: &State) -> Vec<&str> {
     state.readings.rows.iter().map(|row| &*row.name).collect()
-}
-
-fn screen(state: &mut State, width: u16, height: u16) -> String {
-    let mut terminal = Terminal::new(TestBackend::new(width, height)).expect("in memory");
-    terminal.draw(|frame| crate::draw::draw(frame, state)).expect("in memory");
-    let buffer = terminal.backend().buffer();
-    let line = |y| (0..width).map(|x| buffer[(x, y)].symbol()).collect::<String>() + "\n";
-    (0..height).map(line).collect()
 }
 
 #[test]

@@ -8,10 +8,12 @@ use gotrace_model::{
     Location, SpanContext,
     requests::{Cause, Ended, Now, Protocol, RequestWait, Requests, RouteTotal, TimeSpent},
 };
-use ratatui::{Terminal, backend::TestBackend};
 
 use super::*;
-use crate::state::{View, tests::interval};
+use crate::state::{
+    View,
+    tests::{interval, screen},
+};
 
 const MS: u64 = 1_000_000;
 
@@ -110,14 +112,6 @@ fn shown(interval: Interval) -> State {
     state.update(&Arc::new(interval));
     state.show(View::Requests);
     state
-}
-
-fn screen(state: &mut State, width: u16, height: u16) -> String {
-    let mut terminal = Terminal::new(TestBackend::new(width, height)).expect("in memory");
-    terminal.draw(|frame| crate::draw::draw(frame, state)).expect("in memory");
-    let buffer = terminal.backend().buffer();
-    let line = |y| (0..width).map(|x| buffer[(x, y)].symbol()).collect::<String>() + "\n";
-    (0..height).map(line).collect()
 }
 
 fn routes(state: &State) -> Vec<&str> {

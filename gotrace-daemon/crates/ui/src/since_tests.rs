@@ -1,9 +1,10 @@
 //! What is shown between a mark and its end.
 
-use ratatui::{Terminal, backend::TestBackend};
-
 use super::*;
-use crate::state::{View, tests::interval};
+use crate::state::{
+    View,
+    tests::{interval, screen},
+};
 use gotrace_model::samples;
 
 /// Three seconds later: the first site has grown, of the second there are none any more, and a third is new.
@@ -33,15 +34,6 @@ fn marked() -> State {
     state.visible = 10;
     state.mark();
     state
-}
-
-fn screen(state: &mut State, width: u16, height: u16) -> String {
-    let mut terminal = Terminal::new(TestBackend::new(width, height)).expect("in memory");
-    terminal.draw(|frame| crate::draw::draw(frame, state)).expect("in memory");
-    let buffer = terminal.backend().buffer();
-    let line =
-        |y| (0..width).map(|x| buffer[(x, y)].symbol()).collect::<String>().trim_end().to_owned() + "\n";
-    (0..height).map(line).collect()
 }
 
 #[test]

@@ -1,9 +1,19 @@
 //! What rows and the header say, and what keys do to them.
 
 use gotrace_common::Histogram;
+use ratatui::{Terminal, backend::TestBackend};
 
 use super::*;
 use gotrace_model::{Leak, Levels};
+
+/// What is drawn of a state on a screen of this size, without the spaces at the ends of lines.
+pub(crate) fn screen(state: &mut State, width: u16, height: u16) -> String {
+    let mut terminal = Terminal::new(TestBackend::new(width, height)).expect("in memory");
+    terminal.draw(|frame| crate::draw::draw(frame, state)).expect("in memory");
+    let buffer = terminal.backend().buffer();
+    let line = |y| (0..width).map(|x| buffer[(x, y)].symbol()).collect::<String>();
+    (0..height).map(|y| line(y).trim_end().to_owned() + "\n").collect()
+}
 
 pub(crate) fn interval() -> Interval {
     let location = |function: &str, file: &str, line| {

@@ -149,16 +149,16 @@ impl Captures {
         Promise { of: Arc::clone(&self.0), most, frames, shared }
     }
 
-    /// Has this read a process that is traced, with the memory that was set aside for it.
+    /// Has this read a process that is traced, with the memory that was set aside for it: so many bytes.
     ///
     /// # Errors
     /// [`CaptureError`]
     pub fn look<T>(
         &self,
         pid: u32,
-        look: impl FnOnce(&Target, &mut Live) -> T,
+        look: impl FnOnce(&Target, &mut Live, u64) -> T,
     ) -> Result<(T, Room), CaptureError> {
-        self.read(pid, |_, target, live, _| Ok(look(target, live)))
+        self.read(pid, |_, target, live, most| Ok(look(target, live, most.saturating_mul(TAKEN_EACH))))
     }
 
     /// Reads a process that is traced. `read` is also told for how many goroutines there is room.

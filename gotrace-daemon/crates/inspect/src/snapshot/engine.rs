@@ -91,6 +91,12 @@ impl Engine {
         &self.binary
     }
 
+    /// A process with more goroutines is refused.
+    #[must_use]
+    pub fn most(&self) -> u64 {
+        self.most
+    }
+
     /// From now on a process with more goroutines is refused.
     pub fn set_most(&mut self, goroutines: u64) {
         self.most = goroutines;

@@ -71,6 +71,12 @@ impl Live {
         self.engine.warning()
     }
 
+    /// How many goroutines it reads at most.
+    #[must_use]
+    pub fn most(&self) -> u64 {
+        self.engine.most()
+    }
+
     /// As [`Engine::set_most`].
     pub fn set_most(&mut self, goroutines: u64) {
         self.engine.set_most(goroutines);
