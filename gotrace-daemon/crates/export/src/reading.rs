@@ -336,12 +336,15 @@ mod tests {
             }
             let mut captured = captured();
             let graph = WaitGraph { graph, ..WaitGraph::default() };
-            locks(&mut captured, &graph).objects[0].held_by.clone()
+            locks(&mut captured, &graph).objects.remove(0)
         };
         let refers = EdgeKind::Holds(Evidence::Refers);
-        assert!(held(&[refers, EdgeKind::Refers]).starts_with("perhaps "));
-        assert!(held(&[EdgeKind::Refers]).starts_with("used by "));
+        assert!(held(&[refers, EdgeKind::Refers]).held_by.starts_with("perhaps "));
+        assert!(held(&[EdgeKind::Refers]).held_by.starts_with("used by "));
         let certain = held(&[refers, EdgeKind::Holds(Evidence::Locked)]);
-        assert!(certain.starts_with("held by ") && !certain.contains(','), "{certain}");
+        assert!(certain.held_by.starts_with("held by ") && !certain.held_by.contains(','), "{certain:?}");
+        // Others only have its address then.
+        let what: Vec<&str> = certain.groups.iter().map(|group| &*group.what).collect();
+        assert_eq!(what.last(), Some(&"uses"), "{certain:?}");
     }
 }
