@@ -120,15 +120,17 @@ pub mod program {
     pub const GORILLA_ROUTE: u32 = 42;
     /// `gorilla_value`
     pub const GORILLA_VALUE: u32 = 43;
+    /// `wrapped_http2_begin`
+    pub const WRAPPED_HTTP2_BEGIN: u32 = 44;
     /// `function_begin`
-    pub const FUNCTION_BEGIN: u32 = 44;
+    pub const FUNCTION_BEGIN: u32 = 45;
     /// `function_end`
-    pub const FUNCTION_END: u32 = 45;
+    pub const FUNCTION_END: u32 = 46;
     /// `function_recovered`
-    pub const FUNCTION_RECOVERED: u32 = 46;
+    pub const FUNCTION_RECOVERED: u32 = 47;
 
     /// Names of the programs, by number.
-    pub const NAMES: [&str; 47] = [
+    pub const NAMES: [&str; 48] = [
         "create_0",
         "create_1",
         "create_2",
@@ -173,6 +175,7 @@ pub mod program {
         "chi_route",
         "gorilla_route",
         "gorilla_value",
+        "wrapped_http2_begin",
         "function_begin",
         "function_end",
         "function_recovered",

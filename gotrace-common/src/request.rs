@@ -200,7 +200,34 @@ pub type CodeRange = [u64; 2];
 /// Packages whose own goroutines are no children of requests ([`RequestConfig::libraries`]).
 pub const LIBRARIES: usize = 4;
 
-/// Value of the map `REQUEST_CONFIGS`, one row a process slot (296 bytes).
+/// How to reach what is read of a request as it begins (26 bytes).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct RequestFields {
+    /// `Method`
+    pub method: FieldPath,
+    /// `URL.Path`; none where paths are not wanted.
+    pub path: FieldPath,
+    /// `Header`
+    pub header: FieldPath,
+    /// `ProtoMajor`
+    pub proto_major: FieldPath,
+    /// Its context: where the interface begins; [`NO_STEP`] where that is not known.
+    pub context: u16,
+}
+
+impl RequestFields {
+    /// Nothing is read.
+    pub const NONE: Self = Self {
+        method: FieldPath::NONE,
+        path: FieldPath::NONE,
+        header: FieldPath::NONE,
+        proto_major: FieldPath::NONE,
+        context: NO_STEP,
+    };
+}
+
+/// Value of the map `REQUEST_CONFIGS`, one row a process slot (320 bytes).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct RequestConfig {
@@ -219,16 +246,12 @@ pub struct RequestConfig {
     pub libraries: [CodeRange; LIBRARIES],
     /// What of that starts a goroutine for a handler, which is one.
     pub handler_starts: CodeRange,
-    /// `http.Request.Method`
-    pub method: FieldPath,
-    /// `http.Request.URL.Path`; none where paths are not wanted.
-    pub path: FieldPath,
+    /// `http.Request`
+    pub request: RequestFields,
+    /// `net/http/internal/http2.ServerRequest` (Go 1.27 and later), which `http.Request` is made of
+    pub server_request: RequestFields,
     /// `http.Request.Pattern`, or the text behind `http.Request.pat`
     pub pattern: FieldPath,
-    /// `http.Request.Header`
-    pub header: FieldPath,
-    /// `http.Request.ProtoMajor`
-    pub proto_major: FieldPath,
     /// `http.response.status`
     pub http1_status: FieldPath,
     /// `status` of the state of `net/http`'s HTTP/2 writer
@@ -245,7 +268,7 @@ pub struct RequestConfig {
     /// its memory be another request's, before the handler is done. What is read of it is read while it is sure.
     pub http2_released: u8,
     /// Reserved, 0.
-    pub reserved: [u8; 5],
+    pub reserved: u8,
 }
 
 impl Default for RequestConfig {
@@ -259,11 +282,9 @@ impl Default for RequestConfig {
             routers: RouterLayouts::NONE,
             libraries: [[0; 2]; LIBRARIES],
             handler_starts: [0; 2],
-            method: none,
-            path: none,
+            request: RequestFields::NONE,
+            server_request: RequestFields::NONE,
             pattern: none,
-            header: none,
-            proto_major: none,
             http1_status: none,
             http2_status: none,
             x_http2_status: none,
@@ -271,7 +292,7 @@ impl Default for RequestConfig {
             grpc_code: none,
             headers: HeaderMap::default(),
             http2_released: 0,
-            reserved: [0; 5],
+            reserved: 0,
         }
     }
 }
@@ -528,7 +549,7 @@ const _: () = {
     assert!(size_of::<SpanLayout>() == 24);
     assert!(size_of::<OwnSpan>() == 32);
     assert!(size_of::<RouterLayouts>() == 32);
-    assert!(size_of::<RequestConfig>() == 296);
+    assert!(size_of::<RequestConfig>() == 320);
     assert!(size_of::<Account>() == 264);
     assert!(size_of::<Children>() == 184);
     assert!(size_of::<Path>() == 128);

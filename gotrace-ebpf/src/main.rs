@@ -27,6 +27,7 @@ mod probes {
     pub mod cpu;
     pub mod dispatch;
     pub mod function;
+    pub mod grpc;
     pub mod headers;
     pub mod lifecycle;
     pub mod program;

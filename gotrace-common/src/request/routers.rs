@@ -38,10 +38,8 @@ pub struct RouterLayouts {
     pub echo: ContextLayout,
     /// `chi.Context`
     pub chi: MountedLayout,
-    /// `http.Request.ctx`
-    pub context: u16,
     /// Reserved, 0.
-    pub reserved: u16,
+    pub reserved: u32,
 }
 
 impl RouterLayouts {
@@ -52,7 +50,6 @@ impl RouterLayouts {
         gin: ContextLayout { pattern: NO_STEP, request: NO_STEP },
         echo: ContextLayout { pattern: NO_STEP, request: NO_STEP },
         chi: MountedLayout { patterns: NO_STEP, last: NO_STEP, parent: NO_STEP },
-        context: NO_STEP,
         reserved: 0,
     };
 }

@@ -8,7 +8,7 @@ use gotrace_common::{kind, program};
 
 use crate::{
     go_abi::{argument, closure_context, current_g, first_arguments, read_word},
-    probes::{collector, coroutine, function, lifecycle, request, router, span, syscall, wait, wake},
+    probes::{collector, coroutine, function, grpc, lifecycle, request, router, span, syscall, wait, wake},
     process::Probe,
 };
 
@@ -69,13 +69,13 @@ pub fn dispatch_requests(ctx: ProbeContext) -> u32 {
         program::HTTP_HANDLER => request::on_http_handler(ctx),
         program::HTTP_HIJACK => request::on_http_hijack(ctx),
         program::HTTP1_END | program::HTTP2_END | program::X_HTTP2_END => request::on_http_end(ctx, *number),
-        program::GRPC_BEGIN => request::on_grpc_begin(ctx),
-        program::GRPC_END => request::on_grpc_end(ctx),
-        program::HTTP_CARRIES_GRPC => request::on_http_carries_grpc(ctx),
+        program::GRPC_BEGIN => grpc::on_grpc_begin(ctx),
+        program::GRPC_END => grpc::on_grpc_end(ctx),
+        program::HTTP_CARRIES_GRPC => grpc::on_http_carries_grpc(ctx),
         program::PANIC => request::on_panic(ctx),
         program::SPAN_BEGIN => span::on_begin(ctx),
         program::SPAN_END => span::on_end(ctx),
-        program::X_HTTP2_BEGIN => request::on_x_http2_begin(ctx),
+        program::X_HTTP2_BEGIN | program::WRAPPED_HTTP2_BEGIN => request::on_http2_begin(ctx, *number),
         program::HTTP_CARRIES_HTTP2 => request::on_http_carries_http2(ctx),
         program::GIN_ROUTE => router::on_gin(ctx),
         program::ECHO_LOOKUP => router::on_echo_lookup(ctx),

@@ -1,11 +1,8 @@
 //! The `traceparent` header of a request, out of Go's map of headers.
 
-use gotrace_common::{
-    RequestConfig,
-    request::{HeaderMap, TRACEPARENT_BYTES},
-};
+use gotrace_common::request::{HeaderMap, TRACEPARENT_BYTES};
 
-use crate::go_abi::{follow, read_text, read_word, read_words};
+use crate::go_abi::{read_text, read_word, read_words};
 
 /// Groups or buckets that are looked at, those that overflow among them.
 const MAX_GROUPS: u64 = 8;
@@ -18,17 +15,15 @@ const MIN_TOP_HASH: u64 = 5;
 /// Length of what is looked for: "Traceparent".
 const KEY_LENGTH: u64 = 11;
 
-/// Writes the header's value to `to`, where the request has it.
+/// Writes the header's value to `to`, where a request's map of headers has it.
 ///
 /// # Safety
 /// `to` must be valid for writing [`TRACEPARENT_BYTES`], filled with 0.
 #[inline(always)]
-pub unsafe fn traceparent(request: u64, config: &RequestConfig, to: *mut u8) -> Option<()> {
-    let layout = &config.headers;
-    if layout.kind == 0 {
+pub unsafe fn traceparent(map: u64, layout: &HeaderMap, to: *mut u8) -> Option<()> {
+    if layout.kind == 0 || map == 0 {
         return None;
     }
-    let map = follow(request, config.header).and_then(read_word).filter(|map| *map != 0)?;
     let values = find(layout, map)?;
     let [pointer, length] = read_words::<2>(read_word(values)?)?;
     if length == TRACEPARENT_BYTES as u64 - 1 {

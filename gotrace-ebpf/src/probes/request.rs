@@ -11,7 +11,7 @@ use crate::{
     emit::{clear, copy, reserve, submit},
     go_abi::{argument, current_g, follow, frame_pointer, read_word, read_words},
     maps::{ACCOUNTS, GOROUTINES, REQUEST_CONFIGS, REQUESTS, THRESHOLDS, ZEROS},
-    probes::{account, children, function, headers, route, router, span},
+    probes::{account, children, function, grpc, headers, route, router, span},
     process::{Probe, Process},
 };
 
@@ -41,37 +41,41 @@ fn by_goroutine(process: &Process, goid: u64) -> RequestKey {
 /// `net/http.serverHandler.ServeHTTP`: the request is the fourth argument.
 #[inline(always)]
 pub fn on_http_begin(ctx: &Probe) -> Option<()> {
-    begin_http(ctx, argument::<3>(ctx))
+    begin_http(ctx, argument::<3>(ctx), program::HTTP_BEGIN)
 }
 
-/// `(*serverConn).runHandler` of `golang.org/x/net/http2`: the request is the third argument. Where it then goes through
-/// `net/http`'s server it begins there once more.
+/// `(*serverConn).runHandler` of `golang.org/x/net/http2`: the request is the third argument; or of what `net/http` has in its
+/// place, where that is what the request is made of. Where it then goes through `net/http`'s server it begins there once more.
 #[inline(always)]
-pub fn on_x_http2_begin(ctx: &Probe) -> Option<()> {
-    begin_http(ctx, argument::<2>(ctx))
+pub fn on_http2_begin(ctx: &Probe, program: u32) -> Option<()> {
+    begin_http(ctx, argument::<2>(ctx), program)
 }
 
 #[inline(always)]
-fn begin_http(ctx: &Probe, object: u64) -> Option<()> {
+fn begin_http(ctx: &Probe, object: u64, program: u32) -> Option<()> {
     let (process, goid) = hit(ctx, Hit::RequestBegin)?;
-    let major = follow(object, config(&process)?.proto_major).and_then(read_word);
-    let protocol = if major == Some(2) { protocol::HTTP2 } else { protocol::HTTP1 };
-    let open = begin(&process, current_g(ctx), goid, by_goroutine(&process, goid), object, protocol)?;
     let config = config(&process)?;
-    if protocol == protocol::HTTP2 {
-        route::read_now(config, object, open);
+    let wrapped = program == program::WRAPPED_HTTP2_BEGIN;
+    let fields = if wrapped { &config.server_request } else { &config.request };
+    let major = follow(object, fields.proto_major).and_then(read_word);
+    let protocol = if major == Some(2) { protocol::HTTP2 } else { protocol::HTTP1 };
+    let at = by_goroutine(&process, goid);
+    if protocol == protocol::HTTP2
+        && !wrapped
+        && let Some(open) = REQUESTS.get_ptr_mut(at)
+        // SAFETY: the value of a preallocated map.
+        && unsafe { (*open).header != 0 && router::is_same(config, &*open, object) }
+    {
+        // It has begun as what this one is made of.
+        // SAFETY: as above, of the goroutine whose event this is.
+        unsafe { (*open).object = object };
+        return Some(());
     }
-    route::read_path(config, object, open)
-}
-
-/// `(*Server).handleStream` of gRPC: the stream is the fourth argument.
-#[inline(always)]
-pub fn on_grpc_begin(ctx: &Probe) -> Option<()> {
-    let (process, goid) = hit(ctx, Hit::RequestBegin)?;
-    let object = argument::<3>(ctx);
-    let key = RequestKey { id: object, process: process.process, family: family::GRPC };
-    begin(&process, current_g(ctx), goid, key, object, protocol::GRPC)?;
-    Some(())
+    let open = begin(&process, current_g(ctx), goid, at, object, protocol)?;
+    if protocol == protocol::HTTP2 {
+        route::read_now(config, fields, object, open);
+    }
+    route::read_path(fields, object, open)
 }
 
 /// `net/http.serverHandler.ServeHTTP`.
@@ -86,7 +90,15 @@ pub fn http_begin(ctx: ProbeContext) -> u32 {
 #[uprobe]
 pub fn x_http2_begin(ctx: ProbeContext) -> u32 {
     let ctx = &Probe::new(ctx);
-    on_x_http2_begin(ctx);
+    on_http2_begin(ctx, program::X_HTTP2_BEGIN);
+    0
+}
+
+/// The same of `net/http/internal/http2`.
+#[uprobe]
+pub fn wrapped_http2_begin(ctx: ProbeContext) -> u32 {
+    let ctx = &Probe::new(ctx);
+    on_http2_begin(ctx, program::WRAPPED_HTTP2_BEGIN);
     0
 }
 
@@ -138,22 +150,6 @@ pub fn x_http2_end(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// `(*Server).handleStream` of gRPC.
-#[uprobe]
-pub fn grpc_begin(ctx: ProbeContext) -> u32 {
-    let ctx = &Probe::new(ctx);
-    on_grpc_begin(ctx);
-    0
-}
-
-/// `(*http2Server).writeStatus` of gRPC.
-#[uprobe]
-pub fn grpc_end(ctx: ProbeContext) -> u32 {
-    let ctx = &Probe::new(ctx);
-    on_grpc_end(ctx);
-    0
-}
-
 /// `runtime.gopanic`.
 #[uprobe]
 pub fn panic(ctx: ProbeContext) -> u32 {
@@ -177,7 +173,7 @@ pub fn begin(
         // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
         unsafe {
             if (*account).stream != object {
-                forget_stream(process, account);
+                grpc::forget_stream(process, account);
             }
             (*account).stream = object;
         }
@@ -239,19 +235,6 @@ pub fn begin(
         }
     }
     Some(open)
-}
-
-/// The end of the stream that a goroutine serves was not seen, and is not going to be.
-#[inline(always)]
-fn forget_stream(process: &Process, account: *mut Account) {
-    // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
-    let stream = unsafe { core::mem::take(&mut (*account).stream) };
-    let key = RequestKey { id: stream, process: process.process, family: family::GRPC };
-    if stream != 0 && REQUESTS.remove(key).is_ok() {
-        process.lost(Lost::RequestUnended);
-        // SAFETY: as above.
-        unsafe { (*account).open = (*account).open.saturating_sub(1) };
-    }
 }
 
 /// The goroutine's account, which it has from now on, with its books closed.
@@ -374,15 +357,6 @@ pub fn on_http_hijack(ctx: &Probe) -> Option<()> {
     Some(())
 }
 
-/// `(*Server).ServeHTTP` of gRPC: a call that comes by way of `net/http`'s server is told once, as gRPC.
-#[inline(always)]
-pub fn on_http_carries_grpc(ctx: &Probe) -> Option<()> {
-    let (process, goid) = hit(ctx, Hit::RequestStep)?;
-    // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
-    unsafe { (*open_http(&process, goid)?).carries = 1 };
-    Some(())
-}
-
 /// `(*Server).ServeConn` of `golang.org/x/net/http2`, where the connection is that of a request which asked for HTTP/2: its
 /// streams are requests, and it is none.
 #[inline(always)]
@@ -399,14 +373,6 @@ pub fn on_http_carries_http2(ctx: &Probe) -> Option<()> {
 pub fn http_carries_http2(ctx: ProbeContext) -> u32 {
     let ctx = &Probe::new(ctx);
     on_http_carries_http2(ctx);
-    0
-}
-
-/// `(*Server).ServeHTTP` of gRPC.
-#[uprobe]
-pub fn http_carries_grpc(ctx: ProbeContext) -> u32 {
-    let ctx = &Probe::new(ctx);
-    on_http_carries_grpc(ctx);
     0
 }
 
@@ -437,27 +403,11 @@ pub fn on_http_end(ctx: &Probe, program: u32) -> Option<()> {
     end(&process, by_goroutine(&process, goid), open, goid, status, ended::NORMAL)
 }
 
-/// `(*http2Server).writeStatus` of gRPC: the stream is the second argument, the status the third.
-#[inline(always)]
-pub fn on_grpc_end(ctx: &Probe) -> Option<()> {
-    let (process, goid) = hit(ctx, Hit::RequestEnd)?;
-    let key = RequestKey { id: argument::<1>(ctx), process: process.process, family: family::GRPC };
-    let open = REQUESTS.get_ptr_mut(key)?;
-    // No status is OK.
-    let code = argument::<2>(ctx);
-    let code = match follow(code, config(&process)?.grpc_code).and_then(read_word) {
-        Some(code) => code as u16,
-        None if code == 0 => 0,
-        None => status::NONE,
-    };
-    end(&process, key, open, goid, code, ended::NORMAL)
-}
-
 /// A goroutine that has an account ends: so does what it served by HTTP, or the call that it was in.
 #[inline(always)]
 pub fn on_goroutine_exit(process: &Process, goid: u64) {
     if let Some(account) = account::of(process, goid) {
-        forget_stream(process, account);
+        grpc::forget_stream(process, account);
         span::forget(process, account, goid);
         children::on_exit(process, account);
     }
@@ -557,7 +507,8 @@ pub fn end(
             } else if open.header != 0 {
                 caller.write(open.traceparent);
             } else if at.family == family::HTTP && how == ended::NORMAL {
-                headers::traceparent(open.object, config, caller.cast());
+                let map = follow(open.object, config.request.header).and_then(read_word).unwrap_or(0);
+                headers::traceparent(map, &config.headers, caller.cast());
             }
             children::read(&raw const open.children, &raw mut (*to).children);
         }

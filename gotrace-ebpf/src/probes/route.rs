@@ -2,7 +2,7 @@
 
 use gotrace_common::{
     Lost, OpenRequest, RequestConfig, RouteKey, RouteTimes, bucket_of,
-    request::{FieldPath, NO_STEP, PATH_BYTES, ROUTE_BYTES, TIMES, protocol},
+    request::{FieldPath, NO_STEP, PATH_BYTES, ROUTE_BYTES, RequestFields, TIMES, protocol},
 };
 
 use crate::{
@@ -14,26 +14,31 @@ use crate::{
 
 /// Reads what else is read at a request's end, where it may be collected before that.
 #[inline(always)]
-pub fn read_now(config: &RequestConfig, object: u64, open: *mut OpenRequest) -> Option<()> {
+pub fn read_now(
+    config: &RequestConfig,
+    fields: &RequestFields,
+    object: u64,
+    open: *mut OpenRequest,
+) -> Option<()> {
     if config.http2_released == 0 {
         return None;
     }
-    let header = follow(object, config.header).and_then(read_word)?;
-    let [pointer, length] = read_words::<2>(follow(object, config.method)?)?;
+    let header = follow(object, fields.header).and_then(read_word)?;
+    let [pointer, length] = read_words::<2>(follow(object, fields.method)?)?;
     // SAFETY: the value of a preallocated map, of the goroutine whose event this is; as long as stated, and filled with 0.
     unsafe {
         (*open).header = header;
-        (*open).context = router::context_of(config, object).unwrap_or(0);
+        (*open).context = router::context_of(fields, object).unwrap_or(0);
         read_text::<8>((&raw mut (*open).method).cast(), pointer, length);
-        headers::traceparent(object, config, (&raw mut (*open).traceparent).cast());
+        headers::traceparent(header, &config.headers, (&raw mut (*open).traceparent).cast());
     }
     Some(())
 }
 
 /// Reads what the request asks for, where that is wanted: before anybody changes it.
 #[inline(always)]
-pub fn read_path(config: &RequestConfig, object: u64, open: *mut OpenRequest) -> Option<()> {
-    let [pointer, length] = read_words::<2>(follow(object, config.path)?)?;
+pub fn read_path(fields: &RequestFields, object: u64, open: *mut OpenRequest) -> Option<()> {
+    let [pointer, length] = read_words::<2>(follow(object, fields.path)?)?;
     // SAFETY: the value of a preallocated map, of the goroutine whose event this is; as long as stated, and filled with 0.
     unsafe {
         let path = &raw mut (*open).path;
@@ -71,18 +76,19 @@ pub unsafe fn name(process: &Process, config: &RequestConfig, open: *mut OpenReq
         let known = (*open).header;
         if known != 0 {
             (*key).method = (*open).method;
-        } else if let Some(at) = follow(object, config.method)
+        } else if let Some(at) = follow(object, config.request.method)
             && let Some([pointer, length]) = read_words::<2>(at)
         {
             read_text::<8>((&raw mut (*key).method).cast(), pointer, length);
         }
         // A mux notes the pattern in the request that it was called with: believed as long as that is a copy of this one.
         // As words: comparing what may be nothing reads what was never written, which kernels before 5.19 refuse.
-        let header = |object| follow(object, config.header).and_then(read_word).unwrap_or(0);
+        let header = |object| follow(object, config.request.header).and_then(read_word).unwrap_or(0);
         let (of_object, routed) = (header(object), (*open).routed);
-        let copy = routed != 0 && routed != object && header(routed) == of_object;
+        let own = if known != 0 { known } else { of_object };
+        let copy = routed != 0 && routed != object && header(routed) == own;
         let [mut pointer, mut length] = (*open).pattern;
-        if length == 0 && (known == 0 || known == of_object) {
+        if length == 0 && (copy || own == of_object) {
             let at = follow(if copy { routed } else { object }, config.pattern).unwrap_or(0);
             pointer = read_word(at).unwrap_or(0);
             length = if pointer == 0 { 0 } else { read_word(at + 8).unwrap_or(0) };

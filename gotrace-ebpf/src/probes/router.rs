@@ -9,7 +9,7 @@ use core::arch::asm;
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use gotrace_common::{
     Hit, OpenRequest, RequestConfig, flags,
-    request::{ContextLayout, NO_STEP, ROUTE_BYTES},
+    request::{ContextLayout, NO_STEP, ROUTE_BYTES, RequestFields},
 };
 
 use crate::{
@@ -96,24 +96,25 @@ pub fn served(ctx: &Probe, process: &Process, goid: u64, frame: u64) -> Option<(
 #[inline(always)]
 pub fn is_same(config: &RequestConfig, open: &OpenRequest, request: u64) -> bool {
     // As words: comparing what may be nothing reads what was never written, which kernels before 5.19 refuse.
-    let header = |request| follow(request, config.header).and_then(read_word).unwrap_or(0);
+    let header = |request| follow(request, config.request.header).and_then(read_word).unwrap_or(0);
     let own = if open.header != 0 { open.header } else { header(open.object) };
     own != 0 && own == header(request)
 }
 
 /// The address of a request's context.
 #[inline(always)]
-pub fn context_of(config: &RequestConfig, request: u64) -> Option<u64> {
-    if config.routers.context == NO_STEP {
+pub fn context_of(fields: &RequestFields, request: u64) -> Option<u64> {
+    if fields.context == NO_STEP {
         return None;
     }
-    read_word(request + u64::from(config.routers.context) + 8)
+    read_word(request + u64::from(fields.context) + 8)
 }
 
 /// Whether a context comes from that of the request that is served: each begins with the one that it was made from.
 #[inline(always)]
 fn comes_from(config: &RequestConfig, open: &OpenRequest, mut context: u64) -> bool {
-    let own = if open.header != 0 { open.context } else { context_of(config, open.object).unwrap_or(0) };
+    let of_object = || context_of(&config.request, open.object).unwrap_or(0);
+    let own = if open.header != 0 { open.context } else { of_object() };
     for _ in 0..MAX_CONTEXTS {
         if context == 0 || own == 0 {
             return false;

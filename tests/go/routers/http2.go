@@ -9,7 +9,6 @@ import (
 	"math/big"
 	"net"
 	"net/http"
-	"runtime/debug"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -35,21 +34,8 @@ func init() {
 			{"GET", at + "/nowhere", "", 404},
 		}
 	}
-	if !wrapped() {
-		add(server{handler: mux("/h2c"), serve: cleartext, protocol: "http/2", questions: questions("/h2c")})
-	}
+	add(server{handler: mux("/h2c"), serve: cleartext, protocol: "http/2", questions: questions("/h2c")})
 	add(server{handler: mux("/h2"), serve: secure, protocol: "http/2", questions: questions("/h2")})
-}
-
-// Whether it is net/http that serves, and h2c is not told.
-func wrapped() bool {
-	build, ok := debug.ReadBuildInfo()
-	for _, m := range build.Deps {
-		if m.Path == "golang.org/x/net" {
-			return minor() >= 27 && m.Version != "v0.7.0"
-		}
-	}
-	return ok
 }
 
 func cleartext(h http.Handler) (string, *http.Client) {

@@ -290,6 +290,7 @@ fn program_for(probe: &Probe) -> Result<u32, Error> {
             (Server::Http, Moment::End) => program::HTTP1_END,
             (Server::Http2, Moment::End) => program::HTTP2_END,
             (Server::XHttp2, Moment::Begin) => program::X_HTTP2_BEGIN,
+            (Server::XHttp2, Moment::WrappedBegin) => program::WRAPPED_HTTP2_BEGIN,
             (Server::XHttp2, Moment::Carried) => program::HTTP_CARRIES_HTTP2,
             (Server::XHttp2, Moment::End) => program::X_HTTP2_END,
             (Server::Grpc, Moment::Carried) => program::HTTP_CARRIES_GRPC,

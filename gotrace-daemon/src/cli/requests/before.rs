@@ -15,9 +15,10 @@ use gotrace_model::{Location, requests::OpenBefore};
 use gotrace_process::Target;
 
 /// Functions whose frames stand below all that is done for a request, and whose they are.
-const SERVERS: [(&str, &str); 3] = [
+const SERVERS: [(&str, &str); 4] = [
     ("net/http.serverHandler.ServeHTTP", "net/http"),
     ("golang.org/x/net/http2.(*serverConn).runHandler", "golang.org/x/net/http2"),
+    ("net/http/internal/http2.(*serverConn).runHandler", "net/http"),
     ("google.golang.org/grpc.(*Server).handleStream", "google.golang.org/grpc"),
 ];
 

@@ -84,7 +84,8 @@ impl WatchedRequests {
         }
         let mut config = requests.config();
         if !paths {
-            config.path = FieldPath::NONE;
+            config.request.path = FieldPath::NONE;
+            config.server_request.path = FieldPath::NONE;
         }
         config.http2_released = u8::from(program.binary.go_version().minor >= 27);
         for (class, reason) in config.classes.iter_mut().zip(program.reasons.iter()) {
@@ -384,15 +385,17 @@ fn name(config: &RequestConfig, memory: &ImageMemory, open: &OpenRequest) -> Rou
         }
         return key;
     }
-    let header = |object| reader.follow(object, config.header).and_then(|at| reader.word(at));
-    let copied = open.routed != 0 && header(open.routed) == header(open.object);
+    let header = |object| reader.follow(object, config.request.header).and_then(|at| reader.word(at));
+    let of_object = header(open.object);
+    let own = if open.header == 0 { of_object } else { Some(open.header) };
+    let copied = open.routed != 0 && header(open.routed) == own;
     if open.header != 0 {
         key.method = open.method;
-    } else if let Some((text, _)) = reader.text::<8>(open.object, config.method) {
+    } else if let Some((text, _)) = reader.text::<8>(open.object, config.request.method) {
         key.method = text;
     }
     let mut pattern = open.pattern;
-    if pattern[1] == 0 && (open.header == 0 || header(open.object) == Some(open.header)) {
+    if pattern[1] == 0 && (copied || own == of_object) {
         let holder = if copied { open.routed } else { open.object };
         pattern = reader.follow(holder, config.pattern).and_then(|at| reader.words(at)).unwrap_or_default();
     }

@@ -9,14 +9,23 @@ use super::{
 /// A field to look for: what outputs call it, and its path by the names of fields.
 pub(super) type Field = (&'static str, &'static [&'static str]);
 
-const REQUEST: [Field; 6] = [
+/// In the order of [`SERVER_REQUEST`].
+pub(super) const REQUEST: [Field; 5] = [
     ("http.request.method", &["Method"]),
-    ("http.request.url.path", &["URL", "Path"]),
-    ("http.request.host", &["Host"]),
     ("http.request.header", &["Header"]),
     ("http.request.proto_major", &["ProtoMajor"]),
     ("http.request.ctx", &["ctx"]),
+    ("http.request.url.path", &["URL", "Path"]),
 ];
+/// What it is made of from Go 1.27 on, of HTTP/2.
+pub(super) const SERVER_REQUEST: [Field; 5] = [
+    ("http2.server_request.method", &["Method"]),
+    ("http2.server_request.header", &["Header"]),
+    ("http2.server_request.proto_major", &["ProtoMajor"]),
+    ("http2.server_request.context", &["Context"]),
+    ("http2.server_request.url.path", &["URL", "Path"]),
+];
+const HOST: [Field; 1] = [("http.request.host", &["Host"])];
 const RESPONSE: [Field; 3] = [
     ("http.response.status", &["status"]),
     ("http.response.request", &["req"]),
@@ -46,11 +55,12 @@ const SPAN: [Field; 9] = [
 const TRANSPORT: &str = "google.golang.org/grpc/internal/transport";
 
 /// All structures that are looked for.
-const STRUCTS: [&str; 13] = [
+const STRUCTS: [&str; 14] = [
     "http.Request",
     "http.response",
     "http.http2responseWriter",
     "http2.responseWriter",
+    "http2.ServerRequest",
     "transport.Stream",
     "transport.ServerStream",
     "status.Status",
@@ -80,6 +90,7 @@ pub(super) fn read(elf: &Elf<'_>, module: Option<u64>, minor: u32, old_mux: bool
             Server::Function => {}
             Server::Http => {
                 if let Some(request) = reader.structure("http.Request", "net/http", &REQUEST) {
+                    reader.structure("http.Request", "net/http", &HOST);
                     reader.headers(request);
                     reader.requests.routes = Some(reader.routes(request, old_mux));
                 } else {
@@ -94,6 +105,9 @@ pub(super) fn read(elf: &Elf<'_>, module: Option<u64>, minor: u32, old_mux: bool
                     ("http2.responseWriter", "net/http/internal/http2"),
                 ];
                 reader.first_of(&names, &[&HTTP2, &HTTP2]);
+            }
+            Server::XHttp2 if reader.requests.is_wrapped() => {
+                reader.structure("http2.ServerRequest", "net/http/internal/http2", &SERVER_REQUEST);
             }
             Server::XHttp2 => {
                 reader.structure("http2.responseWriter", "golang.org/x/net/http2", &X_HTTP2);

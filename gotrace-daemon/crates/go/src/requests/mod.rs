@@ -85,6 +85,9 @@ impl Server {
 pub enum Moment {
     /// A request begins.
     Begin,
+    /// The same, with what the request is made of.
+    #[serde(rename = "begin")]
+    WrappedBegin,
     /// A router looks for the request's path.
     Lookup,
     /// The request's route is about to be found, in a copy of it where a middleware made one; with a router but that of
@@ -110,7 +113,7 @@ impl Moment {
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Begin => "begin",
+            Self::Begin | Self::WrappedBegin => "begin",
             Self::Lookup => "lookup",
             Self::Route | Self::RouteValue => "route",
             Self::Handler => "handler",
@@ -212,6 +215,13 @@ pub struct Requests {
     pub missing: Vec<String>,
     /// Functions that the user has named and whose calls cannot be traced, and why: sentences.
     pub refused: Vec<String>,
+}
+
+impl Requests {
+    /// Whether `golang.org/x/net/http2` leaves the work to `net/http`.
+    fn is_wrapped(&self) -> bool {
+        self.points.iter().any(|point| point.moment == Moment::WrappedBegin)
+    }
 }
 
 impl Binary {

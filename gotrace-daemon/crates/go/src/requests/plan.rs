@@ -4,13 +4,14 @@ use gotrace_common::{
     RequestConfig,
     request::{
         ContextLayout, FieldPath as KernelPath, HeaderMap as KernelMap, MountedLayout, NO_STEP,
-        RouterLayouts, SpanLayout,
+        RequestFields, RouterLayouts, SpanLayout,
     },
 };
 
 use super::{
     super::{Event, Operand, Probe},
     FieldPath, Moment, Point, Requests, Routes, Server,
+    layout::{Field, REQUEST, SERVER_REQUEST},
 };
 
 impl Requests {
@@ -29,16 +30,22 @@ impl Requests {
         let begins = has(server, Moment::Begin)
             || matches!(server, Server::Http2 | Server::XHttp2) && has(Server::Http, Moment::Begin);
         let is_read = server != Server::OpenTelemetry || self.spans().is_some();
-        begins && has(server, Moment::End) && is_read
+        // Where net/http does the work they end there.
+        let ends =
+            has(server, Moment::End) || has(server, Moment::WrappedBegin) && has(Server::Http2, Moment::End);
+        begins && ends && is_read
     }
 
     /// Whether what a router knows can be read.
     fn can_read(&self, router: Server) -> bool {
-        let RouterLayouts { gin, echo, chi, gorilla_template, context, .. } = self.routers();
+        let RouterLayouts { gin, echo, chi, gorilla_template, .. } = self.routers();
         match router {
             Server::Gin => gin != RouterLayouts::NONE.gin,
             Server::Echo => echo != RouterLayouts::NONE.echo,
-            Server::Chi => ![chi.patterns, chi.last, chi.parent, context].contains(&NO_STEP),
+            Server::Chi => {
+                let context = self.request_fields(&REQUEST).context;
+                ![chi.patterns, chi.last, chi.parent, context].contains(&NO_STEP)
+            }
             _ => gorilla_template != KernelPath::NONE,
         }
     }
@@ -68,7 +75,6 @@ impl Requests {
                 last: near(Server::Chi, "chi.context.last"),
                 parent: near(Server::Chi, "chi.context.parent"),
             },
-            context: near(Server::Http, "http.request.ctx"),
             reserved: 0,
         }
     }
@@ -90,6 +96,14 @@ impl Requests {
             name: field("otel.span.name")?,
             status: field("otel.span.status")?,
         })
+    }
+
+    /// How what is read of a request as it begins is reached, by the names of the fields.
+    fn request_fields(&self, fields: &[Field; 5]) -> RequestFields {
+        let [method, header, proto_major, context, url_path] =
+            fields.map(|(name, _)| self.fields.get(name).and_then(path).unwrap_or_default());
+        let context = if context.steps[1] == NO_STEP { context.steps[0] } else { NO_STEP };
+        RequestFields { method, path: url_path, header, proto_major, context }
     }
 
     /// Why there are no requests that can be traced, where there are none.
@@ -137,11 +151,9 @@ impl Requests {
         RequestConfig {
             span: self.spans().filter(|_| self.can_trace(Server::OpenTelemetry)).unwrap_or_default(),
             routers: self.routers(),
-            method: field("http.request.method"),
-            path: field("http.request.url.path"),
+            request: self.request_fields(&REQUEST),
+            server_request: self.request_fields(&SERVER_REQUEST),
             pattern: if patterns { field("http.request.pattern") } else { KernelPath::NONE },
-            header: field("http.request.header"),
-            proto_major: field("http.request.proto_major"),
             http1_status: field("http.response.status"),
             http2_status: field("http2.writer.status"),
             x_http2_status: field("x_http2.writer.status"),

@@ -49,7 +49,10 @@ pub(super) const fn at_entry(
 const WRITER: &[(&str, u8)] = &[("writer", 0)];
 const STATUS: &[(&str, u8)] = &[("stream", 1), ("status", 2)];
 
-const WANTED: [Wanted; 21] = [
+/// Serves one request of HTTP/2; without it, that package leaves the work to `net/http` (from Go 1.27 on).
+const X_HTTP2: &str = "golang.org/x/net/http2.(*serverConn).runHandler";
+
+const WANTED: [Wanted; 22] = [
     at_entry(
         Server::Http,
         Moment::Begin,
@@ -63,11 +66,12 @@ const WANTED: [Wanted; 21] = [
     at_entry(Server::Http, Moment::End, "net/http.(*response).finishRequest", &[("response", 0)]),
     at_entry(Server::Http2, Moment::End, "net/http.(*http2responseWriter).handlerDone", WRITER),
     at_entry(Server::Http2, Moment::End, "net/http/internal/http2.(*responseWriter).handlerDone", WRITER),
+    at_entry(Server::XHttp2, Moment::Begin, X_HTTP2, &[("writer", 1), ("request", 2)]),
     at_entry(
         Server::XHttp2,
-        Moment::Begin,
-        "golang.org/x/net/http2.(*serverConn).runHandler",
-        &[("writer", 1), ("request", 2)],
+        Moment::WrappedBegin,
+        "net/http/internal/http2.(*serverConn).runHandler",
+        &[("writer", 1), ("server_request", 2)],
     ),
     // The one, or the other where that is inlined.
     at_entry(Server::XHttp2, Moment::Carried, "golang.org/x/net/http2.(*Server).ServeConn", &[]),
@@ -146,20 +150,23 @@ pub(super) fn find(planner: &Planner<'_>, requests: &mut Requests) {
         planner.scan.addresses.contains_key(w.function) || !planner.scan.holders(w.function).is_empty()
     };
     // All else is there without a server too, or not with each.
-    let tells = |w: &Wanted| matches!(w.moment, Moment::Begin | Moment::End);
-    for wanted in WANTED.iter().filter(|w| tells(w) && there(w)) {
+    let tells = |w: &Wanted| matches!(w.moment, Moment::Begin | Moment::WrappedBegin | Moment::End);
+    let carries = |w: &Wanted| w.server == Server::XHttp2 && w.moment == Moment::Carried && there(w);
+    let is_own = WANTED.iter().any(|w| w.function == X_HTTP2 && there(w));
+    let is_wrapped = !is_own && WANTED.iter().any(carries);
+    let applies = |w: &&Wanted| match (w.server, w.moment) {
+        (_, Moment::WrappedBegin) => is_wrapped,
+        (Server::XHttp2, Moment::Begin | Moment::End) => is_own,
+        _ => true,
+    };
+    let wanted_here: Vec<&Wanted> = WANTED.iter().filter(applies).collect();
+    for wanted in wanted_here.iter().filter(|w| tells(w) && there(w)) {
         if !requests.servers.contains(&wanted.server) {
             requests.servers.push(wanted.server);
         }
     }
-    // From Go 1.27 on it leaves the work to net/http, newer versions of it do.
-    let serves = |w: &Wanted| w.server == Server::XHttp2 && w.moment == Moment::Carried && there(w);
-    if !requests.servers.contains(&Server::XHttp2) && WANTED.iter().any(serves) {
-        let what = "connections that it is given by others than net/http's server (h2c)";
-        requests.missing.push(format!("{}: requests of {what} have no begin", Server::XHttp2.name()));
-    }
     let mut done: Vec<(Server, Moment)> = Vec::new();
-    for wanted in WANTED.iter().filter(|w| requests.servers.contains(&w.server)) {
+    for wanted in wanted_here.iter().copied().filter(|w| requests.servers.contains(&w.server)) {
         let key = (wanted.server, wanted.moment);
         let holders = planner.scan.holders(wanted.function);
         if there(wanted) {
