@@ -140,7 +140,9 @@ fn metrics(head: &Head) -> (Temporality, Option<Duration>, SeriesBounds) {
     let bound = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
     let series = match given.series {
         (0, _) | (_, 0) => SeriesBounds::default(),
-        (per_process, all) => SeriesBounds { per_process: bound(per_process), all: bound(all) },
+        (per_process, all) => {
+            SeriesBounds { per_process: bound(per_process), all: bound(all), ..SeriesBounds::default() }
+        }
     };
     let temporality = Temporality::from_name(&given.temporality).unwrap_or_default();
     (temporality, given.every_ns.map(Duration::from_nanos), series)

@@ -128,7 +128,7 @@ pub(super) fn run(args: &DaemonArgs) -> Result<Exit, CliError> {
     let background = Background::with_export(export)?;
     let stop = Stop::default();
     background.stop_on(&stop, &[libc::SIGINT, libc::SIGTERM])?;
-    let board = Arc::new(Board::default());
+    let board = Arc::new(Board::new(config.requests.routes()));
     let mut line = Line::new(args.line(&config), background.exporter())?;
     if let Some(refusal) = line.fallback() {
         tracing::warn!(

@@ -343,6 +343,7 @@ impl Config {
         if requests.mode != Mode::Off && trace.level != Level::Full {
             return Err(("mode", "requests take trace.level full: set that, or requests.mode off".into()));
         }
+        within("routes", requests.routes.into(), 1, 500)?;
         within("stack_depth", trace.stack_depth.into(), 0, 32)?;
         within("kernel_log", trace.kernel_log.into(), 0, 5)?;
         within("processes", limits.processes.into(), 1, 4096)?;
@@ -435,7 +436,7 @@ impl Config {
     /// # Errors
     /// [`Error::Otlp`] when a variable cannot be followed.
     pub fn export(&self, environment: Environment<'_>) -> Result<ExportConfig, Error> {
-        self.otlp.export_config(environment)
+        self.otlp.export_config(environment, self.requests.routes())
     }
 
     /// How long the last data may take at the end.

@@ -150,7 +150,11 @@ impl Otlp {
         Ok(())
     }
 
-    pub(super) fn export_config(&self, environment: Environment<'_>) -> Result<ExportConfig, Error> {
+    pub(super) fn export_config(
+        &self,
+        environment: Environment<'_>,
+        routes: usize,
+    ) -> Result<ExportConfig, Error> {
         Ok(ExportConfig {
             otlp: OtlpConfig::from_flags_and_env(&self.flags(), environment)?,
             file: self.export.clone(),
@@ -159,7 +163,11 @@ impl Otlp {
                 Some(every) => Some(every.0),
                 None => metric_interval_from_env(environment)?,
             },
-            series: SeriesBounds { per_process: self.series_per_process as usize, all: self.series as usize },
+            series: SeriesBounds {
+                per_process: self.series_per_process as usize,
+                all: self.series as usize,
+                routes,
+            },
             spool: self.spool.config(),
         })
     }

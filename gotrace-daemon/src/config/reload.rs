@@ -44,7 +44,7 @@ impl Config {
                     max_per_second: _,
                     resource_command_args: _,
                 },
-            requests: Requests { mode, slow, functions, paths },
+            requests: Requests { mode, slow, routes, functions, paths },
             // Whom to ask is asked anew.
             metadata: _,
             otlp:
@@ -79,6 +79,7 @@ impl Config {
             ("limits.max_goroutines", *max_goroutines != new.limits.max_goroutines),
             ("requests.mode", *mode != new.requests.mode),
             ("requests.slow", *slow != new.requests.slow),
+            ("requests.routes", *routes != new.requests.routes),
             ("requests.functions", *functions != new.requests.functions),
             ("requests.paths", *paths != new.requests.paths),
             ("otlp.endpoint", *endpoint != otlp.endpoint),
@@ -144,6 +145,7 @@ mod tests {
         ("spans.resource_command_args", "true"),
         ("requests.mode", "slow"),
         ("requests.slow", "250ms"),
+        ("requests.routes", "21"),
         ("requests.functions", "[main.handle]"),
         ("requests.paths", "true"),
         ("metadata.kubernetes", "off"),

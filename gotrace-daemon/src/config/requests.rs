@@ -5,6 +5,7 @@ use serde::Deserialize;
 use super::values::text;
 use crate::units;
 use gotrace_agent::pipeline::{Slow, TraceRequests};
+use gotrace_export::otlp::SeriesBounds;
 
 /// Which requests are traced.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
@@ -15,6 +16,8 @@ pub struct Requests {
     /// From when on a request is slow: a time, or `auto`, the 99th percentile of its route.
     #[serde(deserialize_with = "text")]
     pub slow: Threshold,
+    /// Routes of a process whose metrics are told apart.
+    pub routes: u32,
     /// Functions of which each call is a request, named as tracebacks print them.
     pub functions: Vec<String>,
     /// Whether the paths that slow requests asked for are exported.
@@ -23,7 +26,13 @@ pub struct Requests {
 
 impl Default for Requests {
     fn default() -> Self {
-        Self { mode: Mode::Off, slow: Threshold(Slow::Auto), functions: Vec::new(), paths: false }
+        Self {
+            mode: Mode::Off,
+            slow: Threshold(Slow::Auto),
+            routes: SeriesBounds::ROUTES as u32,
+            functions: Vec::new(),
+            paths: false,
+        }
     }
 }
 
@@ -53,6 +62,12 @@ impl std::str::FromStr for Threshold {
 }
 
 impl Requests {
+    /// Routes of a process whose metrics are told apart.
+    #[must_use]
+    pub const fn routes(&self) -> usize {
+        self.routes as usize
+    }
+
     /// As the line is told; `None` where they are not traced.
     pub(super) fn line(&self) -> Option<TraceRequests> {
         let slow = match self.mode {

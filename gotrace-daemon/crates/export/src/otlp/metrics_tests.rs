@@ -461,3 +461,30 @@ fn the_slowest_requests_are_exemplars_of_their_series() {
     let got = report(&mut Metrics::new(Temporality::Cumulative, SeriesBounds::default()), &interval, &[]);
     assert_eq!(exponential(&got["gotrace.request.duration"]).data_points[0].exemplars, []);
 }
+
+#[test]
+fn routes_beyond_the_bound_are_summed_up() {
+    let mut interval = samples::interval(&samples::resource(), 0, Vec::new());
+    let mut requests = samples::requests(&[5, 90, 7, 40]);
+    let first = requests.routes.remove(0);
+    requests.routes = (0..3)
+        .map(|n| {
+            let mut route = first.clone();
+            route.name.route = Some(format!("/{n}").into());
+            route
+        })
+        .collect();
+    interval.requests = Some(requests.into());
+    let told = |routes| {
+        let bounds = SeriesBounds { routes, ..SeriesBounds::default() };
+        let got = report(&mut Metrics::new(Temporality::Cumulative, bounds), &interval, &[]);
+        let durations = exponential(&got["gotrace.request.duration"]);
+        let key = |of: &[opentelemetry_proto::tonic::common::v1::KeyValue]| {
+            of.iter().any(|a| a.key == "otel.metric.overflow")
+        };
+        let others = durations.data_points.iter().filter(|point| key(&point.attributes));
+        (durations.data_points.len(), others.map(|point| point.count).sum::<u64>())
+    };
+    assert_eq!(told(2), (3, 4));
+    assert_eq!(told(3), (3, 0));
+}

@@ -109,7 +109,7 @@ mod tests {
         let resource = samples::resource();
         let long = |n: usize| format!("{n:05}{}", "n".repeat(MAX_NAME - 5));
         let sites = (0..2400).map(|n| site(&long(n))).collect();
-        let bounds = SeriesBounds { per_process: 10_000, all: 20_000 };
+        let bounds = SeriesBounds { per_process: 10_000, all: 20_000, ..SeriesBounds::default() };
         let mut metrics = Metrics::new(Temporality::Cumulative, bounds);
         let (whole, count) = metrics.report(&samples::interval(&resource, 0, sites), &Default::default());
         assert!(whole.encoded_len() > 4 << 20, "{} bytes", whole.encoded_len());

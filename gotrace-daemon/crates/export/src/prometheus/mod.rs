@@ -21,7 +21,7 @@ pub use socket::SocketError;
 
 use gotrace_model::{
     Coverage, Interval, Resource,
-    metrics::admission::{Admitted, Room},
+    metrics::admission::{Admitted, Room, SeriesBounds},
 };
 
 use crate::{history::History, otlp::ExportStats};
@@ -120,11 +120,17 @@ impl Follower {
 
 impl Default for Board {
     fn default() -> Self {
-        Self { processes: Mutex::default(), series: Mutex::new((page::room(), BTreeMap::new())) }
+        Self::new(SeriesBounds::ROUTES)
     }
 }
 
 impl Board {
+    /// With series of so many routes of requests a process ([`SeriesBounds::routes`]).
+    #[must_use]
+    pub fn new(routes: usize) -> Self {
+        Self { processes: Mutex::default(), series: Mutex::new((page::room(routes), BTreeMap::new())) }
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Kept>> {
         // Whole values: a panic elsewhere leaves none half written.
         self.processes.lock().unwrap_or_else(PoisonError::into_inner)

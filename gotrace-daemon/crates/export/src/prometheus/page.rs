@@ -56,8 +56,8 @@ struct Page {
 }
 
 /// What all processes may have.
-pub(super) fn room() -> Room {
-    Room::new(SeriesBounds { per_process: MAX_SERIES, all: MAX_SERIES_OF_NODE }, WEIGHTS)
+pub(super) fn room(routes: usize) -> Room {
+    Room::new(SeriesBounds { per_process: MAX_SERIES, all: MAX_SERIES_OF_NODE, routes }, WEIGHTS)
 }
 
 /// The page.

@@ -21,16 +21,20 @@ pub struct SeriesBounds {
     pub per_process: usize,
     /// Of all processes together.
     pub all: usize,
+    /// Routes of requests of one process that have series of their own, beside those.
+    pub routes: usize,
 }
 
 impl SeriesBounds {
     /// A process's fixed metrics, and what is beyond, in OTLP.
     pub const LEAST: usize = Weights::OTLP.base();
+    /// Routes, where nobody says how many.
+    pub const ROUTES: usize = 20;
 }
 
 impl Default for SeriesBounds {
     fn default() -> Self {
-        Self { per_process: 212, all: 20_000 }
+        Self { per_process: 212, all: 20_000, routes: Self::ROUTES }
     }
 }
 
@@ -102,13 +106,20 @@ pub struct Room {
     left: usize,
     /// What reasons and sites of one process share, their overflow series taken off.
     pool: usize,
+    /// Routes of one process.
+    pub(super) routes: usize,
 }
 
 impl Room {
     /// All of it.
     #[must_use]
     pub fn new(bounds: SeriesBounds, weights: Weights) -> Self {
-        Self { weights, left: bounds.all, pool: bounds.per_process.saturating_sub(weights.base()) }
+        Self {
+            weights,
+            left: bounds.all,
+            pool: bounds.per_process.saturating_sub(weights.base()),
+            routes: bounds.routes,
+        }
     }
 
     /// What a route takes of it: its statuses, and its times by state, of which few are not 0.

@@ -1,6 +1,6 @@
 //! Requests as metrics: how long they took, by route and status, and what they spent their time on, by route and state.
 //!
-//! These series are beside the others of a process: the first [`ROUTES`] routes have their own, the first [`STATUSES`]
+//! These series are beside the others of a process: the first few routes ([`super::admission::SeriesBounds::routes`]) have their own, the first [`STATUSES`]
 //! statuses of each, for good; what is beyond is summed up in one series a metric.
 
 use std::{
@@ -16,8 +16,6 @@ use super::{
 };
 use crate::requests::{BLOCKED_NAMES, Protocol, Request, Requests, RouteName, TIME_NAMES, code_of_grpc};
 
-/// Routes of a process that have series of their own.
-pub const ROUTES: usize = 20;
 /// Statuses of a route that have.
 pub const STATUSES: usize = 4;
 /// Exemplars of a series, the slowest.
@@ -157,7 +155,7 @@ impl Admitted {
     /// The statuses that a route has series for, where it has; gives it some while there is room.
     fn route(&mut self, name: &RouteName, room: &mut Room) -> Option<&mut HashSet<Option<u16>>> {
         if !self.routes.contains_key(name) {
-            if self.routes.len() >= ROUTES || !room.take(room.route()) {
+            if self.routes.len() >= room.routes || !room.take(room.route()) {
                 return None;
             }
             self.routes.insert(name.clone(), HashSet::new());
