@@ -89,3 +89,35 @@ fn routes_are_those_that_routers_know() {
         assert!(apart.is_empty() && lost.is_empty(), "{build:?}: {} apart; lost: {lost:?}", apart.len());
     }
 }
+
+/// While a request is open its route is found on the stack of the goroutine that serves it.
+#[test]
+fn routes_of_open_requests_are_those_that_routers_know() {
+    if !privileged("live_requests_routers") {
+        return;
+    }
+    for build in BUILDS {
+        let mut program = Program::start(&program(build));
+        let mut watch = Watch::start(program.pid(), &["--slow", "100ms"]);
+        program.tell("hold");
+        let held = program.answer();
+        let mut own: BTreeMap<String, u64> = BTreeMap::new();
+        for held in held["held"].as_array().expect("requests") {
+            *own.entry(line(held)).or_default() += 1;
+        }
+        let all = own.values().sum::<u64>();
+        watch.until("all that is held", |report| report.open.len() as u64 >= all);
+        let report = watch.finish();
+        let mut seen: BTreeMap<String, u64> = BTreeMap::new();
+        for open in &report.open {
+            *seen.entry(line(open)).or_default() += 1;
+        }
+        println!("{build:?}: {all} requests are held");
+        assert!(own.len() > 8 && own == seen, "{build:?}:\n{own:#?}\n{seen:#?}");
+    }
+}
+
+fn line(of: &Value) -> String {
+    let text = |name: &str| of[name].as_str().unwrap_or("null").to_owned();
+    format!("{} {} {}", text("protocol"), text("method"), text("route"))
+}

@@ -64,7 +64,7 @@ func init() {
 		<-c.Request.Context().Done()
 		time.Sleep(100 * time.Millisecond)
 	})
-	add(server{handler: http.TimeoutHandler(slow, time.Minute, ""), questions: elsewhere(questions[:4])})
+	add(server{handler: http.TimeoutHandler(slow, time.Minute, ""), questions: elsewhere(questions[:4]), elsewhere: true})
 	add(server{handler: http.TimeoutHandler(slow, 5*time.Millisecond, ""), questions: []question{
 		// It is given up before its router is done.
 		{"GET", "/late/17", "", 503},

@@ -1,5 +1,7 @@
 // A program with servers of many routers, which asks itself everything, and knows what it asked.
 //
+// On "hold" it asks what has a route once, and says which of it its handlers hold until "release".
+//
 // On "run N" it asks each question N times and more, of several clients at once, and says what was asked in one line: how
 // often which method was answered with which status by which route.
 package main
@@ -37,6 +39,8 @@ type server struct {
 	serve     func(http.Handler) (string, *http.Client)
 	protocol  string
 	questions []question
+	// The router is on another goroutine than the server's.
+	elsewhere bool
 }
 
 var servers []server
@@ -97,9 +101,16 @@ func answer(w http.ResponseWriter, r *http.Request, route string) {
 	if want := r.Header.Get("Route"); want != route {
 		panic(fmt.Sprintf("%s %s is routed by %q, not %q", r.Method, r.URL.Path, route, want))
 	}
+	if r.Header.Get("Hold") != "" {
+		entered <- struct{}{}
+		<-release
+	}
 	runtime.Gosched()
 	w.WriteHeader(status(r))
 }
+
+// Handlers that hold their request, and what lets them go.
+var entered, release = make(chan struct{}), make(chan struct{})
 
 func status(r *http.Request) int {
 	var status int
@@ -152,14 +163,17 @@ type count struct {
 type ask struct {
 	url    string
 	client *http.Client
+	// Of its server.
+	protocol string
 	question
 }
 
-func (a ask) run() {
+func (a ask) run(hold string) {
 	r, err := http.NewRequest(a.method, a.url+a.path, nil)
 	must(err)
 	r.Header.Set("Route", strings.TrimSuffix(a.route, untold))
 	r.Header.Set("Status", fmt.Sprint(a.status))
+	r.Header.Set("Hold", hold)
 	response, err := a.client.Do(r)
 	must(err)
 	_, err = io.Copy(io.Discard, response.Body)
@@ -172,11 +186,22 @@ func (a ask) run() {
 
 func main() {
 	run := make([]func(int) []count, len(servers))
+	var holds []ask
 	for n := range servers {
-		run[n] = servers[n].start()
+		var of []ask
+		run[n], of = servers[n].start()
+		holds = append(holds, of...)
 	}
 	fmt.Println(`{"ready":true}`)
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
+		if in.Text() == "hold" {
+			hold(holds)
+			continue
+		}
+		if in.Text() == "release" {
+			close(release)
+			continue
+		}
 		var times int
 		_, err := fmt.Sscanf(in.Text(), "run %d", &times)
 		must(err)
@@ -190,12 +215,39 @@ func main() {
 	}
 }
 
-// Begins to serve; asks everything so often, of some things once or twice more.
-func (s server) start() func(int) []count {
+// Asks everything once, and says what is held then.
+func hold(asks []ask) {
+	var all []count
+	for _, a := range asks {
+		done := make(chan struct{})
+		go func(a ask) {
+			defer close(done)
+			a.run("1")
+		}(a)
+		select {
+		case <-entered:
+			route := a.route
+			all = append(all, count{a.protocol, a.method, &route, 0, 1})
+		case <-done:
+		}
+	}
+	line, err := json.Marshal(map[string]interface{}{"held": all})
+	must(err)
+	fmt.Println(string(line))
+}
+
+// Begins to serve; asks everything so often, of some things once or twice more. What may be held of it.
+func (s server) start() (func(int) []count, []ask) {
 	if s.serve == nil {
 		s.serve, s.protocol = plain, "http/1.1"
 	}
 	url, client := s.serve(around(s.handler))
+	var holds []ask
+	for _, q := range s.questions {
+		if q.route != "" && !s.elsewhere {
+			holds = append(holds, ask{url, client, s.protocol, q})
+		}
+	}
 	return func(times int) (counts []count) {
 		asks := make(chan ask)
 		var done sync.WaitGroup
@@ -204,14 +256,14 @@ func (s server) start() func(int) []count {
 			go func() {
 				defer done.Done()
 				for a := range asks {
-					a.run()
+					a.run("")
 				}
 			}()
 		}
 		for round := 0; round < times+2; round++ {
 			for n, q := range s.questions {
 				if round < times+n%3 {
-					asks <- ask{url, client, q}
+					asks <- ask{url, client, s.protocol, q}
 				}
 			}
 		}
@@ -226,5 +278,5 @@ func (s server) start() func(int) []count {
 			counts = append(counts, c)
 		}
 		return counts
-	}
+	}, holds
 }

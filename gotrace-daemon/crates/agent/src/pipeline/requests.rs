@@ -24,6 +24,8 @@ use crate::tracee::{
     self, Input, OpenDetail, OpenSeen, RequestCounts, RequestsState, RouteCount, RouteId, Step,
 };
 
+mod open_routes;
+
 /// Slow requests that are told of a route within a second, where the threshold is the route's own.
 const PER_SECOND: u64 = 20;
 /// Open requests of a process that are told of, the oldest.
@@ -300,15 +302,29 @@ fn try_read(kernel: &mut Kernel, traced: &mut [Traced]) -> Result<(), kernel::Er
         let is_traced = traced.step() == Step::Requests;
         let own = open.iter().filter(|(key, ..)| is_traced && key.process == number).take(MAX_OPEN);
         let layout = traced.parsed().program.binary.g_layout();
-        let mut details = Vec::new();
+        let (mut details, mut searched) = (Vec::new(), 0);
         let seen = own.filter_map(|(key, open, account)| {
-            let seen = traced.watched.as_ref()?.seen(number, memory.as_ref(), now_ns, (open, account));
-            let id = (open.goid, open.start_ns);
-            if seen.slow && !traced.tracee.has_told(id) {
+            let watched = traced.watched.as_ref()?;
+            // Of one that does not run, for its stack.
+            let g = || {
                 let goroutine = GoroutineKey { goid: open.goid, process: number, reserved: 0 };
                 let is_parked = matches!(account.state, request::state::BLOCKED | request::state::SYSCALL);
-                let is_read = is_parked && details.len() < MAX_STACKS;
-                let g = is_read.then(|| kernel.goroutine(&goroutine)).flatten().map(|state| state.g);
+                is_parked.then(|| kernel.goroutine(&goroutine)).flatten().map(|state| state.g)
+            };
+            let is_http = matches!(open.protocol, request::protocol::HTTP1 | request::protocol::HTTP2);
+            let is_old = now_ns.saturating_sub(open.start_ns) >= LEAST_OPEN_NS;
+            let is_searched =
+                is_http && is_old && searched < MAX_STACKS && open_routes::has_any(&watched.config);
+            searched += usize::from(is_searched);
+            let routed = memory.as_ref().filter(|_| is_searched).and_then(|memory| {
+                let reader = Reader(memory);
+                let of_stack = stack_of(&reader, &layout, g()?)?;
+                open_routes::find(&reader, &watched.config, open, of_stack)
+            });
+            let seen = watched.seen(number, memory.as_ref(), now_ns, (open, account, routed));
+            let id = (open.goid, open.start_ns);
+            if seen.slow && !traced.tracee.has_told(id) {
+                let g = if details.len() < MAX_STACKS { g() } else { None };
                 let stack =
                     memory.as_ref().zip(g).and_then(|(memory, g)| stack(memory, &layout, g, open.goid));
                 details.push(OpenDetail {
@@ -340,14 +356,21 @@ fn try_read(kernel: &mut Kernel, traced: &mut [Traced]) -> Result<(), kernel::Er
 }
 
 impl WatchedRequests {
-    /// An open request of the process with this number.
+    /// An open request of the process with this number, and what was found on its stack of its route.
     fn seen(
         &self,
         process: u32,
         memory: Option<&ImageMemory>,
         now_ns: u64,
-        (open, account): (&OpenRequest, &Account),
+        (open, account, routed): (&OpenRequest, &Account, Option<open_routes::Found>),
     ) -> OpenSeen {
+        let mut open = *open;
+        if let Some((route, length, depth)) =
+            routed.filter(|(_, length, depth)| open.yields_to((*length).into(), *depth))
+        {
+            (open.named.route, open.named.length, open.named_depth) = (route, length, depth);
+        }
+        let open = &open;
         let named = memory.map(|memory| name(&self.config, memory, open)).unwrap_or_default();
         let mut route = RouteKey { process, protocol: open.protocol, ..named };
         if route.length == 0 {
@@ -406,6 +429,12 @@ fn name(config: &RequestConfig, memory: &ImageMemory, open: &OpenRequest) -> Rou
         (key.route, key.length) = (text, length);
     }
     key
+}
+
+/// From where to where the frames of a goroutine are that does not run.
+fn stack_of(reader: &Reader<'_>, layout: &GLayout, g: u64) -> Option<(u64, u64)> {
+    // g.stack.hi; g.sched.sp is before g.sched.pc.
+    Some((reader.word(g.checked_add(u64::from(layout.sched_pc) - 8)?)?, reader.word(g.checked_add(8)?)?))
 }
 
 /// Return addresses of a goroutine that does not run, innermost first, by its frame pointers; `None` where it ran meanwhile.
