@@ -120,6 +120,20 @@ impl Histogram {
         }
     }
 
+    /// What came since it was as `before`; the longest is at most 19 % above the true one where an earlier one was longer.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        let buckets: [u64; BUCKETS] =
+            core::array::from_fn(|n| self.buckets[n].saturating_sub(before.buckets[n]));
+        let highest = buckets.iter().rposition(|n| *n > 0).map_or(0, bucket_upper_bound_ns);
+        Self {
+            count: buckets.iter().sum(),
+            sum_ns: self.sum_ns.saturating_sub(before.sum_ns),
+            max_ns: if self.max_ns > before.max_ns { self.max_ns } else { highest.min(self.max_ns) },
+            buckets,
+        }
+    }
+
     /// The duration that a share `q` (0 to 1) of those counted do not exceed: the upper bound of its
     /// bucket, at most 19 % above the true value, and never above the longest. `None` when empty.
     #[must_use]

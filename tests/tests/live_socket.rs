@@ -310,9 +310,10 @@ fn attach_asks_the_daemon_which_holds_the_level_meanwhile() {
     assert_eq!(answer.status, 405, "{}", answer.text());
 
     // What the daemon does not do is done, and said to cost.
-    for (arguments, what) in
-        [(&["attach", "--stack-depth", "4"][..], "--stack-depth"), (&["gc"], "gotrace gc")]
-    {
+    for (arguments, what) in [
+        (&["attach", "--stack-depth", "4"][..], "--stack-depth"),
+        (&["gc", "--budget", "none"], "gotrace gc --budget"),
+    ] {
         let (command, more) = arguments.split_first().expect("a command");
         let pid = pid.to_string();
         let output = gotrace(&socket, &[&[*command, &pid, "--duration", "1s"], more].concat());

@@ -12,14 +12,13 @@ use clap::Parser as _;
 use super::{
     AttachArgs, Cli, CliError, Command, Engine, Exit, Format, TraceArgs,
     args::RecordingArgs,
-    asked::{Daemon, Ended, Follow, Form, Probed},
+    asked::{Daemon, Follow, Form, Probed},
     followed,
     output::Stdout,
-    say, served, trace,
+    served, trace,
 };
 use gotrace_agent::pipeline::{LeftBehind, Line, Stop};
 use gotrace_export::otlp::ExportConfig;
-use gotrace_model::printable::printable;
 use gotrace_process::Target;
 
 /// A daemon reports no more often.
@@ -89,12 +88,7 @@ fn follow(
     let stop = Stop::default();
     background.stop_on_signals(&stop)?;
     let wanted = args.trace.level;
-    say(&format!(
-        "gotrace: from gotrace daemon (pid {}), which traces process {pid} at level {}; level {wanted} is held meanwhile, within \
-         its budget (--no-daemon attaches probes of gotrace's own)\n",
-        daemon.pid(),
-        printable(level),
-    ));
+    followed::say_from(daemon, pid, level, wanted);
     let table = args.trace.format == Format::Table;
     let follow = Follow {
         pid,
@@ -111,12 +105,7 @@ fn follow(
         daemon.follow(follow, until, &mut Stdout::lock())?
     };
     let Some(ended) = ended else { return Ok(None) };
-    let why = match ended {
-        Ended::Gone => "the daemon traces the process no more: it has ended, or no rule takes it",
-        Ended::Duration => "stopped after --duration; the daemon traces it on",
-        Ended::Stopped => "stopped by you; the daemon traces it on",
-    };
-    say(&format!("gotrace: {why}\n"));
+    followed::say_ended(ended);
     Ok(Some(Exit::DONE))
 }
 

@@ -1,29 +1,108 @@
-//! The live table of a process that a daemon traces.
+//! What a daemon tells of a process that it traces: report by report, and as live table.
 //!
-//! Input: reports as [`gotrace_export::reports`] reads them. Output: the table; plain lines where the daemon is of another
-//! build, of which is told, or where there is no table to be had. Invariants: the terminal is given back before anything is
+//! Input: reports as [`gotrace_export::reports`] reads them. Output: these; the table, or plain lines where the daemon is of
+//! another build, of which is told, or where there is no table to be had. Invariants: the terminal is given back before anything is
 //! said; reports that were left out are told of, in the table and behind it.
 
 use std::{sync::Arc, time::Instant};
 
 use super::{
     CliError, Stdout,
-    asked::{Daemon, Ended, Follow, Form, Trouble},
+    asked::{Daemon, Ended, Follow, Form, Reports, Trouble},
     diagnostics::HoldBack,
     reading::Apart,
     say,
 };
 use gotrace_agent::pipeline::Stop;
 use gotrace_export::reports::{Reader, ReportsError, Told, left_out, lines};
-use gotrace_model::{Interval, printable::printable};
+use gotrace_model::{Interval, Level, printable::printable};
 use gotrace_process::Target;
 use gotrace_ui::View;
+
+/// Says from whom the figures are.
+pub(super) fn say_from(daemon: &Daemon, pid: u32, level: &str, wanted: Level) {
+    say(&format!(
+        "gotrace: from gotrace daemon (pid {}), which traces process {pid} at level {}; level {wanted} is held meanwhile, within \
+         its budget (--no-daemon attaches probes of gotrace's own)\n",
+        daemon.pid(),
+        printable(level),
+    ));
+}
+
+/// Says why a command goes on with probes of its own: what the daemon does not do.
+pub(super) fn say_own(daemon: &Daemon, pid: u32, why: &str, command: &str) {
+    CliError::warn(&format!(
+        "gotrace daemon (pid {}) traces process {pid} with probes already, and {why}: {command} needs a second set of probes, \
+         which costs the program again",
+        daemon.pid()
+    ));
+}
+
+/// Says why there are no more.
+pub(super) fn say_ended(ended: Ended) {
+    say(&format!("gotrace: {}\n", why(ended)));
+}
+
+/// Why there are no more.
+pub(super) const fn why(ended: Ended) -> &'static str {
+    match ended {
+        Ended::Gone => "the daemon traces the process no more: it has ended, or no rule takes it",
+        Ended::Duration => "stopped after --duration; the daemon traces it on",
+        Ended::Stopped => "stopped by you; the daemon traces it on",
+    }
+}
 
 /// Why reports are not taken on.
 enum Halt {
     /// They are another build's, as this says.
     OtherBuild(String),
+    /// Whoever takes them does not want them.
+    Unwanted,
     Failed(CliError),
+}
+
+/// How it ended that reports were taken.
+pub(super) enum Heard {
+    /// There are no more.
+    All(Ended),
+    /// They are another build's, as this says.
+    OtherBuild(String),
+    /// Whoever took them did not want them.
+    Unwanted,
+}
+
+/// Hands on each report until there are no more, or `take` does not want them.
+///
+/// # Errors
+/// Those of `take`; when the daemon breaks off, or sends what cannot be read.
+pub(super) fn each(
+    daemon: &Daemon,
+    reports: Reports,
+    until: (&Stop, Option<Instant>),
+    take: &mut dyn FnMut(Told) -> Result<bool, CliError>,
+) -> Result<Heard, CliError> {
+    let mut reader = Reader::default();
+    let ended = daemon.listen(reports, until, &mut |bytes| {
+        reader.take(bytes);
+        loop {
+            match reader.next_told() {
+                Ok(Some(told)) => {
+                    if !take(told)? {
+                        return Err(Halt::Unwanted);
+                    }
+                }
+                Ok(None) => return Ok(()),
+                Err(error @ ReportsError::OtherBuild(_)) => return Err(Halt::OtherBuild(error.to_string())),
+                Err(error) => return Err(daemon.broke_off(&error.to_string()).into()),
+            }
+        }
+    });
+    match ended {
+        Ok(ended) => Ok(Heard::All(ended)),
+        Err(Halt::OtherBuild(why)) => Ok(Heard::OtherBuild(why)),
+        Err(Halt::Unwanted) => Ok(Heard::Unwanted),
+        Err(Halt::Failed(error)) => Err(error),
+    }
 }
 
 impl From<CliError> for Halt {
@@ -55,26 +134,15 @@ pub(super) fn show(
     let target = Target::open(wanted.pid)?;
     let about = about(daemon, &target, level);
     let mut shown = Shown { about, target: Some(target), wanted, table: None, missed: 0 };
-    let mut reader = Reader::default();
-    let ended = daemon.listen(reports, (stop, deadline), &mut |bytes| {
-        reader.take(bytes);
-        loop {
-            match reader.next_told() {
-                Ok(Some(told)) => shown.take(told, stop)?,
-                Ok(None) => return Ok(()),
-                Err(error @ ReportsError::OtherBuild(_)) => return Err(Halt::OtherBuild(error.to_string())),
-                Err(error) => return Err(daemon.broke_off(&error.to_string()).into()),
-            }
-        }
-    });
+    let heard = each(daemon, reports, (stop, deadline), &mut |told| shown.take(told, stop).map(|()| true));
     let missed = shown.end();
     if missed > 0 {
         say(&format!("gotrace: {}\n", left_out(missed)));
     }
-    match ended {
-        Ok(ended) => Ok(Some(ended)),
-        Err(Halt::OtherBuild(why)) => plain(daemon, wanted, &why, (stop, deadline)),
-        Err(Halt::Failed(error)) => Err(error),
+    match heard? {
+        Heard::All(ended) => Ok(Some(ended)),
+        Heard::OtherBuild(why) => plain(daemon, wanted, &why, (stop, deadline)),
+        Heard::Unwanted => Ok(None),
     }
 }
 

@@ -12,8 +12,9 @@ use clap::Args;
 use super::{
     CliError, Exit, TextOrJson,
     args::{BudgetArg, percent},
-    asked::AskArgs,
+    asked::{AskArgs, Daemon, Follow, Form, Probed},
     check::throttling,
+    followed::{self, Heard},
     is_broken_pipe,
     output::Stdout,
     target::TargetArgs,
@@ -21,9 +22,16 @@ use super::{
 };
 use crate::units as values;
 use gotrace_agent::pipeline::{Line, Stop};
-use gotrace_export::{collector, otlp::ExportConfig};
-use gotrace_model::{Interval, Level};
-use gotrace_process::{Clock, Target, usage};
+use gotrace_export::{
+    collector,
+    otlp::ExportConfig,
+    reports::{Told, left_out},
+};
+use gotrace_model::{Interval, Level, Resource};
+use gotrace_process::{Clock, CpuQuota, Target, usage};
+
+/// A daemon reports no more often.
+const LEAST_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Arguments of `gc`.
 #[derive(Clone, Debug, Args)]
@@ -35,6 +43,9 @@ world, and who called it. Ctrl-C ends with the sums, and with how often the CPU 
 process's control groups made it stand still.
 
 The probes are hit four times a cycle and twice an assist, and at creations and exits of goroutines.
+
+Where a gotrace daemon on this node traces the process with probes already, what it sees is told: no
+second set of probes. That is not so with --no-daemon and --budget.
 
 Examples:
   gotrace gc 1234 --duration 1m
@@ -69,60 +80,160 @@ pub struct GcArgs {
 pub(super) fn run(args: &GcArgs) -> Result<Exit, CliError> {
     let target = Target::open(args.target.pid()?)?;
     let pid = target.pid();
-    args.ask.warn_of_probes(pid, "gotrace gc");
-    let quotas = target.cpu_quotas();
+    if args.has_own_budget() {
+        args.ask.warn_of_probes(pid, "gotrace gc --budget");
+    } else if let Some((daemon, probed)) = args.ask.daemon_with_probes(pid)
+        && let Some(exit) = from_daemon(args, &target, &daemon, &probed)?
+    {
+        return Ok(exit);
+    }
     let background = Background::with_export(ExportConfig::default())?;
     let stop = Stop::default();
     background.stop_on_signals(&stop)?;
     let mut line = Line::new(events_alone(Level::Lifecycle, args.interval, args.budget.budget()), None)?;
-    let cpu_before = cpu_ns(pid);
+    let mut telling = Telling::of(args, &target);
     line.trace(target)?;
-    let json = args.format == TextOrJson::Json;
-    let mut out = Stdout::lock();
     if let Some(traced) = line.first() {
-        let (resource, how) = (traced.resource(), (traced.engine(), traced.level_name()));
-        if json {
-            let now = Clock::measure().unix_nano(Clock::now_monotonic_ns());
-            collector::json_header(&mut out, resource, pid, how, now)?;
-        } else {
-            collector::header(&mut out, resource, pid)?;
-        }
-        out.flush()?;
+        telling.header(traced.resource(), (traced.engine(), traced.level_name()))?;
     }
-    let (mut cpu, mut quotas_now, mut failed) = (None, quotas.clone(), None);
-    let mut report = |interval: &Interval| {
-        // While it lives.
-        cpu = cpu_ns(pid).or(cpu);
-        if let Some(now) = Target::open(pid).ok().and_then(|t| t.cpu_quotas()) {
-            quotas_now = Some(now);
-        }
-        if json {
-            collector::json_interval(&mut out, interval)
-        } else {
-            collector::interval(&mut out, interval)
-        }
-    };
     let deadline = args.duration.map(|d| Instant::now() + d);
+    let mut failed = None;
     let ended = line.run(&stop, deadline, &mut |interval| {
-        if let (Err(error), None) = (report(interval), &failed) {
+        if let (Err(error), None) = (telling.report(interval), &failed) {
             failed = Some(error);
             stop.set();
         }
     });
     let summaries = line.finish();
-    let written = failed.map_or(Ok(()), Err).and_then(|()| {
-        for summary in &summaries {
-            let cpu_ns = cpu.map(|now| now.saturating_sub(cpu_before.unwrap_or(0)));
-            let throttling = throttling(quotas.clone(), quotas_now.clone());
-            let run = collector::Run { summary, cpu_ns, throttling };
-            if json { run.write_json(&mut out)? } else { run.write_text(&mut out)? }
-        }
-        io::Result::Ok(())
-    });
+    let written = failed
+        .map_or(Ok(()), Err)
+        .and_then(|()| summaries.iter().try_for_each(|summary| telling.end(&summary.last, &summary.ended)));
     ended?;
     match written {
         Err(error) if !is_broken_pipe(&error) => Err(error.into()),
         _ => Ok(Exit::DONE),
+    }
+}
+
+/// Tells what a daemon sees; `None`, of which is told, where it does not.
+fn from_daemon(
+    args: &GcArgs,
+    target: &Target,
+    daemon: &Daemon,
+    Probed { level }: &Probed,
+) -> Result<Option<Exit>, CliError> {
+    let background = Background::with_export(ExportConfig::default())?;
+    let stop = Stop::default();
+    background.stop_on_signals(&stop)?;
+    let (pid, wanted) = (target.pid(), Level::Lifecycle);
+    let every = args.interval.max(LEAST_INTERVAL);
+    let follow = Follow { pid, level: wanted, every, form: Form::Interval, system: false };
+    let reports = match daemon.reports(follow) {
+        Ok(reports) => reports,
+        Err(trouble) => {
+            daemon.warn(trouble);
+            return Ok(None);
+        }
+    };
+    let deadline = args.duration.map(|d| Instant::now() + d);
+    let mut telling = Telling::of(args, target);
+    // The first report, and the last one.
+    let mut known: Option<(Interval, Interval)> = None;
+    let heard = followed::each(daemon, reports, (&stop, deadline), &mut |told| {
+        let Told::Report { mut interval, missed } = told else { return Ok(true) };
+        let Some((first, last)) = &mut known else {
+            followed::say_from(daemon, pid, level, wanted);
+            telling.header(&interval.resource, (interval.engine, interval.level))?;
+            known = Some(((*interval).clone(), *interval));
+            return Ok(true);
+        };
+        if missed > 0 {
+            CliError::warn(&left_out(missed));
+        }
+        // What the daemon had seen before is not of this run.
+        interval.collector = interval.collector.since(&first.collector);
+        for (counts, before) in
+            [(&mut interval.lost, &first.lost), (&mut interval.levels.ns, &first.levels.ns)]
+        {
+            for (what, n) in counts.iter_mut() {
+                *n = n.saturating_sub(before.get(what).copied().unwrap_or(0));
+            }
+            counts.retain(|_, n| *n > 0);
+        }
+        telling.report(&interval)?;
+        interval.start_unix_nano = first.end_unix_nano;
+        *last = *interval;
+        Ok(true)
+    })?;
+    let why = match heard {
+        Heard::All(ended) => followed::why(ended),
+        Heard::Unwanted => "the daemon is not wanted",
+        Heard::OtherBuild(why) => {
+            followed::say_own(daemon, pid, &why, "gotrace gc");
+            return Ok(None);
+        }
+    };
+    let Some((_, last)) = known else { return Ok(Some(Exit::DONE)) };
+    match telling.end(&last, why) {
+        Err(error) if !is_broken_pipe(&error) => Err(error.into()),
+        _ => Ok(Some(Exit::DONE)),
+    }
+}
+
+impl GcArgs {
+    /// Whether the user has said what probes may cost, which those of a daemon do not follow.
+    fn has_own_budget(&self) -> bool {
+        self.budget != BudgetArg::OF_ONLOOKERS
+    }
+}
+
+/// What is written, and what is known of the process besides.
+struct Telling {
+    out: Stdout,
+    json: bool,
+    pid: u32,
+    /// CPU time at the beginning, and now.
+    cpu: (Option<u64>, Option<u64>),
+    /// The same of quotas.
+    quotas: (Option<Vec<CpuQuota>>, Option<Vec<CpuQuota>>),
+}
+
+impl Telling {
+    fn of(args: &GcArgs, target: &Target) -> Self {
+        let (pid, quotas) = (target.pid(), target.cpu_quotas());
+        let json = args.format == TextOrJson::Json;
+        Self { out: Stdout::lock(), json, pid, cpu: (cpu_ns(pid), None), quotas: (quotas.clone(), quotas) }
+    }
+
+    fn header(&mut self, resource: &Resource, how: (&str, &str)) -> io::Result<()> {
+        if self.json {
+            let now = Clock::measure().unix_nano(Clock::now_monotonic_ns());
+            collector::json_header(&mut self.out, resource, self.pid, how, now)?;
+        } else {
+            collector::header(&mut self.out, resource, self.pid)?;
+        }
+        self.out.flush()
+    }
+
+    fn report(&mut self, interval: &Interval) -> io::Result<()> {
+        // While it lives.
+        self.cpu.1 = cpu_ns(self.pid).or(self.cpu.1);
+        if let Some(now) = Target::open(self.pid).ok().and_then(|t| t.cpu_quotas()) {
+            self.quotas.1 = Some(now);
+        }
+        if self.json {
+            collector::json_interval(&mut self.out, interval)
+        } else {
+            collector::interval(&mut self.out, interval)
+        }
+    }
+
+    /// `last`: the last state, as of the whole run.
+    fn end(&mut self, last: &Interval, ended: &str) -> io::Result<()> {
+        let cpu_ns = self.cpu.1.map(|now| now.saturating_sub(self.cpu.0.unwrap_or(0)));
+        let throttling = throttling(self.quotas.0.clone(), self.quotas.1.clone());
+        let run = collector::Run { last, ended, cpu_ns, throttling };
+        if self.json { run.write_json(&mut self.out) } else { run.write_text(&mut self.out) }
     }
 }
 

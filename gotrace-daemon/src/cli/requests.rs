@@ -3,16 +3,17 @@
 //! Probes at level `full`, and where requests begin and end.
 
 mod before;
+mod from_daemon;
 
 use std::{
     io::{self, Write as _},
     time::{Duration, Instant},
 };
 
-use clap::Args;
+use clap::{Args, Parser as _};
 
 use super::{
-    CliError, Exit, TextOrJson,
+    Cli, CliError, Command, Exit, TextOrJson,
     args::{BudgetArg, percent},
     asked::AskArgs,
     is_broken_pipe,
@@ -54,6 +55,9 @@ each return of the function, recursive ones too: a call costs 20 to 25 us in all
 Goroutines that a request starts, and those that these start, are told as its children where they
 have ended before it; those of net/http that read from connections are not.
 `gotrace inspect` shows what a binary has.
+
+Where a gotrace daemon on this node traces requests of the process already, these are told: no second
+set of probes. That is not so with --no-daemon, --slow, --request, --paths, --min-wait and --budget.
 
 Examples:
   gotrace requests 1234
@@ -105,7 +109,16 @@ pub struct RequestsArgs {
 pub(super) fn run(args: &RequestsArgs) -> Result<Exit, CliError> {
     let target = Target::open(args.target.pid()?)?;
     let pid = target.pid();
-    args.ask.warn_of_probes(pid, "gotrace requests");
+    match args.needs_own_probes() {
+        Some(flag) => args.ask.warn_of_probes(pid, &format!("gotrace requests {flag}")),
+        None => {
+            if let Some((daemon, probed)) = args.ask.daemon_with_probes(pid)
+                && let Some(exit) = from_daemon::run(args, pid, &daemon, &probed)?
+            {
+                return Ok(exit);
+            }
+        }
+    }
     let background = Background::with_export(ExportConfig::default())?;
     let stop = Stop::default();
     background.stop_on_signals(&stop)?;
@@ -219,6 +232,36 @@ fn servers(requests: &Requests) -> Vec<&str> {
 }
 
 impl RequestsArgs {
+    /// The flag that a daemon's reports cannot follow; `None` where there is none. Every flag is named here: one that is new
+    /// does not compile until it is written what it needs.
+    fn needs_own_probes(&self) -> Option<&'static str> {
+        let plain = Cli::try_parse_from(["gotrace", "requests", "1"]).ok();
+        let Some(Command::Requests(usual)) = plain.and_then(|cli| cli.command) else {
+            return Some("with these flags");
+        };
+        let Self {
+            target: _,
+            slow,
+            functions,
+            paths,
+            min_wait,
+            duration: _,
+            interval: _,
+            format: _,
+            budget,
+            ask: _,
+        } = self;
+        [
+            ("--slow", *slow != usual.slow),
+            ("--request", !functions.is_empty()),
+            ("--paths", *paths),
+            ("--min-wait", *min_wait != usual.min_wait),
+            ("--budget", *budget != usual.budget),
+        ]
+        .into_iter()
+        .find_map(|(flag, needs)| needs.then_some(flag))
+    }
+
     fn in_words(&self) -> String {
         match self.slow {
             Slow::Auto => "from the 99th percentile of its route on (100ms until 200 requests)".into(),

@@ -10,8 +10,6 @@ use serde::Serialize;
 pub enum Bar {
     /// Its ratio to the baseline at most this.
     RatioAtMost(f64),
-    /// Its ratio to the baseline at least this.
-    RatioAtLeast(f64),
     /// At least this.
     AtLeast(f64),
     /// At most this.
@@ -51,13 +49,11 @@ impl Report {
         let ratio = baseline.filter(|b| *b > 0.0).map(|b| value / b);
         let held = bar.map(|bar| match bar {
             Bar::RatioAtMost(most) => ratio.is_some_and(|r| r <= most),
-            Bar::RatioAtLeast(least) => ratio.is_some_and(|r| r >= least),
             Bar::AtLeast(least) => value >= least,
             Bar::AtMost(most) => value <= most,
         });
         let bar = bar.map(|bar| match bar {
             Bar::RatioAtMost(most) => format!("ratio <= {most}"),
-            Bar::RatioAtLeast(least) => format!("ratio >= {least}"),
             Bar::AtLeast(least) => format!(">= {least}"),
             Bar::AtMost(most) => format!("<= {most}"),
         });
@@ -110,8 +106,6 @@ mod tests {
         report.add("d", "1/s", 5.0, None, Some(Bar::AtLeast(5.0)));
         report.add("e", "MiB", 5.1, None, Some(Bar::AtMost(5.0)));
         report.add("f", "ms", 5.1, None, None);
-        report.add("g", "1/s", 89.0, Some(100.0), Some(Bar::RatioAtLeast(0.9)));
-        report.add("h", "1/s", 90.0, Some(100.0), Some(Bar::RatioAtLeast(0.9)));
         let held: Vec<_> = report.0.iter().map(|figure| figure.held).collect();
         assert_eq!(
             held,

@@ -14,7 +14,7 @@ use serde_json::{Value as Json, json};
 
 use gotrace_common::Histogram;
 use gotrace_model::{
-    Assists, Collector, Cycle, Interval, Location, Resource, Summary, Value, WorldStop, printable::printable,
+    Assists, Collector, Cycle, Interval, Location, Resource, Value, WorldStop, printable::printable,
 };
 
 use crate::{
@@ -293,8 +293,10 @@ pub fn interval(out: &mut impl Write, interval: &Interval) -> io::Result<()> {
 /// What the whole run came to.
 #[derive(Debug)]
 pub struct Run<'a> {
-    /// The process's own summary.
-    pub summary: &'a Summary,
+    /// The last state; its `start_unix_nano` is when the run began.
+    pub last: &'a Interval,
+    /// Why the run ended.
+    pub ended: &'a str,
     /// CPU time that the process used meanwhile; `None` where that is not known.
     pub cpu_ns: Option<u64>,
     /// What its CPU quota did meanwhile; `None` where that is not known.
@@ -307,11 +309,10 @@ impl Run<'_> {
     /// # Errors
     /// What the writer says.
     pub fn write_text(&self, out: &mut impl Write) -> io::Result<()> {
-        let Self { summary, cpu_ns, throttling } = self;
-        let last = &summary.last;
+        let Self { last, ended: why, cpu_ns, throttling } = self;
         let collector = &last.collector;
         let seconds = last.end_unix_nano.saturating_sub(last.start_unix_nano) as f64 / 1e9;
-        writeln!(out, "\n{seconds:.1} s ({}): {}", ended(&summary.ended), sums(collector))?;
+        writeln!(out, "\n{seconds:.1} s ({}): {}", ended(why), sums(collector))?;
         let share = |ns: u64| match cpu_ns.filter(|cpu| *cpu > 0) {
             Some(cpu) => format!(" = {:.1}% of its CPU time", ns as f64 / cpu as f64 * 100.0),
             None => String::new(),
@@ -359,14 +360,13 @@ impl Run<'_> {
     /// # Errors
     /// What the writer says.
     pub fn write_json(&self, out: &mut impl Write) -> io::Result<()> {
-        let Self { summary, cpu_ns, throttling } = self;
-        let last = &summary.last;
+        let Self { last, ended, cpu_ns, throttling } = self;
         let mut line = interval_json(last);
         if let Json::Object(fields) = &mut line {
             fields.insert("cpu_ns".into(), json!(cpu_ns));
             fields.insert("throttling".into(), json!(throttling.as_ref().map(Throttling::to_json)));
             fields.insert("probe_cost_share".into(), json!(last.probe_cost_share));
-            fields.insert("stopped_because".into(), json!(summary.ended));
+            fields.insert("stopped_because".into(), json!(ended));
         }
         json::write(out, &json!({ "summary": line }))
     }

@@ -67,6 +67,35 @@ impl Collector {
         self.cycles.is_empty() && self.pauses.count == 0 && self.stops.is_empty() && self.assists.count == 0
     }
 
+    /// What came since it was as `before`, with what the interval has of its own.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        let mut since = self.clone();
+        for (trigger, n) in &mut since.cycles {
+            *n = n.saturating_sub(before.cycles.get(trigger).copied().unwrap_or(0));
+        }
+        since.cycles.retain(|_, n| *n > 0);
+        since.marking = self.marking.since(&before.marking);
+        since.pauses = self.pauses.since(&before.pauses);
+        since.assists = self.assists.since(&before.assists);
+        for (reason, stops) in &mut since.stops {
+            if let Some(before) = before.stops.get(reason) {
+                *stops = stops.since(before);
+            }
+        }
+        since.stops.retain(|_, stops| stops.count > 0);
+        for assists in &mut since.assists_by {
+            let is_it = |a: &&Assists| a.entry == assists.entry && a.created_by == assists.created_by;
+            if let Some(before) = before.assists_by.iter().find(is_it) {
+                assists.count = assists.count.saturating_sub(before.count);
+                assists.total_ns = assists.total_ns.saturating_sub(before.total_ns);
+            }
+        }
+        since.assists_by.retain(|assists| assists.count > 0);
+        since.assists_by.sort_by_key(|assists| std::cmp::Reverse(assists.total_ns));
+        since
+    }
+
     /// Cycles that ended since attaching.
     #[must_use]
     pub fn count(&self) -> u64 {

@@ -160,7 +160,13 @@ fn footer(state: &State, width: u16) -> String {
     if !state.filter.is_empty() {
         line += &format!(": {}", state.filter);
     }
-    line += if state.mark.is_some() { " · d ends" } else { " · d mark" };
+    // What is read anew is not compared.
+    let is_read = matches!(state.view, View::Locks | View::Goroutines);
+    line += match (is_read, state.mark.is_some()) {
+        (true, _) => " · R read anew",
+        (false, true) => " · d ends",
+        (false, false) => " · d mark",
+    };
     if state.with_waits && width < ALL_FROM && state.view == View::Sites {
         line += if state.durations { " · w rates" } else { " · w times" };
     }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use gotrace_common::{
-    Histogram, ROW_SYSCALL, WakerKind, bucket_upper_bound_ns,
+    Histogram, ROW_SYSCALL, WakerKind,
     request::{self, Times},
 };
 use gotrace_model::{
@@ -521,7 +521,7 @@ fn routes(state: &mut RequestsState, known: &mut Known<'_>) -> Routes {
         let route = routes.of(known.name(&count.id));
         let now = (Sums(count.durations), count.times);
         let before = state.reported.insert((count.id.clone(), count.status), now).unwrap_or_default();
-        let durations = since(&count.durations, &before.0.0);
+        let durations = count.durations.since(&before.0.0);
         let times = TimeSpent(std::array::from_fn(|n| count.times[n].saturating_sub(before.1[n])));
         let status = status(count.status);
         // One that ended without a status has failed, but for a connection that was taken over.
@@ -566,19 +566,6 @@ impl Routes {
         let mut routes: Vec<Route> = self.0.into_values().collect();
         routes.sort_by_key(|route| std::cmp::Reverse(route.total.durations.sum_ns));
         routes
-    }
-}
-
-/// What came to a histogram since it was as `before`.
-fn since(now: &Histogram, before: &Histogram) -> Histogram {
-    let buckets: [u64; gotrace_common::BUCKETS] =
-        std::array::from_fn(|n| now.buckets[n].saturating_sub(before.buckets[n]));
-    let highest = buckets.iter().rposition(|n| *n > 0).map_or(0, bucket_upper_bound_ns);
-    Histogram {
-        count: buckets.iter().sum(),
-        sum_ns: now.sum_ns.saturating_sub(before.sum_ns),
-        max_ns: if now.max_ns > before.max_ns { now.max_ns } else { highest.min(now.max_ns) },
-        buckets,
     }
 }
 
