@@ -34,7 +34,10 @@ pub fn on_enter(ctx: &Probe, g: u64) -> Option<()> {
         account::enter(&process, state, goid, account_state::SYSCALL);
     } else {
         let flags = GoroutineState::IN_SYSCALL;
-        process.keep(goid, &GoroutineState { syscall_ns: process.now_ns, g, flags, ..GoroutineState::default() });
+        process.keep(
+            goid,
+            &GoroutineState { syscall_ns: process.now_ns, g, flags, ..GoroutineState::default() },
+        );
     }
     Some(())
 }
