@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use gotrace_export::api::openapi::{PATH, violations};
 use gotrace_tests::{
     daemon::{Daemon, Place, Program},
     fixture::PATIENCE,
@@ -431,4 +432,37 @@ fn a_client_that_does_not_read_holds_up_nothing_but_itself() {
     assert!(!rest.ends_with(b"\r\n0\r\n\r\n"), "{} bytes", rest.len());
     assert_eq!(shop.count("park 1").expect("the program lives on"), 1);
     till.count("churn 10 10ms").expect("the program lives on");
+}
+
+/// What the description says of answers holds for those of a real process.
+#[test]
+fn answers_are_as_the_description_says() {
+    let Some(place) = place() else { return };
+    let (_, stacks) = stacks(&place, "1.27.3");
+    let pid = stacks.pid();
+    let daemon =
+        Daemon::start(&place.config("level: full", "limits: {budget: off}\n"), &[]).expect("it starts");
+    until_traced(&daemon, pid);
+    let reported = |d: &Daemon| Ok(ask(d, &format!("/api/v1/processes/{pid}")).status == 200);
+    daemon.until("a report", PATIENCE, reported).unwrap_or_else(|e| panic!("{e:#}"));
+    let document: Value = serde_json::from_str(&ask(&daemon, PATH).text()).expect("JSON");
+    let mut held = Vec::new();
+    for (path, how) in document["paths"].as_object().expect("paths") {
+        let content = how["get"]["responses"]["200"]["content"].as_object();
+        let Some((kind, content)) = content.and_then(|content| content.iter().next()) else { continue };
+        if content["schema"]["$ref"].is_null() {
+            continue;
+        }
+        let answer = ask(&daemon, &path.replace("{pid}", &pid.to_string()));
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text());
+        assert!(answer.head.contains(kind.as_str()), "{path}: {}", answer.head);
+        for line in answer.text().lines() {
+            let value: Value = serde_json::from_str(line).expect("JSON");
+            let wrong = violations(&document, &content["schema"], &value);
+            assert!(wrong.is_empty(), "{path}: {wrong:#?}");
+        }
+        held.push(path.as_str());
+    }
+    assert_eq!(held.len(), 9, "{held:?}");
+    drop(stacks);
 }

@@ -14,6 +14,9 @@ mod events;
 mod findings;
 mod follow;
 mod graph;
+pub mod openapi;
+#[cfg(test)]
+mod openapi_tests;
 mod page;
 #[cfg(test)]
 mod page_tests;
@@ -226,6 +229,7 @@ impl Api {
             .route("/api/v1/events", get(events::events))
             .route("/api/v1/findings", get(findings))
             .route("/api/v1/history", get(histories))
+            .route(openapi::PATH, get(openapi::document))
             .route("/api/v1/processes", get(list))
             .route("/api/v1/processes/{pid}", get(latest))
             .route("/api/v1/processes/{pid}/findings", get(findings_of))
@@ -381,7 +385,7 @@ fn address_of(host: Option<&str>, ends: Option<Ends>) -> Option<String> {
 
 async fn no_such_page() -> Response {
     let why = "there is no such page: there are / (for browsers), /metrics, /livez, /readyz, /api/v1/processes, \
-               /api/v1/findings, /api/v1/history, /api/v1/events, /api/v1/sd and /processes/PID/debug/pprof/";
+               /api/v1/findings, /api/v1/history, /api/v1/events, /api/v1/sd, /api/v1/openapi.json and /processes/PID/debug/pprof/";
     plain(StatusCode::NOT_FOUND, why)
 }
 
