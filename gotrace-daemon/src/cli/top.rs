@@ -6,7 +6,10 @@
 use std::{
     io::{self, IsTerminal as _},
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -33,6 +36,9 @@ use gotrace_export::{
 };
 use gotrace_model::Level;
 use gotrace_ui::TopView;
+
+/// The first round is waited for no longer.
+const FIRST_ROUND: Duration = Duration::from_secs(10);
 
 /// Arguments of `top`.
 #[derive(Clone, Debug, Args)]
@@ -144,11 +150,19 @@ fn show(
     deadline: Option<Instant>,
 ) -> Result<View, CliError> {
     let board = Arc::clone(board);
+    let (begun, every, is_complete) = (Instant::now(), args.interval, AtomicBool::new(false));
     let node = move || {
         let intervals = board.intervals();
-        let LineState { looked_at: Counts { unreadable, .. }, coverage, .. } = handle.state();
-        let refused = coverage.refused_total();
-        Node { rows: top::rows(intervals.iter().map(|i| &**i)), refused, unreadable }
+        let LineState { looked_at: Counts { unreadable, scans, .. }, coverage, traced, .. } = handle.state();
+        let rows = top::rows(intervals.iter().map(|i| &**i));
+        // Others may come all the time.
+        let round = FIRST_ROUND.min(2 * every);
+        let is_whole = scans > 0 && rows.len() as u64 >= traced || begun.elapsed() >= round;
+        if is_whole {
+            is_complete.store(true, Ordering::Relaxed);
+        }
+        let awaited = if is_complete.load(Ordering::Relaxed) { None } else { Some(traced) };
+        Node { rows, refused: coverage.refused_total(), unreadable, awaited }
     };
     if args.format == Format::Table && io::stdout().is_terminal() {
         let hold_back = HoldBack::begin();
@@ -186,9 +200,13 @@ fn lines(
         if over() {
             return Ok(());
         }
+        let node = node();
+        if node.awaited.is_some() {
+            continue;
+        }
         match format {
-            Format::Json => top::json(&mut io::stdout().lock(), &node())?,
-            Format::Table => top::table(&mut io::stdout().lock(), &node())?,
+            Format::Json => top::json(&mut io::stdout().lock(), &node)?,
+            Format::Table => top::table(&mut io::stdout().lock(), &node)?,
         }
     }
 }

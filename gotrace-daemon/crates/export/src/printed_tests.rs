@@ -147,7 +147,7 @@ fn top_prints_what_is_written_down() -> io::Result<()> {
     let rows = top::rows([&lowered(), &other].into_iter());
     let mut out = Vec::new();
     for (refused, unreadable) in [(0, 0), (1, 1), (2, 3)] {
-        top::table(&mut out, &Node { rows: rows.clone(), refused, unreadable })?;
+        top::table(&mut out, &Node { rows: rows.clone(), refused, unreadable, awaited: None })?;
     }
     golden("golden/top.txt", &out);
     Ok(())

@@ -25,6 +25,8 @@ pub struct Node {
     pub refused: u64,
     /// Processes that gotrace may not look at: whether they are Go programs is not known.
     pub unreadable: u64,
+    /// How many there are, while not each of them has been seen.
+    pub awaited: Option<u64>,
 }
 
 impl Node {
@@ -319,7 +321,7 @@ mod tests {
         let row = &rows[1];
         assert_eq!((row.born_per_second, row.growth_per_second), (5.0, 3.0));
         assert_eq!(row.top_wait, Some(("IO wait".into(), 2)));
-        let node = Node { rows, refused: 1, unreadable: 3 };
+        let node = Node { rows, refused: 1, unreadable: 3, awaited: None };
         let mut text = Vec::new();
         table(&mut text, &node).expect("in memory");
         let text = String::from_utf8(text).expect("text");
