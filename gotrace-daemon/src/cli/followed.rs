@@ -4,7 +4,10 @@
 //! another build, of which is told, or where there is no table to be had. Invariants: the terminal is given back before anything is
 //! said; reports that were left out are told of, in the table and behind it.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{
     CliError, Stdout,
@@ -12,9 +15,13 @@ use super::{
     diagnostics::HoldBack,
     reading::Apart,
     say,
+    trace::Background,
 };
 use gotrace_agent::pipeline::Stop;
-use gotrace_export::reports::{Reader, ReportsError, Told, left_out, lines};
+use gotrace_export::{
+    otlp::ExportConfig,
+    reports::{Reader, ReportsError, Told, left_out, lines},
+};
 use gotrace_model::{Interval, Level, printable::printable};
 use gotrace_process::Target;
 use gotrace_ui::View;
@@ -71,11 +78,48 @@ pub(super) enum Heard {
     Unwanted,
 }
 
+/// Has a daemon tell of a process, and hands on each report until there are no more, `take` does not want them, the time is
+/// over, or the user has enough; `None`, of which is told, where the daemon does not.
+///
+/// # Errors
+/// As [`each`].
+pub(super) fn reports(
+    daemon: &Daemon,
+    wanted: Follow,
+    duration: Option<Duration>,
+    take: &mut dyn FnMut(Told) -> Result<bool, CliError>,
+) -> Result<Option<Heard>, CliError> {
+    let background = Background::with_export(ExportConfig::default())?;
+    let stop = Stop::default();
+    background.stop_on_signals(&stop)?;
+    let reports = match daemon.reports(Follow { form: Form::Interval, ..wanted }) {
+        Ok(reports) => reports,
+        Err(trouble) => {
+            daemon.warn(trouble);
+            return Ok(None);
+        }
+    };
+    let deadline = duration.map(|duration| Instant::now() + duration);
+    each(daemon, reports, (&stop, deadline), take).map(Some)
+}
+
+/// Takes off what a daemon had seen when it was first asked: what was lost, the levels that were had, and the collector's.
+/// What all probes cost over this time is not known.
+pub(super) fn since(interval: &mut Interval, first: &Interval) {
+    interval.collector = interval.collector.since(&first.collector);
+    for (counts, before) in [(&mut interval.lost, &first.lost), (&mut interval.levels.ns, &first.levels.ns)] {
+        for (what, n) in counts.iter_mut() {
+            *n = n.saturating_sub(before.get(what).copied().unwrap_or(0));
+        }
+        counts.retain(|_, n| *n > 0);
+    }
+}
+
 /// Hands on each report until there are no more, or `take` does not want them.
 ///
 /// # Errors
 /// Those of `take`; when the daemon breaks off, or sends what cannot be read.
-pub(super) fn each(
+fn each(
     daemon: &Daemon,
     reports: Reports,
     until: (&Stop, Option<Instant>),

@@ -122,24 +122,13 @@ fn from_daemon(
     daemon: &Daemon,
     Probed { level }: &Probed,
 ) -> Result<Option<Exit>, CliError> {
-    let background = Background::with_export(ExportConfig::default())?;
-    let stop = Stop::default();
-    background.stop_on_signals(&stop)?;
     let (pid, wanted) = (target.pid(), Level::Lifecycle);
     let every = args.interval.max(LEAST_INTERVAL);
     let follow = Follow { pid, level: wanted, every, form: Form::Interval, system: false };
-    let reports = match daemon.reports(follow) {
-        Ok(reports) => reports,
-        Err(trouble) => {
-            daemon.warn(trouble);
-            return Ok(None);
-        }
-    };
-    let deadline = args.duration.map(|d| Instant::now() + d);
     let mut telling = Telling::of(args, target);
     // The first report, and the last one.
     let mut known: Option<(Interval, Interval)> = None;
-    let heard = followed::each(daemon, reports, (&stop, deadline), &mut |told| {
+    let heard = followed::reports(daemon, follow, args.duration, &mut |told| {
         let Told::Report { mut interval, missed } = told else { return Ok(true) };
         let Some((first, last)) = &mut known else {
             followed::say_from(daemon, pid, level, wanted);
@@ -150,30 +139,25 @@ fn from_daemon(
         if missed > 0 {
             CliError::warn(&left_out(missed));
         }
-        // What the daemon had seen before is not of this run.
-        interval.collector = interval.collector.since(&first.collector);
-        for (counts, before) in
-            [(&mut interval.lost, &first.lost), (&mut interval.levels.ns, &first.levels.ns)]
-        {
-            for (what, n) in counts.iter_mut() {
-                *n = n.saturating_sub(before.get(what).copied().unwrap_or(0));
-            }
-            counts.retain(|_, n| *n > 0);
-        }
+        followed::since(&mut interval, first);
         telling.report(&interval)?;
         interval.start_unix_nano = first.end_unix_nano;
         *last = *interval;
         Ok(true)
     })?;
     let why = match heard {
-        Heard::All(ended) => followed::why(ended),
-        Heard::Unwanted => "the daemon is not wanted",
-        Heard::OtherBuild(why) => {
+        None => return Ok(None),
+        Some(Heard::All(ended)) => followed::why(ended),
+        // Each is wanted.
+        Some(Heard::Unwanted) => return Ok(Some(Exit::DONE)),
+        Some(Heard::OtherBuild(why)) => {
             followed::say_own(daemon, pid, &why, "gotrace gc");
             return Ok(None);
         }
     };
-    let Some((_, last)) = known else { return Ok(Some(Exit::DONE)) };
+    let Some((_, mut last)) = known else { return Ok(Some(Exit::DONE)) };
+    // That of the run is not known, of which the last report's is a part.
+    last.probe_cost_share = None;
     match telling.end(&last, why) {
         Err(error) if !is_broken_pipe(&error) => Err(error.into()),
         _ => Ok(Some(Exit::DONE)),

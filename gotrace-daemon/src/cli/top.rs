@@ -195,19 +195,24 @@ fn lines(
     if format == Format::Json {
         top::json_header(&mut io::stdout().lock())?;
     }
+    let write = |node: &Node| match format {
+        Format::Json => top::json(&mut io::stdout().lock(), node),
+        Format::Table => top::table(&mut io::stdout().lock(), node),
+    };
+    // What there is before everybody has been seen, for one who waits no longer.
+    let mut early = None;
     loop {
         thread::sleep(interval);
         if over() {
-            return Ok(());
+            return early.map_or(Ok(()), |node| write(&node));
         }
         let node = node();
         if node.awaited.is_some() {
+            early = Some(node);
             continue;
         }
-        match format {
-            Format::Json => top::json(&mut io::stdout().lock(), &node)?,
-            Format::Table => top::table(&mut io::stdout().lock(), &node)?,
-        }
+        early = None;
+        write(&node)?;
     }
 }
 

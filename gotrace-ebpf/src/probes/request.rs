@@ -59,6 +59,10 @@ fn begin_http(ctx: &Probe, object: u64, program: u32) -> Option<()> {
     let fields = if wrapped { &config.server_request } else { &config.request };
     let major = follow(object, fields.proto_major).and_then(read_word);
     let protocol = if major == Some(2) { protocol::HTTP2 } else { protocol::HTTP1 };
+    if wrapped && protocol != protocol::HTTP2 {
+        // It cannot be read: where it goes through `net/http`'s server it begins there.
+        return None;
+    }
     let at = by_goroutine(&process, goid);
     if protocol == protocol::HTTP2
         && !wrapped
@@ -72,8 +76,10 @@ fn begin_http(ctx: &Probe, object: u64, program: u32) -> Option<()> {
         return Some(());
     }
     let open = begin(&process, current_g(ctx), goid, at, object, protocol)?;
-    if protocol == protocol::HTTP2 {
-        route::read_now(config, fields, object, open);
+    if protocol == protocol::HTTP2 && route::read_now(config, fields, object, open).is_none() && wrapped {
+        // Nothing else may be read of it as of a request.
+        // SAFETY: the value of a preallocated map, of the goroutine whose event this is.
+        unsafe { (*open).object = 0 };
     }
     route::read_path(fields, object, open)
 }

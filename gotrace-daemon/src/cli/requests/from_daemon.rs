@@ -13,13 +13,8 @@ use crate::cli::{
     is_broken_pipe,
     output::Stdout,
     say,
-    trace::Background,
 };
-use gotrace_agent::pipeline::Stop;
-use gotrace_export::{
-    otlp::ExportConfig,
-    reports::{Told, left_out},
-};
+use gotrace_export::reports::{Told, left_out};
 use gotrace_model::{Interval, Level};
 use gotrace_process::Clock;
 
@@ -33,18 +28,7 @@ pub(super) fn run(
     daemon: &Daemon,
     Probed { level }: &Probed,
 ) -> Result<Option<Exit>, CliError> {
-    let background = Background::with_export(ExportConfig::default())?;
-    let stop = Stop::default();
-    background.stop_on_signals(&stop)?;
     let follow = Follow { pid, level: Level::Full, every: TICK, form: Form::Interval, system: false };
-    let reports = match daemon.reports(follow) {
-        Ok(reports) => reports,
-        Err(trouble) => {
-            daemon.warn(trouble);
-            return Ok(None);
-        }
-    };
-    let deadline = args.duration.map(|duration| Instant::now() + duration);
     let out = Output { json: args.format == TextOrJson::Json, out: Stdout::lock() };
     let mut told = Telling {
         out,
@@ -52,10 +36,9 @@ pub(super) fn run(
         shown: None,
         gathered: export::Gathered::default(),
         whole: export::Gathered::default(),
-        missed: 0,
-        last: None,
+        first: None,
     };
-    let heard = followed::each(daemon, reports, (&stop, deadline), &mut |report| {
+    let heard = followed::reports(daemon, follow, args.duration, &mut |report| {
         let Told::Report { interval, missed } = report else { return Ok(true) };
         if interval.requests.is_none() {
             return Ok(false);
@@ -66,14 +49,15 @@ pub(super) fn run(
         Ok(told.take(*interval, missed, (daemon, pid)).map(|()| true)?)
     })?;
     let why = match heard {
-        Heard::All(ended) if told.shown.is_some() => followed::why(ended),
-        Heard::All(_) => return Ok(Some(Exit::DONE)),
-        Heard::OtherBuild(why) => {
+        None => return Ok(None),
+        Some(Heard::All(ended)) if told.shown.is_some() => followed::why(ended),
+        Some(Heard::All(_)) => return Ok(Some(Exit::DONE)),
+        Some(Heard::OtherBuild(why)) => {
             followed::say_own(daemon, pid, &why, "gotrace requests");
             return Ok(None);
         }
-        Heard::Unwanted if told.shown.is_some() => "the daemon traces its requests no more",
-        Heard::Unwanted => {
+        Some(Heard::Unwanted) if told.shown.is_some() => "the daemon traces its requests no more",
+        Some(Heard::Unwanted) => {
             let why = "does not trace its requests (requests.mode, or it serves none that can be)";
             followed::say_own(daemon, pid, why, "gotrace requests");
             return Ok(None);
@@ -98,13 +82,12 @@ struct Telling {
     gathered: export::Gathered,
     /// Since the beginning.
     whole: export::Gathered,
-    /// Reports that were not read in time.
-    missed: u64,
-    last: Option<Interval>,
+    /// What the daemon had seen before.
+    first: Option<Interval>,
 }
 
 impl Telling {
-    fn take(&mut self, interval: Interval, missed: u64, (daemon, pid): (&Daemon, u32)) -> io::Result<()> {
+    fn take(&mut self, mut interval: Interval, missed: u64, (daemon, pid): (&Daemon, u32)) -> io::Result<()> {
         let shown = match self.shown {
             Some(shown) => shown,
             None => {
@@ -113,8 +96,15 @@ impl Telling {
             }
         };
         if missed > 0 {
-            self.missed = self.missed.saturating_add(missed);
             CliError::warn(&left_out(missed));
+        }
+        match &self.first {
+            Some(first) => followed::since(&mut interval, first),
+            None => {
+                self.first = Some(interval.clone());
+                // Of what was lost before nobody knows when.
+                interval.lost.clear();
+            }
         }
         self.gathered.add(&interval, false);
         self.whole.add(&interval, false);
@@ -124,7 +114,6 @@ impl Telling {
             self.out.interval(&self.gathered)?;
             self.gathered = self.gathered.next();
         }
-        self.last = Some(interval);
         self.out.out.flush()
     }
 
@@ -135,7 +124,7 @@ impl Telling {
             return export::json_header(out, &interval.resource, pid, (interval.engine, interval.level), now);
         }
         let whose = format!("all servers that gotrace daemon (pid {}) traces", daemon.pid());
-        export::header(out, &interval.resource, pid, &[&whose], "as requests.slow of its configuration says")
+        export::header(out, &interval.resource, pid, &[&whose], "as `requests` of its configuration says")
     }
 
     fn end(&mut self, why: &str) -> io::Result<()> {
@@ -143,7 +132,7 @@ impl Telling {
             return export::table(&mut self.out.out, &self.whole);
         }
         self.out.interval(&self.gathered)?;
-        let cost = self.last.as_ref().and_then(|last| last.probe_cost_share);
-        export::json_summary(&mut self.out.out, &self.whole, cost, why)
+        // What all probes of the daemon cost over this time is not known.
+        export::json_summary(&mut self.out.out, &self.whole, None, why)
     }
 }

@@ -26,6 +26,8 @@ use crate::tracee::{
 
 mod open_routes;
 
+use open_routes::OpenRoutes;
+
 /// Slow requests that are told of a route within a second, where the threshold is the route's own.
 const PER_SECOND: u64 = 20;
 /// Open requests of a process that are told of, the oldest.
@@ -52,6 +54,8 @@ pub(super) struct WatchedRequests {
     told_paused: bool,
     /// Of which routes the kernel side was told when a request is slow, and when.
     thresholds: HashMap<RouteKey, u64>,
+    /// What routers have found of its open requests.
+    open_routes: OpenRoutes,
 }
 
 impl WatchedRequests {
@@ -99,7 +103,14 @@ impl WatchedRequests {
             Slow::From(time) => (nanoseconds(time), nanoseconds(time)),
         };
         let (paused, told_paused) = (false, false);
-        Ok(Some(Self { slow, config, paused, told_paused, thresholds: HashMap::new() }))
+        Ok(Some(Self {
+            slow,
+            config,
+            paused,
+            told_paused,
+            thresholds: HashMap::new(),
+            open_routes: OpenRoutes::default(),
+        }))
     }
 
     /// From when on a request of this route is slow; its status is not looked at.
@@ -281,6 +292,7 @@ fn try_read(kernel: &mut Kernel, traced: &mut [Traced]) -> Result<(), kernel::Er
     let now_ns = Clock::now_monotonic_ns();
     open.sort_by_key(|(key, open, _)| (key.process, open.start_ns, key.id));
     let mut all: Vec<(usize, RequestCounts, Vec<RequestKey>)> = Vec::new();
+    let mut words = open_routes::MAX_WORDS;
     for (n, traced) in traced.iter_mut().enumerate().filter(|(_, traced)| traced.traces_requests()) {
         let number = traced.number();
         let mut own = Vec::new();
@@ -302,7 +314,8 @@ fn try_read(kernel: &mut Kernel, traced: &mut [Traced]) -> Result<(), kernel::Er
         let is_traced = traced.step() == Step::Requests;
         let own = open.iter().filter(|(key, ..)| is_traced && key.process == number).take(MAX_OPEN);
         let layout = traced.parsed().program.binary.g_layout();
-        let (mut details, mut searched) = (Vec::new(), 0);
+        let mut details = Vec::new();
+        let mut routes = traced.watched.as_mut().map(|watched| std::mem::take(&mut watched.open_routes));
         let seen = own.filter_map(|(key, open, account)| {
             let watched = traced.watched.as_ref()?;
             // Of one that does not run, for its stack.
@@ -312,15 +325,12 @@ fn try_read(kernel: &mut Kernel, traced: &mut [Traced]) -> Result<(), kernel::Er
                 is_parked.then(|| kernel.goroutine(&goroutine)).flatten().map(|state| state.g)
             };
             let is_http = matches!(open.protocol, request::protocol::HTTP1 | request::protocol::HTTP2);
-            let is_old = now_ns.saturating_sub(open.start_ns) >= LEAST_OPEN_NS;
-            let is_searched =
-                is_http && is_old && searched < MAX_STACKS && open_routes::has_any(&watched.config);
-            searched += usize::from(is_searched);
-            let routed = memory.as_ref().filter(|_| is_searched).and_then(|memory| {
-                let reader = Reader(memory);
-                let of_stack = stack_of(&reader, &layout, g()?)?;
-                open_routes::find(&reader, &watched.config, open, of_stack)
-            });
+            let routed =
+                routes.as_mut().zip(memory.as_ref().filter(|_| is_http)).and_then(|(routes, memory)| {
+                    let reader = Reader(memory);
+                    let stack = || stack_of(&reader, &layout, g()?);
+                    routes.of(&reader, &watched.config, (open, now_ns), &mut words, stack)
+                });
             let seen = watched.seen(number, memory.as_ref(), now_ns, (open, account, routed));
             let id = (open.goid, open.start_ns);
             if seen.slow && !traced.tracee.has_told(id) {
@@ -338,6 +348,10 @@ fn try_read(kernel: &mut Kernel, traced: &mut [Traced]) -> Result<(), kernel::Er
         });
         let (keys, seen) = seen.unzip();
         counts.open = seen;
+        if let Some((watched, mut routes)) = traced.watched.as_mut().zip(routes) {
+            routes.retain(&counts.open);
+            watched.open_routes = routes;
+        }
         if !details.is_empty() {
             traced.tracee.tell(&Input::OpenDetails(details));
         }
@@ -364,13 +378,13 @@ impl WatchedRequests {
         now_ns: u64,
         (open, account, routed): (&OpenRequest, &Account, Option<open_routes::Found>),
     ) -> OpenSeen {
-        let mut open = *open;
-        if let Some((route, length, depth)) =
-            routed.filter(|(_, length, depth)| open.yields_to((*length).into(), *depth))
-        {
-            (open.named.route, open.named.length, open.named_depth) = (route, length, depth);
-        }
-        let open = &open;
+        let routed = routed.filter(|(_, length, depth)| open.yields_to((*length).into(), *depth));
+        let routed = routed.map(|(route, length, named_depth)| OpenRequest {
+            named: RouteKey { route, length, ..open.named },
+            named_depth,
+            ..*open
+        });
+        let open = routed.as_ref().unwrap_or(open);
         let named = memory.map(|memory| name(&self.config, memory, open)).unwrap_or_default();
         let mut route = RouteKey { process, protocol: open.protocol, ..named };
         if route.length == 0 {

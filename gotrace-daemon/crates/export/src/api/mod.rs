@@ -385,7 +385,8 @@ fn address_of(host: Option<&str>, ends: Option<Ends>) -> Option<String> {
 
 async fn no_such_page() -> Response {
     let why = "there is no such page: there are / (for browsers), /metrics, /livez, /readyz, /api/v1/processes, \
-               /api/v1/findings, /api/v1/history, /api/v1/events, /api/v1/sd, /api/v1/openapi.json and /processes/PID/debug/pprof/";
+               /api/v1/findings, /api/v1/history, /api/v1/events, /api/v1/sd, /api/v1/openapi.json and \
+               /processes/PID/debug/pprof/";
     plain(StatusCode::NOT_FOUND, why)
 }
 

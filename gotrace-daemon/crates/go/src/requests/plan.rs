@@ -98,6 +98,12 @@ impl Requests {
         })
     }
 
+    /// Whether what a request is made of can be read.
+    fn reads_server_requests(&self) -> bool {
+        let RequestFields { method, header, proto_major, .. } = self.request_fields(&SERVER_REQUEST);
+        ![method, header, proto_major].contains(&KernelPath::NONE)
+    }
+
     /// How what is read of a request as it begins is reached, by the names of the fields.
     fn request_fields(&self, fields: &[Field; 5]) -> RequestFields {
         let [method, header, proto_major, context, url_path] =
@@ -126,6 +132,7 @@ impl Requests {
             // Where the mux tells the route nobody asks for the function.
             (Server::Http, Moment::Handler) => by_handler,
             (Server::Http, Moment::Route) => !by_handler,
+            (_, Moment::WrappedBegin) => self.reads_server_requests(),
             _ => true,
         };
         let can_be = |p: &Point| p.emulated || p.server == Server::Function;

@@ -165,6 +165,9 @@ pub(super) fn find(planner: &Planner<'_>, requests: &mut Requests) {
             requests.servers.push(wanted.server);
         }
     }
+    for wanted in wanted_here.iter().filter(|w| w.moment == Moment::WrappedBegin && !there(w)) {
+        requests.missing.push(absent(wanted, "is not in the binary"));
+    }
     let mut done: Vec<(Server, Moment)> = Vec::new();
     for wanted in wanted_here.iter().copied().filter(|w| requests.servers.contains(&w.server)) {
         let key = (wanted.server, wanted.moment);

@@ -4,19 +4,20 @@
 //! goroutine that serves: a word there is taken for its address where what is read behind it is of the request that is
 //! open, as the kernel side has it at the end. A goroutine that runs is not looked at.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use gotrace_common::{
     OpenRequest, RequestConfig,
     request::{ContextLayout, NO_STEP, ROUTE_BYTES},
 };
 
-use super::Reader;
+use super::{LEAST_OPEN_NS, Reader};
+use crate::tracee::OpenSeen;
 
 /// Bytes of a stack that are looked through, from its oldest frame on: routers are called early.
 const MAX_STACK: u64 = 64 << 10;
-/// Words of it that may be addresses.
-const MAX_WORDS: usize = 4096;
+/// Words of stacks that are taken for addresses for one report, of all processes: each is some reads of memory.
+pub(super) const MAX_WORDS: usize = 8192;
 /// As on the kernel side: routers mounted in one another, and contexts from a router's to that of the request.
 const MAX_LEVELS: u64 = 8;
 const MAX_CONTEXTS: usize = 8;
@@ -24,21 +25,65 @@ const MAX_CONTEXTS: usize = 8;
 /// A route, and how long it is, as [`gotrace_common::RouteKey`] has both; how deep on the stack its router is.
 pub(super) type Found = ([u8; ROUTE_BYTES], u8, u32);
 
+/// What was found of requests that are open, by goroutine and beginning.
+#[derive(Debug, Default)]
+pub(super) struct OpenRoutes(HashMap<(u64, u64), Looked>);
+
+/// What came of the last look.
+#[derive(Debug)]
+struct Looked {
+    found: Option<Found>,
+    /// Once it is this old, it is looked at again: routers may have been called since.
+    again_ns: u64,
+}
+
+impl OpenRoutes {
+    /// The route of an open request; `stack`: from where to where the frames of its goroutine are, if that does not run.
+    /// `words`: how many may be taken for addresses yet.
+    pub fn of(
+        &mut self,
+        reader: &Reader<'_>,
+        config: &RequestConfig,
+        (open, now_ns): (&OpenRequest, u64),
+        words: &mut usize,
+        stack: impl FnOnce() -> Option<(u64, u64)>,
+    ) -> Option<Found> {
+        let age_ns = now_ns.saturating_sub(open.start_ns);
+        if !has_any(config) || age_ns < LEAST_OPEN_NS {
+            return None;
+        }
+        let known = self.0.get(&(open.goid, open.start_ns));
+        let is_due = known.is_none_or(|known| age_ns >= known.again_ns);
+        let mut found = known.and_then(|known| known.found);
+        if is_due && let Some(candidates) = stack().and_then(|stack| candidates(reader, stack)) {
+            let Some(left) = words.checked_sub(candidates.len()) else { return found };
+            *words = left;
+            found = find(reader, config, open, &candidates);
+            self.0.insert((open.goid, open.start_ns), Looked { found, again_ns: age_ns.saturating_mul(2) });
+        }
+        found
+    }
+
+    /// Forgets all but these.
+    pub fn retain(&mut self, open: &[OpenSeen]) {
+        let open: HashSet<(u64, u64)> = open.iter().map(|open| (open.goid, open.start_ns)).collect();
+        self.0.retain(|key, _| open.contains(key));
+    }
+}
+
 /// Whether the program has such routers.
-pub(super) fn has_any(config: &RequestConfig) -> bool {
+fn has_any(config: &RequestConfig) -> bool {
     let routers = &config.routers;
     [routers.gin.pattern, routers.echo.pattern, routers.chi.patterns].iter().any(|at| *at != NO_STEP)
 }
 
-/// The route of an open request whose goroutine has a stack from `sp` to `hi`: that of the innermost router, but `/` less
-/// than any other.
-pub(super) fn find(
+/// The route that these words lead to: that of the innermost router, but `/` less than any other.
+fn find(
     reader: &Reader<'_>,
     config: &RequestConfig,
     open: &OpenRequest,
-    (sp, hi): (u64, u64),
+    words: &BTreeMap<u64, u32>,
 ) -> Option<Found> {
-    let words = words(reader, sp.max(hi.checked_sub(MAX_STACK)?), hi)?;
     let search = Search {
         reader,
         config,
@@ -47,32 +92,33 @@ pub(super) fn find(
         asked: open.asked,
     };
     let mut best: Option<Found> = None;
-    for (word, at) in words {
-        let depth = u32::try_from(hi - at).unwrap_or(u32::MAX);
-        let Some((text, length)) = search.route(word).filter(|(_, length)| *length != 0) else { continue };
+    for (word, depth) in words {
+        let Some((text, length)) = search.route(*word).filter(|(_, length)| *length != 0) else { continue };
         let is_better = best.is_none_or(|(_, told, deepest)| match (told, length) {
-            (1, 1) | (2.., 2..) => depth > deepest,
+            (1, 1) | (2.., 2..) => *depth > deepest,
             (told, _) => told == 1,
         });
         if is_better {
-            best = Some((text, length, depth));
+            best = Some((text, length, *depth));
         }
     }
     best
 }
 
-/// What may be an address, and where the oldest frame has it.
-fn words(reader: &Reader<'_>, from: u64, to: u64) -> Option<BTreeMap<u64, u64>> {
-    let mut bytes = vec![0; usize::try_from(to.checked_sub(from)?).ok()?];
+/// What may be an address on a stack, and how deep the oldest frame is that has it.
+fn candidates(reader: &Reader<'_>, (sp, hi): (u64, u64)) -> Option<BTreeMap<u64, u32>> {
+    let from = sp.max(hi.checked_sub(MAX_STACK)?);
+    let mut bytes = vec![0; usize::try_from(hi.checked_sub(from)?).ok()?];
     if reader.0.read_at(&mut bytes, from).ok()? != bytes.len() {
         return None;
     }
     let mut words = BTreeMap::new();
     for (n, word) in bytes.chunks_exact(8).enumerate().rev() {
         let word = u64::from_ne_bytes(word.try_into().ok()?);
-        let may_be = word % 8 == 0 && (1 << 16..1 << 47).contains(&word) && !(from..to).contains(&word);
+        let may_be = word % 8 == 0 && (1 << 16..1 << 47).contains(&word) && !(from..hi).contains(&word);
         if may_be && words.len() < MAX_WORDS {
-            words.entry(word).or_insert(from + 8 * n as u64);
+            let depth = u32::try_from(bytes.len() - 8 * n).unwrap_or(u32::MAX);
+            words.entry(word).or_insert(depth);
         }
     }
     Some(words)
