@@ -163,3 +163,22 @@ pub struct WorldStop {
     #[serde(with = "crate::wire")]
     pub called_from: Option<Arc<Location>>,
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::samples;
+
+    #[test]
+    fn what_was_before_is_taken_off() {
+        let before = samples::collector();
+        assert!(!before.is_empty());
+        assert!(before.since(&before).is_empty() && before.since(&before).assists_by.is_empty());
+        let mut now = before.clone();
+        *now.cycles.entry("call").or_default() += 2;
+        now.pauses.add(7);
+        let since = now.since(&before);
+        assert_eq!((since.count(), since.cycles.get("call")), (2, Some(&2)));
+        assert_eq!((since.pauses.count, since.pauses.sum_ns), (1, 7));
+        assert_eq!(since.recent, now.recent);
+    }
+}

@@ -17,7 +17,9 @@ use crate::tracee::OpenSeen;
 /// Bytes of a stack that are looked through, from its oldest frame on: routers are called early.
 const MAX_STACK: u64 = 64 << 10;
 /// Words of stacks that are taken for addresses for one report, of all processes: each is some reads of memory.
-pub(super) const MAX_WORDS: usize = 8192;
+pub(super) const MAX_WORDS: usize = 2048;
+/// Objects further apart are not taken for those of one heap.
+const MAX_HEAP: u64 = 64 << 30;
 /// As on the kernel side: routers mounted in one another, and contexts from a router's to that of the request.
 const MAX_LEVELS: u64 = 8;
 const MAX_CONTEXTS: usize = 8;
@@ -55,10 +57,13 @@ impl OpenRoutes {
         let known = self.0.get(&(open.goid, open.start_ns));
         let is_due = known.is_none_or(|known| age_ns >= known.again_ns);
         let mut found = known.and_then(|known| known.found);
-        if is_due && let Some(candidates) = stack().and_then(|stack| candidates(reader, stack)) {
+        if is_due
+            && let Some(header) = header_of(reader, config, open)
+            && let Some(candidates) = stack().and_then(|stack| candidates(reader, header, stack))
+        {
             let Some(left) = words.checked_sub(candidates.len()) else { return found };
             *words = left;
-            found = find(reader, config, open, &candidates);
+            found = find(reader, config, (open, header), &candidates);
             self.0.insert((open.goid, open.start_ns), Looked { found, again_ns: age_ns.saturating_mul(2) });
         }
         found
@@ -81,13 +86,13 @@ fn has_any(config: &RequestConfig) -> bool {
 fn find(
     reader: &Reader<'_>,
     config: &RequestConfig,
-    open: &OpenRequest,
+    (open, header): (&OpenRequest, u64),
     words: &BTreeMap<u64, u32>,
 ) -> Option<Found> {
     let search = Search {
         reader,
         config,
-        header: if open.header == 0 { header(reader, config, open.object)? } else { open.header },
+        header,
         context: if open.header == 0 { context(reader, config, open.object) } else { Some(open.context) },
         asked: open.asked,
     };
@@ -106,7 +111,7 @@ fn find(
 }
 
 /// What may be an address on a stack, and how deep the oldest frame is that has it.
-fn candidates(reader: &Reader<'_>, (sp, hi): (u64, u64)) -> Option<BTreeMap<u64, u32>> {
+fn candidates(reader: &Reader<'_>, header: u64, (sp, hi): (u64, u64)) -> Option<BTreeMap<u64, u32>> {
     let from = sp.max(hi.checked_sub(MAX_STACK)?);
     let mut bytes = vec![0; usize::try_from(hi.checked_sub(from)?).ok()?];
     if reader.0.read_at(&mut bytes, from).ok()? != bytes.len() {
@@ -115,13 +120,22 @@ fn candidates(reader: &Reader<'_>, (sp, hi): (u64, u64)) -> Option<BTreeMap<u64,
     let mut words = BTreeMap::new();
     for (n, word) in bytes.chunks_exact(8).enumerate().rev() {
         let word = u64::from_ne_bytes(word.try_into().ok()?);
-        let may_be = word % 8 == 0 && (1 << 16..1 << 47).contains(&word) && !(from..hi).contains(&word);
+        let may_be = is_near(word, header) && !(from..hi).contains(&word);
         if may_be && words.len() < MAX_WORDS {
             let depth = u32::try_from(bytes.len() - 8 * n).unwrap_or(u32::MAX);
             words.entry(word).or_insert(depth);
         }
     }
     Some(words)
+}
+
+/// Whether this may be an object of the same heap; most words of a stack are not, and each is some reads.
+fn is_near(address: u64, other: u64) -> bool {
+    address.is_multiple_of(8) && address.abs_diff(other) < MAX_HEAP
+}
+
+fn header_of(reader: &Reader<'_>, config: &RequestConfig, open: &OpenRequest) -> Option<u64> {
+    if open.header == 0 { header(reader, config, open.object) } else { Some(open.header) }
 }
 
 fn header(reader: &Reader<'_>, config: &RequestConfig, request: u64) -> Option<u64> {
@@ -157,7 +171,7 @@ impl Search<'_> {
             return None;
         }
         let request = self.reader.word(at.checked_add(layout.request.into())?)?;
-        if header(self.reader, self.config, request) != Some(self.header) {
+        if !is_near(request, self.header) || header(self.reader, self.config, request) != Some(self.header) {
             return None;
         }
         let [pointer, length] = self.reader.words(at.checked_add(layout.pattern.into())?)?;
@@ -180,7 +194,7 @@ impl Search<'_> {
         let mut steps = 0;
         while parent != own {
             steps += 1;
-            if parent == 0 || steps == MAX_CONTEXTS {
+            if !is_near(parent, self.header) || steps == MAX_CONTEXTS {
                 return None;
             }
             parent = self.reader.word(parent.checked_add(8)?)?;
